@@ -1,0 +1,45 @@
+# demo | test | train | check: each sets up a virtual environment in this checkout (.venv) and runs in it.
+#   make demo                     transcribe and answer human speech with the shipped weights
+#   make demo AUDIO=speech.wav    the same, your file first
+#   make test                     the tests, offline after set-up
+#   make train                    build the data, train the shipped weights again, score them; goes on where it stopped
+#   make check                    lint and format
+
+PYTHON ?= python3
+AUDIO ?=
+VENV := .venv
+TRAINED := $(or $(SOUNDWAVE_HOME),$(HOME)/.cache/soundwave-hf)/runs/3_instruct
+RUN := $(VENV)/bin
+
+.PHONY: demo test train check clean
+
+demo: $(VENV)/demo.stamp
+	$(RUN)/soundwave-hf demo $(if $(AUDIO),"$(AUDIO)")
+
+# The real backbones serve one integration test, which is skipped with a reason where they cannot be had.
+test: $(VENV)/test.stamp
+	$(RUN)/soundwave-hf backbones || echo "No backbones: the tests that need them will be skipped."
+	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest
+
+train: $(VENV)/data.stamp $(VENV)/demo.stamp
+	$(RUN)/soundwave-hf data
+	$(RUN)/soundwave-hf train recipes/1_align.yaml
+	$(RUN)/soundwave-hf train recipes/2_shrink.yaml
+	$(RUN)/soundwave-hf train recipes/3_instruct.yaml
+	$(RUN)/soundwave-hf evaluate --baseline --adapter "$(TRAINED)" --output "$(TRAINED)/evaluation.json"
+
+check: $(VENV)/test.stamp
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV)
+
+# One stamp an extra: what it installs is named in pyproject.toml, the versions in constraints.txt.
+$(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"{sys.executable} is Python {v[0]}.{v[1]} and transformers 5.23 needs 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,57 @@
+"""Soundwave speech language models (arXiv 2502.12900) for transformers.
+
+`import soundwave_hf` makes `AutoConfig`, `AutoModel`, `AutoModelForMultimodalLM`, `AutoModelForSeq2SeqLM`,
+`AutoModelForSpeechSeq2Seq` and `AutoProcessor` load Soundwave checkpoints. Public names are imported when first used.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from .auto_classes import register
+
+
+if TYPE_CHECKING:
+    from .modeling.configuration_soundwave import SoundwaveConfig
+    from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
+    from .processing.processing_soundwave import SoundwaveProcessor
+    from .training.run import run_stage
+    from .training.stages import STAGES
+    from .training.trainer import SoundwaveTrainer
+
+_MODULE_OF = {
+    "SoundwaveConfig": "modeling.configuration_soundwave",
+    "SoundwaveModel": "modeling.modeling_soundwave",
+    "SoundwaveForCTC": "modeling.modeling_soundwave",
+    "SoundwaveForConditionalGeneration": "modeling.modeling_soundwave",
+    "SoundwaveProcessor": "processing.processing_soundwave",
+    "SoundwaveTrainer": "training.trainer",
+    "STAGES": "training.stages",
+    "run_stage": "training.run",
+}
+
+__all__ = [
+    "STAGES",
+    "SoundwaveConfig",
+    "SoundwaveForCTC",
+    "SoundwaveForConditionalGeneration",
+    "SoundwaveModel",
+    "SoundwaveProcessor",
+    "SoundwaveTrainer",
+    "run_stage",
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`; its public names are {__all__}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register(sys.modules[__name__])

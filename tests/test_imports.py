@@ -1,0 +1,131 @@
+"""The floors of the package: who may import whom, and what the hub can upload."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+PACKAGE = Path(__file__).resolve().parents[1] / "soundwave_hf"
+# What transformers brings along, and libraries that are imported where a function needs them.
+UPLOADED = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub", "peft", "soundfile", "soxr"}
+UPLOADED |= set(sys.stdlib_module_names)
+NOT_UPLOADED = {"__init__.py", "convert_published.py"}
+UPLOADED_FILES = sorted(
+    path
+    for folder in ("modeling", "processing")
+    for path in (PACKAGE / folder).glob("*.py")
+    if path.name not in NOT_UPLOADED
+)
+
+
+def imports(path: Path) -> list[str]:
+    """Every import of a file, as written: `.sibling`, `..training.run`, `torch.nn`."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append("." * node.level + (node.module or ""))
+    return found
+
+
+def test_uploaded_files_end_in_soundwave():
+    assert UPLOADED_FILES
+    assert [path.name for path in UPLOADED_FILES if not path.name.endswith("_soundwave.py")] == []
+
+
+def test_uploaded_files_have_names_of_their_own():
+    # The hub puts both folders into one: the second of two equal names would overwrite the first.
+    names = [path.name for path in UPLOADED_FILES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", UPLOADED_FILES, ids=lambda path: path.name)
+def test_uploaded_files_import_libraries_and_their_own_folder(path):
+    for name in imports(path):
+        if name.startswith("."):
+            assert not name.startswith(".."), f"{path.name} imports {name}, which is not uploaded with it"
+            sibling = path.parent / f"{name[1:]}.py"
+            assert sibling.is_file(), f"{path.name} imports {name}: write `from .file import ...`"
+        else:
+            assert name.split(".")[0] in UPLOADED, f"{path.name} imports {name}, which a user may not have"
+
+
+@pytest.mark.parametrize("path", UPLOADED_FILES, ids=lambda path: path.name)
+def test_no_line_of_text_in_an_uploaded_file_looks_like_a_relative_import(path):
+    # The hub's copier reads text, docstrings included, and looks for the file that such a line names.
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    looks = [line for line in lines if line.startswith(("from .", "import ."))]
+    assert len(looks) == sum(name.startswith(".") for name in imports(path))
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("evaluation", {"training", "demo", "cli"}),
+        ("demo", {"training", "cli"}),
+        ("data", {"training", "evaluation", "demo", "cli"}),
+        ("training", {"evaluation", "demo", "cli"}),
+    ],
+)
+def test_floors(folder, forbidden):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        for name in imports(path):
+            name = name.removeprefix("soundwave_hf.") if name.startswith("soundwave_hf") else name
+            first = name.lstrip(".").split(".")[0]
+            outside = name.startswith("..") or name in forbidden
+            assert not (outside and first in forbidden), f"{folder}/{path.name} imports {name}"
+
+
+def run_python(code: str) -> str:
+    """Output of a fresh interpreter."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_import_of_the_package_loads_neither_torch_nor_transformers():
+    code = "import sys, soundwave_hf; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert run_python(code) == "[]"
+
+
+AUTO_NAMES = """
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+"""
+LOOK_UP = """
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+config = AutoConfig.for_model("soundwave")
+autos = (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq)
+models = {auto._model_mapping[type(config)] for auto in autos}
+assert models == {soundwave_hf.SoundwaveForConditionalGeneration}, models
+assert type(config) is soundwave_hf.SoundwaveConfig
+assert PROCESSOR_MAPPING[type(config)] is soundwave_hf.SoundwaveProcessor
+assert processor_class_from_name("SoundwaveProcessor") is soundwave_hf.SoundwaveProcessor
+print("found")
+"""
+
+
+@pytest.mark.parametrize(
+    "order", ["import soundwave_hf" + AUTO_NAMES, AUTO_NAMES + "import soundwave_hf"], ids=["before", "after"]
+)
+def test_auto_classes_know_soundwave_whichever_is_imported_first(order):
+    assert run_python(order + LOOK_UP) == "found"
+
+
+def test_every_public_name_resolves():
+    import soundwave_hf
+
+    for name in soundwave_hf.__all__:
+        assert getattr(soundwave_hf, name) is not None
+    assert set(soundwave_hf.__all__) <= set(dir(soundwave_hf))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import soundwave_hf
+
+    with pytest.raises(AttributeError, match="has no attribute `SoundwaveModle`"):
+        _ = soundwave_hf.SoundwaveModle
