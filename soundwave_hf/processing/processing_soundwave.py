@@ -1,0 +1,437 @@
+"""Text and audio to model inputs: the LLM's tokens, with one token per clip, and Whisper's log-mel features."""
+
+import json
+import math
+
+import numpy as np
+from transformers import AutoTokenizer, BatchFeature, WhisperFeatureExtractor
+from transformers.audio_utils import AudioInput, prepare_language_inputs
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack, prepare_prompt_input
+from transformers.tokenization_utils_base import TextInput
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .audio_soundwave import flatten_clips, is_clip_list, load_clip
+
+
+AUDIO_TOKEN = "<|audio|>"
+# Paper, section "Prompts": the system prompt of training and evaluation, and the question for speech recognition.
+SYSTEM_PROMPT = (
+    "You are a helpful language and speech assistant. You are able to understand the speech content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+ASR_QUESTION = "What does the person say?"
+
+MIN_MEL_FRAMES = 4  # 40 ms: two mel frames make an encoder frame, two encoder frames make one position
+
+# Runs before the LLM's own template, which expects each message as one string: joins the parts of a message in order.
+# It is part of the template, not done beforehand, because only here a token written by the template can be told from
+# the same characters in a user's text (`sanitize_control_tokens`).
+FLATTEN_PARTS = """\
+{%- set flat = namespace(messages=[]) %}
+{%- for message in messages %}
+{%- if message.content is defined and message.content is not string and message.content is not mapping %}
+{%- set joined = namespace(text="") %}
+{%- for part in message.content %}
+{%- set joined.text = joined.text + (AUDIO_TOKEN if part.type == "audio" else part.text) %}
+{%- endfor %}
+{%- set message = dict(message, content=joined.text) %}
+{%- endif %}
+{%- set flat.messages = flat.messages + [message] %}
+{%- endfor %}
+{%- set messages = flat.messages %}
+{{- "" }}"""
+
+
+def name_of(tokenizer) -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__
+
+
+def transcription_question(prompt: str | None, language: str | None) -> str:
+    """The question of the paper, or the caller's; a language other than English, the one of training, is named."""
+    question = ASR_QUESTION if prompt is None else prompt
+    if language in (None, "english"):
+        return question
+    return f"{question} The speech is in {language.title()}."
+
+
+def audio_of_part(part: dict):
+    """What an audio part holds, with its rate if the part gives one."""
+    found = [key for key in ("audio", "path", "url") if part.get(key) is not None]
+    if len(found) != 1:
+        raise ValueError(
+            f"An audio part arrived with {found if found else 'no audio'}; expected one of 'audio', 'path' and 'url'. "
+            "Write {'type': 'audio', 'audio': ...}, or use `tokenize=False` to render the text alone."
+        )
+    audio = part[found[0]]
+    if part.get("sampling_rate") is not None and not isinstance(audio, (str, dict)):
+        return {"array": audio, "sampling_rate": part["sampling_rate"]}
+    return audio
+
+
+def standard_parts(message: dict) -> dict:
+    """The message with every listed part as a dict of type "text" or "audio"."""
+    if not isinstance(message.get("content"), (list, tuple)):
+        return message
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in message["content"]]
+    for part in parts:
+        if part.get("type") not in ("text", "audio"):
+            raise ValueError(
+                f"A part of type {part.get('type')!r} arrived in a {message.get('role')} message; expected 'text' or "
+                "'audio'. This model reads nothing else: remove the part."
+            )
+    return {**message, "content": parts}
+
+
+def renders(template: str, messages: list[dict], expected: str, special_tokens: dict) -> bool:
+    """True where the template takes these messages and prints the expected text."""
+    try:
+        rendered, _ = render_jinja_template(conversations=[messages], chat_template=template, **special_tokens)
+    except Exception:  # a template raises whatever it likes
+        return False
+    return expected in rendered[0]
+
+
+def text_message(role: str, text: str) -> dict:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def takes_strings(template: str, special_tokens: dict) -> bool:
+    """True for templates of text models; false for those that read a message as parts and only so."""
+    if renders(template, [{"role": "user", "content": "probe"}], "probe", special_tokens):
+        return True
+    return not renders(template, [text_message("user", "probe")], "probe", special_tokens)
+
+
+def with_system_prompt(conversation: list[dict], template: str, special_tokens: dict) -> list[dict]:
+    """Open a conversation that has no system message of its own with the paper's system prompt."""
+    if any(message.get("role") in ("system", "developer") for message in conversation):
+        return conversation
+    probe = [text_message("system", "probe"), text_message("user", "hello")]
+    if renders(template, probe, "probe", special_tokens):
+        return [text_message("system", SYSTEM_PROMPT), *conversation]
+    # Some templates (Gemma) refuse a system message; their models read its text at the head of the first user turn.
+    for index, message in enumerate(conversation):
+        if message.get("role") == "user":
+            content = message.get("content") or []
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            opened = {**message, "content": [{"type": "text", "text": f"{SYSTEM_PROMPT}\n\n"}, *parts]}
+            return [*conversation[:index], opened, *conversation[index + 1 :]]
+    return conversation
+
+
+class SoundwaveProcessor(ProcessorMixin):
+    r"""
+    Whisper's feature extractor and the LLM's tokenizer behind one call.
+
+    Each clip stands in the text as one `audio_token`; the model puts the clip's positions in its place, since only the
+    model knows how many there are.
+
+    Args:
+        feature_extractor (`WhisperFeatureExtractor`): the encoder's; says rate, mel bins and longest clip (30 s).
+        tokenizer (`PreTrainedTokenizerBase`): the LLM's; holds `audio_token` and pads on its own `padding_side`.
+        chat_template (`str`, *optional*): template for conversations; the tokenizer's by default.
+        audio_token (`str`, *optional*, defaults to `"<|audio|>"`): stands for one clip in the text.
+
+    Raises: `ValueError` if the tokenizer has no token `audio_token`.
+
+    Example:
+
+    ```python
+    processor = SoundwaveProcessor.from_backbones("openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "audio", "audio": "speech.wav"}, "What does the person say?"]}],
+        tokenize=True, return_dict=True, add_generation_prompt=True,
+    )
+    ```
+    """
+
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+    valid_processor_kwargs = ProcessingKwargs
+
+    def __init__(self, feature_extractor, tokenizer, chat_template=None, audio_token=AUDIO_TOKEN):
+        super().__init__(
+            feature_extractor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
+        )
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        if self.audio_token_id is None or tokenizer.convert_ids_to_tokens(self.audio_token_id) != audio_token:
+            raise ValueError(
+                f"The tokenizer ({name_of(tokenizer)}) has no token {audio_token!r}, "
+                "which stands for a clip in the text. Build the processor with "
+                "`SoundwaveProcessor.from_backbones(encoder, llm)`, which adds it."
+            )
+
+    @classmethod
+    def from_backbones(cls, encoder: str, llm: str, audio_token: str = AUDIO_TOKEN) -> "SoundwaveProcessor":
+        """Join the feature extractor of a Whisper and the tokenizer of a causal LM.
+
+        Args: encoder, llm: name on the Hub or local folder.
+        Adds `audio_token` to the tokenizer if it is missing, pads with the end token if the LLM has no padding token,
+        and pads on the left, as generation needs.
+        """
+        feature_extractor = WhisperFeatureExtractor.from_pretrained(encoder)
+        tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
+        # `replace...=False` keeps the LLM's own extra tokens special; a token that exists keeps its id.
+        tokenizer.add_special_tokens({"extra_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ValueError(
+                    f"The tokenizer of {llm} has neither a padding nor an end token, so a batch cannot be padded. "
+                    "Set `pad_token` in its tokenizer_config.json."
+                )
+            tokenizer.pad_token = tokenizer.eos_token
+        return cls(feature_extractor, tokenizer, audio_token=audio_token)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "input_features_mask"]
+
+    def __call__(
+        self,
+        text: TextInput | list[TextInput] | None = None,
+        audio: AudioInput | str | dict | list | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        r"""
+        Tokenize text and turn its clips into features.
+
+        Args:
+            text (`str` or `list[str]`): one `audio_token` in it for each clip.
+            audio (*optional*): a clip, a list of clips in the order of their tokens, or one such list per text. A clip
+                is a 1-D array, tensor or list of floats; a path, a URL, a `data:` URI or the bytes of an audio file; a
+                row of a `datasets` audio column. Mono, 40 ms to 30 s; resampled to the encoder's rate.
+            sampling_rate (`int`, *optional*): Hz of the arrays that do not carry their own rate.
+            kwargs: options of the tokenizer (`padding`, `return_tensors`, ...), flat or as `text_kwargs={...}`.
+
+        Returns: [`BatchFeature`]:
+            - **input_ids**, **attention_mask** `(batch, tokens)`
+            - **input_features** `(clips, mel_bins, mel_frames)` -- float32 log-mel of 10 ms frames, zeros behind a
+              clip's own; only with audio
+            - **input_features_mask** `(clips, mel_frames)` -- int64, 1 at a clip's own frames; only with audio
+
+        Raises: `ValueError` for counts of clips and tokens that differ and for audio that cannot be used as it is.
+        """
+        refuse_unread(kwargs)
+        return super().__call__(text=text, audio=audio, **kwargs)
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Texts and clips as flat lists; the clips are read later, after they were counted."""
+        _, text, _, _ = super().prepare_inputs_layout(text=text, **kwargs)
+        if audio is not None:
+            check_clips_per_text(text, audio, self.audio_token)
+            audio = flatten_clips(audio)
+        return images, text, videos, audio or None
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if text is None and audio is not None:
+            raise ValueError(
+                f"{len(audio)} clips arrived without text. Pass `text=` with one {self.audio_token} per clip, or use "
+                "`apply_chat_template` or `apply_transcription_request`, which write it."
+            )
+        if text is not None and all(isinstance(sample, str) for sample in text):
+            tokens, clips = sum(sample.count(self.audio_token) for sample in text), len(audio or [])
+            if tokens != clips:
+                raise ValueError(
+                    f"The text holds {tokens} {self.audio_token} tokens and {clips} clips arrived: the number of "
+                    f"{self.audio_token} tokens in the prompts should be the same as the number of clips. "
+                    f"Write one {self.audio_token} where each clip belongs, and pass the clips in `audio=`."
+                )
+        super().validate_inputs(text=text, audio=audio, **kwargs)
+
+    def load_clips(self, clips: list, sampling_rate: int | None = None) -> list[np.ndarray]:
+        """Read, check and resample clips of any form; every clip comes through here.
+
+        Args: clips: as `audio` of the call, flat; sampling_rate: Hz of arrays that do not carry their own.
+        Returns: float32 arrays of shape `(samples,)` at the encoder's rate.
+        """
+        extractor = self.feature_extractor
+        rate = extractor.sampling_rate
+        shortest, longest = MIN_MEL_FRAMES * extractor.hop_length / rate, extractor.n_samples / rate
+        return [
+            load_clip(clip, f"audio[{index}]", sampling_rate, rate, shortest, longest)
+            for index, clip in enumerate(clips)
+        ]
+
+    def _process_audio(self, audio: list, sampling_rate=None, device=None, **kwargs) -> tuple[dict, list[str]]:
+        inputs = self.log_mel(self.load_clips(audio, sampling_rate), device or "cpu")
+        return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
+
+    def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
+        """One token stays one token: the model expands it to as many positions as the clip's CTC labels call for."""
+        return self.audio_token
+
+    def log_mel(self, clips: list[np.ndarray], device: str = "cpu") -> dict[str, np.ndarray]:
+        """Whisper's features of each clip at its own length, padded with zeros to the longest.
+
+        Args: clips: arrays of shape `(samples,)` at the encoder's rate, at most 30 s each.
+        Returns: `input_features` `(clips, mel_bins, mel_frames)`, `input_features_mask` `(clips, mel_frames)`.
+        """
+        features = [self._log_mel_of_clip(clip, device) for clip in clips]
+        longest = max(feature.shape[1] for feature in features)
+        input_features = np.zeros((len(clips), features[0].shape[0], longest), dtype=np.float32)
+        input_features_mask = np.zeros((len(clips), longest), dtype=np.int64)
+        for index, feature in enumerate(features):
+            input_features[index, :, : feature.shape[1]] = feature
+            input_features_mask[index, : feature.shape[1]] = 1
+        return {"input_features": input_features, "input_features_mask": input_features_mask}
+
+    def _log_mel_of_clip(self, samples: np.ndarray, device: str) -> np.ndarray:
+        """The first ceil(samples / hop) frames of what Whisper computes for the clip padded to 30 s, without the rest.
+
+        Returns: float32 array of shape `(mel_bins, mel_frames)`.
+        """
+        extractor = self.feature_extractor
+        # Features are scaled by their maximum, so every frame that overlaps the clip has to be computed, and the STFT
+        # mirrors what stands at the end: a window and a hop of zeros behind the clip leave both as they are in 30 s.
+        padded = min(len(samples) + extractor.n_fft + extractor.hop_length, extractor.n_samples)
+        features = extractor(
+            samples,
+            sampling_rate=extractor.sampling_rate,
+            padding="max_length",
+            max_length=padded,
+            return_tensors="np",
+            device=device,
+        )["input_features"][0]
+        return features[:, : math.ceil(len(samples) / extractor.hop_length)]  # [mel_bins, mel_frames]
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        chat_template: str | None = None,
+        *,
+        sampling_rate: int | None = None,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        r"""
+        Render conversations over the LLM's own template; with `tokenize=True, return_dict=True` into model inputs.
+
+        Args:
+            conversation: messages of one conversation, or a list of conversations. Content is a string or a list of
+                strings, `{"type": "text", "text": ...}` and `{"type": "audio", "audio" | "path" | "url": ...}`; an
+                array's rate stands beside it, `{"type": "audio", "audio": array, "sampling_rate": 16000}`.
+            chat_template (`str`, *optional*): a template or the name of one, in place of the processor's own. One that
+                reads messages as parts gets them so, and writes audio tokens and any system prompt itself.
+            sampling_rate (`int`, *optional*): Hz of the arrays that do not carry their own rate.
+            processor_kwargs (`dict`, *optional*): options of the call, such as `{"padding": False}`.
+            kwargs: as in [`ProcessorMixin.apply_chat_template`]: `tokenize`, `return_dict`, `add_generation_prompt`,
+                `continue_final_message`, `tools`, `return_tensors`, and variables of the template.
+
+        A conversation without a system message gets `SYSTEM_PROMPT`; a system message of the caller's stands instead.
+
+        Returns: `str` or list of `str` with `tokenize=False` (the default), else what the call returns, or its
+            `input_ids` alone with `return_dict=False`.
+        """
+        if len(conversation) == 0:
+            raise ValueError("An empty conversation arrived; expected messages {'role': ..., 'content': ...}.")
+        if chat_template is None and self.chat_template is None:
+            raise ValueError(
+                f"The tokenizer ({name_of(self.tokenizer)}) has no chat template to render a conversation. "
+                "Pass `chat_template=`, set `processor.chat_template`, or write the prompt yourself: "
+                f"`processor(text='{self.audio_token}...', audio=...)`."
+            )
+        template = self._resolve_chat_template(chat_template)
+        special_tokens = self.tokenizer.special_tokens_map
+        flatten = takes_strings(template, special_tokens)
+        if flatten:
+            template = FLATTEN_PARTS.replace("AUDIO_TOKEN", json.dumps(self.audio_token)) + template
+        conversations, is_batched = self._normalize_conversations(conversation)
+        conversations = [[standard_parts(message) for message in messages] for messages in conversations]
+        if flatten or chat_template is None:
+            conversations = [with_system_prompt(messages, template, special_tokens) for messages in conversations]
+        if sampling_rate is not None:
+            processor_kwargs = {**(processor_kwargs or {}), "sampling_rate": sampling_rate}
+        return super().apply_chat_template(
+            conversations if is_batched else conversations[0],
+            chat_template=template,
+            processor_kwargs=processor_kwargs,
+            **kwargs,
+        )
+
+    def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
+        audio_kwargs = self._merge_kwargs(**processor_kwargs)["audio_kwargs"]
+        # The library passes "sampling_rate" on with the clips, which are at the encoder's rate once loaded.
+        return {
+            "sampling_rate": self.feature_extractor.sampling_rate,
+            "array_sampling_rate": audio_kwargs.get("sampling_rate"),
+        }
+
+    def _multimodal_inputs_from_conversations(
+        self, conversations: list[list[dict]], audio_loading_params: dict, load_audio_from_video: bool = False
+    ) -> tuple[list, list, list[np.ndarray], dict]:
+        """Load the clips of all conversations in order; no images, no videos."""
+        clips = [
+            audio_of_part(part)
+            for messages in conversations
+            for message in messages
+            if isinstance(message.get("content"), list)
+            for part in message["content"]
+            if part["type"] == "audio"
+        ]
+        return [], [], self.load_clips(clips, audio_loading_params["array_sampling_rate"]), {}
+
+    def apply_transcription_request(
+        self,
+        audio: AudioInput | str | dict | list,
+        language: str | list[str | None] | None = None,
+        prompt: str | list[str | None] | None = None,
+        tokenize: bool = True,
+        **kwargs,
+    ) -> BatchFeature | list[str]:
+        """Inputs that ask for the transcript of each clip, one conversation per clip.
+
+        Args:
+            audio: a clip or a list of clips, in any form that the call takes.
+            language: code or English name ("fr", "French"), one for all or one per clip. English, the language of the
+                training data, leaves the question as it is; another one is named in it.
+            prompt: question in place of "What does the person say?", one for all or one per clip.
+            tokenize: `False` returns the prompts as strings and leaves the audio alone.
+            kwargs: passed to [`~SoundwaveProcessor.apply_chat_template`], such as `sampling_rate`.
+        """
+        clips = flatten_clips(audio)
+        if not clips:
+            raise ValueError("No clip arrived to transcribe; expected at least one in `audio`.")
+        languages = prepare_language_inputs(language, len(clips), LANGUAGES, return_code=False)
+        prompts = prepare_prompt_input(prompt, len(clips), input_name="prompt")
+        conversations = []
+        for clip, prompt_text, language_name in zip(clips, prompts, languages, strict=True):
+            question = {"type": "text", "text": transcription_question(prompt_text, language_name)}
+            conversations.append([{"role": "user", "content": [{"type": "audio", "audio": clip}, question]}])
+        return self.apply_chat_template(
+            conversations, tokenize=tokenize, return_dict=True, add_generation_prompt=True, **kwargs
+        )
+
+
+def check_clips_per_text(text: list[str] | None, audio, audio_token: str):
+    """Where clips arrive as one list per text, each text has to hold as many tokens as its own list has clips."""
+    if not (is_clip_list(audio) and len(audio) > 0 and all(is_clip_list(clips) for clips in audio)) or text is None:
+        return
+    if len(audio) != len(text):
+        raise ValueError(
+            f"`audio` arrived as {len(audio)} lists of clips for {len(text)} texts; expected one list per text. "
+            "Give a text without audio an empty list, or pass all clips as one flat list."
+        )
+    for index, (sample, clips) in enumerate(zip(text, audio, strict=True)):
+        tokens = sample.count(audio_token)
+        if tokens != len(clips):
+            raise ValueError(
+                f"text[{index}] holds {tokens} {audio_token} tokens and audio[{index}] {len(clips)} clips: the "
+                f"number of {audio_token} tokens in the prompts should be the same as the number of clips. "
+                f"Write one {audio_token} where each clip belongs."
+            )
+
+
+def refuse_unread(kwargs: dict):
+    """Refuse inputs and audio options that nothing here would act on."""
+    for name in ("images", "videos"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"`{name}` arrived; this processor reads text and audio. Remove it.")
+    audio_kwargs = {"load_audio_backend": kwargs.get("load_audio_backend"), **(kwargs.get("audio_kwargs") or {})}
+    read = ("sampling_rate", "device", "return_tensors")
+    unread = [name for name, value in audio_kwargs.items() if value is not None and name not in read]
+    if unread:
+        raise ValueError(
+            f"Audio options {unread} arrived; expected `sampling_rate` or `device`. Clips are decoded with soundfile, "
+            "padded to the longest and never cut: remove the options."
+        )
