@@ -1,0 +1,139 @@
+"""Configuration of Soundwave: a frozen Whisper encoder, two small adapters, any causal LM."""
+
+import difflib
+from dataclasses import fields
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+# What the paper describes and what the published code computes, where the two disagree.
+COMPAT = {
+    "paper": {"alignment_attention": "sequence", "look_back": "all", "keep_blanks": True, "tie_ctc_head": True},
+    "published": {"alignment_attention": "frame", "look_back": "kept", "keep_blanks": True, "tie_ctc_head": False},
+}
+# Keyword arguments of `PreTrainedConfig` that are no field of it; every other unknown one is a mistake.
+_INHERITED_KEYWORDS = {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+    "use_cache",
+}
+
+
+@strict
+class SoundwaveConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SoundwaveForConditionalGeneration`] and of its parts.
+
+    Args:
+        audio_config (`dict` or [`WhisperConfig`], *optional*): the audio encoder; only its encoder is used.
+        text_config (`dict` or `PreTrainedConfig`, *optional*, defaults to Llama): any causal LM.
+        audio_token_id (`int`, *optional*): id of the audio token, one per clip in `input_ids`, and the CTC blank.
+            Defaults to the last id of the LLM's vocabulary.
+        stack_factor (`int`): encoder frames (20 ms each) joined into one aligned frame.
+        compat (`"paper"` or `"published"`): names the defaults of the next four fields: what arXiv 2502.12900 says, or
+            what the code behind the published weights computes.
+        alignment_attention (`"sequence"` or `"frame"`): a frame of the alignment layer attends to its whole clip, or
+            to itself alone.
+        look_back (`"all"` or `"kept"`): frames which the kept frames query in the shrinking adapter (Eq. 1).
+        keep_blanks (`bool`): whether one frame of each run of blanks becomes a position too.
+        tie_ctc_head (`bool`): whether the CTC head scores with the LLM's input embeddings (Figure 2), or with a
+            matrix of its own.
+        adapter_heads (`int`, *optional*): attention heads of both adapters. Defaults to those of the LLM.
+        adapter_dropout (`float`): dropout of the alignment layer.
+        ctc_loss_weight (`float`): weight of the CTC loss where both losses are taken.
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import SoundwaveConfig
+
+    >>> config = SoundwaveConfig(compat="published", text_config={"vocab_size": 100})
+    >>> config.look_back, config.audio_token_id
+    ('kept', 99)
+    ```"""
+
+    model_type = "soundwave"
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+    keys_to_ignore_at_inference = ["past_key_values", "ce_loss", "ctc_loss", "num_positions", "num_frames"]
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int | None = None
+    stack_factor: int = 2
+    compat: Literal["paper", "published"] = "paper"
+    alignment_attention: Literal["sequence", "frame"] | None = None
+    look_back: Literal["all", "kept"] | None = None
+    keep_blanks: bool | None = None
+    tie_ctc_head: bool | None = None
+    adapter_heads: int | None = None
+    adapter_dropout: float = 0.1
+    ctc_loss_weight: float = 0.3
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_misspelt(kwargs)
+        for name, value in COMPAT[self.compat].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        super().__post_init__(**kwargs)
+        text = self.text_config
+        if self.audio_token_id is None:
+            self.audio_token_id = text.vocab_size - 1
+        if self.adapter_heads is None:
+            self.adapter_heads = text.num_attention_heads
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
+
+    def _refuse_misspelt(self, kwargs: dict):
+        known = {field.name for field in fields(self)} | _INHERITED_KEYWORDS
+        for name in kwargs:
+            if name in known or name.startswith("_"):
+                continue
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"Its own fields are {sorted(self._own_fields())}."
+            raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. {hint}")
+
+    @classmethod
+    def _own_fields(cls) -> set[str]:
+        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+
+    def validate_architecture(self):
+        """Refuse values that no model can be built from. Raises: `ValueError`."""
+        text = self.text_config
+        if not 0 <= self.audio_token_id < text.vocab_size:
+            raise ValueError(
+                f"`audio_token_id` is {self.audio_token_id} and the LLM's vocabulary has {text.vocab_size} ids: add "
+                "the audio token to the LLM first (`SoundwaveForConditionalGeneration.from_backbones` does)."
+            )
+        if self.adapter_heads < 1 or text.hidden_size % self.adapter_heads:
+            raise ValueError(
+                f"`adapter_heads` is {self.adapter_heads} and does not divide the LLM's width {text.hidden_size}. "
+                "Choose a divisor of the width."
+            )
+        if self.stack_factor < 1:
+            raise ValueError(f"`stack_factor` is {self.stack_factor}; it counts encoder frames: give 1 or more.")
+        if not 0 <= self.adapter_dropout < 1:
+            raise ValueError(f"`adapter_dropout` is {self.adapter_dropout}; give a probability below 1.")
+        if not 0 <= self.ctc_loss_weight < float("inf"):
+            raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; give 0 (no CTC loss) or more.")
+
+
+__all__ = ["SoundwaveConfig"]

@@ -1,0 +1,909 @@
+"""Soundwave (arXiv 2502.12900): a frozen Whisper encoder, an alignment and a shrinking adapter, any causal LM."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, WhisperModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .backbones_soundwave import (
+    AUDIO_TOKEN,
+    adapter_fields,
+    audio_token_place,
+    load_adapter,
+    read_input_embeddings,
+    refuse_other_heads,
+)
+from .configuration_soundwave import SoundwaveConfig
+from .ctc_soundwave import large_vocabulary_ctc
+from .generation_soundwave import SoundwaveGenerationMixin
+
+
+def first_of_run(labels: torch.Tensor) -> torch.Tensor:
+    """Mark the first frame of each run of equal CTC labels (paper section 3.2).
+
+    Args: labels (`torch.LongTensor` of shape `(clips, frames)`): likeliest CTC label of each aligned frame.
+    Returns: `torch.BoolTensor` of shape `(clips, frames)`, true where a run begins.
+    """
+    starts = torch.ones_like(labels, dtype=torch.bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    return starts
+
+
+def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
+    """Raises: `ValueError` where ids are outside an LLM's vocabulary."""
+    wrong = (ids < 0) | (ids >= vocabulary)
+    if wrong.any():
+        raise ValueError(
+            f"`{name}` holds id {int(ids[wrong][0])} and the LLM's vocabulary has {vocabulary} ids: use the processor "
+            "that was saved with the model."
+        )
+
+
+@dataclass
+class SoundwaveAudioOutput(BaseModelOutputWithPooling):
+    """What the audio side of the model makes of a batch of clips.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(clips, encoder_frames, encoder_width)`): encoder states.
+        pooler_output (`torch.FloatTensor` of shape `(sum of num_positions, width)`): the positions of all clips, in
+            order, as they enter the LLM. None in `SoundwaveForCTC`.
+        aligned_states (`torch.FloatTensor` of shape `(clips, frames, width)`): output of the alignment adapter.
+        num_frames (`torch.LongTensor` of shape `(clips,)`): true aligned frames of each clip.
+        num_positions (`torch.LongTensor` of shape `(clips,)`): positions of each clip.
+        ctc_best (`torch.LongTensor` of shape `(clips, frames)`): likeliest CTC label of each aligned frame.
+        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): mean over clips of each clip's loss per target.
+        num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
+        ctc_logits (`torch.FloatTensor` of shape `(clips, frames, vocabulary)`, *optional*): returned on request.
+    """
+
+    aligned_states: torch.FloatTensor | None = None
+    num_frames: torch.LongTensor | None = None
+    num_positions: torch.LongTensor | None = None
+    ctc_best: torch.LongTensor | None = None
+    ctc_loss: torch.FloatTensor | None = None
+    num_ctc_skipped: torch.LongTensor | None = None
+    ctc_logits: torch.FloatTensor | None = None
+
+
+@dataclass
+class SoundwaveModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of [`SoundwaveModel`]: one state per input token, and the audio side's output.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, width)`): for the audio token, the state at
+            the last of its positions.
+        audio_output (`SoundwaveAudioOutput`, *optional*): present where clips were given.
+    """
+
+    audio_output: SoundwaveAudioOutput | None = None
+
+
+@dataclass
+class SoundwaveCausalLMOutputWithPast(ModelOutput):
+    """Output of [`SoundwaveForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): `ce_loss + ctc_loss_weight * ctc_loss`, of those present.
+        ce_loss (`torch.FloatTensor` of shape `()`, *optional*): next-token loss, returned with `labels`.
+        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): returned with `ctc_labels`.
+        logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`): next-token scores of each input token.
+        num_positions, num_frames, ctc_logits, num_ctc_skipped: see `SoundwaveAudioOutput`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    ce_loss: torch.FloatTensor | None = None
+    ctc_loss: torch.FloatTensor | None = None
+    num_positions: torch.LongTensor | None = None
+    num_frames: torch.LongTensor | None = None
+    num_ctc_skipped: torch.LongTensor | None = None
+    ctc_best: torch.LongTensor | None = None
+    ctc_logits: torch.FloatTensor | None = None
+
+
+class SoundwaveEncoder(WhisperEncoder):
+    """Whisper's encoder for clips of any length up to its window, padded together.
+
+    A clip gives the states that it gives alone: padding is silenced before each convolution and hidden from attention.
+    """
+
+    def forward(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """
+        Args:
+            input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel, 10 ms a frame.
+            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
+
+        Returns: `BaseModelOutput` with states of shape `(clips, ceil(mel_frames / 2), encoder_width)`, 20 ms a frame.
+        """
+        if input_features.shape[1] != self.config.num_mel_bins:
+            raise ValueError(
+                f"`input_features` has shape {tuple(input_features.shape)} and the encoder hears "
+                f"{self.config.num_mel_bins} mel bins: (clips, {self.config.num_mel_bins}, mel_frames) was expected. "
+                "Use the processor that was saved with the model."
+            )
+        window = 2 * self.max_source_positions
+        if input_features.shape[-1] > window:
+            raise ValueError(
+                f"`input_features` has {input_features.shape[-1]} mel frames and the encoder hears at most {window} "
+                f"({window / 100:g} s) at once. Cut the clip."
+            )
+        hidden = input_features.to(self.conv1.weight.dtype)
+        if input_features_mask is None:
+            hidden = nn.functional.gelu(self.conv1(hidden))
+            frame_mask = None
+        else:
+            true_mel = input_features_mask[:, None].to(hidden.dtype)
+            # The second convolution reads one frame past a clip of odd length.
+            hidden = nn.functional.gelu(self.conv1(hidden * true_mel)) * true_mel
+            frame_mask = input_features_mask[:, ::2]
+        hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # [clips, mel_frames / 2, width]
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        attention_mask = create_bidirectional_mask(self.config, hidden, frame_mask)
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain PyTorch. Queries `(batch, heads, queries, head_width)` -> `(batch, queries, heads, ...)`."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class SoundwaveAttention(nn.Module):
+    """Multi-head attention of the adapters: queries and keys may be different sequences."""
+
+    is_causal = False
+
+    def __init__(self, config: SoundwaveConfig, dropout: float = 0.0):
+        super().__init__()
+        self.config = config
+        width = config.text_config.hidden_size
+        self.head_dim = width // config.adapter_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, states: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Args:
+            states (`torch.FloatTensor` of shape `(clips, queries, width)`): what asks.
+            keys (`torch.FloatTensor` of shape `(clips, frames, width)`): what is read.
+            attention_mask: as `create_bidirectional_mask` makes it.
+
+        Returns: `torch.FloatTensor` of shape `(clips, queries, width)`.
+        """
+        query, key, value = (
+            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [clips, heads, length, head_dim]
+            for projected in (self.q_proj(states), self.k_proj(keys), self.v_proj(keys))
+        )
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.dropout if self.training else 0.0
+        heard, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
+        return self.out_proj(heard.flatten(2))
+
+
+class SoundwaveFrameAttention(nn.Module):
+    """Attention of a frame to itself alone, which needs no queries or keys: what the published weights are for."""
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, states: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """`(clips, frames, width)` -> the same; `keys` are `states` here, and no mask matters."""
+        return self.out_proj(self.v_proj(states))
+
+
+class SoundwaveAlignmentLayer(GradientCheckpointingLayer):
+    """One pre-norm Transformer layer over aligned frames (paper section 3.1), feed-forward of twice the width."""
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        over_sequence = config.alignment_attention == "sequence"
+        self.self_attn = (
+            SoundwaveAttention(config, config.adapter_dropout) if over_sequence else SoundwaveFrameAttention(config)
+        )
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.adapter_dropout)
+
+    def forward(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """`(clips, frames, width)` -> the same."""
+        normed = self.self_attn_layer_norm(states)
+        states = states + self.dropout(self.self_attn(normed, normed, attention_mask))
+        inner = self.dropout(nn.functional.relu(self.fc1(self.final_layer_norm(states))))
+        return states + self.dropout(self.fc2(inner))
+
+
+class SoundwaveAlignmentAdapter(nn.Module):
+    """Encoder states -> frames in the LLM's space (paper section 3.1): stack, project, one layer, norm."""
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__()
+        self.config = config
+        self.stack_factor = config.stack_factor
+        width = config.text_config.hidden_size
+        self.linear = nn.Linear(config.stack_factor * config.audio_config.d_model, width)
+        self.layer = SoundwaveAlignmentLayer(config)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, encoder_states: torch.Tensor, encoder_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            encoder_states (`torch.FloatTensor` of shape `(clips, encoder_frames, encoder_width)`).
+            encoder_mask (`torch.BoolTensor` of shape `(clips, encoder_frames)`, *optional*): true at true frames.
+
+        Returns: aligned states `(clips, frames, width)` and, true at true ones, a mask `(clips, frames)`, where
+        `frames = ceil(encoder_frames / stack_factor)`.
+        """
+        clips, length, _ = encoder_states.shape
+        encoder_states = encoder_states.to(self.linear.weight.dtype)
+        if encoder_mask is None:
+            encoder_mask = encoder_states.new_ones(clips, length, dtype=torch.bool)
+        else:
+            encoder_states = encoder_states * encoder_mask[..., None]
+        # A last frame that stands alone is joined with zeros, as in a batch with longer clips.
+        missing = -length % self.stack_factor
+        stacked = nn.functional.pad(encoder_states, (0, 0, 0, missing))
+        stacked = stacked.reshape(clips, -1, self.linear.in_features)  # [clips, frames, stack_factor * encoder_width]
+        mask = encoder_mask[:, :: self.stack_factor]
+        hidden = self.linear(stacked)
+        attention_mask = create_bidirectional_mask(self.config, hidden, mask)
+        return self.norm(self.layer(hidden, attention_mask)), mask
+
+
+class SoundwaveCTCHead(nn.Module):
+    """Scores of the LLM's tokens and of the blank for each aligned frame.
+
+    Tied (paper, Figure 2), the tokens' rows are the LLM's input embeddings and only the blank has parameters here.
+    """
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__()
+        self.blank_id = config.audio_token_id
+        width = config.text_config.hidden_size
+        if config.tie_ctc_head:
+            self.weight = None
+            self.blank_weight = nn.Parameter(torch.zeros(width))
+            self.blank_bias = nn.Parameter(torch.zeros(1))
+        else:
+            self.weight = nn.Parameter(torch.zeros(config.text_config.vocab_size, width))
+            self.blank_weight = self.blank_bias = None
+
+    def forward(self, aligned, num_frames, token_embeddings, ctc_labels=None):
+        """Labels and losses of aligned frames `(clips, frames, width)`; see `large_vocabulary_ctc`."""
+        token_weight = token_embeddings if self.weight is None else self.weight
+        return large_vocabulary_ctc(
+            aligned, num_frames, token_weight, self.blank_id, self.blank_weight, self.blank_bias, ctc_labels
+        )
+
+    def logits(self, aligned: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
+        """All scores of aligned frames: `(clips, frames, width)` -> `(clips, frames, vocabulary)`."""
+        if self.weight is not None:
+            return aligned @ self.weight.T.to(aligned.dtype)
+        logits = aligned @ token_embeddings.T.to(aligned.dtype)
+        logits[..., self.blank_id] = aligned @ self.blank_weight.to(aligned.dtype) + self.blank_bias
+        return logits
+
+    @torch.no_grad()
+    def start_blank(self, token_embeddings: torch.Tensor):
+        """Let the tied blank begin as likely as all tokens together, for frames of unit variance.
+
+        Over such frames the score of token `v` has variance `|e_v|^2`, so the log-normaliser is near
+        `log V + mean(|e|^2) / 2`.
+        """
+        if self.weight is None:
+            variance = token_embeddings.float().pow(2).sum(dim=1).mean().item()
+            self.blank_bias.fill_(math.log(token_embeddings.shape[0]) + variance / 2)
+
+
+class SoundwaveShrinkingAdapter(nn.Module):
+    """Kept frames look back at the frames of their clip: `LayerNorm(x' + MHA(x', x, x))` (paper Eq. 1)."""
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__()
+        self.config = config
+        self.attention = SoundwaveAttention(config)
+        self.norm = nn.LayerNorm(config.text_config.hidden_size)
+
+    @torch.no_grad()
+    def start_norm(self, token_embeddings: nn.Module):
+        """Let positions begin at the scale of the LLM's own embeddings: at another, its layers hardly move them."""
+        ids = torch.arange(token_embeddings.weight.shape[0])
+        self.norm.weight.fill_(token_embeddings(ids[:: max(1, len(ids) // 1024)]).float().pow(2).mean().sqrt().item())
+
+    def forward(self, aligned: torch.Tensor, mask: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            aligned (`torch.FloatTensor` of shape `(clips, frames, width)`).
+            mask (`torch.BoolTensor` of shape `(clips, frames)`): true at true frames.
+            keep (`torch.BoolTensor` of shape `(clips, frames)`): true at kept frames.
+
+        Returns: `torch.FloatTensor` of shape `(sum of kept frames, width)`: the positions, clip after clip.
+        """
+        num_kept = keep.sum(dim=1)
+        # A stable sort of "not kept" moves the kept frames to the front, in order.
+        order = torch.argsort(~keep, dim=1, stable=True)[:, : int(num_kept.max())]
+        kept = aligned.gather(1, order[..., None].expand(-1, -1, aligned.shape[-1]))  # [clips, most kept, width]
+        kept_mask = torch.arange(kept.shape[1], device=kept.device)[None] < num_kept[:, None]
+        keys, key_mask = (aligned, mask) if self.config.look_back == "all" else (kept, kept_mask)
+        attention_mask = create_bidirectional_mask(self.config, kept, key_mask, encoder_hidden_states=keys)
+        return self.norm(kept + self.attention(kept, keys, attention_mask))[kept_mask]
+
+
+class SoundwavePreTrainedModel(PreTrainedModel):
+    config: SoundwaveConfig
+    base_model_prefix = "model"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SoundwaveAlignmentLayer", "WhisperEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SoundwaveCTCHead):
+            if module.weight is not None:
+                init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+            else:
+                init.zeros_(module.blank_weight)
+                init.zeros_(module.blank_bias)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, whose loader leaves every parameter trainable: the frozen parts are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in ("audio_tower", "token_embeddings"):
+            if (frozen := getattr(model.base_model, name, None)) is not None:
+                frozen.requires_grad_(False)
+        return loaded
+
+    @classmethod
+    def _join(cls, encoder: str, text_config, audio_token_id: int, dtype, fields: dict):
+        """A model of this class: the encoder's weights, fresh adapters, and an LLM yet to be put in (on `meta`)."""
+        tower = WhisperModel.from_pretrained(encoder, dtype=dtype).get_encoder()
+        config = SoundwaveConfig(
+            audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        audio_model = model.base_model if isinstance(model.base_model, SoundwaveAudioModel) else model
+        audio_model.audio_tower.load_state_dict(tower.state_dict(), assign=True)
+        audio_model.audio_tower.requires_grad_(False)
+        for name in ("alignment_adapter", "ctc_head", "shrinking_adapter"):
+            if (adapter := getattr(audio_model, name, None)) is not None:
+                adapter.to_empty(device="cpu").apply(model._init_weights)
+                adapter.to(dtype)
+        return model
+
+
+class SoundwaveAudioModel(SoundwavePreTrainedModel):
+    """The audio side: audio tower, alignment adapter, CTC head."""
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__(config)
+        self.audio_tower = SoundwaveEncoder(config.audio_config)
+        self.alignment_adapter = SoundwaveAlignmentAdapter(config)
+        self.ctc_head = SoundwaveCTCHead(config)
+        self.audio_tower.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """As in PyTorch; the frozen encoder stays in eval mode."""
+        super().train(mode)
+        self.audio_tower.eval()
+        return self
+
+    def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-mel `(clips, mel_bins, mel_frames)` -> encoder states `(clips, encoder_frames, encoder_width)`, mask."""
+        if input_features_mask is not None and input_features_mask.shape != input_features.shape[::2]:
+            raise ValueError(
+                f"`input_features_mask` has shape {tuple(input_features_mask.shape)} and `input_features` "
+                f"{tuple(input_features.shape)}: the mask must be (clips, mel_frames), "
+                f"here {tuple(input_features.shape[::2])}."
+            )
+        if input_features_mask is not None:
+            self._check_prefix(input_features_mask)
+        states = self.audio_tower(input_features, input_features_mask).last_hidden_state
+        return states, None if input_features_mask is None else input_features_mask[:, ::2].bool()
+
+    def _check_prefix(self, input_features_mask: torch.Tensor):
+        starts, rises = input_features_mask[:, 0].bool(), input_features_mask.int().diff(dim=1) > 0
+        wrong = ~starts | rises.any(dim=1)
+        if wrong.any():
+            raise ValueError(
+                f"`input_features_mask` of clip {int(wrong.int().argmax())} is not ones and then zeros: a clip needs "
+                "at least one true frame and is padded on the right."
+            )
+
+    def align(self, encoder_states, encoder_mask, token_embeddings, ctc_labels=None, num_ctc_clips=None):
+        """Encoder states -> aligned states, their mask, and a `SoundwaveAudioOutput` without positions.
+
+        Args:
+            token_embeddings (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
+            num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over; those given here by default.
+        """
+        aligned, mask = self.alignment_adapter(encoder_states, encoder_mask)
+        num_frames = mask.sum(dim=1)
+        if ctc_labels is not None:
+            self._check_ctc_labels(ctc_labels, len(aligned))
+        ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels)
+        output = SoundwaveAudioOutput(
+            last_hidden_state=encoder_states, aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best
+        )
+        if ctc_labels is not None:
+            per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
+            output.ctc_loss = per_target.sum() / (len(aligned) if num_ctc_clips is None else num_ctc_clips)
+            output.num_ctc_skipped = (~ctc.feasible).sum()
+        return aligned, mask, output
+
+    def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
+        if len(ctc_labels) != clips:
+            raise ValueError(f"`ctc_labels` has {len(ctc_labels)} rows for {clips} clips: give one row a clip.")
+        vocabulary, blank = self.config.text_config.vocab_size, self.config.audio_token_id
+        wrong = ctc_labels.ne(-100) & ((ctc_labels < 0) | (ctc_labels >= vocabulary) | (ctc_labels == blank))
+        if wrong.any():
+            raise ValueError(
+                f"`ctc_labels` holds id {int(ctc_labels[wrong][0])}; ids of 0..{vocabulary - 1} other than the blank "
+                f"({blank}) were expected, -100 where there is no target."
+            )
+
+    def keep_mask(self, ctc_best: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Frames which become positions, `(clips, frames)`: the first of each run, at least one of each clip."""
+        keep = first_of_run(ctc_best) & mask
+        if not self.config.keep_blanks:
+            keep &= ctc_best != self.config.audio_token_id
+            keep[:, 0] |= ~keep.any(dim=1)
+        return keep
+
+
+class SoundwaveForCTC(SoundwaveAudioModel):
+    r"""Stage I: the audio side and the LLM's frozen token embeddings; the LLM itself is absent.
+
+    Parameter names are those of `SoundwaveModel`, so that what Stage I trains loads into it.
+    """
+
+    main_input_name = "input_features"
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__(config)
+        if config.tie_ctc_head:
+            self.token_embeddings = nn.Embedding(config.text_config.vocab_size, config.text_config.hidden_size)
+            self.token_embeddings.requires_grad_(False)
+        else:
+            self.token_embeddings = None
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.token_embeddings
+
+    @classmethod
+    def from_backbones(cls, encoder: str, llm: str, audio_token: str = AUDIO_TOKEN, dtype=None, **fields):
+        """Join a Whisper encoder and the token embeddings of an LLM, which is not loaded.
+
+        Arguments as in `SoundwaveForConditionalGeneration.from_backbones`.
+        """
+        rows = read_input_embeddings(llm)
+        audio_token_id, vocabulary = audio_token_place(llm, audio_token, len(rows))
+        text_config = AutoConfig.from_pretrained(llm)
+        text_config.vocab_size = vocabulary
+        model = cls._join(encoder, text_config, audio_token_id, dtype, fields)
+        rows = torch.cat([rows, rows.new_zeros(vocabulary - len(rows), rows.shape[1])])
+        rows[audio_token_id] = rows[:audio_token_id].float().mean(dim=0)
+        if model.token_embeddings is not None:
+            model.token_embeddings = nn.Embedding.from_pretrained(rows.to(dtype), freeze=True)
+        model.ctc_head.start_blank(rows[:audio_token_id])
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        encoder_states: torch.Tensor | None = None,
+        encoder_mask: torch.Tensor | None = None,
+        ctc_labels: torch.Tensor | None = None,
+        num_ctc_clips: int | None = None,
+        **kwargs,
+    ) -> SoundwaveCausalLMOutputWithPast:
+        """
+        Args:
+            input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel of each clip.
+            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
+            encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
+            ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): token ids, padded with -100.
+            num_ctc_clips (`int`, *optional*): clips that the loss is a mean over (of a whole accumulated batch).
+
+        Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`.
+        """
+        if encoder_states is None:
+            encoder_states, encoder_mask = self.encode(input_features, input_features_mask)
+        embeddings = None if self.token_embeddings is None else self.token_embeddings.weight
+        _, mask, audio = self.align(encoder_states, encoder_mask, embeddings, ctc_labels, num_ctc_clips)
+        return SoundwaveCausalLMOutputWithPast(
+            loss=audio.ctc_loss,
+            ctc_loss=audio.ctc_loss,
+            num_frames=audio.num_frames,
+            num_positions=self.keep_mask(audio.ctc_best, mask).sum(dim=1),
+            num_ctc_skipped=audio.num_ctc_skipped,
+            ctc_best=audio.ctc_best,
+        )
+
+
+@dataclass
+class MergedPrompt:
+    """A prompt with each audio token replaced by the positions of its clip, padded on the left.
+
+    Args:
+        inputs_embeds (`torch.FloatTensor` of shape `(batch, merged, width)`).
+        attention_mask (`torch.LongTensor` of shape `(batch, merged)`): 1 at true positions.
+        last_position (`torch.LongTensor` of shape `(batch, tokens)`): where each input token ends in the merged row.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    last_position: torch.Tensor
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """`(batch, merged)`: positions counted over the merged row, padding left out."""
+        return (self.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+class SoundwaveModel(SoundwaveAudioModel):
+    """The audio side, the shrinking adapter and the LLM without its head."""
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__(config)
+        self.shrinking_adapter = SoundwaveShrinkingAdapter(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        encoder_states: torch.Tensor | None = None,
+        encoder_mask: torch.Tensor | None = None,
+        ctc_labels: torch.Tensor | None = None,
+        output_ctc_logits: bool = False,
+        num_ctc_clips: int | None = None,
+        **kwargs,
+    ) -> SoundwaveAudioOutput:
+        """Clips -> positions: encode, align, shrink. Arguments as in `forward`."""
+        if encoder_states is None:
+            encoder_states, encoder_mask = self.encode(input_features, input_features_mask)
+        embeddings = self.get_input_embeddings().weight
+        aligned, mask, audio = self.align(encoder_states, encoder_mask, embeddings, ctc_labels, num_ctc_clips)
+        keep = self.keep_mask(audio.ctc_best, mask)
+        audio.pooler_output = self.shrinking_adapter(aligned, mask, keep)
+        audio.num_positions = keep.sum(dim=1)
+        if output_ctc_logits:
+            audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
+        return audio
+
+    def check_text(self, input_ids: torch.Tensor):
+        """Raises: `ValueError` where ids given without clips hold audio tokens, or ids outside the vocabulary."""
+        check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
+        if (input_ids == self.config.audio_token_id).any():
+            raise ValueError("`input_ids` holds audio tokens and no clip was given: pass `input_features` as well.")
+
+    def merge_audio(self, input_ids, positions, num_positions, attention_mask=None) -> MergedPrompt:
+        """Replace each audio token by the positions of its clip.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): one audio token a clip.
+            positions (`torch.FloatTensor` of shape `(sum of num_positions, width)`).
+            num_positions (`torch.LongTensor` of shape `(clips,)`): in the order of the tokens, row by row.
+            attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
+
+        Raises: `ValueError` where clips and audio tokens differ in number, or ids are outside the vocabulary.
+        """
+        check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
+        is_audio = input_ids == self.config.audio_token_id
+        if int(is_audio.sum()) != len(num_positions):
+            raise ValueError(
+                f"`input_ids` holds {int(is_audio.sum())} audio tokens (id {self.config.audio_token_id}) and "
+                f"{len(num_positions)} clips were given: give one audio token a clip, in the clips' order."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        batch = len(input_ids)
+        spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
+        lengths = spans.sum(dim=1)
+        merged = int(lengths.max())
+        ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
+        flat_ends = ends + merged * torch.arange(batch, device=input_ids.device)[:, None]
+
+        # A clip's positions end where its token ends; `step` counts back from there.
+        first = torch.cumsum(num_positions, 0) - num_positions
+        step = torch.arange(len(positions), device=positions.device) - first.repeat_interleave(num_positions)
+        starts = (flat_ends - spans)[is_audio]
+        audio_index = starts.repeat_interleave(num_positions) + step
+        text_index = (flat_ends - 1)[~is_audio]
+
+        text = self.get_input_embeddings()(input_ids[~is_audio])
+        embeds = text.new_zeros(batch * merged, text.shape[-1])
+        embeds = embeds.index_copy(0, text_index, text).index_copy(0, audio_index, positions.to(text))
+        mask = attention_mask.new_zeros(batch * merged)
+        mask[text_index] = attention_mask[~is_audio]
+        mask[audio_index] = attention_mask[is_audio].repeat_interleave(num_positions)
+        return MergedPrompt(embeds.view(batch, merged, -1), mask.view(batch, merged), ends - 1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        encoder_states: torch.Tensor | None = None,
+        encoder_mask: torch.Tensor | None = None,
+        ctc_labels: torch.LongTensor | None = None,
+        output_ctc_logits: bool = False,
+        num_ctc_clips: int | None = None,
+        **kwargs,
+    ) -> SoundwaveModelOutputWithPast:
+        """Arguments as in `SoundwaveForConditionalGeneration.forward`; `position_ids` of a prompt with audio are
+        counted over its positions. Returns one state per input token."""
+        has_audio = (input_features is not None or encoder_states is not None) and inputs_embeds is None
+        audio = merged = None
+        if has_audio:
+            audio = self.get_audio_features(
+                input_features,
+                input_features_mask,
+                encoder_states,
+                encoder_mask,
+                ctc_labels=ctc_labels,
+                output_ctc_logits=output_ctc_logits,
+                num_ctc_clips=num_ctc_clips,
+            )
+            merged = self.merge_audio(input_ids, audio.pooler_output, audio.num_positions, attention_mask)
+            input_ids, inputs_embeds = None, merged.inputs_embeds
+            attention_mask, position_ids = merged.attention_mask, merged.position_ids
+        elif inputs_embeds is None and past_key_values is None:
+            self.check_text(input_ids)
+        outputs = self.language_model(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if merged is not None:
+            hidden = hidden.gather(1, merged.last_position[..., None].expand(-1, -1, hidden.shape[-1]))
+        return SoundwaveModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_output=audio,
+        )
+
+
+class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGenerationMixin):
+    r"""
+    Soundwave with its language-model head: speech and text in, text out.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+    >>> model = AutoModelForMultimodalLM.from_pretrained(folder)
+    >>> processor = AutoProcessor.from_pretrained(folder)
+    >>> clip = {"type": "audio", "path": "speech.wav"}
+    >>> ask = {"type": "text", "text": "What does the person say?"}
+    >>> inputs = processor.apply_chat_template(
+    ...     [{"role": "user", "content": [clip, ask]}], add_generation_prompt=True, tokenize=True, return_dict=True
+    ... )
+    >>> ids = model.generate(**inputs, max_new_tokens=100)
+    >>> processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ```"""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__(config)
+        self.model = SoundwaveModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # The LLM's family names its embeddings: `embed_tokens` in Llama, `wte` in GPT-2.
+        table = self.model.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is table)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    @classmethod
+    def from_backbones(
+        cls, encoder: str, llm: str, adapter: str | None = None, audio_token: str = AUDIO_TOKEN, dtype=None, **fields
+    ):
+        """Join any Whisper encoder and any causal LM.
+
+        Args:
+            encoder (`str`): hub name or folder of a Whisper model.
+            llm (`str`): hub name or folder of a causal LM. Its vocabulary gets the audio token if it lacks one.
+            adapter (`str`, *optional*): folder of trained adapters (what `soundwave-hf train` writes): they are
+                loaded, their LoRA merged into the LLM. Without it the adapters are fresh.
+            audio_token (`str`): the token which stands for a clip.
+            dtype (`torch.dtype`, *optional*): of all weights; by default the backbones' own, float32 adapters.
+            **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
+
+        Raises: `ValueError` where the adapter was trained for backbones of other widths, or the LLM does more to its
+        scores than its head does.
+        """
+        if adapter is not None:
+            fields = {**adapter_fields(adapter, encoder, llm), **fields}
+        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+        refuse_other_heads(language, llm)
+        embeddings = language.get_input_embeddings()
+        audio_token_id, vocabulary = audio_token_place(llm, audio_token, embeddings.weight.shape[0])
+        if vocabulary > embeddings.weight.shape[0]:
+            language.resize_token_embeddings(vocabulary, mean_resizing=False)
+            embeddings = language.get_input_embeddings()
+        for table in (embeddings, language.get_output_embeddings()):
+            with torch.no_grad():
+                table.weight[audio_token_id] = table.weight[:audio_token_id].float().mean(dim=0)
+        model = cls._join(encoder, language.config, audio_token_id, dtype, fields)
+        model.model.language_model = language.base_model
+        model.lm_head = language.get_output_embeddings()
+        model.generation_config = language.generation_config
+        model.model.ctc_head.start_blank(embeddings.weight[:audio_token_id])
+        model.model.shrinking_adapter.start_norm(embeddings)
+        return model.eval() if adapter is None else load_adapter(model, adapter).eval()
+
+    def get_audio_features(self, input_features=None, input_features_mask=None, **kwargs):
+        """See `SoundwaveModel.get_audio_features`."""
+        return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        ctc_labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        encoder_states: torch.Tensor | None = None,
+        encoder_mask: torch.Tensor | None = None,
+        output_ctc_logits: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SoundwaveCausalLMOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): text, one audio token a clip.
+            input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel of all clips of the
+                batch, in the order of their audio tokens.
+            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames; only
+                those reach the adapters. Without it all frames are true.
+            attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 at true tokens.
+            labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` where a token is to be
+                learnt, -100 elsewhere.
+            ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
+            encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, in place of the features and their mask.
+            output_ctc_logits (`bool`): whether to return `ctc_logits`.
+            num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch).
+
+        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
+        features and mask differ, a clip is empty or longer than the encoder's window, or a CTC label is no token.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            encoder_states=encoder_states,
+            encoder_mask=encoder_mask,
+            ctc_labels=ctc_labels,
+            output_ctc_logits=output_ctc_logits,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        ce_loss = None
+        if labels is not None:
+            vocabulary = self.config.text_config.vocab_size
+            check_ids("labels", labels[labels.ne(-100)], vocabulary)
+            ce_loss = self.loss_function(logits, labels, vocabulary, num_items_in_batch=num_items_in_batch)
+        audio = outputs.audio_output or SoundwaveAudioOutput()
+        return SoundwaveCausalLMOutputWithPast(
+            loss=self._weigh(ce_loss, audio.ctc_loss),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            ce_loss=ce_loss,
+            ctc_loss=audio.ctc_loss,
+            num_positions=audio.num_positions,
+            num_frames=audio.num_frames,
+            num_ctc_skipped=audio.num_ctc_skipped,
+            ctc_best=audio.ctc_best,
+            ctc_logits=audio.ctc_logits,
+        )
+
+    def _weigh(self, ce_loss, ctc_loss):
+        if ctc_loss is None:
+            return ce_loss
+        weighted = self.config.ctc_loss_weight * ctc_loss
+        return weighted if ce_loss is None else ce_loss + weighted
+
+
+__all__ = [
+    "SoundwaveForCTC",
+    "SoundwaveForConditionalGeneration",
+    "SoundwaveModel",
+    "SoundwavePreTrainedModel",
+    "first_of_run",
+]

@@ -1,0 +1,95 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from soundwave_hf import SoundwaveConfig
+from tests.tiny_models import VOCABULARY, tiny_audio_config, tiny_config, tiny_text_config
+
+
+def choices(config: SoundwaveConfig) -> tuple:
+    return config.alignment_attention, config.look_back, config.keep_blanks, config.tie_ctc_head
+
+
+def test_the_paper_is_the_default():
+    assert choices(tiny_config()) == ("sequence", "all", True, True)
+    assert tiny_config().compat == "paper"
+
+
+def test_published_names_what_the_published_code_computes():
+    assert choices(tiny_config(compat="published")) == ("frame", "kept", True, False)
+
+
+def test_a_field_of_its_own_wins_over_the_set():
+    config = tiny_config(compat="published", look_back="all", keep_blanks=False, tie_ctc_head=True)
+    assert choices(config) == ("frame", "all", False, True)
+
+
+def test_the_audio_token_is_the_last_id_unless_named():
+    assert tiny_config().audio_token_id == VOCABULARY - 1
+    assert tiny_config(audio_token_id=3).audio_token_id == 3
+
+
+def test_the_adapters_have_the_llms_heads_unless_named():
+    assert tiny_config(text_fields={"num_attention_heads": 4}).adapter_heads == 4
+    assert tiny_config(adapter_heads=8).adapter_heads == 8
+
+
+def test_the_defaults_are_a_whisper_and_a_llama():
+    config = SoundwaveConfig()
+    assert (config.audio_config.model_type, config.text_config.model_type) == ("whisper", "llama")
+    assert (config.stack_factor, config.ctc_loss_weight) == (2, 0.3)
+
+
+def test_backbones_may_come_as_dicts():
+    config = SoundwaveConfig(
+        audio_config=tiny_audio_config().to_dict(), text_config=tiny_text_config("qwen3").to_dict()
+    )
+    assert config.audio_config.d_model == 12
+    assert config.text_config.model_type == "qwen3"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_saved_config_is_the_same_when_loaded(tmp_path, family):
+    config = tiny_config(family, compat="published", keep_blanks=False, audio_token_id=7, adapter_heads=4)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is SoundwaveConfig
+    assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
+
+
+def test_whether_the_llm_is_tied_is_read_from_its_config():
+    assert tiny_config(text_fields={"tie_word_embeddings": True}).tie_word_embeddings is True
+    assert tiny_config().tie_word_embeddings is False
+
+
+def test_a_misspelt_field_is_refused_with_the_near_one():
+    with pytest.raises(ValueError, match="got `stack_facter`, which it does not have. Did you mean `stack_factor`?"):
+        tiny_config(stack_facter=3)
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"got `wings`, .* Its own fields are \['adapter_dropout', 'adapter_heads'"):
+        tiny_config(wings=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"audio_token_id": 32}, "`audio_token_id` is 32 and the LLM's vocabulary has 32 ids: add the audio token"),
+        ({"audio_token_id": -1}, "`audio_token_id` is -1"),
+        ({"adapter_heads": 3}, "`adapter_heads` is 3 and does not divide the LLM's width 16. Choose a divisor"),
+        ({"adapter_heads": 0}, "`adapter_heads` is 0 and does not divide"),
+        ({"stack_factor": 0}, "`stack_factor` is 0; it counts encoder frames: give 1 or more"),
+        ({"adapter_dropout": 1.0}, "`adapter_dropout` is 1.0; give a probability below 1"),
+        ({"ctc_loss_weight": -0.3}, r"`ctc_loss_weight` is -0.3; give 0 \(no CTC loss\) or more"),
+        ({"ctc_loss_weight": float("nan")}, "`ctc_loss_weight` is nan"),
+        ({"compat": "papers"}, r"expected one of \('paper', 'published'\), got papers"),
+        ({"alignment_attention": "frames"}, r"expected one of \('sequence', 'frame'\), got frames"),
+        ({"look_back": "some"}, r"expected one of \('all', 'kept'\), got some"),
+        ({"keep_blanks": "no"}, "expected bool, got str"),
+        ({"stack_factor": "2"}, "expected int, got str"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        tiny_config(**fields)

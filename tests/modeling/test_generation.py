@@ -1,0 +1,184 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LogitsProcessor
+
+from tests.tiny_models import AUDIO, make_clips, pad_rows, tiny_model
+
+
+SETTINGS = [("llama", "paper"), ("llama", "published"), ("qwen3", "paper"), ("qwen3", "published")]
+# Two clips in a row, text alone, one clip at the end: 80, 51 and 1 mel frames.
+ROWS = [[3, AUDIO, 4, AUDIO, 5, 6], [7, 8, 9], [11, 12, AUDIO]]
+CLIPS_OF_ROW = [[0, 1], [], [2]]
+MEL_FRAMES = [80, 51, 1]
+# A random model may choose the audio token, which a next forward pass would take for another clip.
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [AUDIO]}
+
+
+def padded_batch() -> dict[str, torch.Tensor]:
+    ids, attention_mask = pad_rows(ROWS)
+    features, features_mask = make_clips(MEL_FRAMES)
+    return {
+        "input_ids": ids,
+        "attention_mask": attention_mask,
+        "input_features": features,
+        "input_features_mask": features_mask,
+    }
+
+
+def single_row(row: int) -> dict[str, torch.Tensor]:
+    batch, clips = padded_batch(), CLIPS_OF_ROW[row]
+    inputs = {"input_ids": torch.tensor([ROWS[row]])}
+    if clips:
+        inputs |= {name: batch[name][clips] for name in ("input_features", "input_features_mask")}
+    return inputs
+
+
+@torch.no_grad()
+def greedy_by_hand(model, inputs: dict, num_tokens: int = 8) -> torch.Tensor:
+    """New ids by whole forward passes, one a token, `generate` left out: `(1, num_tokens)`."""
+    ids = inputs["input_ids"]
+    for _ in range(num_tokens):
+        logits = model(**{**inputs, "input_ids": ids}).logits[:, -1:]
+        ids = torch.cat([ids, logits[..., :AUDIO].argmax(dim=-1)], dim=1)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def new_ids(model, inputs: dict, **options) -> torch.Tensor:
+    ids = model.generate(**inputs, **{**GREEDY, **options})
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize(("family", "compat"), SETTINGS)
+def test_a_left_padded_batch_gives_what_whole_forward_passes_give(family, compat):
+    model = tiny_model(family, compat=compat)
+    expected = torch.cat([greedy_by_hand(model, single_row(row)) for row in range(len(ROWS))])
+    assert len({tuple(row) for row in expected.tolist()}) == len(ROWS)  # rows that answer alike would prove little
+    assert torch.equal(new_ids(model, padded_batch()), expected)
+
+
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_a_row_alone_gives_what_it_gives_in_the_batch(row):
+    model = tiny_model()
+    assert torch.equal(new_ids(model, single_row(row)), new_ids(model, padded_batch())[row : row + 1])
+
+
+def test_the_prompt_comes_back_as_it_went_in():
+    batch = padded_batch()
+    ids = tiny_model().generate(**batch, **GREEDY)
+    assert ids.shape == (3, 6 + 8)
+    assert torch.equal(ids[:, :6], batch["input_ids"])
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}], ids=["none", "static"])
+def test_without_a_cache_or_with_a_static_one_the_ids_are_the_same(options):
+    model, batch = tiny_model(), padded_batch()
+    assert torch.equal(new_ids(model, batch, **options), new_ids(model, batch))
+
+
+def test_max_length_counts_the_callers_ids():
+    ids = tiny_model().generate(**padded_batch(), max_length=6 + 5, do_sample=False)
+    assert ids.shape == (3, 11)
+
+
+def test_scores_are_those_of_a_forward_pass():
+    model, inputs = tiny_model(), single_row(0)
+    output = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
+    with torch.no_grad():
+        whole = model(**{**inputs, "input_ids": output.sequences}).logits[:, 5:-1]
+    torch.testing.assert_close(torch.stack(output.logits, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_beams_of_a_batch_are_those_of_each_row_alone():
+    model, batch = tiny_model(), padded_batch()
+    beams = new_ids(model, batch, num_beams=3)
+    assert beams.shape == (3, 8)
+    for row in range(len(ROWS)):
+        assert torch.equal(new_ids(model, single_row(row), num_beams=3), beams[row : row + 1])
+
+
+def test_each_clip_is_encoded_once_for_all_beams():
+    model = tiny_model()
+    seen = []
+    model.model.audio_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    new_ids(model, padded_batch(), num_beams=3)
+    assert seen == [3]
+
+
+def test_several_samples_a_prompt_keep_their_prompts():
+    batch = padded_batch()
+    torch.manual_seed(0)
+    ids = tiny_model().generate(**batch, max_new_tokens=4, do_sample=True, num_return_sequences=3)
+    assert ids.shape == (9, 10)
+    assert torch.equal(ids[:, :6], batch["input_ids"].repeat_interleave(3, dim=0))
+
+
+def test_sampling_the_likeliest_token_alone_is_greedy():
+    model, batch = tiny_model(), padded_batch()
+    samples = new_ids(model, batch, do_sample=True, top_k=1, num_return_sequences=2)
+    assert torch.equal(samples, new_ids(model, batch).repeat_interleave(2, dim=0))
+
+
+def test_a_row_that_ended_is_padded():
+    model, batch = tiny_model(), padded_batch()
+    expected = new_ids(model, batch)
+    end = int(expected[0, 2])
+    found = new_ids(model, batch, eos_token_id=end, pad_token_id=0)
+    for row in range(len(ROWS)):
+        ids = expected[row].tolist()
+        kept = ids[: ids.index(end) + 1] if end in ids else ids
+        assert found[row].tolist() == (kept + [0] * 8)[: found.shape[1]]
+
+
+def test_prompt_lookup_gives_the_greedy_ids():
+    model, inputs = tiny_model(), single_row(0)
+    assert torch.equal(new_ids(model, inputs, prompt_lookup_num_tokens=3), new_ids(model, inputs))
+
+
+def test_processors_see_the_callers_ids():
+    lengths = []
+
+    class NotesLength(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            lengths.append(input_ids.shape[1])
+            return scores
+
+    new_ids(tiny_model(), padded_batch(), logits_processor=[NotesLength()], max_new_tokens=3)
+    assert lengths == [6, 7, 8]
+
+
+def test_encoder_states_serve_as_well_as_features():
+    model, batch = tiny_model(), padded_batch()
+    expected = new_ids(model, batch)
+    with torch.no_grad():
+        states, mask = model.model.encode(batch.pop("input_features"), batch.pop("input_features_mask"))
+    assert torch.equal(new_ids(model, {**batch, "encoder_states": states, "encoder_mask": mask}), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_text_alone_is_generated_as_by_the_plain_llm(family):
+    model = tiny_model(family)
+    plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    plain.base_model.load_state_dict(model.model.language_model.state_dict())
+    plain.lm_head.load_state_dict(model.lm_head.state_dict())
+    ids, mask = pad_rows([[3, 4, 5, 6, 7], [8, 9]])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    assert torch.equal(new_ids(model, inputs), new_ids(plain, inputs))
+
+
+def test_a_prompt_without_an_attention_mask_is_taken_whole():
+    model, batch = tiny_model(), padded_batch()
+    row = {name: batch[name][:1] for name in ("input_ids", "attention_mask")}
+    row |= {name: batch[name][:2] for name in ("input_features", "input_features_mask")}
+    expected = new_ids(model, row)
+    row.pop("attention_mask")
+    assert torch.equal(new_ids(model, row), expected)
+
+
+def test_an_audio_token_without_a_clip_is_refused():
+    with pytest.raises(ValueError, match="holds audio tokens and no clip was given: pass `input_features` as well"):
+        tiny_model().generate(input_ids=torch.tensor([[3, AUDIO, 4]]), **GREEDY)
+
+
+def test_more_clips_than_audio_tokens_are_refused():
+    with pytest.raises(ValueError, match="holds 1 audio tokens .* and 2 clips were given"):
+        tiny_model().generate(input_ids=torch.tensor([[3, AUDIO]]), input_features=make_clips([80, 80])[0], **GREEDY)

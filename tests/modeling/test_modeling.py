@@ -1,0 +1,756 @@
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, Gemma2Config, GemmaConfig, GPT2Config
+
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave_hf.modeling.modeling_soundwave import first_of_run
+from tests.tiny_models import (
+    AUDIO,
+    MEL_BINS,
+    VOCABULARY,
+    WINDOW,
+    make_clips,
+    pad_rows,
+    save_tiny_llm,
+    save_tiny_whisper,
+    tiny_config,
+    tiny_model,
+    tiny_text_config,
+)
+
+
+SETTINGS = [("llama", "paper"), ("llama", "published"), ("qwen3", "paper"), ("qwen3", "published")]
+# Two clips in a row, text alone, one clip at the end, one at the start. 80 mel frames are the whole window; 51 and 5
+# are odd; 1 gives a single aligned frame.
+ROWS = [[3, AUDIO, 4, AUDIO, 5, 6], [7, 8, 9], [10, 11, 12, AUDIO], [AUDIO, 13, 14]]
+CLIPS_OF_ROW = [[0, 1], [], [2], [3]]
+MEL_FRAMES = [80, 51, 5, 1]
+GEMMA_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+GEMMA_FIELDS += ("num_key_value_heads", "head_dim", "pad_token_id", "bos_token_id", "eos_token_id")
+CTC_LABELS = torch.tensor([[1, 2, 2, 3], [4, 4, -100, -100], [5, -100, -100, -100], [-100, -100, -100, -100]])
+
+
+def mixed_batch(side: str = "left") -> dict[str, torch.Tensor]:
+    """The rows above as one padded batch."""
+    ids, attention_mask = pad_rows(ROWS, side)
+    features, features_mask = make_clips(MEL_FRAMES)
+    return {
+        "input_ids": ids,
+        "attention_mask": attention_mask,
+        "input_features": features,
+        "input_features_mask": features_mask,
+    }
+
+
+def single_row(row: int) -> dict[str, torch.Tensor]:
+    """One of those rows alone: no padding, and no mask where its clips have one length."""
+    batch, clips = mixed_batch(), CLIPS_OF_ROW[row]
+    inputs = {"input_ids": torch.tensor([ROWS[row]])}
+    if clips:
+        longest = max(MEL_FRAMES[clip] for clip in clips)
+        inputs["input_features"] = batch["input_features"][clips, :, :longest]
+    if len(clips) > 1:
+        inputs["input_features_mask"] = batch["input_features_mask"][clips, :longest]
+    return inputs
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=atol)
+
+
+# ---- A batch gives what each row gives alone
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("family", "compat"), SETTINGS)
+@torch.no_grad()
+def test_a_padded_batch_gives_the_logits_of_each_row_alone(family, compat, side):
+    model = tiny_model(family, compat=compat)
+    batch = mixed_batch(side)
+    logits = model(**batch).logits
+    for row in range(len(ROWS)):
+        assert_near(logits[row, batch["attention_mask"][row].bool()], model(**single_row(row)).logits[0])
+
+
+@pytest.mark.parametrize(("family", "compat"), SETTINGS)
+@torch.no_grad()
+def test_a_padded_batch_gives_the_positions_and_labels_of_each_clip_alone(family, compat):
+    model = tiny_model(family, compat=compat)
+    features, mask = make_clips(MEL_FRAMES)
+    together = model.get_audio_features(features, mask)
+    alone = [model.get_audio_features(features[i : i + 1, :, :length]) for i, length in enumerate(MEL_FRAMES)]
+    assert together.num_positions.tolist() == [int(audio.num_positions) for audio in alone]
+    assert together.num_frames.tolist() == [20, 13, 2, 1] == [int(audio.num_frames) for audio in alone]
+    assert_near(together.pooler_output, torch.cat([audio.pooler_output for audio in alone]))
+    for clip, audio in enumerate(alone):
+        assert torch.equal(together.ctc_best[clip, : together.num_frames[clip]], audio.ctc_best[0])
+
+
+@torch.no_grad()
+def test_the_ctc_loss_of_a_batch_is_the_mean_of_its_clips_alone():
+    model = tiny_model()
+    features, mask = make_clips(MEL_FRAMES)
+    together = model.get_audio_features(features, mask, ctc_labels=CTC_LABELS)
+    alone = [
+        model.get_audio_features(features[i : i + 1, :, :length], ctc_labels=CTC_LABELS[i : i + 1])
+        for i, length in enumerate(MEL_FRAMES)
+    ]
+    assert_near(together.ctc_loss, torch.stack([audio.ctc_loss for audio in alone]).mean())
+
+
+@torch.no_grad()
+def test_noise_in_the_padding_changes_nothing():
+    model, batch = tiny_model(), mixed_batch()
+    silenced = batch["input_features"] * batch["input_features_mask"][:, None]
+    assert_near(model(**batch).logits, model(**{**batch, "input_features": silenced}).logits, atol=1e-6)
+
+
+@torch.no_grad()
+def test_more_padding_changes_nothing():
+    model = tiny_model()
+    features, mask = make_clips([51, 5])
+    more, more_mask = nn.functional.pad(features, (0, 29)), nn.functional.pad(mask, (0, 29))
+    few, many = model.get_audio_features(features, mask), model.get_audio_features(more, more_mask)
+    assert torch.equal(few.num_positions, many.num_positions)
+    assert_near(few.pooler_output, many.pooler_output)
+
+
+@pytest.mark.parametrize("compat", ["paper", "published"])
+@torch.no_grad()
+def test_positions_are_the_runs_of_true_frames_alone(compat):
+    audio = tiny_model(compat=compat).get_audio_features(*make_clips(MEL_FRAMES))
+    for clip, length in enumerate(audio.num_frames):
+        runs = 1 + int(audio.ctc_best[clip, :length].diff().ne(0).sum())
+        assert audio.num_positions[clip] == runs
+    assert len(audio.pooler_output) == audio.num_positions.sum()
+
+
+@torch.no_grad()
+def test_a_clip_of_one_run_becomes_one_position():
+    model = tiny_model()
+    model.model.ctc_head.blank_bias.fill_(100)  # every frame is blank
+    audio = model.get_audio_features(*make_clips(MEL_FRAMES))
+    assert audio.num_positions.tolist() == [1, 1, 1, 1]
+
+
+@torch.no_grad()
+def test_a_boolean_mask_of_frames_serves_as_well():
+    model, batch = tiny_model(), mixed_batch()
+    as_bool = {**batch, "input_features_mask": batch["input_features_mask"].bool()}
+    assert torch.equal(model(**batch).logits, model(**as_bool).logits)
+
+
+@pytest.mark.parametrize("compat", ["paper", "published"])
+@torch.no_grad()
+def test_attention_in_plain_pytorch_agrees_with_sdpa(compat):
+    model, batch = tiny_model(compat=compat), mixed_batch()
+    sdpa = model(**batch).logits
+    model.set_attn_implementation("eager")
+    true = batch["attention_mask"].bool()
+    assert_near(model(**batch).logits[true], sdpa[true])
+
+
+@torch.no_grad()
+def test_encoder_states_may_be_given_in_place_of_features():
+    model, batch = tiny_model(), mixed_batch()
+    expected = model(**batch).logits
+    features, mask = batch.pop("input_features"), batch.pop("input_features_mask")
+    states, states_mask = model.model.encode(features, mask)
+    assert torch.equal(model(**batch, encoder_states=states, encoder_mask=states_mask).logits, expected)
+
+
+@torch.no_grad()
+def test_no_state_is_left_between_calls():
+    model, batch = tiny_model(), mixed_batch()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    first = model(**batch).logits
+    model(**single_row(0))
+    model.generate(**single_row(2), max_new_tokens=2)
+    assert torch.equal(model(**batch).logits, first)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+@torch.no_grad()
+def test_inputs_are_left_as_they_were():
+    batch = mixed_batch()
+    before = copy.deepcopy(batch)
+    tiny_model()(**batch, labels=batch["input_ids"], ctc_labels=CTC_LABELS)
+    assert all(torch.equal(batch[name], before[name]) for name in batch)
+
+
+# ---- Parts
+
+
+def test_first_of_run_keeps_one_frame_per_repeated_label():
+    labels = torch.tensor([[5, 5, 0, 7, 7, 5], [0, 0, 0, 0, 1, 1]])
+    assert first_of_run(labels).tolist() == [[1, 0, 1, 1, 0, 1], [1, 0, 0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("keep_blanks", "kept"),
+    [(True, [[1, 1, 0, 1, 1], [1, 0, 0, 0, 0]]), (False, [[1, 0, 0, 1, 0], [1, 0, 0, 0, 0]])],
+)
+def test_blanks_are_kept_or_dropped_and_a_clip_of_blanks_keeps_one(keep_blanks, kept):
+    model = tiny_model(keep_blanks=keep_blanks)
+    best = torch.tensor([[4, AUDIO, AUDIO, 4, AUDIO], [AUDIO, AUDIO, AUDIO, AUDIO, AUDIO]])
+    mask = torch.tensor([[True, True, True, True, True], [True, True, True, False, False]])
+    assert model.model.keep_mask(best, mask).tolist() == kept
+
+
+@torch.no_grad()
+def test_dropping_blanks_leaves_fewer_positions():
+    features, mask = make_clips([80])
+    keeping, dropping = tiny_model(), tiny_model(keep_blanks=False)
+    best = keeping.get_audio_features(features, mask).ctc_best
+    blank_runs = int((first_of_run(best) & (best == AUDIO)).sum())
+    assert blank_runs > 0
+    found = dropping.get_audio_features(features, mask).num_positions
+    assert found == keeping.get_audio_features(features, mask).num_positions - blank_runs
+
+
+@pytest.mark.parametrize(("look_back", "reaches"), [("all", True), ("kept", False)])
+@torch.no_grad()
+def test_a_dropped_frame_is_looked_back_at_or_not(look_back, reaches):
+    adapter = tiny_model(look_back=look_back).model.shrinking_adapter
+    aligned = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
+    mask, keep = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[True, False, True, True]])
+    changed = aligned.clone()
+    changed[0, 1] += 1
+    same = torch.allclose(adapter(aligned, mask, keep), adapter(changed, mask, keep), atol=1e-6)
+    assert same is not reaches
+
+
+@pytest.mark.parametrize(("alignment_attention", "reaches"), [("sequence", True), ("frame", False)])
+@torch.no_grad()
+def test_a_frame_hears_its_clip_or_itself_alone(alignment_attention, reaches):
+    adapter = tiny_model(alignment_attention=alignment_attention).model.alignment_adapter
+    states = torch.randn(1, 8, 12, generator=torch.Generator().manual_seed(0))
+    changed = states.clone()
+    changed[0, 0] += 1  # one half of frame 0
+    before, after = adapter(states, None)[0], adapter(changed, None)[0]
+    assert not torch.allclose(before[0, 0], after[0, 0], atol=1e-3)
+    assert torch.allclose(before[0, 1:], after[0, 1:], atol=1e-6) is not reaches
+
+
+@torch.no_grad()
+def test_stack_factor_joins_that_many_encoder_frames():
+    # 51 mel frames are 26 encoder frames; the last of 9 threes is filled with zeros.
+    audio = tiny_model(stack_factor=3).get_audio_features(*make_clips([51, 5]))
+    assert audio.last_hidden_state.shape == (2, 26, 12)
+    assert audio.aligned_states.shape == (2, 9, 16)
+    assert audio.num_frames.tolist() == [9, 1]
+
+
+@torch.no_grad()
+def test_the_tied_head_scores_with_the_llms_embeddings():
+    model = tiny_model()
+    audio = model.get_audio_features(*make_clips([80]), output_ctc_logits=True)
+    tokens = audio.aligned_states @ model.get_input_embeddings().weight.T
+    assert_near(audio.ctc_logits[..., :AUDIO], tokens[..., :AUDIO])
+    head = model.model.ctc_head
+    assert_near(audio.ctc_logits[..., AUDIO], audio.aligned_states @ head.blank_weight + head.blank_bias)
+
+
+@torch.no_grad()
+def test_the_free_head_scores_with_a_matrix_of_its_own():
+    model = tiny_model(tie_ctc_head=False)
+    audio = model.get_audio_features(*make_clips([80]), output_ctc_logits=True)
+    assert_near(audio.ctc_logits, audio.aligned_states @ model.model.ctc_head.weight.T)
+    assert torch.equal(audio.ctc_logits.argmax(dim=-1), audio.ctc_best)
+
+
+@torch.no_grad()
+def test_merge_replaces_each_audio_token_by_its_positions():
+    model = tiny_model()
+    ids, mask = torch.tensor([[5, AUDIO, 6], [0, 7, AUDIO]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+    positions = torch.arange(4.0)[:, None].expand(4, 16)  # three of the first clip, one of the second
+    merged = model.model.merge_audio(ids, positions, torch.tensor([3, 1]), mask)
+    text, nothing = model.get_input_embeddings().weight, torch.zeros(16)
+    assert_near(merged.inputs_embeds[0], torch.stack([text[5], *positions[:3], text[6]]))
+    assert_near(merged.inputs_embeds[1], torch.stack([nothing, nothing, text[0], text[7], positions[3]]))
+    assert merged.attention_mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
+    assert merged.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
+    assert merged.last_position.tolist() == [[0, 3, 4], [2, 3, 4]]
+
+
+@torch.no_grad()
+def test_a_masked_audio_token_masks_its_positions():
+    ids, mask = torch.tensor([[5, AUDIO, 6]]), torch.tensor([[1, 0, 1]])
+    merged = tiny_model().model.merge_audio(ids, torch.zeros(2, 16), torch.tensor([2]), mask)
+    assert merged.attention_mask.tolist() == [[1, 0, 0, 1]]
+
+
+# ---- Losses
+
+
+def labels_of(batch: dict) -> torch.Tensor:
+    """Every true text token is to be learnt, but for the first of a row, which nothing comes before."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return ids.masked_fill((mask == 0) | (mask.cumsum(dim=1) == 1) | (ids == AUDIO), -100)
+
+
+def expanded_loss(model, batch: dict) -> torch.Tensor:
+    """Next-token loss over the merged row, its labels written out position by position."""
+    audio = model.get_audio_features(batch["input_features"], batch["input_features_mask"])
+    merged = model.model.merge_audio(
+        batch["input_ids"], audio.pooler_output, audio.num_positions, batch["attention_mask"]
+    )
+    labels = torch.full(merged.attention_mask.shape, -100)
+    for row, (ends, wanted) in enumerate(zip(merged.last_position, labels_of(batch), strict=True)):
+        for end, label in zip(ends, wanted, strict=True):
+            labels[row, end] = label
+    hidden = model.model.language_model(
+        inputs_embeds=merged.inputs_embeds,
+        attention_mask=merged.attention_mask,
+        position_ids=merged.position_ids,
+    ).last_hidden_state
+    return nn.functional.cross_entropy(model.lm_head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("family", "compat"), SETTINGS)
+def test_one_state_per_token_gives_the_loss_and_gradients_of_all_positions(family, compat, side):
+    model, batch = tiny_model(family, compat=compat), mixed_batch(side)
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    loss, expected = model(**batch, labels=labels_of(batch)).loss, expanded_loss(model, batch)
+    assert_near(loss, expected)
+    gradients, wanted = (
+        torch.autograd.grad(value, parameters.values(), allow_unused=True) for value in (loss, expected)
+    )
+    assert [gradient is None for gradient in gradients] == [gradient is None for gradient in wanted]
+    for gradient, other in zip(gradients, wanted, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_loss_is_cross_entropy_and_three_tenths_of_ctc():
+    model, batch = tiny_model(), mixed_batch()
+    output = model(**batch, labels=labels_of(batch), ctc_labels=CTC_LABELS)
+    assert output.ctc_loss > 0
+    assert_near(output.loss, output.ce_loss + 0.3 * output.ctc_loss)
+
+
+@torch.no_grad()
+def test_a_zero_ctc_weight_leaves_the_text_loss():
+    batch = mixed_batch()
+    output = tiny_model(ctc_loss_weight=0.0)(**batch, labels=labels_of(batch), ctc_labels=CTC_LABELS)
+    assert output.loss == output.ce_loss
+
+
+@torch.no_grad()
+def test_each_loss_is_returned_alone_where_the_other_has_no_labels():
+    model, batch = tiny_model(), mixed_batch()
+    text_only, ctc_only = model(**batch, labels=labels_of(batch)), model(**batch, ctc_labels=CTC_LABELS)
+    assert text_only.ctc_loss is None and text_only.loss == text_only.ce_loss
+    assert ctc_only.ce_loss is None
+    assert_near(ctc_only.loss, 0.3 * ctc_only.ctc_loss)
+
+
+@torch.no_grad()
+def test_targets_longer_than_their_frames_are_counted_and_skipped():
+    model = tiny_model()
+    features, mask = make_clips([80, 5])  # 20 and 2 aligned frames
+    fits, too_long = torch.tensor([[1, 2, 3], [1, -100, -100]]), torch.tensor([[1, 2, 3], [1, 2, 3]])
+    expected = model.get_audio_features(features[:1], mask[:1], ctc_labels=fits[:1])
+    audio = model.get_audio_features(features, mask, ctc_labels=too_long)
+    assert audio.num_ctc_skipped == 1
+    assert_near(audio.ctc_loss, expected.ctc_loss / 2)
+    assert model.get_audio_features(features, mask, ctc_labels=fits).num_ctc_skipped == 0
+
+
+@torch.no_grad()
+def test_losses_may_be_means_over_a_whole_accumulated_batch():
+    model, batch = tiny_model(), mixed_batch()
+    labels = labels_of(batch)
+    here = model(**batch, labels=labels, ctc_labels=CTC_LABELS)
+    counted = labels[:, 1:].ne(-100).sum()
+    output = model(**batch, labels=labels, ctc_labels=CTC_LABELS, num_items_in_batch=2 * counted, num_ctc_clips=8)
+    assert_near(output.ce_loss, here.ce_loss / 2)
+    assert_near(output.ctc_loss, here.ctc_loss / 2)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    batch = mixed_batch()
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model(adapter_dropout=0.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**batch, labels=labels_of(batch), ctc_labels=CTC_LABELS).loss.backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert_near(gradients[1][name], gradient)
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_alone():
+    model, batch = tiny_model(adapter_dropout=0.5), mixed_batch()
+    assert torch.equal(model(**batch).logits, model(**batch).logits)
+    model.train()
+    first, second = (model.model.alignment_adapter(torch.ones(1, 8, 12), None)[0] for _ in range(2))
+    assert not torch.allclose(first, second)
+
+
+# ---- Text alone
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@torch.no_grad()
+def test_text_alone_is_the_plain_llm(family):
+    model = tiny_model(family)
+    plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    plain.base_model.load_state_dict(model.model.language_model.state_dict())
+    plain.lm_head.load_state_dict(model.lm_head.state_dict())
+    ids, mask = pad_rows([[3, 4, 5, 6, 7], [8, 9]])
+    labels = ids.masked_fill(mask == 0, -100)
+    found = model(input_ids=ids, attention_mask=mask, labels=labels)
+    expected = plain(input_ids=ids, attention_mask=mask, labels=labels)
+    assert_near(found.logits[mask.bool()], expected.logits[mask.bool()])
+    assert_near(found.loss, expected.loss)
+    assert found.num_positions is None
+
+
+@torch.no_grad()
+def test_logits_to_keep_returns_the_last_ones():
+    model, batch = tiny_model(), mixed_batch()
+    assert_near(model(**batch, logits_to_keep=2).logits, model(**batch).logits[:, -2:])
+
+
+# ---- Stage I
+
+
+def ctc_model_of(model) -> SoundwaveForCTC:
+    """The model of Stage I with the weights of a whole one."""
+    stage_one = SoundwaveForCTC(model.config)
+    weights = model.model.state_dict()
+    own = {name: weights[name] for name in stage_one.state_dict() if name in weights}
+    if stage_one.token_embeddings is not None:
+        own["token_embeddings.weight"] = model.get_input_embeddings().weight
+    stage_one.load_state_dict(own)
+    return stage_one.eval()
+
+
+@pytest.mark.parametrize("compat", ["paper", "published"])
+@torch.no_grad()
+def test_stage_one_gives_the_ctc_numbers_of_the_whole_model(compat):
+    model, batch = tiny_model(compat=compat), mixed_batch()
+    expected = model(**batch, ctc_labels=CTC_LABELS)
+    found = ctc_model_of(model)(batch["input_features"], batch["input_features_mask"], ctc_labels=CTC_LABELS)
+    for name in ("ctc_loss", "num_positions", "num_frames", "num_ctc_skipped", "ctc_best"):
+        assert_near(found[name], expected[name])
+    assert found.loss == found.ctc_loss
+
+
+def test_stage_one_trains_the_alignment_adapter_and_the_heads_own_parameters():
+    trainable = {name for name, value in SoundwaveForCTC(tiny_config()).named_parameters() if value.requires_grad}
+    parts = {name.split(".")[0] for name in trainable}
+    assert parts == {"alignment_adapter", "ctc_head"}
+    assert {name for name in trainable if name.startswith("ctc")} == {"ctc_head.blank_weight", "ctc_head.blank_bias"}
+
+
+# ---- Frozen encoder, saving and loading
+
+
+def frozen_parts(model) -> set[str]:
+    return {name for name, value in model.named_parameters() if not value.requires_grad}
+
+
+def test_the_encoder_is_frozen_and_stays_in_eval_mode():
+    model = tiny_model().train()
+    assert model.model.alignment_adapter.training
+    assert not any(module.training for module in model.model.audio_tower.modules())
+    assert frozen_parts(model) == {name for name, _ in model.named_parameters() if ".audio_tower." in name}
+
+
+def test_a_training_step_leaves_the_encoder_without_gradients():
+    model, batch = tiny_model().train(), mixed_batch()
+    model(**batch, labels=labels_of(batch), ctc_labels=CTC_LABELS).loss.backward()
+    without = {name for name, value in model.named_parameters() if value.grad is None}
+    assert without == frozen_parts(model)
+
+
+@pytest.mark.parametrize("tie_llm", [True, False])
+@pytest.mark.parametrize("tie_ctc_head", [True, False])
+@torch.no_grad()
+def test_a_saved_model_gives_the_same_logits_when_loaded(tmp_path, tie_llm, tie_ctc_head):
+    model = tiny_model(text_fields={"tie_word_embeddings": tie_llm}, tie_ctc_head=tie_ctc_head)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path)
+    assert type(loaded) is SoundwaveForConditionalGeneration
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tie_llm
+    batch = mixed_batch()
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_what_is_frozen_is_frozen_again_when_loaded(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "whole")
+    ctc_model_of(model).save_pretrained(tmp_path / "stage_one")
+    assert frozen_parts(SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "whole")) == frozen_parts(model)
+    stage_one = SoundwaveForCTC.from_pretrained(tmp_path / "stage_one")
+    assert {name.split(".")[0] for name in frozen_parts(stage_one)} == {"audio_tower", "token_embeddings"}
+    assert not stage_one.training
+
+
+def test_loading_reports_no_missing_or_unexpected_names(tmp_path):
+    tiny_model(text_fields={"tie_word_embeddings": True}).save_pretrained(tmp_path)
+    _, report = SoundwaveForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+
+
+def test_a_resized_vocabulary_keeps_the_logits_of_the_old_tokens():
+    model, batch = tiny_model(), mixed_batch()
+    with torch.no_grad():
+        before = model(**batch).logits
+        model.resize_token_embeddings(VOCABULARY + 4)
+        after = model(**batch).logits
+    assert after.shape[-1] == VOCABULARY + 4 == model.config.text_config.vocab_size
+    assert_near(after[..., :VOCABULARY], before)
+
+
+# ---- Joining backbones
+
+
+@pytest.fixture
+def backbones(tmp_path) -> tuple[str, str]:
+    return save_tiny_whisper(tmp_path / "whisper"), save_tiny_llm(tmp_path / "llm")
+
+
+def test_joined_backbones_keep_their_weights_and_get_an_audio_token(backbones):
+    encoder, llm = backbones
+    model = SoundwaveForConditionalGeneration.from_backbones(encoder, llm)
+    assert model.config.audio_token_id == 32
+    assert model.config.text_config.vocab_size == 33 == len(model.lm_head.weight)
+    whisper, llama = load_file(f"{encoder}/model.safetensors"), load_file(f"{llm}/model.safetensors")
+    for name, value in model.model.audio_tower.state_dict().items():
+        assert torch.equal(value, whisper[f"model.encoder.{name}"])
+    assert torch.equal(model.get_input_embeddings().weight[:32], llama["model.embed_tokens.weight"])
+    assert torch.equal(model.lm_head.weight[:32], llama["lm_head.weight"])
+    assert torch.equal(model.model.language_model.norm.weight, llama["model.norm.weight"])
+
+
+def test_a_joined_model_has_no_weights_left_out(backbones):
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones)
+    assert {value.device.type for value in [*model.parameters(), *model.buffers()]} == {"cpu"}
+    assert all(torch.isfinite(value).all() for value in model.parameters())
+    assert frozen_parts(model) == {name for name, _ in model.named_parameters() if ".audio_tower." in name}
+    assert not model.training
+
+
+@torch.no_grad()
+def test_a_joined_model_reads_text_as_the_llm_did(backbones):
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones)
+    plain = AutoModelForCausalLM.from_pretrained(backbones[1])
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert_near(model(input_ids=ids).logits[..., :32], plain(input_ids=ids).logits)
+
+
+@torch.no_grad()
+def test_the_blank_of_a_joined_model_begins_between_never_and_always(backbones):
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones)
+    head = model.model.ctc_head
+    frames = nn.functional.layer_norm(torch.randn(400, 16, generator=torch.Generator().manual_seed(0)), (16,))
+    probabilities = head.logits(frames[None], model.get_input_embeddings().weight).softmax(dim=-1)
+    assert head.blank_weight.abs().max() == 0
+    assert 0.1 < probabilities[..., 32].mean() < 0.9
+
+
+def test_positions_of_a_joined_model_begin_at_the_scale_of_the_embeddings(backbones):
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones)
+    expected = model.get_input_embeddings().weight.pow(2).mean().sqrt()
+    assert_near(model.model.shrinking_adapter.norm.weight, expected.expand(16))
+
+
+def test_an_audio_token_that_the_tokenizer_knows_is_used(tmp_path):
+    encoder = save_tiny_whisper(tmp_path / "whisper")
+    llm = save_tiny_llm(tmp_path / "llm", extra_tokens=("<|audio|>", "<|more|>"), vocab_size=40)
+    config = SoundwaveForConditionalGeneration.from_backbones(encoder, llm).config
+    assert (config.audio_token_id, config.text_config.vocab_size) == (32, 40)
+
+
+def test_fields_and_dtype_are_given_on(backbones):
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones, dtype=torch.bfloat16, compat="published")
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert model.config.look_back == "kept"
+    assert model.model.ctc_head.weight.shape == (33, 16)
+
+
+@torch.no_grad()
+def test_stage_one_joins_the_same_embeddings_without_the_llm(backbones):
+    whole, stage_one = (cls.from_backbones(*backbones) for cls in (SoundwaveForConditionalGeneration, SoundwaveForCTC))
+    assert torch.equal(stage_one.token_embeddings.weight, whole.get_input_embeddings().weight)
+    assert_near(stage_one.ctc_head.blank_bias, whole.model.ctc_head.blank_bias)
+    assert stage_one.config.audio_token_id == whole.config.audio_token_id
+    assert {name.split(".")[0] for name in frozen_parts(stage_one)} == {"audio_tower", "token_embeddings"}
+    found = stage_one(*make_clips([80]), ctc_labels=torch.tensor([[1, 2]]))
+    assert torch.isfinite(found.loss)
+
+
+OTHER_LLMS = {
+    "llama": tiny_text_config(),
+    "tied llama": tiny_text_config(tie_word_embeddings=True),
+    "qwen3": tiny_text_config("qwen3"),
+    "gpt2": GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, eos_token_id=None),
+    "gemma": GemmaConfig(**{name: getattr(tiny_text_config(), name) for name in GEMMA_FIELDS}),
+}
+
+
+@pytest.mark.parametrize("config", OTHER_LLMS.values(), ids=OTHER_LLMS)
+@torch.no_grad()
+def test_any_joined_llm_is_the_same_when_saved_and_loaded(tmp_path, config):
+    encoder, llm = save_tiny_whisper(tmp_path / "whisper"), save_tiny_llm(tmp_path / "llm", config=config)
+    model = SoundwaveForConditionalGeneration.from_backbones(encoder, llm)
+    model.save_pretrained(tmp_path / "joined")
+    loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path / "joined")
+    inputs = {"input_ids": torch.tensor([[3, 32, 4]]), "input_features": make_clips([80])[0]}
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == config.tie_word_embeddings
+    assert model.generate(**inputs, max_new_tokens=2).shape == (1, 5)
+
+
+def test_an_llm_that_scales_its_scores_is_refused(backbones, tmp_path):
+    fields = {name: getattr(tiny_text_config(), name) for name in GEMMA_FIELDS}
+    llm = save_tiny_llm(tmp_path / "gemma2", config=Gemma2Config(**fields, final_logit_softcapping=1.0))
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM.* caps, scales or shifts its scores after its head"):
+        SoundwaveForConditionalGeneration.from_backbones(backbones[0], llm)
+
+
+def save_trained(model, folder):
+    """What Stage I leaves: its config, and the parameters that trained."""
+    model.config.save_pretrained(folder)
+    trained = {name: value for name, value in model.state_dict().items() if name.startswith(("alignment", "ctc"))}
+    save_file(trained, folder / "trained.safetensors")
+
+
+def test_trained_adapters_are_loaded_into_the_joined_model(backbones, tmp_path):
+    stage_one = SoundwaveForCTC.from_backbones(*backbones, look_back="kept", ctc_loss_weight=0.5)
+    save_trained(stage_one, tmp_path)
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path))
+    assert (model.config.look_back, model.config.ctc_loss_weight) == ("kept", 0.5)
+    found = model.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in load_file(tmp_path / "trained.safetensors").items())
+
+
+@torch.no_grad()
+def test_lora_and_adapters_are_merged_into_the_joined_model(backbones, tmp_path):
+    joined = SoundwaveForConditionalGeneration.from_backbones(*backbones, look_back="kept")
+    adapters = ["alignment_adapter", "ctc_head", "shrinking_adapter"]
+    projections = r"model\.language_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
+    lora = LoraConfig(r=2, target_modules=projections, modules_to_save=adapters, init_lora_weights=False)
+    trained = get_peft_model(joined, lora).eval()
+    for name, value in trained.named_parameters():
+        if "modules_to_save" in name:
+            value.add_(0.1)
+    inputs = {"input_ids": torch.tensor([[3, 32, 4]]), "input_features": make_clips([80])[0]}
+    expected = trained(**inputs).logits
+    trained.save_pretrained(tmp_path / "trained")
+    joined.config.save_pretrained(tmp_path / "trained")
+    found = SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path / "trained"))
+    assert type(found) is SoundwaveForConditionalGeneration
+    assert_near(found(**inputs).logits, expected, atol=1e-4)
+
+
+def test_trained_parameters_without_a_place_are_refused(backbones, tmp_path):
+    save_trained(SoundwaveForCTC.from_backbones(*backbones, tie_ctc_head=False), tmp_path)
+    with pytest.raises(ValueError, match=r"holds \['ctc_head.weight'\], for which the model has no place"):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path), tie_ctc_head=True)
+
+
+def test_adapters_of_other_widths_are_refused(backbones, tmp_path):
+    save_trained(SoundwaveForCTC.from_backbones(*backbones), tmp_path)
+    wide = save_tiny_llm(tmp_path / "wide", hidden_size=32)
+    with pytest.raises(ValueError, match="of width 12 to an LLM of width 16, and .* has width 12, .* 32. Name"):
+        SoundwaveForConditionalGeneration.from_backbones(backbones[0], wide, adapter=str(tmp_path))
+
+
+def test_a_folder_without_adapters_is_refused(backbones, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no config.json: give a folder that `soundwave-hf train` wrote"):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path / "nothing"))
+
+
+# ---- Bad input
+
+
+def test_more_clips_than_audio_tokens_are_refused():
+    features = make_clips([80, 80])[0]
+    with pytest.raises(ValueError, match=r"holds 1 audio tokens \(id 31\) and 2 clips were given: give one"):
+        tiny_model()(input_ids=torch.tensor([[3, AUDIO, 4]]), input_features=features)
+
+
+def test_fewer_clips_than_audio_tokens_are_refused():
+    ids = torch.tensor([[3, AUDIO, AUDIO]])
+    with pytest.raises(ValueError, match="holds 2 audio tokens .* and 1 clips were given"):
+        tiny_model()(input_ids=ids, input_features=make_clips([80])[0])
+
+
+def test_clips_without_an_audio_token_are_refused():
+    with pytest.raises(ValueError, match="holds 0 audio tokens .* and 1 clips were given"):
+        tiny_model()(input_ids=torch.tensor([[3, 4]]), input_features=make_clips([80])[0])
+
+
+def test_an_audio_token_without_a_clip_is_refused():
+    with pytest.raises(ValueError, match="holds audio tokens and no clip was given: pass `input_features` as well"):
+        tiny_model()(input_ids=torch.tensor([[3, AUDIO, 4]]))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    features, mask = make_clips([80, 51])
+    message = r"mask` has shape \(2, 40\) and `input_features` \(2, 8, 80\): the mask must be .* here \(2, 80\)"
+    with pytest.raises(ValueError, match=message):
+        tiny_model().get_audio_features(features, mask[:, :40])
+
+
+def test_a_clip_without_a_true_frame_is_refused():
+    features, mask = make_clips([80, 0])
+    with pytest.raises(ValueError, match="`input_features_mask` of clip 1 is not ones and then zeros: a clip needs"):
+        tiny_model().get_audio_features(features, mask)
+
+
+def test_a_clip_padded_on_the_left_is_refused():
+    features, mask = make_clips([80, 51])
+    with pytest.raises(ValueError, match="of clip 1 is not ones and then zeros: .* is padded on the right"):
+        tiny_model().get_audio_features(features, mask.flip(1))
+
+
+def test_features_of_other_mel_bins_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(1, 10, 80\) and the encoder hears 8 mel bins"):
+        tiny_model().get_audio_features(torch.zeros(1, 10, 80))
+
+
+@pytest.mark.parametrize("wrong", [VOCABULARY, -1])
+def test_an_id_outside_the_vocabulary_is_refused(wrong):
+    model, ids = tiny_model(), torch.tensor([[3, wrong, AUDIO]])
+    message = f"`input_ids` holds id {wrong} and the LLM's vocabulary has 32 ids: use the processor"
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ids, input_features=make_clips([80])[0])
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ids[:, :2])
+
+
+def test_a_label_outside_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="`labels` holds id 40 and the LLM's vocabulary has 32 ids"):
+        tiny_model()(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([[-100, 40]]))
+
+
+def test_a_clip_longer_than_the_window_is_refused():
+    features = torch.zeros(1, MEL_BINS, WINDOW + 2)
+    with pytest.raises(ValueError, match=r"has 82 mel frames and the encoder hears at most 80 \(0.8 s\) at once. Cut"):
+        tiny_model().get_audio_features(features)
+
+
+@pytest.mark.parametrize("wrong", [VOCABULARY, -1, AUDIO])
+def test_a_ctc_label_that_is_no_token_is_refused(wrong):
+    with pytest.raises(ValueError, match=rf"holds id {wrong}; ids of 0..31 other than the blank \(31\) were expected"):
+        tiny_model().get_audio_features(*make_clips([80]), ctc_labels=torch.tensor([[1, wrong]]))
+
+
+def test_ctc_labels_for_other_clips_are_refused():
+    with pytest.raises(ValueError, match="`ctc_labels` has 1 rows for 2 clips: give one row a clip"):
+        tiny_model().get_audio_features(*make_clips([80, 80]), ctc_labels=torch.tensor([[1, 2]]))
