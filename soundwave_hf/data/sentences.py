@@ -1,0 +1,372 @@
+"""Texts to speak: sentences of the `fortunes` collections, random words for the vocabulary, telephone prompts.
+
+Everything here is a function of its inputs and a seed. Texts are written as they are spoken: numbers and symbols in
+words, with case and punctuation where the source has them.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+
+# Left out: program text, drawings, chat logs, other languages, and collections with many coarse or dated jokes.
+SKIPPED_COLLECTIONS = {
+    "ascii-art", "perl", "knghtbrd", "translate-me", "ethnic", "men-women", "drugs", "zippy", "debian", "pratchett",
+}  # fmt: skip
+VERSE_COLLECTIONS = {"songs-poems", "tao"}  # a line is a sentence
+COARSE = re.compile(
+    r"\b(?:(?:fuck|shit|bitch|bastard|whore|nigger|negro|rape|rapist|porn|prostitut|hitler|nazi|homosexual|masturbat|orgas"
+    r"|erotic|sexual|suicid|murder|asshole|condom|genital)\w*|sex|sexy|nude|naked|tits?|breasts?|penis|vagina|virgins?|jews?"
+    r"|jewish|gays?|lesbians?|sluts?|piss\w*|crap|ass|dick|cock|lust|hell|damn|damned|kill\w*|fags?|intercourse|screwed)\b",
+    re.IGNORECASE,
+)
+
+
+@cache
+def text_normalizer():
+    """Whisper's English normaliser (lower case, numbers in digits, no punctuation), without its spelling table."""
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    return EnglishTextNormalizer({})
+
+
+def normalized(text: str) -> str:
+    """The form in which two texts count as the same."""
+    return text_normalizer()(text).strip()
+
+
+# ---- numbers in words ----
+
+UNITS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+ORDINALS = {
+    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
+    "twelve": "twelfth",
+}  # fmt: skip
+
+
+def number_words(number: int) -> str:
+    """A whole number below one million million in English words: 117 -> one hundred seventeen."""
+    if number < 20:
+        return UNITS[number]
+    if number < 100:
+        return TENS[number // 10] + (f"-{UNITS[number % 10]}" if number % 10 else "")
+    for size, name in ((10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred")):
+        if number >= size:
+            rest = f" {number_words(number % size)}" if number % size else ""
+            return f"{number_words(number // size)} {name}{rest}"
+    raise AssertionError
+
+
+def ordinal_words(number: int) -> str:
+    """21 -> twenty-first."""
+    head, separator, last = re.fullmatch(r"(.*?)([ -]?)(\w+)", number_words(number)).groups()
+    if last in ORDINALS:
+        return head + separator + ORDINALS[last]
+    return head + separator + (last[:-1] + "ieth" if last.endswith("y") else last + "th")
+
+
+def year_words(year: int) -> str:
+    """1984 -> nineteen eighty-four; 1905 -> nineteen oh five; 2007 -> two thousand seven."""
+    century, rest = divmod(year, 100)
+    if century % 10 == 0:
+        return number_words(year)
+    if rest == 0:
+        return f"{number_words(century)} hundred"
+    return f"{number_words(century)} {number_words(rest) if rest >= 10 else 'oh ' + UNITS[rest]}"
+
+
+def spell_numbers(text: str) -> str:
+    """Numbers, money, percentages and ordinals in words."""
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"\$(\d{1,9})(?![\d.])(?!\s*(?:million|billion))", r"\1 dollars", text)
+    text = re.sub(r"\$(\d{1,3}) (million|billion)", r"\1 \2 dollars", text)
+    text = re.sub(r"(\d)\s?%", r"\1 percent", text)
+    text = re.sub(r"\b(\d{1,2})(?:st|nd|rd|th)\b", lambda found: ordinal_words(int(found[1])), text)
+    text = re.sub(r"\b(\d+)\.(\d{1,3})\b", lambda found: decimal_words(found[1], found[2]), text)
+    text = re.sub(r"\b(1[1-9]\d\d)\b", lambda found: year_words(int(found[1])), text)
+    return re.sub(r"\b(\d{1,9})\b", lambda found: number_words(int(found[1])), text)
+
+
+def decimal_words(whole: str, decimals: str) -> str:
+    return f"{number_words(int(whole))} point {' '.join(UNITS[int(digit)] for digit in decimals)}"
+
+
+# ---- sentences of the fortunes collections ----
+
+ABBREVIATIONS = r"\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Lt|Capt|Rev|vs|etc|No|Vol|[A-Z])\."
+SPOKEN_TITLES = {"Mr.": "Mister", "Mrs.": "Missus", "Dr.": "Doctor", "St.": "Saint", "Prof.": "Professor"}
+
+
+def fortune_texts(folder: Path) -> Iterator[tuple[bool, str]]:
+    """Entries of the collections in `folder` (`usr/share/games/fortunes`), without their attribution.
+
+    Yields: (the entry is verse, text with its line breaks).
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix or path.name in SKIPPED_COLLECTIONS or not path.is_file():
+            continue
+        for entry in re.split(r"\n%\n", path.read_text(encoding="utf-8", errors="replace")):
+            yield path.name in VERSE_COLLECTIONS, re.split(r"\n?\s*--\s?[A-Z\"(]", entry)[0]
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of running text; a full stop after an abbreviation or an initial ends none."""
+    text = re.sub(r"-\n\s*(?=[a-z])", "-", text)
+    text = re.sub(r"^\s*(?:[QA]:|\(\d+\)|\d+[.)]|\*)\s*", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(ABBREVIATIONS, lambda found: found[0][:-1] + "\0", text)
+    pieces = re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z0-9])", text)
+    return [piece.replace("\0", ".").strip() for piece in pieces]
+
+
+def clean_sentence(text: str) -> str | None:
+    """The sentence as it is spoken, or None where it cannot be read aloud (code, symbols, no ending, coarse words)."""
+    for title, spoken in SPOKEN_TITLES.items():
+        text = text.replace(title, spoken)
+    text = re.sub(r"\b([A-Z])\.(?=[A-Z ])", r"\1", text)  # initials: J. R. -> J R
+    text = re.sub(r"[\"()\[\]_*]|(?<!\w)'|'(?!\w)", "", text)
+    text = re.sub(r"\s*(?:--+|\.\.\.+|…)\s*", ", ", text).replace("&", " and ")
+    text = re.sub(r"\s*,(?:\s*,)*(?=[.?!]|$)|(?<=[.?!]),", "", text)
+    text = spell_numbers(re.sub(r"\s+", " ", text)).strip(" ,;:-")
+    text = re.sub(r"([.?!])[.?!]+$", r"\1", text)
+    text = " ".join(word.lower() if len(word) > 3 and word.isupper() else word for word in text.split())
+    # "noun, n: meaning" is a dictionary entry, read aloud by nobody.
+    if (
+        not re.fullmatch(r"[A-Za-z][A-Za-z',;: -]*[.?!]", text)
+        or COARSE.search(text)
+        or re.search(r", [a-z]{1,4}:", text)
+    ):
+        return None
+    return text[0].upper() + text[1:]
+
+
+def fortune_sentences(folder: Path, words: frozenset[str], shortest: int = 4, longest: int = 22) -> list[str]:
+    """Sentences of `shortest` to `longest` words, each once, in the order of the collections.
+
+    Args: words: known words in lower case; a sentence in which more than one word in eight is unknown is left out.
+    """
+    found, seen = [], set()
+    for is_verse, entry in fortune_texts(folder):
+        pieces = [f"{line.strip(' ,;:-')}." for line in entry.split("\n")] if is_verse else split_sentences(entry)
+        for piece in pieces:
+            sentence = clean_sentence(piece)
+            if sentence is None or not shortest <= len(sentence.split()) <= longest:
+                continue
+            spoken = re.findall(r"[a-z']+", sentence.lower())
+            unknown = sum(word not in words and word.removesuffix("'s") not in words for word in spoken)
+            if 8 * unknown <= len(spoken) and normalized(sentence) not in seen:
+                seen.add(normalized(sentence))
+                found.append(sentence)
+    return found
+
+
+# ---- random words ----
+
+
+def dictionary_words(path: Path) -> dict[str, str]:
+    """Words of a word list (one a line), keyed by their lower case; the lower-case spelling wins over a name."""
+    words: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.isascii() and (line.lower() not in words or line.islower()):
+            words[line.lower()] = line
+    return words
+
+
+# Other words of two letters are mostly pieces of longer ones.
+SHORT_WORDS = frozenset(
+    "am an as at be by do go he hi if in is it me my no of oh on or so to up us we".split()  # noqa: SIM905
+)
+
+
+def vocabulary_words(tokens: Iterable[str], words: dict[str, str], most: int = 16_000) -> list[str]:
+    """Words among the first `most` whole-word tokens (`Ġword`) that the dictionary knows, most frequent first."""
+    found: dict[str, None] = {}
+    whole = [token[1:] for token in tokens if re.fullmatch(r"Ġ[A-Za-z]{2,}", token)]
+    for token in whole[:most]:
+        word = words.get(token.lower())
+        if not word or COARSE.search(word) or (len(word) == 2 and word not in SHORT_WORDS):
+            continue
+        # Names stay capitalised; short capital words in the list are abbreviations ("Ks", "Mr").
+        if len(word) > 3 or word.islower():
+            found[word] = None
+    return list(found)
+
+
+def word_sequences(words: list[str], count: int, rng: random.Random) -> list[str]:
+    """`count` sequences of 4 to 9 words; the words are dealt like cards, so that all occur about equally often."""
+    deck: list[str] = []
+    sequences = []
+    for _ in range(count):
+        length = rng.randint(4, 9)
+        while len(deck) < length:
+            deck += rng.sample(words, len(words))
+        sequences.append(" ".join(deck[:length]))
+        del deck[:length]
+    return sequences
+
+
+# ---- telephone prompts ----
+
+PROMPT_WORDS: dict[str, list[str]] = json.loads(
+    (Path(__file__).parent / "phone_prompts.json").read_text(encoding="utf-8")
+)
+MONTHS, DAYS, PHONETIC = PROMPT_WORDS["months"], PROMPT_WORDS["days"], PROMPT_WORDS["phonetic"]
+
+
+def keypad(rng: random.Random) -> str:
+    return rng.choice([*UNITS[:10], *UNITS[1:10], "star", "pound", "the pound key", "the star key"])
+
+
+def digit_string(rng: random.Random, length: int) -> str:
+    return " ".join(rng.choice([*UNITS[:10], "oh"]) for _ in range(length))
+
+
+def time_words(rng: random.Random) -> str:
+    hour, minute = rng.randint(1, 12), rng.choice([0, 0, 15, 30, 45, *range(1, 60)])
+    if minute == 0:
+        middle = rng.choice([" o'clock", ""])
+    else:
+        middle = " " + ("oh " if minute < 10 else "") + number_words(minute)
+    return UNITS[hour] + middle + rng.choice([" A.M.", " P.M.", "", " in the morning"])
+
+
+def date_words(rng: random.Random) -> str:
+    day = rng.choice([*(f"{name}, " for name in DAYS), "", ""])
+    year = rng.choice(["", "", f", {year_words(rng.randint(1950, 2035))}"])
+    return f"{day}{rng.choice(MONTHS)} {ordinal_words(rng.randint(1, 31))}{year}"
+
+
+def spelled_word(rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return " ".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randint(2, 6)))
+    return " ".join(rng.choice(PHONETIC) for _ in range(rng.randint(2, 4)))
+
+
+def money_words(rng: random.Random) -> str:
+    cents = f" and {number_words(rng.randint(1, 99))} cents" if rng.random() < 0.5 else ""
+    return f"{number_words(rng.randint(2, rng.choice([20, 100, 5000])))} dollars{cents}"
+
+
+def press_prompt(rng: random.Random) -> str:
+    """One to three options of a telephone menu, in either order of key and action."""
+    style = rng.random() < 0.5
+    options = []
+    for action in rng.sample(PROMPT_WORDS["actions"], rng.choice([1, 1, 1, 2, 2, 3])):
+        key = keypad(rng)
+        options.append(f"press {key} to {action}" if style else f"to {action}, press {key}")
+    return rng.choice(["", "", "please "] if style else [""]) + ", ".join(options) + "."
+
+
+def enter_prompt(rng: random.Random) -> str:
+    endings = [", followed by the pound key", " using your keypad", ", then press pound", " and then press star"]
+    ending = rng.choice(["", "", *endings])
+    verb, thing = (
+        rng.choice(["please enter", "enter", "please say", "please dial"]),
+        rng.choice(PROMPT_WORDS["things"]),
+    )
+    return f"{verb} {thing}{ending}."
+
+
+def message_prompt(rng: random.Random) -> str:
+    number = rng.choice(["no", "one", *(number_words(count) for count in range(2, 60))])
+    noun = "message" if number == "one" else "messages"
+    return f"you have {number} {rng.choice(['new', 'old', 'urgent', 'saved', 'unread'])} {noun}."
+
+
+def state_prompt(rng: random.Random) -> str:
+    opening = rng.choice(["", "", "I'm sorry, ", "sorry, ", "we are sorry, "])
+    verb = rng.choice(["is", "is now", "is currently", "is still"])
+    subject, state = rng.choice(PROMPT_WORDS["subjects"]), rng.choice(PROMPT_WORDS["states"])
+    return f"{opening}{subject} {verb} {state}. {rng.choice(['', *PROMPT_WORDS['closings']])}".strip()
+
+
+def clock_prompt(rng: random.Random) -> str:
+    frames = ["the time is {0}.", "it is {0}.", "message received {1} at {0}.", "today is {1}.", "{1}.", "{0}."]
+    frame = rng.choice([*frames, "your appointment is on {1} at {0}."])
+    return frame.format(time_words(rng), date_words(rng))
+
+
+def number_prompt(rng: random.Random) -> str:
+    frames = [
+        f"you entered {digit_string(rng, rng.randint(3, 8))}.",
+        f"{digit_string(rng, rng.randint(2, 10))}.",
+        f"extension {digit_string(rng, rng.randint(3, 5))}.",
+        f"the number is {digit_string(rng, rng.randint(5, 10))}.",
+        f"{number_words(rng.randint(10, rng.choice([100, 1000, 100_000])))}.",
+        f"{ordinal_words(rng.randint(1, 100))} {rng.choice(['caller', 'message', 'floor', 'call', 'entry'])}.",
+        f"there are {number_words(rng.randint(2, 99))} callers in the queue.",
+        f"the estimated waiting time is {number_words(rng.randint(2, 59))} minutes.",
+        f"your balance is {money_words(rng)}.",
+        f"{money_words(rng)}.",
+        f"{spelled_word(rng)}.",
+    ]
+    return rng.choice(frames)
+
+
+def short_prompt(rng: random.Random) -> str:
+    """A single word or a short phrase, without punctuation."""
+    kind = rng.random()
+    if kind < 0.55:
+        return rng.choice(PROMPT_WORDS["short"])
+    if kind < 0.75:
+        return rng.choice([*MONTHS, *DAYS, *PHONETIC])
+    number = rng.choice([rng.randint(0, 20), rng.choice(range(30, 100, 10)), rng.randint(21, 99)])
+    return number_words(number) if rng.random() < 0.5 else ordinal_words(max(number, 1))
+
+
+PROMPTS = (
+    (press_prompt, 7),
+    (enter_prompt, 3),
+    (message_prompt, 1),
+    (state_prompt, 4),
+    (clock_prompt, 4),
+    (number_prompt, 6),
+    (short_prompt, 6),
+)
+
+
+def phone_prompts(count: int, rng: random.Random) -> list[str]:
+    """`count` different telephone prompts; sentences begin with a capital, single words stay as they are."""
+    kinds, weights = zip(*PROMPTS, strict=True)
+    found: dict[str, str] = {}
+    for _ in range(20 * count):  # the grammar makes far more than `count`; a bound keeps a bad count from looping
+        text = rng.choices(kinds, weights)[0](rng)
+        text = text.replace("M..", "M.")  # a sentence that ends in A.M. or P.M.
+        if text.endswith((".", "?")):
+            text = re.sub(r"(^|\. )([a-z])", lambda start: start[1] + start[2].upper(), text)
+        found.setdefault(normalized(text), text)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(
+        f"The prompt grammar made {len(found)} different prompts and {count} were asked for. Ask for fewer."
+    )
+
+
+def without(texts: Iterable[str], held_out: frozenset[str]) -> list[str]:
+    """Texts that do not occur, in normalised form, in `held_out` (texts of the validation sets)."""
+    return [text for text in texts if normalized(text) and normalized(text) not in held_out]

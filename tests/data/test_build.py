@@ -1,0 +1,74 @@
+"""The build: manifests, the data card, and that the data which lies here keeps training and validation apart."""
+
+import json
+
+import pytest
+
+from soundwave_hf.data import build
+from soundwave_hf.data.build import read_rows, training_rows, utterances, write_rows
+from soundwave_hf.data.card import MANIFESTS, count_rows, data_card
+from soundwave_hf.data.human import held_out_texts
+from soundwave_hf.data.sentences import normalized
+from soundwave_hf.data.spoken_questions import DEMO_QUESTION
+
+
+ROW = {"audio": "a.flac", "text": "Hello.", "seconds": 1800.0, "voice": "joe", "source": "fortunes"}
+
+
+def test_a_manifest_comes_back_as_it_was_written(tmp_path):
+    write_rows(tmp_path / "train.jsonl", [ROW, {**ROW, "text": "Café."}])
+    assert read_rows(tmp_path / "train.jsonl") == [ROW, {**ROW, "text": "Café."}]
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_a_missing_manifest_says_how_to_build_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Build the data first: `soundwave-hf data`"):
+        read_rows(tmp_path / "train.jsonl")
+
+
+def test_the_card_counts_rows_and_hours(tmp_path):
+    for name in MANIFESTS:
+        write_rows(tmp_path / name, [ROW, ROW, {**ROW, "voice": "slt"}])
+    assert count_rows([ROW, ROW]) == {("fortunes", "joe"): (2, 3600.0)}
+    card = data_card(tmp_path)
+    assert "3 rows, 1.50 hours" in card and "| fortunes | joe | 2 | 1.00 |" in card
+    assert all(licence in card for licence in ("CC-BY-SA 3.0", "public domain", "CC0"))
+
+
+def test_voice_and_seed_of_a_clip_do_not_depend_on_how_many_there_are(tmp_path):
+    few, many = (utterances(tmp_path, ["text"] * count, None, seed=0, name="words") for count in (3, 9))
+    assert many[:3] == few
+    assert len({clip.path for clip in many}) == 9
+
+
+def test_clips_that_fail_are_left_out_and_part_of_the_corpus_can_be_read(tmp_path, monkeypatch):
+    seen = []
+
+    def speak_all(clips, processes, label):
+        for number, clip in enumerate(clips):
+            yield clip, None if number == 0 else 1.0
+            seen.append(
+                len(read_rows(tmp_path / "train_partial.jsonl")) if (tmp_path / "train_partial.jsonl").exists() else 0
+            )
+
+    monkeypatch.setattr(build, "speak_all", speak_all)
+    monkeypatch.setattr(build, "SAVE_EVERY_CLIPS", 2)
+    texts = {"fortunes": ["one", "two", "three"], "words": ["four"], "prompts": ["five"]}
+    rows = training_rows(tmp_path, texts, human=[ROW], processes=1, seed=0)
+    assert len(rows) == 4 and {row["source"] for row in rows} <= set(texts)
+    assert max(seen) == 5  # the human row and all four clips
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not (build.demo_data_folder() / "instruct.jsonl").is_file(), reason="the data is not built here")
+def test_the_built_data_shares_no_text_with_validation():
+    folder = build.demo_data_folder()
+    train = [row for name in ("train.jsonl", "instruct.jsonl") for row in read_rows(folder / name)]
+    validation = [row for name in ("valid_human.jsonl", "valid_synthetic.jsonl") for row in read_rows(folder / name)]
+    held_out = held_out_texts() | {normalized(row["text"]) for row in validation} | {normalized(DEMO_QUESTION)}
+    assert not {normalized(text) for text in {row["text"] for row in train}} & held_out
+    assert not {row["audio"] for row in train} & {row["audio"] for row in validation}
+    assert {row["voice"] for row in train} == {"slt", "rms", "kal16", "joe", "allison"}
+    assert json.loads((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])["source"].startswith(
+        "human"
+    )
