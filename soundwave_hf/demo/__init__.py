@@ -1,0 +1,1 @@
+"""What `soundwave-hf demo` runs."""

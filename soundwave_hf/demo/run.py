@@ -1,0 +1,94 @@
+"""The demo: the shipped weights transcribe human speech they never heard, then answer questions about speech."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..evaluation.evaluate import Transcripts, ask, read_clips, read_set
+from ..evaluation.metrics import positions_per_second, word_error_rate
+from ..evaluation.shipped import ENCODER, EXAMPLES, LLM, load_adapter
+from ..processing.processing_soundwave import ASR_QUESTION
+
+
+CLIP_QUESTION = "What is the last word?"
+
+
+def run_demo(audio_paths: Sequence[str] = ()):
+    """Transcribe the given files and the LibriVox clips that ship with the repository; then ask two questions.
+
+    Raises: FileNotFoundError where a given file is missing, ValueError where it holds no usable audio.
+    """
+    given = [file_row(path) for path in audio_paths]
+    model, processor = load_shipped()
+    for row in given:
+        show_transcript(model, processor, row)
+    rows = read_set("librivox")
+    print(f"\n{len(rows)} clips of audiobooks read by humans (LibriVox), never trained on:")
+    found = [show_transcript(model, processor, row) for row in rows]
+    show_scores(rows, found)
+    print("\nA question about a clip:")
+    show_answer(model, processor, rows[-1], CLIP_QUESTION)
+    print("\nA spoken question, no text with it:")
+    for clip in read_clips(EXAMPLES):
+        show_answer(model, processor, clip, question="")
+
+
+def file_row(path: str) -> dict:
+    """The row of a user's own audio file: its length, and no text to compare with."""
+    import soundfile
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no audio file `{path}`.")
+    try:
+        seconds = soundfile.info(path).duration
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"`{path}` is no audio file that can be read ({error}): give WAV, FLAC, MP3 or OGG."
+        ) from error
+    return {"audio": path, "seconds": seconds}
+
+
+def load_shipped():
+    """The shipped adapters on their backbones, with a word on what is being waited for."""
+    print(f"Loading {ENCODER}, {LLM} and the adapters that join them ...", flush=True)
+    start = time.perf_counter()
+    model, processor = load_adapter()
+    adapters = (model.model.alignment_adapter, model.model.shrinking_adapter)
+    size = sum(parameter.numel() for adapter in adapters for parameter in adapter.parameters())
+    print(f"Loaded in {time.perf_counter() - start:.1f} s; the two adapters have {size / 1e6:.1f}M parameters.")
+    return model, processor
+
+
+def show_transcript(model, processor, row: dict) -> Transcripts:
+    """Transcribe one clip and print what was made of it."""
+    found = ask(model, processor, [row["audio"]], ASR_QUESTION)
+    print(
+        f"\n{Path(row['audio']).name}: {row['seconds']:.1f} s of speech, {found.num_positions[0]} LLM positions, "
+        f"{found.seconds_taken:.1f} s taken"
+    )
+    print(f"  transcript  {found.texts[0]}", flush=True)
+    if "text" in row:
+        print(f"  reference   {row['text']}", flush=True)
+    return found
+
+
+def show_scores(rows: Sequence[dict], found: Sequence[Transcripts]):
+    """Scores over the clips, by the functions that `soundwave-hf evaluate` uses."""
+    seconds = [row["seconds"] for row in rows]
+    wer = word_error_rate([row["text"] for row in rows], [one.texts[0] for one in found])
+    positions = positions_per_second([one.num_positions[0] for one in found], seconds)
+    taken = sum(one.seconds_taken for one in found)
+    print(
+        f"\nWord error rate {100 * wer:.1f} % over {len(rows)} clips, {positions:.2f} LLM positions a second of "
+        f"speech, {taken:.1f} s taken for {sum(seconds):.1f} s of speech."
+    )
+
+
+def show_answer(model, processor, clip: dict, question: str):
+    """Ask a question about a clip, or let the clip itself ask, and print the answer."""
+    found = ask(model, processor, [clip["audio"]], question)
+    print(f"\n{Path(clip['audio']).name}: {found.seconds_taken:.1f} s taken")
+    print(f"  spoken      {clip['text']}")
+    if question:
+        print(f"  question    {question}")
+    print(f"  answer      {found.texts[0]}", flush=True)

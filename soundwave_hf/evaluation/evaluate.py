@@ -1,0 +1,282 @@
+"""Transcribe sets of clips with a loaded model and score them; Whisper itself on the same clips is the ceiling."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..processing.processing_soundwave import ASR_QUESTION
+from .metrics import collapse_ctc, positions_per_second, word_error_rate
+from .shipped import ADAPTER, ENCODER, EXAMPLES, LLM, load_adapter, load_checkpoint
+
+
+MAX_NEW_TOKENS = 120  # English speech of 30 s seldom has more
+SETS = ("human", "librivox", "synthetic")  # telephone prompts, audiobook, new sentences in a new voice
+
+
+# ---- one batch ----
+
+
+@dataclass
+class Transcripts:
+    """What a model made of some clips, in their order."""
+
+    texts: list[str]
+    seconds_taken: float  # from audio files to texts, on the clock
+    ctc_texts: list[str] | None = None  # greedy transcript of the CTC head, before the LLM
+    num_positions: list[int] | None = None  # LLM positions of each clip
+
+
+def conversation(audio: str | Path, question: str) -> list[dict]:
+    """One user turn: a clip, then a question about it; without one, the clip itself is the question."""
+    asked = [{"type": "text", "text": question}] if question else []
+    return [{"role": "user", "content": [{"type": "audio", "path": str(audio)}, *asked]}]
+
+
+@torch.inference_mode()
+def ask(
+    model, processor, clips: Sequence[str | Path], question: str, max_new_tokens: int = MAX_NEW_TOKENS
+) -> Transcripts:
+    """Put one question to each clip, all clips in one padded batch; greedy answers."""
+    start = time.perf_counter()
+    inputs = processor.apply_chat_template(
+        [conversation(clip, question) for clip in clips], add_generation_prompt=True, tokenize=True, return_dict=True
+    ).to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    seconds_taken = time.perf_counter() - start
+    # `generate` does not return what the audio side found; asking again costs little and is not on the clock.
+    audio = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    ctc_ids = [
+        collapse_ctc(best[:frames], model.config.audio_token_id)
+        for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
+    ]
+    return Transcripts(
+        texts=[text.strip() for text in texts],
+        seconds_taken=seconds_taken,
+        ctc_texts=[text.strip() for text in processor.batch_decode(ctc_ids, skip_special_tokens=True)],
+        num_positions=audio.num_positions.tolist(),
+    )
+
+
+# ---- many clips ----
+
+
+def transcribe(
+    model,
+    processor,
+    rows: Sequence[dict],
+    batch_size: int = 8,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    label: str = "transcribing",
+) -> Transcripts:
+    """Greedy transcripts by `generate`.
+
+    Args: rows: one a clip, with `audio` (path) and `seconds`; label: stands before the progress bar.
+    """
+
+    def run(clips: list[str]) -> Transcripts:
+        return ask(model, processor, clips, ASR_QUESTION, max_new_tokens)
+
+    return in_batches(run, rows, batch_size, label)
+
+
+def in_batches(run: Callable[[list[str]], Transcripts], rows: Sequence[dict], batch_size: int, label: str):
+    """Call `run` on batches of clips of like length, so that little is padded; results in the order of the rows."""
+    if batch_size < 1:
+        raise ValueError(f"The batch size is {batch_size}; it counts clips: give 1 or more.")
+    order = sorted(range(len(rows)), key=lambda index: rows[index]["seconds"])
+    parts = []
+    with tqdm(total=len(rows), desc=label, unit="clip", mininterval=2) as progress:
+        for start in range(0, len(order), batch_size):
+            clips = [rows[index]["audio"] for index in order[start : start + batch_size]]
+            parts.append(run(clips))
+            progress.update(len(clips))
+
+    def in_row_order(name: str) -> list | None:
+        values = [getattr(part, name) for part in parts]
+        if None in values:
+            return None
+        flat = [value for part in values for value in part]
+        return [value for _, value in sorted(zip(order, flat, strict=True), key=lambda pair: pair[0])]
+
+    return Transcripts(
+        in_row_order("texts"),
+        sum(part.seconds_taken for part in parts),
+        in_row_order("ctc_texts"),
+        in_row_order("num_positions"),
+    )
+
+
+def whisper_baseline(encoder_folder: str, rows: Sequence[dict], batch_size: int = 8) -> Transcripts:
+    """Greedy English transcripts of the encoder's own Whisper, each clip padded to 30 s as it was trained."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+    from transformers.audio_utils import load_audio
+
+    model = WhisperForConditionalGeneration.from_pretrained(encoder_folder).eval()
+    processor = WhisperProcessor.from_pretrained(encoder_folder)
+    rate = processor.feature_extractor.sampling_rate
+
+    @torch.inference_mode()
+    def run(clips: list[str]) -> Transcripts:
+        start = time.perf_counter()
+        samples = [load_audio(str(clip), sampling_rate=rate) for clip in clips]
+        inputs = processor(samples, sampling_rate=rate, return_tensors="pt", return_attention_mask=True)
+        ids = model.generate(**inputs, language="en", task="transcribe", num_beams=1, do_sample=False)
+        texts = processor.batch_decode(ids, skip_special_tokens=True)
+        return Transcripts([text.strip() for text in texts], time.perf_counter() - start)
+
+    return in_batches(run, rows, batch_size, "Whisper itself")
+
+
+# ---- sets and scores ----
+
+
+def read_set(name: str) -> list[dict]:
+    """Rows of one validation set, `audio` as a path that opens from anywhere.
+
+    Raises: ValueError for a set that does not exist, FileNotFoundError where it was not built yet.
+    """
+    if name not in SETS:
+        raise ValueError(f"There is no set `{name}`: choose from {', '.join(SETS)}.")
+    if name == "librivox":
+        return read_clips(EXAMPLES / "librivox")
+    from ..data.build import demo_data_folder, read_rows
+
+    folder = demo_data_folder()
+    # The human manifest lists the audiobook clips too, which are a set of their own here.
+    rows = [row for row in read_rows(folder / f"valid_{name}.jsonl") if row["source"] != "librivox"]
+    return [{**row, "audio": str(folder / row["audio"])} for row in rows]
+
+
+def read_clips(folder: Path) -> list[dict]:
+    """Clips that ship with the repository, as rows: `audio` (path), `text`, `seconds`, and what else is known."""
+    index = folder / "clips.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index} is not there: the example clips come with a checkout of this repository.")
+    return [{**clip, "audio": str(folder / clip["file"])} for clip in json.loads(index.read_text(encoding="utf-8"))]
+
+
+@dataclass
+class Scores:
+    """Scores of one set."""
+
+    clips: int
+    audio_seconds: float
+    wer: float  # share of words, Whisper's English normaliser
+    ctc_wer: float  # of the CTC head's greedy transcript
+    positions_per_second: float  # of speech, in the LLM
+    seconds_taken: float
+    whisper_wer: float | None = None  # of the encoder's own Whisper
+
+
+def score(rows: Sequence[dict], found: Transcripts, baseline: Transcripts | None = None) -> Scores:
+    """Scores of transcripts against the `text` of their rows."""
+    references = [row["text"] for row in rows]
+    seconds = [row["seconds"] for row in rows]
+    return Scores(
+        clips=len(rows),
+        audio_seconds=sum(seconds),
+        wer=word_error_rate(references, found.texts),
+        ctc_wer=word_error_rate(references, found.ctc_texts),
+        positions_per_second=positions_per_second(found.num_positions, seconds),
+        seconds_taken=found.seconds_taken,
+        whisper_wer=None if baseline is None else word_error_rate(references, baseline.texts),
+    )
+
+
+def evaluate_set(model, processor, rows: Sequence[dict], batch_size: int = 8) -> Scores:
+    """Transcribe and score one set."""
+    return score(rows, transcribe(model, processor, rows, batch_size))
+
+
+def score_table(scores: dict[str, Scores]) -> str:
+    """Scores as a Markdown table, one set a row."""
+    lines = [
+        "| set | clips | seconds | WER % | CTC head WER % | positions a second | Whisper WER % | seconds taken |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in scores.items():
+        whisper = "" if row.whisper_wer is None else f"{100 * row.whisper_wer:.1f}"
+        lines.append(
+            f"| {name} | {row.clips} | {row.audio_seconds:.0f} | {100 * row.wer:.1f} | {100 * row.ctc_wer:.1f} | "
+            f"{row.positions_per_second:.2f} | {whisper} | {row.seconds_taken:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+# ---- the verb ----
+
+
+def run_evaluation(
+    sets: Sequence[str] = SETS,
+    checkpoint: str | None = None,
+    adapter: str | Path | None = None,
+    encoder: str = ENCODER,
+    llm: str = LLM,
+    with_baseline: bool = False,
+    batch_size: int = 8,
+    output: str | None = None,
+    transcripts: str | None = None,
+) -> dict[str, Scores]:
+    """Score a checkpoint, or adapters on their backbones (the shipped ones unless told otherwise); print a table.
+
+    Args:
+        with_baseline: whether to transcribe the same clips with the Whisper that the encoder comes from.
+        output: JSON file for the scores. transcripts: JSON-lines file for the text of each clip.
+    """
+    rows_of = {name: read_set(name) for name in sets}  # all of them, before minutes of work
+    model, processor = load_checkpoint(checkpoint) if checkpoint else load_adapter(adapter or ADAPTER, encoder, llm)
+    scores, lines = {}, []
+    for name, rows in rows_of.items():
+        found = transcribe(model, processor, rows, batch_size, label=name)
+        baseline = whisper_baseline(resolve(encoder), rows, batch_size) if with_baseline else None
+        scores[name] = score(rows, found, baseline)
+        lines += transcript_lines(name, rows, found, baseline)
+    print(score_table(scores))
+    if output:
+        report = {
+            "weights": str(checkpoint or adapter or ADAPTER.name),
+            "sets": {n: asdict(s) for n, s in scores.items()},
+        }
+        write_text(output, json.dumps(report, indent=2) + "\n")
+    if transcripts:
+        write_text(transcripts, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return scores
+
+
+def resolve(name: str) -> str:
+    from ..data.backbones import resolve_backbone
+
+    return resolve_backbone(name)
+
+
+def transcript_lines(name: str, rows: Sequence[dict], found: Transcripts, baseline: Transcripts | None) -> list[dict]:
+    """One line a clip: what was said and what each transcriber made of it."""
+    whisper_texts = [None] * len(rows) if baseline is None else baseline.texts
+    columns = zip(rows, found.texts, found.ctc_texts, found.num_positions, whisper_texts, strict=True)
+    return [
+        {
+            "set": name,
+            "audio": Path(row["audio"]).name,
+            "reference": row["text"],
+            "text": text,
+            "ctc_text": ctc_text,
+            "positions": positions,
+            "whisper_text": whisper_text,
+        }
+        for row, text, ctc_text, positions, whisper_text in columns
+    ]
+
+
+def write_text(path: str, text: str):
+    """Write a file in one step, with the folders above it."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(target)

@@ -1,0 +1,32 @@
+"""The real backbones and the shipped weights on human speech; `make test` fetches the backbones before it."""
+
+import pytest
+
+from soundwave_hf.data.backbones import backbone_folder, download_from_hub
+from soundwave_hf.evaluation.evaluate import evaluate_set, read_set, whisper_baseline
+from soundwave_hf.evaluation.metrics import word_error_rate
+from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM, load_adapter
+
+
+def backbone_on_disk(name: str) -> str:
+    """Folder of a backbone, or a skipped test: tests fetch nothing."""
+    made = backbone_folder(name)
+    folder = str(made) if (made / "config.json").is_file() else download_from_hub(name)
+    if folder is None:
+        pytest.skip(f"{name} is not on this machine: `soundwave-hf backbones` fetches it")
+    return folder
+
+
+def test_whisper_itself_hears_the_shipped_clips():
+    rows = read_set("librivox")
+    found = whisper_baseline(backbone_on_disk(ENCODER), rows, batch_size=len(rows))
+    assert word_error_rate([row["text"] for row in rows], found.texts) < 0.15
+
+
+def test_the_shipped_weights_hear_the_shipped_clips():
+    if not ADAPTER.is_dir():
+        pytest.skip(f"{ADAPTER.name} is not in this checkout")
+    model, processor = load_adapter(ADAPTER, backbone_on_disk(ENCODER), backbone_on_disk(LLM))
+    scores = evaluate_set(model, processor, read_set("librivox"))
+    assert scores.wer < 0.35
+    assert scores.positions_per_second < 5
