@@ -1,0 +1,102 @@
+"""Rows of a manifest -> a batch: decode, augment, log-mel, prompt, labels."""
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ..processing.processing_soundwave import ASR_QUESTION
+from .augment import Augmentation
+
+
+def ctc_text(text: str) -> str:
+    """A transcript as the CTC head learns it: lower case, apostrophes the only marks, a space before each word.
+
+    One spelling a word gives one run of tokens a word, whatever stands around it; case and marks are the LLM's work.
+    """
+    words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower())
+    return "".join(f" {word}" for word in words)
+
+
+@dataclass
+class SoundwaveCollator:
+    """Makes batches for the three stages.
+
+    A row holds `audio` (path of a clip), `text` (its transcript) and, for instructions, `question` and `answer`;
+    without these the question is the paper's ("What does the person say?") and the answer the transcript. An empty
+    question leaves the clip alone in the user's turn.
+
+    Args:
+        processor (`SoundwaveProcessor`): the model's.
+        folder (`Path`): what the rows' paths are relative to.
+        losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`; "ce" adds `input_ids`, `attention_mask`, `labels`.
+        augmentation (`Augmentation`): drawn anew for each row and epoch.
+        seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches.
+    """
+
+    processor: Any
+    folder: Path
+    losses: tuple[str, ...]
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    epoch: int = 0
+
+    def __post_init__(self):
+        self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """`list` of rows -> a batch of tensors, as `SoundwaveForConditionalGeneration.forward` takes them."""
+        batch = self._features(rows)
+        if "ctc" in self.losses:
+            targets = [self._token_ids(ctc_text(row["text"])) for row in rows]
+            batch["ctc_labels"] = pad_sequence(targets, batch_first=True, padding_value=-100)
+        if "ce" in self.losses:
+            batch.update(self._prompts(rows))
+        return batch
+
+    def _features(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        extractor = self.processor.feature_extractor
+        generators = [np.random.default_rng((self.seed, self.epoch, row["row"])) for row in rows]
+        clips = self.processor.load_clips([str(self.folder / row["audio"]) for row in rows])
+        clips = [
+            self.augmentation.change_samples(clip, extractor.sampling_rate, extractor.n_samples, rng)
+            for clip, rng in zip(clips, generators, strict=True)
+        ]
+        batch = self.processor.log_mel(clips)
+        lengths = batch["input_features_mask"].sum(axis=1)
+        for features, length, rng in zip(batch["input_features"], lengths, generators, strict=True):
+            features[:, :length] = self.augmentation.mask_features(features[:, :length], rng)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _prompts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        end = torch.tensor([self.processor.tokenizer.eos_token_id])
+        prompts = [self._prompt_ids(row.get("question") if row.get("answer") else ASR_QUESTION) for row in rows]
+        answers = [torch.cat([self._token_ids(row.get("answer") or row["text"]), end]) for row in rows]
+        whole = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
+        labels = [torch.cat([torch.full_like(p, -100), a]) for p, a in zip(prompts, answers, strict=True)]
+        pad_id = self.processor.tokenizer.pad_token_id
+        return {
+            "input_ids": pad_sequence(whole, batch_first=True, padding_value=pad_id),
+            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in whole], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        }
+
+    def _token_ids(self, text: str) -> torch.Tensor:
+        return torch.tensor(self.processor.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
+
+    def _tokenize_prompt(self, question: str | None) -> torch.Tensor:
+        content = [{"type": "audio"}]
+        if question:
+            content.append({"type": "text", "text": question})
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return self._token_ids(prompt)
+
+
+__all__ = ["SoundwaveCollator", "ctc_text"]
