@@ -7,12 +7,20 @@ from collections.abc import Callable, Sequence
 
 # What a user can mend. Anything else is a fault of this package and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+# What a typed config raises, by name: importing huggingface_hub for its classes would slow every start.
+CONFIG_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
 
 
 def train(arguments: argparse.Namespace):
     from .training.run import run_recipe
 
     run_recipe(arguments.recipe, read_overrides(arguments.overrides))
+
+
+def export(arguments: argparse.Namespace):
+    from .training.export import export_adapter
+
+    export_adapter(arguments.run_folder, arguments.destination)
 
 
 def convert(arguments: argparse.Namespace):
@@ -93,6 +101,10 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add_verb(train, "run one recipe", usage="soundwave-hf train [-h] [--debug] RECIPE [--key value ...]")
     verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
 
+    verb = add_verb(export, "write what a run trained as a folder to ship, in half precision")
+    verb.add_argument("run_folder", metavar="RUN", help="output folder of stage II or III")
+    verb.add_argument("destination", metavar="DST", help="folder to write")
+
     verb = add_verb(convert, "turn a checkpoint in the published layout into one that transformers loads")
     verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
     verb.add_argument("destination", metavar="DST", help="folder to write")
@@ -128,14 +140,14 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments.overrides = rest
     try:
         arguments.run(arguments)
-    except USER_ERRORS as error:
-        if arguments.debug:
-            raise
-        print(f"soundwave-hf {arguments.run.__name__}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except Exception as error:
+        if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in CONFIG_ERRORS):
+            raise
+        print(f"soundwave-hf {arguments.run.__name__}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

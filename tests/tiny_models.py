@@ -6,6 +6,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -20,7 +23,13 @@ MEL_BINS = 8
 WINDOW = 80  # mel frames the tiny encoder hears: 40 encoder frames, 20 aligned ones
 VOCABULARY = 32
 AUDIO = VOCABULARY - 1  # id of the audio token
-FAMILIES = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+FAMILIES = {
+    "llama": LlamaConfig,
+    "qwen3": Qwen3Config,
+    "gpt2": GPT2Config,
+    "gemma": GemmaConfig,
+    "gemma2": Gemma2Config,
+}
 
 
 def tiny_audio_config(**fields) -> WhisperConfig:
@@ -139,10 +148,10 @@ def tiny_tokenizer(extra_tokens: tuple[str, ...] = ()) -> PreTrainedTokenizerFas
     return fast
 
 
-def save_tiny_llm(folder, extra_tokens: tuple[str, ...] = (), config=None, **fields) -> str:
-    """Save a tiny Llama, or the LLM of another config, with its tokenizer. Returns the folder."""
+def save_tiny_llm(folder, extra_tokens: tuple[str, ...] = (), family: str = "llama", **fields) -> str:
+    """Save a tiny causal LM with its tokenizer. Returns the folder."""
     torch.manual_seed(2)
-    model = spread_weights(AutoModelForCausalLM.from_config(config or tiny_text_config(**fields)))
+    model = spread_weights(AutoModelForCausalLM.from_config(tiny_text_config(family, **fields)))
     model.tie_weights()
     model.save_pretrained(folder)
     tiny_tokenizer(extra_tokens).save_pretrained(folder)

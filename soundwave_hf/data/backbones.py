@@ -352,7 +352,7 @@ def convert_smollm2(packages: Path, folder: Path) -> None:
     gguf_file = next(packages.glob("*/*.gguf"))
     read = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     settings = read.config.to_dict()
-    for key in ("architectures", "quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype"):
+    for key in ("architectures", "quantization_config", "_model_name_or_path", "dtype", "torch_dtype"):
         settings.pop(key, None)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}  # <|im_start|>, <|im_end|>, <|im_end|>
     config = LlamaConfig(**{**settings, **ids, "tie_word_embeddings": True})

@@ -11,7 +11,7 @@ import soundfile
 
 from .backbones import resolve_backbone
 from .debian import debian_root
-from .sentences import normalized
+from .sentences import normalized, spell_numbers
 from .voices import SAMPLING_RATE, clip_seconds, write_clip
 
 
@@ -49,10 +49,10 @@ def librivox_transcripts() -> list[str]:
 
 
 def spoken_prompt(text: str) -> str:
-    """A prompt's transcript as the voice says it: without leading dots, keys in words."""
+    """A prompt's transcript as the voice says it: without leading dots, numbers and keys in words."""
     text = re.sub(r"\s*\.\.\.\s*", " ", text).strip()
     text = re.sub(r"\*", "star", re.sub(r"#", "pound", text))
-    return re.sub(r"\s+", " ", text)
+    return spell_numbers(re.sub(r"\s+", " ", text))
 
 
 @cache
@@ -152,11 +152,11 @@ def prompt_rows(folder: Path, remainder: int) -> list[dict]:
     for name, text in asterisk_transcripts().items():
         if split_remainder(name) != remainder:
             continue
-        if remainder == TRAINING and normalized(text) in held_out_texts():
+        spoken = spoken_prompt(text) if remainder == TRAINING else text
+        if remainder == TRAINING and normalized(spoken) in held_out_texts():
             continue
         path, seconds = prompt_clip(name, folder)
         if seconds <= LONGEST_SECONDS:
-            spoken = spoken_prompt(text) if remainder == TRAINING else text
             rows.append(row(path, spoken, seconds, voice="allison", source="human-prompt", folder=folder))
     return rows
 
@@ -192,7 +192,7 @@ def pseudo_rows(folder: Path) -> list[dict]:
             continue
         text, loss = listener.transcribe(soundfile.read(path, dtype="float32")[0])
         if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and normalized(text) not in held_out_texts():
-            rows.append(row(path, text, seconds, voice="allison", source="human-pseudo", folder=folder))
+            rows.append(row(path, spoken_prompt(text), seconds, voice="allison", source="human-pseudo", folder=folder))
     kept.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows), encoding="utf-8")
     return rows
 

@@ -85,7 +85,7 @@ class SoundwaveConfig(PreTrainedConfig):
     tie_ctc_head: bool | None = None
     adapter_heads: int | None = None
     adapter_dropout: float = 0.1
-    ctc_loss_weight: float = 0.3
+    ctc_loss_weight: float | int = 0.3
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):

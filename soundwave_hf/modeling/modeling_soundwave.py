@@ -809,6 +809,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         model.model.language_model = language.base_model
         model.lm_head = language.get_output_embeddings()
         model.generation_config = language.generation_config
+        # An audio token in an answer would stand for a clip that nobody gave.
+        suppressed = [*(model.generation_config.suppress_tokens or []), audio_token_id]
+        model.generation_config.suppress_tokens = suppressed
         model.model.ctc_head.start_blank(embeddings.weight[:audio_token_id])
         model.model.shrinking_adapter.start_norm(embeddings)
         return model.eval() if adapter is None else load_adapter(model, adapter).eval()

@@ -33,6 +33,8 @@ class Augmentation:
         self, samples: np.ndarray, sampling_rate: int, longest: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Samples `(length,)` -> changed samples, of another length, `longest` at most, where the speed changed."""
+        if not any((self.speed, self.noise, self.narrow, self.room)):
+            return samples
         if self.speed:
             pace = float(np.exp(rng.uniform(-1, 1) * np.log1p(self.speed)))
             pace = max(pace, len(samples) / (longest - 1))  # slower, and the encoder could not hear all of it
@@ -44,8 +46,7 @@ class Augmentation:
         if rng.random() < self.narrow:
             band = int(2 * rng.uniform(3000, 7000))
             samples = soxr.resample(soxr.resample(samples, sampling_rate, band), band, sampling_rate)
-        if any((self.speed, self.noise, self.narrow, self.room)):
-            samples = samples * 10 ** rng.uniform(-0.6, 0.1)
+        samples = samples * 10 ** rng.uniform(-0.6, 0.1)
         return np.clip(samples, -1, 1).astype(np.float32)
 
     def mask_features(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:

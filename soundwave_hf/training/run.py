@@ -121,6 +121,8 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     model_fields = dict(recipe.model) if start is None else {**adapter_fields(start, encoder, llm), **recipe.model}
     model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
     model = model_class.from_backbones(encoder, llm, dtype=dtype, **model_fields)
+    # Saved with what trains, so that it says which backbones it needs, not where they lay.
+    model.config.audio_config._name_or_path, model.config.text_config._name_or_path = recipe.encoder, recipe.llm
     for name in ADAPTERS:
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()

@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Shuffles, sorts by length within pools of many batches, then shuffles the batches.
+    """Shuffles, sorts by length within pools of many batches, then shuffles the batches; a short one comes last.
 
     The library's own takes its order from the global random state, so that a resumed run sees other batches.
 
@@ -33,8 +33,12 @@ class LengthGroupedSampler(Sampler[int]):
         pools = order.split(self.batch_size * self.pool)
         grouped = torch.cat([pool[self.seconds[pool].argsort(stable=True)] for pool in pools])
         batches = grouped.split(self.batch_size)
-        for index in torch.randperm(len(batches), generator=generator).tolist():
+        whole = len(self.seconds) // self.batch_size
+        for index in torch.randperm(whole, generator=generator).tolist():
             yield from batches[index].tolist()
+        # Anywhere else it would shift those after it, and each would mix two lengths.
+        for batch in batches[whole:]:
+            yield from batch.tolist()
 
 
 __all__ = ["LengthGroupedSampler"]

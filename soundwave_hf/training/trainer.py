@@ -67,11 +67,12 @@ class SoundwaveTrainerMixin:
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         if "loss" in logs and self._sums:
-            sums = torch.stack([self._sums[name] for name in sorted(self._sums)])
+            names = sorted(self._sums)
+            sums = torch.stack([self._sums[name] for name in names])
             if self.accelerator.num_processes > 1:
                 sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
-            logs |= {name: (s[0] / s[1]).item() for name, s in zip(sorted(self._sums), sums, strict=True)}
-            logs["ctc_skipped"] = int(self._sums.get("ctc_skipped", [0])[0])
+            for name, (total, count) in zip(names, sums.tolist(), strict=True):
+                logs[name] = int(total) if name == "ctc_skipped" else total / count
             self._sums = {}
         super().log(logs, *args, **kwargs)
 
@@ -108,7 +109,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
-        batches = 1 / self.args.gradient_accumulation_steps / self.accelerator.num_processes
+        # An epoch's last step may have fewer batches than the others.
+        batches = 1 / self.current_gradient_accumulation_steps / self.accelerator.num_processes
         for name in ("ce_loss", "ctc_loss"):
             if (part := getattr(output, name)) is not None:
                 self._add(name, part.detach(), batches)

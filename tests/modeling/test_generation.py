@@ -5,7 +5,8 @@ from transformers import AutoModelForCausalLM, LogitsProcessor
 from tests.tiny_models import AUDIO, make_clips, pad_rows, tiny_model
 
 
-SETTINGS = [("llama", "paper"), ("llama", "published"), ("qwen3", "paper"), ("qwen3", "published")]
+# GPT-2 learns a state for each place in a row, so that a shifted row gives other logits; the others turn by distance.
+SETTINGS = [("llama", "paper"), ("llama", "published"), ("qwen3", "paper"), ("qwen3", "published"), ("gpt2", "paper")]
 # Two clips in a row, text alone, one clip at the end: 80, 51 and 1 mel frames.
 ROWS = [[3, AUDIO, 4, AUDIO, 5, 6], [7, 8, 9], [11, 12, AUDIO]]
 CLIPS_OF_ROW = [[0, 1], [], [2]]

@@ -1,0 +1,38 @@
+"""`soundwave-hf export RUN DST`: what a run trained, in half precision, as a folder to ship."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Path:
+    """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
+
+    Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value.
+    """
+    run, destination = Path(run), Path(destination)
+    needed = [WEIGHTS, "adapter_config.json", "config.json"]
+    missing = [name for name in needed if not (run / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"`{run}` lacks {missing}: give the output folder of a finished stage II or III.")
+    weights = {name: weight.to(torch.float16).contiguous() for name, weight in load_file(run / WEIGHTS).items()}
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in needed[1:]:
+        shutil.copyfile(run / name, destination / name)
+    part = destination / f".{WEIGHTS}.part"
+    save_file(weights, part, metadata={"format": "pt"})
+    part.replace(destination / WEIGHTS)
+    print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
+    return destination
+
+
+__all__ = ["export_adapter"]
