@@ -852,6 +852,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 learnt, -100 elsewhere.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
             encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, in place of the features and their mask.
+            logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
             num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch).
 
@@ -879,7 +880,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
             check_ids("labels", labels[labels.ne(-100)], vocabulary)
-            ce_loss = self.loss_function(logits, labels, vocabulary, num_items_in_batch=num_items_in_batch)
+            ce_loss = self.loss_function(logits, labels[:, kept], vocabulary, num_items_in_batch=num_items_in_batch)
         audio = outputs.audio_output or SoundwaveAudioOutput()
         return SoundwaveCausalLMOutputWithPast(
             loss=self._weigh(ce_loss, audio.ctc_loss),

@@ -19,7 +19,7 @@ def ctc_text(text: str) -> str:
 
     One spelling a word gives one run of tokens a word, whatever stands around it; case and marks are the LLM's work.
     """
-    words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower())
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
     return "".join(f" {word}" for word in words)
 
 
@@ -48,6 +48,14 @@ class SoundwaveCollator:
 
     def __post_init__(self):
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
+
+    def __getstate__(self):
+        # Where workers are spawned, not forked, the collator goes to them as a pickle, which a cache cannot.
+        return {name: value for name, value in vars(self).items() if name != "_prompt_ids"}
+
+    def __setstate__(self, state: dict):
+        vars(self).update(state)
+        self.__post_init__()
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """`list` of rows -> a batch of tensors, as `SoundwaveForConditionalGeneration.forward` takes them."""

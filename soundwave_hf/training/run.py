@@ -11,18 +11,41 @@ import torch
 import yaml
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone, soundwave_home
 from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter
+from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .augment import Augmentation
 from .collator import SoundwaveCollator
-from .stages import ADAPTERS, LORA_TARGETS, STAGES, freeze_all_but
+from .stages import ADAPTERS, LORA_TARGETS, STAGES, Stage, freeze_all_but
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
+
+
+# What the mappings of a recipe may hold; the other fields follow from the backbones and the stage's table.
+SECTIONS = {
+    "model": {f.name for f in fields(SoundwaveConfig)}
+    - {f.name for f in fields(PreTrainedConfig)}
+    - {"audio_config", "text_config", "audio_token_id"},
+    "lora": {f.name for f in fields(LoraConfig)} - {"target_modules", "modules_to_save"},
+    "augment": {f.name for f in fields(Augmentation)},
+}
+# Keys of the library that would be overruled, or that it does not read.
+OVERRULED = {
+    "dataloader_persistent_workers": "workers that outlive an epoch draw its augmentation again",
+    "dataset_kwargs": "the collator prepares the data",
+    "label_names": "the stage has its labels",
+    "max_length": "nothing is ever cut",
+    "remove_unused_columns": "the collator reads every column",
+    "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir`",
+}
+# Fields that change which weights there are or what they mean.
+FIXED_BY_WEIGHTS = ("compat", "stack_factor", "alignment_attention", "tie_ctc_head", "adapter_heads")
 
 
 @dataclass
@@ -49,26 +72,23 @@ class RecipeArguments:
 def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None):
     """A YAML recipe and `--key value` overrides (`--augment.speed 0.1` for a nested one) -> its two argument classes.
 
-    Raises: `FileNotFoundError`; `ValueError` for a key that nobody reads.
+    Raises: `FileNotFoundError`; `ValueError` for a file that is no recipe and for a key that nobody reads.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no recipe `{path}`; the repository's own are in `recipes/`.")
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    values = _read_yaml(Path(path).read_text(encoding="utf-8"), f"`{path}`")
     if not isinstance(values, dict):
         raise ValueError(f"`{path}` holds no `key: value` lines; see `recipes/1_align.yaml` for one that does.")
     for key, value in (overrides or {}).items():
-        outer, _, inner = key.partition(".")
-        target, name = (values.setdefault(outer, {}), inner) if inner else (values, outer)
-        target[name] = yaml.safe_load(value)
+        _override(values, key, _read_yaml(value, f"`--{key}`"))
     trainer_class = SFTConfig if values.get("stage") == "instruct" else TrainingArguments
     known = {f.name for c in (RecipeArguments, trainer_class) for f in fields(c)}
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"`{path}` has the key `{key}`, which nobody reads. "
-                + (f"Did you mean `{near[0]}`?" if near else f"See the fields of {trainer_class.__name__}.")
-            )
+    _refuse_unknown(values, known, f"`{path}`", f"See the fields of {trainer_class.__name__}.")
+    for section, its_known in SECTIONS.items():
+        section_name = f"`{section}` of `{path}`"
+        _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
+    for key in set(values) & set(OVERRULED):
+        raise ValueError(f"`{path}` sets `{key}`, which a recipe cannot: {OVERRULED[key]}. Leave it out.")
     missing = [name for name in ("stage", "encoder", "llm", "data", "output_dir") if name not in values]
     if missing:
         raise ValueError(f"`{path}` lacks {missing}: a recipe needs them.")
@@ -76,8 +96,39 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     values["output_dir"] = str(_at_home(values["output_dir"]))
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
+    ours = {name: _numbers(value) if isinstance(value, dict) else value for name, value in ours.items()}
+    recipe = RecipeArguments(**ours)
     (arguments,) = HfArgumentParser(trainer_class).parse_dict(_numbers(values), allow_extra_keys=False)
-    return RecipeArguments(**ours), arguments
+    return recipe, arguments
+
+
+def _read_yaml(text: str, name: str):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} cannot be read as YAML: {error}") from error
+
+
+def _override(values: dict, key: str, value):
+    """Put the value of `--key` or `--section.key` into a recipe."""
+    outer, _, inner = key.partition(".")
+    if not inner:
+        values[outer] = value
+    elif isinstance(values.setdefault(outer, {}), dict):
+        values[outer][inner] = value
+    else:
+        raise ValueError(f"`--{key}` arrived and `{outer}` is {values[outer]!r}, one value: give `--{outer} VALUE`.")
+
+
+def _refuse_unknown(given: dict, known: set[str], name: str, otherwise: str):
+    """Raise `ValueError` for a key that is not known, with a near one that is."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{name} is {given!r}; give `key: value` pairs, or leave it out.")
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else otherwise
+            raise ValueError(f"{name} has the key `{key}`, which nobody reads. {hint}")
 
 
 def _numbers(values: dict) -> dict:
@@ -100,17 +151,31 @@ def _at_home(path: str) -> Path:
 def read_rows(manifest: Path, repeat: dict[str, int]) -> Dataset:
     """Rows of a manifest, those of a source named in `repeat` several times; column `row` tells repeats apart.
 
-    Raises: `FileNotFoundError`; `ValueError` where `repeat` names a source that no row has.
+    Raises: `FileNotFoundError`; `ValueError` for a line that is no row, and where `repeat` names a source that no row
+    has.
     """
     if not manifest.is_file():
         raise FileNotFoundError(f"There is no data manifest `{manifest}`: `soundwave-hf data` builds the demo's.")
     with open(manifest, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    unknown = set(repeat) - {row["source"] for row in rows}
+        rows = [_read_row(line, f"line {number} of `{manifest}`") for number, line in enumerate(file, start=1)]
+    if not rows:
+        raise ValueError(f"`{manifest}` is empty: it needs one JSON object a line, a clip each.")
+    unknown = set(repeat) - {row.get("source") for row in rows}
     if unknown:
         raise ValueError(f"`repeat` names {sorted(unknown)}, and no row of `{manifest}` has that source.")
-    rows = [row for row in rows for _ in range(repeat.get(row["source"], 1))]
+    rows = [row for row in rows for _ in range(repeat.get(row.get("source"), 1))]
     return Dataset.from_list([{**row, "row": index} for index, row in enumerate(rows)])
+
+
+def _read_row(line: str, name: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is no JSON: {error}.") from error
+    missing = [key for key in ("audio", "text", "seconds") if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise ValueError(f"{name} lacks {missing}: a row names its clip, the transcript and the length.")
+    return row
 
 
 def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
@@ -118,7 +183,10 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     stage = STAGES[recipe.stage]
     encoder, llm = resolve_backbone(recipe.encoder), resolve_backbone(recipe.llm)
     start = None if recipe.start_from is None else str(_at_home(recipe.start_from))
-    model_fields = dict(recipe.model) if start is None else {**adapter_fields(start, encoder, llm), **recipe.model}
+    start_fields = {} if start is None else adapter_fields(start, encoder, llm)
+    has_lora = start is not None and not os.path.isfile(os.path.join(start, TRAINED_FILE))
+    _check_start(recipe, stage, start_fields, has_lora)
+    model_fields = {**start_fields, **recipe.model}
     model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
     model = model_class.from_backbones(encoder, llm, dtype=dtype, **model_fields)
     # Saved with what trains, so that it says which backbones it needs, not where they lay.
@@ -126,7 +194,6 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     for name in ADAPTERS:
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()
-    has_lora = start is not None and not os.path.isfile(os.path.join(start, TRAINED_FILE))
     if has_lora:
         model = PeftModel.from_pretrained(model, start, is_trainable=True)
     elif start is not None:
@@ -137,6 +204,23 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
         )
     freeze_all_but(model, stage)
     return model
+
+
+def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_lora: bool):
+    """Raise `ValueError` where the recipe asks for what the weights it starts from cannot give."""
+    if recipe.stage == "instruct" and not has_lora:
+        raise ValueError(f"`start_from` is `{recipe.start_from}`, which holds no LoRA: name a stage `shrink` folder.")
+    if has_lora and not stage.has_llm:
+        raise ValueError(f"`start_from` is `{recipe.start_from}`, which holds LoRA: stage `align` has no LLM for it.")
+    if recipe.lora and (has_lora or not stage.has_llm):
+        reason = f"`{recipe.start_from}` holds a LoRA already" if has_lora else "the stage has no LLM"
+        raise ValueError(f"`lora` is given, and {reason}: leave it out.")
+    for name in set(FIXED_BY_WEIGHTS) & set(recipe.model) & set(start_fields):
+        if recipe.model[name] != start_fields[name]:
+            raise ValueError(
+                f"`model` sets `{name}` to {recipe.model[name]!r}, and `{recipe.start_from}` was trained with "
+                f"{start_fields[name]!r}: leave it out, or start from another folder."
+            )
 
 
 def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> str:
@@ -154,6 +238,7 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
     collator = SoundwaveCollator(
         processor, manifest.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed
     )
+    set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels" if stage.has_llm else "ctc_labels"]
@@ -171,14 +256,16 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
         stage=stage,
     )
     _announce(recipe, arguments, model, rows)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if _begun(arguments) else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir))
     trainer.save_model()
     trainer.save_state()
     return arguments.output_dir
 
 
-def _begun(arguments: TrainingArguments) -> bool:
-    return os.path.isdir(arguments.output_dir) and get_last_checkpoint(arguments.output_dir) is not None
+def last_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The newest checkpoint of a run that was written to its end: the trainer writes its own state last."""
+    whole = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[-1]))) if whole else None
 
 
 def _announce(recipe, arguments, model, rows):
@@ -192,4 +279,4 @@ def _announce(recipe, arguments, model, rows):
     )
 
 
-__all__ = ["RecipeArguments", "build_model", "read_recipe", "read_rows", "run_recipe", "run_stage"]
+__all__ = ["RecipeArguments", "build_model", "last_checkpoint", "read_recipe", "read_rows", "run_recipe", "run_stage"]

@@ -52,7 +52,9 @@ def freeze_all_but(model: nn.Module, stage: Stage):
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for pattern in stage.trains:
         if not any(re.search(pattern, name) for name in names):
-            raise ValueError(f"The stage trains `{pattern}`, which is in no parameter's name of {type(model).__name__}.")
+            raise ValueError(
+                f"The stage trains `{pattern}`, which is in no parameter's name of {type(model).__name__}."
+            )
 
 
 def check_trainable(model: nn.Module, stage: Stage):

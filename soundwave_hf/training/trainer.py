@@ -108,6 +108,10 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
+        if (labels := inputs.get("labels")) is not None:
+            # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
+            first = int(labels.ne(-100).any(dim=0).int().argmax())
+            inputs = {**inputs, "logits_to_keep": labels.shape[1] - max(first - 1, 0)}
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # An epoch's last step may have fewer batches than the others.
         batches = 1 / self.current_gradient_accumulation_steps / self.accelerator.num_processes

@@ -435,6 +435,16 @@ def ctc_model_of(model) -> SoundwaveForCTC:
     return stage_one.eval()
 
 
+def test_scores_of_the_last_tokens_alone_give_the_loss_of_their_labels():
+    model, batch = tiny_model(), mixed_batch()
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] == AUDIO, -100)
+    labels[:, :-3] = -100
+    whole = model(**batch, labels=labels)
+    short = model(**batch, labels=labels, logits_to_keep=4)
+    assert short.logits.shape[1] == 4
+    assert_near(short.ce_loss, whole.ce_loss)
+
+
 @pytest.mark.parametrize("compat", ["paper", "published"])
 @torch.no_grad()
 def test_stage_one_gives_the_ctc_numbers_of_the_whole_model(compat):
