@@ -46,6 +46,7 @@ def evaluate(arguments: argparse.Namespace):
         batch_size=arguments.batch_size,
         output=arguments.output,
         transcripts=arguments.transcripts,
+        ctc=arguments.ctc,
         **{name: getattr(arguments, name) for name in ("encoder", "llm") if getattr(arguments, name)},
     )
 
@@ -120,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--llm", metavar="NAME", help="what the adapters belong to; default: SmolLM2-135M-Instruct")
     verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default: all")
     verb.add_argument("--baseline", action="store_true", help="score the encoder's own Whisper on the same clips too")
+    verb.add_argument("--ctc", action="store_true", help="score the CTC head alone, all that stage I trains")
     verb.add_argument("--batch-size", type=int, default=8, help="clips transcribed together; default: %(default)s")
     verb.add_argument("--output", metavar="FILE", help="JSON to write the scores to")
     verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")

@@ -50,17 +50,24 @@ def ask(
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     seconds_taken = time.perf_counter() - start
     # `generate` does not return what the audio side found; asking again costs little and is not on the clock.
-    audio = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
-    ctc_ids = [
+    heard = hear(model, processor, clips)
+    return Transcripts([text.strip() for text in texts], seconds_taken, heard.texts, heard.num_positions)
+
+
+@torch.inference_mode()
+def hear(model, processor, clips: Sequence[str | Path]) -> Transcripts:
+    """Greedy transcripts of the CTC head, without the LLM: all that Stage I trains."""
+    start = time.perf_counter()
+    features = processor.log_mel(processor.load_clips([str(clip) for clip in clips]))
+    audio = model.get_audio_features(
+        **{name: torch.from_numpy(values).to(model.device) for name, values in features.items()}
+    )
+    ids = [
         collapse_ctc(best[:frames], model.config.audio_token_id)
         for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
     ]
-    return Transcripts(
-        texts=[text.strip() for text in texts],
-        seconds_taken=seconds_taken,
-        ctc_texts=[text.strip() for text in processor.batch_decode(ctc_ids, skip_special_tokens=True)],
-        num_positions=audio.num_positions.tolist(),
-    )
+    texts = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+    return Transcripts(texts, time.perf_counter() - start, texts, audio.num_positions.tolist())
 
 
 # ---- many clips ----
@@ -73,13 +80,16 @@ def transcribe(
     batch_size: int = 8,
     max_new_tokens: int = MAX_NEW_TOKENS,
     label: str = "transcribing",
+    ctc: bool = False,
 ) -> Transcripts:
-    """Greedy transcripts by `generate`.
+    """Greedy transcripts by `generate`, or by the CTC head alone.
 
     Args: rows: one a clip, with `audio` (path) and `seconds`; label: stands before the progress bar.
     """
 
     def run(clips: list[str]) -> Transcripts:
+        if ctc:
+            return hear(model, processor, clips)
         return ask(model, processor, clips, ASR_QUESTION, max_new_tokens)
 
     return in_batches(run, rows, batch_size, label)
@@ -222,10 +232,12 @@ def run_evaluation(
     batch_size: int = 8,
     output: str | None = None,
     transcripts: str | None = None,
+    ctc: bool = False,
 ) -> dict[str, Scores]:
     """Score a checkpoint, or adapters on their backbones (the shipped ones unless told otherwise); print a table.
 
     Args:
+        ctc: whether to score the CTC head alone.
         with_baseline: whether to transcribe the same clips with the Whisper that the encoder comes from.
         output: JSON file for the scores. transcripts: JSON-lines file for the text of each clip.
     """
@@ -233,7 +245,7 @@ def run_evaluation(
     model, processor = load_checkpoint(checkpoint) if checkpoint else load_adapter(adapter or ADAPTER, encoder, llm)
     scores, lines = {}, []
     for name, rows in rows_of.items():
-        found = transcribe(model, processor, rows, batch_size, label=name)
+        found = transcribe(model, processor, rows, batch_size, label=name, ctc=ctc)
         baseline = whisper_baseline(resolve(encoder), rows, batch_size) if with_baseline else None
         scores[name] = score(rows, found, baseline)
         lines += transcript_lines(name, rows, found, baseline)
