@@ -42,6 +42,8 @@ OVERRULED = {
     "label_names": "the stage has its labels",
     "max_length": "nothing is ever cut",
     "remove_unused_columns": "the collator reads every column",
+    **dict.fromkeys(("assistant_only_loss", "completion_only_loss"), "the collator labels the answers"),
+    **dict.fromkeys(("dataset_text_field", "dataset_num_proc"), "the rows have columns of their own"),
     "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir`",
 }
 # Fields that change which weights there are or what they mean.
@@ -96,9 +98,10 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     values["output_dir"] = str(_at_home(values["output_dir"]))
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
-    ours = {name: _numbers(value) if isinstance(value, dict) else value for name, value in ours.items()}
+    for section, section_class in (("augment", Augmentation), ("model", SoundwaveConfig), ("lora", LoraConfig)):
+        ours[section] = _typed(ours.get(section, {}), section_class)
     recipe = RecipeArguments(**ours)
-    (arguments,) = HfArgumentParser(trainer_class).parse_dict(_numbers(values), allow_extra_keys=False)
+    (arguments,) = HfArgumentParser(trainer_class).parse_dict(_typed(values, trainer_class), allow_extra_keys=False)
     return recipe, arguments
 
 
@@ -131,17 +134,22 @@ def _refuse_unknown(given: dict, known: set[str], name: str, otherwise: str):
             raise ValueError(f"{name} has the key `{key}`, which nobody reads. {hint}")
 
 
-def _numbers(values: dict) -> dict:
-    """YAML reads `1e-4` as text."""
-    return {key: float(v) if isinstance(v, str) and _is_number(v) else v for key, v in values.items()}
+def _typed(values: dict, owner: type) -> dict:
+    """Values for the fields of a dataclass, numbers as numbers: YAML reads `1e-4` as text, and 1e3 steps are 1000."""
+    kinds = {f.name: str(f.type) for f in fields(owner)}
+    return {key: _as_number(key, value, kinds.get(key, "")) for key, value in values.items()}
 
 
-def _is_number(text: str) -> bool:
+def _as_number(key: str, value, kind: str):
+    if "str" in kind or not isinstance(value, str | float) or not ("int" in kind or "float" in kind):
+        return value
     try:
-        float(text)
+        number = float(value)
     except ValueError:
-        return False
-    return True
+        raise ValueError(f"`{key}` is {value!r}, and a number was expected.") from None
+    if "float" not in kind and not number.is_integer():
+        raise ValueError(f"`{key}` is {value!r}, and a whole number was expected.")
+    return number if "float" in kind else int(number)
 
 
 def _at_home(path: str) -> Path:
@@ -175,6 +183,8 @@ def _read_row(line: str, name: str) -> dict:
     missing = [key for key in ("audio", "text", "seconds") if not isinstance(row, dict) or key not in row]
     if missing:
         raise ValueError(f"{name} lacks {missing}: a row names its clip, the transcript and the length.")
+    if row.get("question") and not row.get("answer"):
+        raise ValueError(f"{name} has a `question` and no `answer`: give both, or neither for a transcript.")
     return row
 
 

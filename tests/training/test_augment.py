@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+from soundwave_hf.training.augment import Augmentation
+from tests.training.workspace import make_speech
+
+
+RATE = 16_000
+LONGEST = 30 * RATE
+FIELDS = ["speed", "noise", "narrow", "room", "spec_augment"]
+
+
+def changed(samples: np.ndarray, seed: int = 0, **shares) -> np.ndarray:
+    return Augmentation(**shares).change_samples(samples, RATE, LONGEST, np.random.default_rng(seed))
+
+
+def band_energy(samples: np.ndarray, low: float, high: float) -> float:
+    spectrum = np.abs(np.fft.rfft(samples)) ** 2
+    frequency = np.fft.rfftfreq(len(samples), 1 / RATE)
+    return float(spectrum[(frequency >= low) & (frequency < high)].sum())
+
+
+def test_zero_shares_leave_a_clip_bit_equal():
+    clip = 3 * make_speech(1.0, seed=1)  # a floating point file may go beyond 1
+    assert np.abs(clip).max() > 1
+    assert np.array_equal(changed(clip), clip)
+    assert np.array_equal(changed(clip, spec_augment=1.0), clip)
+
+
+def test_zero_shares_leave_features_bit_equal():
+    features = np.random.default_rng(0).standard_normal((16, 100)).astype(np.float32)
+    augmentation = Augmentation(speed=1, noise=1, narrow=1, room=1)
+    assert np.array_equal(augmentation.mask_features(features, np.random.default_rng(0)), features)
+
+
+@pytest.mark.parametrize("name", ["speed", "noise", "narrow", "room"])
+def test_each_share_changes_the_samples(name):
+    clip = make_speech(1.0, seed=1)
+    result = changed(clip, **{name: 1.0})
+    assert result.shape != clip.shape or np.abs(result - clip).max() > 0.01
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_share_outside_0_to_1_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"augmentation `{name}` is {value}; give a share of 0 to 1"):
+        Augmentation(**{name: value})
+
+
+@pytest.mark.parametrize("seconds", [0.04, 0.5, 2.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_change_at_once_stays_finite_and_within_full_scale(seconds, seed):
+    clip = make_speech(seconds, seed)
+    result = changed(clip, seed, speed=1.0, noise=1.0, narrow=1.0, room=1.0)
+    assert result.dtype == np.float32 and result.ndim == 1
+    assert np.isfinite(result).all() and np.abs(result).max() <= 1
+    assert np.abs(result).max() > 0
+    # Twice as fast at most, twice as slow at most.
+    assert 0.5 * len(clip) - 1 <= len(result) <= 2 * len(clip) + 1
+
+
+@pytest.mark.parametrize(
+    "clip", [np.zeros(8000), np.full(8000, 0.5), np.eye(1, 8000)[0]], ids=["silence", "dc", "click"]
+)
+def test_clips_without_speech_stay_finite(clip):
+    result = changed(clip.astype(np.float32), speed=0.2, noise=1.0, narrow=1.0, room=1.0)
+    assert np.isfinite(result).all()
+
+
+def test_speed_changes_the_length_by_its_share_at_most():
+    clip = make_speech(1.0, seed=1)
+    lengths = [len(changed(clip, seed, speed=0.1)) for seed in range(40)]
+    assert RATE / 1.1 - 1 <= min(lengths) < 0.95 * RATE
+    assert 1.05 * RATE < max(lengths) <= RATE * 1.1 + 1
+
+
+@pytest.mark.parametrize("num_samples", [LONGEST, LONGEST - 1, int(29.9 * RATE)])
+def test_no_clip_becomes_longer_than_30_seconds(num_samples):
+    clip = np.random.default_rng(0).uniform(-0.1, 0.1, num_samples).astype(np.float32)
+    for seed in range(3):
+        result = changed(clip, seed, speed=0.15, narrow=1.0)
+        assert len(result) <= LONGEST
+        assert len(result) >= num_samples / 1.15 - 1
+
+
+def test_noise_is_5_to_35_decibels_below_the_speech():
+    clip = make_speech(2.0, seed=1)
+    for seed in range(20):
+        result = changed(clip, seed, noise=1.0)
+        gain = result @ clip / (clip @ clip)
+        noise = result / gain - clip
+        decibels = 10 * np.log10(np.mean(clip**2) / np.mean(noise**2))
+        assert 4.5 < decibels < 35.5
+
+
+def test_a_narrow_band_has_nothing_above_7_kilohertz():
+    clip = np.random.default_rng(0).uniform(-0.1, 0.1, 2 * RATE).astype(np.float32)
+    for seed in range(10):
+        result = changed(clip, seed, narrow=1.0)
+        assert band_energy(result, 7100, 8000) < 1e-3 * band_energy(result, 100, 2800)
+        assert band_energy(result, 2000, 2800) > 0.5 * band_energy(result, 1000, 1800)
+
+
+def test_a_share_is_the_share_of_clips():
+    clip = make_speech(0.2, seed=1)
+    # The gain is drawn for every clip, noise for a quarter of them: what is no multiple of the clip has noise.
+    noisy = 0
+    for seed in range(200):
+        result = changed(clip, seed, noise=0.25)
+        noisy += np.abs(result - (result @ clip / (clip @ clip)) * clip).max() > 1e-4
+    assert 30 <= noisy <= 70
+
+
+def test_masks_are_two_bands_and_short_spans_of_the_mean():
+    features = np.random.default_rng(0).standard_normal((80, 400)).astype(np.float32)
+    mean = features.mean()
+    for seed in range(20):
+        masked = Augmentation(spec_augment=1.0).mask_features(features.copy(), np.random.default_rng(seed))
+        hidden = masked != features
+        bins, frames = hidden.all(axis=1).sum(), hidden.all(axis=0).sum()
+        assert bins <= 2 * 15 and frames <= 3 * 14
+        rest = hidden[~hidden.all(axis=1)][:, ~hidden.all(axis=0)]
+        assert not rest.any()
+        np.testing.assert_allclose(masked[hidden], mean, atol=0.02)
+
+
+def test_masking_leaves_its_argument_alone():
+    features = np.random.default_rng(0).standard_normal((80, 400)).astype(np.float32)
+    kept = features.copy()
+    masked = [Augmentation(spec_augment=1.0).mask_features(features, np.random.default_rng(s)) for s in range(3)]
+    assert any(not np.array_equal(each, kept) for each in masked)
+    assert np.array_equal(features, kept)
+
+
+@pytest.mark.parametrize("shape", [(80, 1), (80, 4), (16, 10), (5, 5)])
+def test_features_of_any_size_can_be_masked(shape):
+    features = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for seed in range(10):
+        assert Augmentation(spec_augment=1.0).mask_features(features, np.random.default_rng(seed)).shape == shape

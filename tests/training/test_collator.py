@@ -1,0 +1,195 @@
+import json
+
+import pytest
+import soundfile
+import torch
+
+from soundwave_hf.processing.processing_soundwave import SYSTEM_PROMPT
+from soundwave_hf.training.augment import Augmentation
+from soundwave_hf.training.collator import SoundwaveCollator, ctc_text
+from tests.training.workspace import EVERY_AUGMENTATION, MEL_BINS
+
+
+AUDIO, EOS, PAD = 259, 256, 257  # 256 bytes, <|im_end|>, <|endoftext|>, <|im_start|>, <|audio|>
+BOTH = ("ce", "ctc")
+
+
+@pytest.fixture(scope="module")
+def processor(workspace):
+    return workspace.processor()
+
+
+@pytest.fixture
+def collator(workspace, processor):
+    """Collators of the given losses over the workspace's clips."""
+
+    def make(losses: tuple[str, ...] = BOTH, **options) -> SoundwaveCollator:
+        return SoundwaveCollator(processor, workspace.data, losses, **options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def rows(workspace) -> list[dict]:
+    lines = (workspace.data / "instruct.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"row": index} for index, line in enumerate(lines)]
+
+
+def prompt(user: str) -> str:
+    return (
+        f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Login incorrect.", " login incorrect"),
+        ("HELLO, World!", " hello world"),
+        ("It's five o'clock", " it's five o'clock"),
+        ("Don’t", " don't"),
+        ("'Tis 'quoted'; dogs' tails", " tis quoted dogs tails"),
+        ("Dial 911 at 7:30", " dial 911 at 7 30"),
+        ("e-mail snake_case", " e mail snake case"),
+        ("3.5 %", " 3 5"),
+        ("École d'été", " école d'été"),
+        ("  many \n spaces\t", " many spaces"),
+        ("你好 world", " 你好 world"),
+        ("?!...", ""),
+        ("", ""),
+    ],
+)
+def test_ctc_learns_one_spelling_a_word(text, expected):
+    assert ctc_text(text) == expected
+
+
+def test_each_stage_gets_the_inputs_of_its_losses(collator, rows):
+    features, text = {"input_features", "input_features_mask"}, {"input_ids", "attention_mask", "labels"}
+    assert collator(("ctc",))(rows[:2]).keys() == features | {"ctc_labels"}
+    assert collator(("ce",))(rows[:2]).keys() == features | text
+    assert collator(BOTH)(rows[:2]).keys() == features | text | {"ctc_labels"}
+
+
+def test_ctc_labels_are_the_tokens_of_the_ctc_text(collator, processor):
+    rows = [{"audio": "clips/0.wav", "text": "It's 5!", "row": 0}, {"audio": "clips/1.wav", "text": "No.", "row": 1}]
+    labels = collator(("ctc",))(rows)["ctc_labels"]
+    assert labels.shape == (2, 7)
+    assert processor.decode(labels[0]) == " it's 5"
+    assert processor.decode(labels[1, :3]) == " no"
+    assert labels[1, 3:].tolist() == [-100] * 4
+
+
+@pytest.mark.parametrize(
+    ("extra", "user", "answer"),
+    [
+        ({}, "<|audio|>What does the person say?", "Yes."),
+        ({"question": None, "answer": None}, "<|audio|>What does the person say?", "Yes."),
+        ({"question": "Who speaks?", "answer": "A man."}, "<|audio|>Who speaks?", "A man."),
+        ({"question": "", "answer": "I am well."}, "<|audio|>", "I am well."),
+        ({"question": None, "answer": "I am well."}, "<|audio|>", "I am well."),
+    ],
+    ids=["transcript", "transcript, empty columns", "question", "spoken question", "spoken question, no column"],
+)
+def test_a_row_is_the_llms_template_and_then_answer_and_end(collator, processor, extra, user, answer):
+    batch = collator(("ce",))([{"audio": "clips/0.wav", "text": "Yes.", "row": 0, **extra}])
+    (ids,), (labels,) = batch["input_ids"], batch["labels"]
+    assert processor.tokenizer.decode(ids) == prompt(user) + answer + "<|im_end|>"
+    assert ids.tolist().count(AUDIO) == 1
+    length = len(answer) + 1
+    assert processor.tokenizer.decode(labels[-length:]) == answer + "<|im_end|>"
+    assert labels[-1] == EOS
+    assert labels[:-length].tolist() == [-100] * (len(ids) - length)
+    assert batch["attention_mask"].tolist() == [[1] * len(ids)]
+
+
+def test_prompts_are_those_of_the_processor_at_generation(collator, processor, workspace):
+    row = {"audio": "clips/0.wav", "text": "Yes.", "row": 0}
+    batch = collator(("ce",))([row])
+    asked = processor.apply_transcription_request(str(workspace.data / row["audio"]))
+    length = asked["input_ids"].shape[1]
+    assert torch.equal(batch["input_ids"][:, :length], asked["input_ids"])
+    assert (batch["labels"][:, :length] == -100).all() and (batch["labels"][:, length:] != -100).all()
+
+
+def test_padding_is_on_the_right_and_is_nothing_to_learn(collator, rows):
+    batch = collator()(rows)
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
+    lengths = batch["attention_mask"].sum(dim=1)
+    assert len(set(lengths.tolist())) > 1
+    for ids, labels, mask, length in zip(
+        batch["input_ids"], batch["labels"], batch["attention_mask"], lengths, strict=True
+    ):
+        assert mask[:length].all() and not mask[length:].any()
+        assert (ids[length:] == PAD).all() and (labels[length:] == -100).all()
+        assert ids[length - 1] == labels[length - 1] == EOS
+        learnt = labels != -100
+        assert torch.equal(ids[learnt], labels[learnt])
+
+
+def test_ids_stay_inside_the_vocabulary(collator, processor):
+    rows = [
+        {"audio": "clips/0.wav", "text": text, "row": index}
+        for index, text in enumerate(["plain", "Émile 你好 \U0001f600", "\x00 control", "?!"])
+    ]
+    batch = collator()(rows)
+    for name in ("input_ids", "labels", "ctc_labels"):
+        ids = batch[name][batch[name] != -100]
+        assert ids.min() >= 0 and ids.max() < len(processor.tokenizer)
+    assert (batch["ctc_labels"] != AUDIO).all()
+
+
+def test_features_without_augmentation_are_the_processors(collator, processor, workspace, rows):
+    batch = collator(seed=5, epoch=2)(rows)
+    paths = [str(workspace.data / row["audio"]) for row in rows]
+    expected = processor(text=["<|audio|>"] * len(rows), audio=paths)
+    assert batch["input_features"].shape[1] == MEL_BINS
+    assert torch.equal(batch["input_features"], expected["input_features"])
+    assert torch.equal(batch["input_features_mask"], expected["input_features_mask"])
+
+
+def test_augmentation_follows_from_seed_epoch_and_row(collator, rows):
+    augmentation = Augmentation(**EVERY_AUGMENTATION | {"noise": 1.0})
+
+    def features(row: dict, seed: int = 1, epoch: int = 0) -> torch.Tensor:
+        return collator(("ctc",), augmentation=augmentation, seed=seed, epoch=epoch)([row])["input_features"]
+
+    first = features(rows[0])
+    torch.manual_seed(99)
+    assert torch.equal(features(rows[0]), first)
+    for other in (features(rows[0], seed=2), features(rows[0], epoch=1), features(rows[0] | {"row": 77})):
+        assert other.shape != first.shape or not torch.equal(other, first)
+
+
+def test_augmentation_does_not_depend_on_the_rest_of_the_batch(collator, rows):
+    make = collator(("ctc",), augmentation=Augmentation(**EVERY_AUGMENTATION), seed=1)
+    together = make(rows[:4])
+    for index, row in enumerate(rows[:4]):
+        alone = make([row])["input_features"][0]
+        assert together["input_features_mask"][index].sum() == alone.shape[1]
+        assert torch.equal(together["input_features"][index, :, : alone.shape[1]], alone)
+
+
+def test_masked_features_stay_inside_the_clip(collator, rows):
+    batch = collator(("ctc",), augmentation=Augmentation(spec_augment=1.0))(rows)
+    for features, mask in zip(batch["input_features"], batch["input_features_mask"], strict=True):
+        assert (features[:, mask.sum() :] == 0).all()
+
+
+def test_an_augmented_clip_of_30_seconds_is_taken(processor, tmp_path):
+    soundfile.write(tmp_path / "long.wav", 0.1 * torch.randn(30 * 16_000).numpy(), 16_000)
+    augmentation = Augmentation(speed=0.15, narrow=1.0)
+    for epoch in range(3):
+        collator = SoundwaveCollator(processor, tmp_path, ("ctc",), augmentation, epoch=epoch)
+        batch = collator([{"audio": "long.wav", "text": "x", "row": 0}])
+        assert batch["input_features"].shape[2] <= 3000
+
+
+def test_a_clip_longer_than_30_seconds_is_named(processor, tmp_path):
+    soundfile.write(tmp_path / "long.wav", torch.zeros(31 * 16_000).numpy(), 16_000)
+    with pytest.raises(ValueError, match=r"long.wav\) lasts 31 s; the encoder takes at most 30 s"):
+        SoundwaveCollator(processor, tmp_path, ("ctc",))([{"audio": "long.wav", "text": "x", "row": 0}])
+
+
+def test_a_missing_clip_is_named(collator):
+    with pytest.raises(FileNotFoundError, match="absent.wav"):
+        collator()([{"audio": "clips/absent.wav", "text": "x", "row": 0}])

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from soundwave_hf import SoundwaveForConditionalGeneration
+from soundwave_hf.training.export import WEIGHTS, export_adapter
+
+
+@pytest.mark.parametrize("stage", ["shrink", "instruct"])
+def test_an_exported_run_is_its_weights_in_half_precision(chain, tmp_path, stage):
+    folder = export_adapter(chain[stage].folder, tmp_path / "shipped")
+    assert {path.name for path in folder.iterdir()} == {WEIGHTS, "adapter_config.json", "config.json"}
+    trained = load_file(chain[stage].folder / WEIGHTS)
+    shipped = load_file(folder / WEIGHTS)
+    assert shipped.keys() == trained.keys()
+    for name, weight in shipped.items():
+        assert weight.dtype == torch.float16
+        assert torch.equal(weight, trained[name].half())
+
+
+@torch.no_grad()
+def test_an_exported_run_loads_and_is_near_the_run(workspace, chain, tmp_path):
+    export_adapter(chain["shrink"].folder, tmp_path / "shipped")
+    run, shipped = (
+        SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm, adapter=str(folder))
+        for folder in (chain["shrink"].folder, tmp_path / "shipped")
+    )
+    weights = dict(shipped.named_parameters())
+    for name, parameter in run.named_parameters():
+        assert weights[name].dtype == torch.float32
+        torch.testing.assert_close(weights[name], parameter, rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_of_stage_one_is_not_exported(chain, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"lacks \['adapter_model.safetensors', 'adapter_config.json'\]"):
+        export_adapter(chain["align"].folder, tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()
+
+
+@pytest.mark.parametrize("value", [1e6, float("nan")])
+def test_a_weight_without_a_finite_half_is_refused(chain, tmp_path, value):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("adapter_config.json", "config.json"):
+        (run / name).write_text("{}")
+    save_file({"layer.weight": torch.tensor([1.0, value])}, run / WEIGHTS)
+    with pytest.raises(ValueError, match="`layer.weight` in .*run` has no finite float16 value"):
+        export_adapter(run, tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()

@@ -1,0 +1,239 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from soundwave_hf import cli
+from soundwave_hf.data.backbones import PYPI_BACKBONES
+from soundwave_hf.training.augment import Augmentation
+from soundwave_hf.training.run import read_recipe, read_rows, run_recipe
+from tests.training.workspace import write_manifest
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ROW = {"audio": "clips/0.wav", "text": "Yes.", "seconds": 1.0, "source": "a"}
+
+
+@pytest.fixture
+def write(workspace, tmp_path):
+    """Writes a recipe of the given stage and changes; a change to `None` leaves its key out."""
+
+    def make(stage: str = "align", **changes) -> Path:
+        recipe = workspace.recipe(stage, tmp_path / "out") | changes
+        recipe = {key: value for key, value in recipe.items() if value is not None}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "start"),
+    [("1_align", "align", None), ("2_shrink", "shrink", "1_align"), ("3_instruct", "instruct", "2_shrink")],
+)
+def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    recipe, arguments = read_recipe(RECIPES / f"{name}.yaml")
+    assert recipe.stage == stage
+    assert {recipe.encoder, recipe.llm} == set(PYPI_BACKBONES)
+    assert recipe.start_from == (start and f"runs/{start}")
+    assert arguments.output_dir == str(tmp_path / "runs" / name)
+    assert isinstance(arguments, SFTConfig) == (stage == "instruct")
+    assert isinstance(arguments, TrainingArguments)
+    assert 0 < arguments.learning_rate < 0.1
+    assert arguments.train_sampling_strategy == "group_by_length"
+    Augmentation(**recipe.augment)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path):
+    assert path.read_text().splitlines()[0] == f"# soundwave-hf train recipes/{path.name}"
+
+
+def test_there_are_three_shipped_recipes():
+    assert len(list(RECIPES.glob("*.yaml"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "algin"}, "`stage` is 'algin'; it must be one of align, shrink, instruct"),
+        ({"stage": None}, r"lacks \['stage'\]: a recipe needs them"),
+        ({"llm": None, "data": None}, r"lacks \['llm', 'data'\]"),
+        ({"learning_rat": 1e-3}, "has the key `learning_rat`, which nobody reads. Did you mean `learning_rate`?"),
+        ({"agument": {"speed": 0.1}}, "has the key `agument`, which nobody reads. Did you mean `augment`?"),
+        ({"zzzz": 1}, "has the key `zzzz`, which nobody reads. See the fields of TrainingArguments"),
+        ({"packing": True}, "has the key `packing`, which nobody reads"),  # TRL's, for stage III alone
+        ({"augment": {"sped": 0.1}}, "`augment` of .* has the key `sped`, .* Did you mean `speed`?"),
+        ({"augment": {"speed": 1.5}}, "augmentation `speed` is 1.5; give a share of 0 to 1"),
+        ({"stage": "shrink", "lora": {"lora_alfa": 1}}, "`lora` of .* the key `lora_alfa`, .* you mean `lora_alpha`?"),
+        (
+            {"stage": "shrink", "lora": {"target_modules": "all"}},
+            "`lora` of .* the key `target_modules`, which nobody",
+        ),
+        ({"model": {"lok_back": "all"}}, "`model` of .* has the key `lok_back`, .* Did you mean `look_back`?"),
+        ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which nobody reads. Its keys are"),
+        ({"augment": 0.1}, "`augment` of .* is 0.1; give `key: value` pairs"),
+        ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
+        ({"repeat": {"s0": 2, "absent": 3}}, r"`repeat` names \['absent'\], and no row of .* has that source"),
+        ({"learning_rate": "fast"}, "`learning_rate` is 'fast', and a number was expected"),
+        ({"max_steps": "1.5"}, "`max_steps` is '1.5', and a whole number was expected"),
+        ({"augment": {"speed": "some"}}, "`speed` is 'some', and a number was expected"),
+        ({"dataloader_persistent_workers": True}, "sets `dataloader_persistent_workers`, which a recipe cannot"),
+        ({"resume_from_checkpoint": "x"}, "sets `resume_from_checkpoint`, which a recipe cannot: a run goes on from"),
+        ({"stage": "instruct", "start_from": "x", "max_length": 99}, "sets `max_length`, .*: nothing is ever cut"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_refused_and_nothing_is_written(write, tmp_path, changes, message):
+    stage = changes.get("stage") or "align"
+    with pytest.raises(ValueError, match=message):
+        run_recipe(write(**{"stage": stage, **changes}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere.jsonl"}, "There is no data manifest `.*nowhere.jsonl`: `soundwave-hf data` builds"),
+        ({"encoder": "no/encoder"}, "No backbone `no/encoder`"),
+        ({"llm": "no/llm"}, "No backbone `no/llm`"),
+        ({"stage": "shrink", "start_from": "no_run"}, "`.*no_run` has no config.json: give a folder that"),
+    ],
+)
+def test_what_is_not_there_is_named_and_nothing_is_written(write, tmp_path, changes, message):
+    stage = changes.get("stage", "align")
+    with pytest.raises(FileNotFoundError, match=message):
+        run_recipe(write(**{"stage": stage, **changes}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_recipe_is_named():
+    with pytest.raises(FileNotFoundError, match="There is no recipe `nowhere.yaml`; the repository's own are in"):
+        read_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no `key: value` lines"),
+        ("- stage: align", "holds no `key: value` lines"),
+        ("stage: [align", "recipe.yaml` cannot be read as YAML"),
+        ("stage: align\naugment:\n", "`augment` of .* is None; give `key: value` pairs, or leave it out"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(path)
+
+
+def test_overrides_replace_values_and_nested_ones(write):
+    path = write("shrink", augment={"speed": 0.3, "noise": 0.2})
+    overrides = {"augment.speed": "0.1", "augment.room": "1e-1", "lora.r": "7", "max_steps": "9", "seed": "3"}
+    recipe, arguments = read_recipe(path, overrides | {"learning_rate": "1e-4", "report_to": "none"})
+    assert recipe.augment == {"speed": 0.1, "noise": 0.2, "room": 0.1}
+    assert recipe.lora["r"] == 7
+    assert (arguments.max_steps, arguments.seed, arguments.learning_rate) == (9, 3, 1e-4)
+
+
+def test_numbers_in_scientific_notation_are_numbers(write):
+    # YAML reads 1e3 as text.
+    path = write("shrink", max_steps="1e3", learning_rate="5e-4", lora={"r": "1e1", "lora_dropout": "1e-1"})
+    recipe, arguments = read_recipe(path)
+    assert (arguments.max_steps, arguments.learning_rate) == (1000, 5e-4)
+    assert isinstance(arguments.max_steps, int)
+    assert recipe.lora == {"r": 10, "lora_dropout": 0.1}
+    assert isinstance(recipe.lora["r"], int)
+
+
+def test_an_override_may_begin_a_section(write):
+    recipe, _ = read_recipe(write(), {"augment.speed": "0.1", "repeat.s0": "2", "model.ctc_loss_weight": "5e-1"})
+    assert (recipe.augment, recipe.repeat, recipe.model) == ({"speed": 0.1}, {"s0": 2}, {"ctc_loss_weight": 0.5})
+
+
+def test_an_override_may_replace_a_whole_section(write):
+    recipe, _ = read_recipe(write(augment={"speed": 0.3}), {"augment": "{noise: 0.5}"})
+    assert recipe.augment == {"noise": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"augment.sped": "0.1"}, "`augment` of .* has the key `sped`, .* Did you mean `speed`?"),
+        ({"seed.x": "1"}, "`--seed.x` arrived and `seed` is 4, one value: give `--seed VALUE`"),
+        ({"max_step": "1"}, "has the key `max_step`, .* Did you mean `max_steps`?"),
+        ({"augment": "{speed: 0.1"}, "`--augment` cannot be read as YAML"),
+    ],
+)
+def test_a_mistake_in_an_override_is_refused(write, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(write(seed=4), overrides)
+
+
+def test_relative_places_begin_at_home(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path / "home"))
+    assert read_recipe(write(output_dir="runs/x"))[1].output_dir == str(tmp_path / "home" / "runs" / "x")
+    assert read_recipe(write(output_dir="./x"))[1].output_dir == "x"
+    assert read_recipe(write(output_dir=str(tmp_path)))[1].output_dir == str(tmp_path)
+
+
+# ---- manifests ----
+
+
+def test_rows_of_a_source_are_repeated_and_told_apart(tmp_path):
+    rows = [ROW | {"text": "one"}, ROW | {"text": "two", "source": "b"}, ROW | {"text": "three"}]
+    found = read_rows(write_manifest(tmp_path / "rows.jsonl", rows), {"a": 2})
+    assert found["text"] == ["one", "one", "two", "three", "three"]
+    assert found["row"] == [0, 1, 2, 3, 4]
+
+
+def test_rows_need_no_source_unless_it_is_repeated(tmp_path):
+    row = {"audio": "a.wav", "text": "Yes.", "seconds": 1.0}
+    path = write_manifest(tmp_path / "rows.jsonl", [row])
+    assert len(read_rows(path, {})) == 1
+    with pytest.raises(ValueError, match=r"`repeat` names \['a'\]"):
+        read_rows(path, {"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "rows.jsonl` is empty: it needs one JSON object a line"),
+        ('{"audio": "a.wav", "text": "x", "seconds": 1}\n{"audio": ', "line 2 of .*rows.jsonl` is no JSON"),
+        ('{"audio": "a.wav"}\n', r"line 1 of .*rows.jsonl` lacks \['text', 'seconds'\]"),
+        (
+            '{"audio": "a.wav", "text": "x", "seconds": 1, "question": "Who?"}\n',
+            "line 1 of .*rows.jsonl` has a `question` and no `answer`: give both",
+        ),
+        ('["a.wav", "x"]\n', r"line 1 of .*rows.jsonl` lacks \['audio', 'text', 'seconds'\]"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_names_the_line(tmp_path, text, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_rows(path, {})
+
+
+# ---- from the command line ----
+
+
+def test_the_command_trains_a_recipe(write, tmp_path, capsys):
+    assert cli.main(["train", str(write()), "--max_steps", "1", "--augment.speed=0.1"]) == 0
+    assert (tmp_path / "out" / "trained.safetensors").is_file()
+    assert "Stage align: 0.00 M parameters on ctc, 12 clips (0.0 h), 4 a step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": {"look_back": "al"}}, {"model": {"lok_back": "all"}}, {"augment": {"sped": 1}}, {"data": "no"}],
+)
+def test_the_command_answers_a_mistake_without_a_traceback(write, tmp_path, capsys, changes):
+    assert cli.main(["train", str(write(**changes))]) == 2
+    printed = capsys.readouterr().err
+    assert "soundwave-hf train: " in printed and "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
