@@ -31,7 +31,8 @@ train: $(VENV)/data.stamp $(VENV)/demo.stamp
 	$(RUN)/soundwave-hf train recipes/1_align.yaml
 	$(RUN)/soundwave-hf train recipes/2_shrink.yaml
 	$(RUN)/soundwave-hf train recipes/3_instruct.yaml
-	$(RUN)/soundwave-hf evaluate --baseline --adapter "$(TRAINED)" --output "$(TRAINED)/evaluation.json"
+	$(RUN)/soundwave-hf export "$(TRAINED)" weights/soundwave-small
+	$(RUN)/soundwave-hf evaluate --baseline --output weights/soundwave-small/evaluation.json
 
 check: $(VENV)/test.stamp
 	$(RUN)/ruff check .
@@ -41,10 +42,11 @@ clean:
 	rm -rf $(VENV)
 
 # One stamp an extra: what it installs is named in pyproject.toml, the versions in constraints.txt.
-$(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 
-$(VENV)/bin/python:
+# pip is the last thing to come into a virtual environment: one without it was left half made.
+$(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"{sys.executable} is Python {v[0]}.{v[1]} and transformers 5.23 needs 3.11 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) could not make a virtual environment with pip in $(VENV), and what it had made is removed. Install its venv and ensurepip modules (Debian and Ubuntu: apt-get install python3-venv), or name a Python that has them: make PYTHON=python3.12 ..." >&2; exit 1; }

@@ -1,7 +1,7 @@
 """`soundwave-hf export RUN DST`: what a run trained, in half precision, as a folder to ship."""
 
+import json
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -27,12 +27,21 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
     destination.mkdir(parents=True, exist_ok=True)
     for name in needed[1:]:
-        shutil.copyfile(run / name, destination / name)
+        config = _without_places(json.loads((run / name).read_text(encoding="utf-8")))
+        (destination / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     part = destination / f".{WEIGHTS}.part"
     save_file(weights, part, metadata={"format": "pt"})
     part.replace(destination / WEIGHTS)
     print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination
+
+
+def _without_places(config):
+    """A config without the folders of the machine that made it."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if not (isinstance(value, str) and os.path.isabs(value))}
+        return {key: _without_places(value) for key, value in kept.items() if key != "_model_name_or_path"}
+    return config
 
 
 __all__ = ["export_adapter"]

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone, soundwave_home
-from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter
+from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, refuse_other_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from ..processing.processing_soundwave import SoundwaveProcessor
@@ -46,8 +46,6 @@ OVERRULED = {
     **dict.fromkeys(("dataset_text_field", "dataset_num_proc"), "the rows have columns of their own"),
     "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir`",
 }
-# Fields that change which weights there are or what they mean.
-FIXED_BY_WEIGHTS = ("compat", "stack_factor", "alignment_attention", "tie_ctc_head", "adapter_heads")
 
 
 @dataclass
@@ -225,12 +223,7 @@ def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_
     if recipe.lora and (has_lora or not stage.has_llm):
         reason = f"`{recipe.start_from}` holds a LoRA already" if has_lora else "the stage has no LLM"
         raise ValueError(f"`lora` is given, and {reason}: leave it out.")
-    for name in set(FIXED_BY_WEIGHTS) & set(recipe.model) & set(start_fields):
-        if recipe.model[name] != start_fields[name]:
-            raise ValueError(
-                f"`model` sets `{name}` to {recipe.model[name]!r}, and `{recipe.start_from}` was trained with "
-                f"{start_fields[name]!r}: leave it out, or start from another folder."
-            )
+    refuse_other_fields(recipe.model, start_fields, str(recipe.start_from))
 
 
 def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> str:

@@ -47,3 +47,9 @@ def test_a_weight_without_a_finite_half_is_refused(chain, tmp_path, value):
     with pytest.raises(ValueError, match="`layer.weight` in .*run` has no finite float16 value"):
         export_adapter(run, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
+
+
+def test_no_folder_of_the_machine_is_shipped(chain, tmp_path):
+    folder = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
+    for name in ("config.json", "adapter_config.json"):
+        assert str(tmp_path.parent.parent) not in (folder / name).read_text()
