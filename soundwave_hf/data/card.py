@@ -1,8 +1,9 @@
 """The data card: what the built manifests hold, counted from the files themselves."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
+
+from .manifest import read_rows
 
 
 MANIFESTS = {
@@ -45,7 +46,7 @@ def data_card(folder: Path) -> str:
     """Markdown text: sources with licences, then clips and hours of each manifest by source and voice."""
     parts = ["# Data of the small Soundwave model\n", "Made by `soundwave_hf.data.build`.\n", SOURCES]
     for name, meaning in MANIFESTS.items():
-        rows = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        rows = read_rows(folder / name)
         hours = sum(line["seconds"] for line in rows) / 3600
         parts.append(f"## {name}: {meaning}\n\n{len(rows)} rows, {hours:.2f} hours\n")
         parts.append("| source | voice | rows | hours |\n|---|---|---|---|")

@@ -11,6 +11,7 @@ import soundfile
 
 from .backbones import resolve_backbone
 from .debian import debian_root
+from .manifest import read_rows, write_rows
 from .sentences import normalized, spell_numbers
 from .voices import SAMPLING_RATE, clip_seconds, write_clip
 
@@ -179,7 +180,7 @@ def pseudo_rows(folder: Path) -> list[dict]:
     """
     kept = folder / "pseudo.jsonl"
     if kept.is_file():
-        return [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+        return read_rows(kept)
     from tqdm import tqdm
 
     names = [name for name in all_prompt_names() if split_remainder(name) == TRAINING]
@@ -193,7 +194,7 @@ def pseudo_rows(folder: Path) -> list[dict]:
         text, loss = listener.transcribe(soundfile.read(path, dtype="float32")[0])
         if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and normalized(text) not in held_out_texts():
             rows.append(row(path, spoken_prompt(text), seconds, voice="allison", source="human-pseudo", folder=folder))
-    kept.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows), encoding="utf-8")
+    write_rows(kept, rows)
     return rows
 
 

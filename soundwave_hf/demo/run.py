@@ -1,12 +1,13 @@
 """The demo: the shipped weights transcribe human speech they never heard, then answer questions about speech."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..evaluation.evaluate import Transcripts, ask, read_clips, read_set
 from ..evaluation.metrics import positions_per_second, word_error_rate
-from ..evaluation.shipped import ENCODER, EXAMPLES, LLM, load_adapter
+from ..evaluation.shipped import ENCODER, EXAMPLES, LLM, load_adapter, load_processor
 from ..processing.processing_soundwave import ASR_QUESTION
 
 
@@ -18,7 +19,7 @@ def run_demo(audio_paths: Sequence[str] = ()):
 
     Raises: FileNotFoundError where a given file is missing, ValueError where it holds no usable audio.
     """
-    given = [file_row(path) for path in audio_paths]
+    given = file_rows(audio_paths)
     model, processor = load_shipped()
     for row in given:
         show_transcript(model, processor, row)
@@ -33,19 +34,33 @@ def run_demo(audio_paths: Sequence[str] = ()):
         show_answer(model, processor, clip, question="")
 
 
-def file_row(path: str) -> dict:
-    """The row of a user's own audio file: its length, and no text to compare with."""
-    import soundfile
+def file_rows(paths: Sequence[str]) -> list[dict]:
+    """Rows of a user's own audio files, read and checked before any model is loaded: length, no text to compare with.
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no audio file `{path}`.")
-    try:
-        seconds = soundfile.info(path).duration
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"`{path}` is no audio file that can be read ({error}): give WAV, FLAC, MP3 or OGG."
-        ) from error
-    return {"audio": path, "seconds": seconds}
+    Raises: FileNotFoundError where a file is missing, ValueError where it holds no clip that the model can take.
+    """
+    for path in paths:  # before the download of the backbones, without which nothing reads a clip
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no audio file `{path}`.")
+    return check_files(load_processor(), paths) if paths else []
+
+
+def check_files(processor, paths: Sequence[str]) -> list[dict]:
+    """Rows of audio files that the processor takes.
+
+    Raises: ValueError with its reason and the command that makes a file it takes.
+    """
+    rows = []
+    for path in paths:
+        try:
+            (samples,) = processor.load_clips([path])
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\nThe demo takes files of one mono clip, at most 30 s long. This makes one: "
+                f"`ffmpeg -i {shlex.quote(path)} -ac 1 -ar 16000 -t 30 OUTPUT.wav`."
+            ) from error
+        rows.append({"audio": path, "seconds": len(samples) / processor.feature_extractor.sampling_rate})
+    return rows
 
 
 def load_shipped():

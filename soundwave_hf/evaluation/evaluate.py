@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..data.backbones import resolve_backbone
 from ..processing.processing_soundwave import ASR_QUESTION
 from .metrics import collapse_ctc, positions_per_second, word_error_rate
 from .shipped import ADAPTER, ENCODER, EXAMPLES, LLM, load_adapter, load_checkpoint
@@ -155,7 +156,8 @@ def read_set(name: str) -> list[dict]:
         raise ValueError(f"There is no set `{name}`: choose from {', '.join(SETS)}.")
     if name == "librivox":
         return read_clips(EXAMPLES / "librivox")
-    from ..data.build import demo_data_folder, read_rows
+    from ..data.build import demo_data_folder
+    from ..data.manifest import read_rows
 
     folder = demo_data_folder()
     # The human manifest lists the audiobook clips too, which are a set of their own here.
@@ -246,7 +248,7 @@ def run_evaluation(
     scores, lines = {}, []
     for name, rows in rows_of.items():
         found = transcribe(model, processor, rows, batch_size, label=name, ctc=ctc)
-        baseline = whisper_baseline(resolve(encoder), rows, batch_size) if with_baseline else None
+        baseline = whisper_baseline(resolve_backbone(encoder), rows, batch_size) if with_baseline else None
         scores[name] = score(rows, found, baseline)
         lines += transcript_lines(name, rows, found, baseline)
     print(score_table(scores))
@@ -259,12 +261,6 @@ def run_evaluation(
     if transcripts:
         write_text(transcripts, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return scores
-
-
-def resolve(name: str) -> str:
-    from ..data.backbones import resolve_backbone
-
-    return resolve_backbone(name)
 
 
 def transcript_lines(name: str, rows: Sequence[dict], found: Transcripts, baseline: Transcripts | None) -> list[dict]:

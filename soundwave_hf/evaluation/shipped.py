@@ -17,8 +17,16 @@ def load_checkpoint(folder: str):
     return AutoModelForMultimodalLM.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
+def load_processor(encoder: str = ENCODER, llm: str = LLM):
+    """The processor of two backbones, found or fetched."""
+    from ..data.backbones import resolve_backbone
+    from ..processing.processing_soundwave import SoundwaveProcessor
+
+    return SoundwaveProcessor.from_backbones(resolve_backbone(encoder), resolve_backbone(llm))
+
+
 def load_adapter(folder: str | Path = ADAPTER, encoder: str = ENCODER, llm: str = LLM):
-    """Backbones, found or fetched, with trained adapters merged in -> model in eval mode, processor.
+    """Backbones, found or fetched, with trained adapters merged in -> model in eval mode (float32), processor.
 
     Raises: FileNotFoundError where the folder or a backbone is missing.
     """
@@ -27,10 +35,14 @@ def load_adapter(folder: str | Path = ADAPTER, encoder: str = ENCODER, llm: str 
             f"There is no folder `{folder}` with trained adapters. The shipped ones are in `weights/` of a checkout "
             "of this repository; `make train` makes them."
         )
+    import torch
+
     from ..data.backbones import resolve_backbone
     from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration
-    from ..processing.processing_soundwave import SoundwaveProcessor
 
     encoder_folder, llm_folder = resolve_backbone(encoder), resolve_backbone(llm)
-    model = SoundwaveForConditionalGeneration.from_backbones(encoder_folder, llm_folder, adapter=str(folder))
-    return model.eval(), SoundwaveProcessor.from_backbones(encoder_folder, llm_folder)
+    # The hub's LLM is in bfloat16, the one from PyPI in float32: LoRA merged into the first would be rounded.
+    model = SoundwaveForConditionalGeneration.from_backbones(
+        encoder_folder, llm_folder, adapter=str(folder), dtype=torch.float32
+    )
+    return model.eval(), load_processor(encoder_folder, llm_folder)

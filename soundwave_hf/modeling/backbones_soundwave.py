@@ -14,6 +14,9 @@ from .configuration_soundwave import SoundwaveConfig
 
 AUDIO_TOKEN = "<|audio|>"
 TRAINED_FILE = "trained.safetensors"  # Stage I: the parameters that trained, named as in `SoundwaveModel`
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: adapters and LoRA, as PEFT has them
+# Fields that change which weights there are or what they mean.
+FIXED_BY_WEIGHTS = ("compat", "stack_factor", "alignment_attention", "tie_ctc_head", "adapter_heads")
 
 
 def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, int]:
@@ -71,11 +74,9 @@ def read_input_embeddings(llm: str) -> torch.Tensor:
 def adapter_fields(adapter: str, encoder: str, llm: str) -> dict:
     """The `SoundwaveConfig` fields trained adapters need, once their widths are found to be those of the backbones.
 
-    Raises: `ValueError` where widths differ, `FileNotFoundError` where the folder holds no `config.json`.
+    Raises: `ValueError` where widths differ, `FileNotFoundError` where the folder lacks a file.
     """
-    path = os.path.join(adapter, "config.json")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"`{adapter}` has no config.json: give a folder that `soundwave-hf train` wrote.")
+    _check_files(adapter)
     config = SoundwaveConfig.from_pretrained(adapter)
     expected = (config.audio_config.d_model, config.text_config.hidden_size)
     found = (AutoConfig.from_pretrained(encoder).d_model, AutoConfig.from_pretrained(llm).hidden_size)
@@ -89,34 +90,115 @@ def adapter_fields(adapter: str, encoder: str, llm: str) -> dict:
     return {name: getattr(config, name) for name in names}
 
 
+def _check_files(adapter: str):
+    present = {name for name in ("config.json", TRAINED_FILE, *LORA_FILES) if os.path.isfile(f"{adapter}/{name}")}
+    if "config.json" not in present:
+        raise FileNotFoundError(f"`{adapter}` has no config.json: give a folder that `soundwave-hf train` wrote.")
+    if TRAINED_FILE not in present and not present.issuperset(LORA_FILES):
+        lacks = " and ".join(sorted({*LORA_FILES} - present))
+        raise FileNotFoundError(
+            f"`{adapter}` has no {lacks}, and no {TRAINED_FILE} of stage `align` either: give a folder in which "
+            "`soundwave-hf train` ended, or copy all of its files."
+        )
+
+
+def refuse_other_fields(given: dict, trained: dict, adapter: str):
+    """Refuse fields which the weights of trained adapters do not have.
+
+    Args:
+        given (`dict`): `SoundwaveConfig` fields that a caller sets.
+        trained (`dict`): those of the adapters, see `adapter_fields`.
+
+    Raises: `ValueError` where one of `FIXED_BY_WEIGHTS` differs.
+    """
+    for name in FIXED_BY_WEIGHTS:
+        if name in given and name in trained and given[name] != trained[name]:
+            raise ValueError(
+                f"`{name}` is set to {given[name]!r}, and `{adapter}` was trained with {trained[name]!r}: leave it "
+                "out, or name another folder."
+            )
+
+
 def load_adapter(model, adapter: str):
     """Load trained adapters into a joined model and merge their LoRA, if any, into its LLM. Returns the model."""
     stage_one = os.path.join(adapter, TRAINED_FILE)
     if os.path.isfile(stage_one):
         load_trained(model, stage_one)
         return model
+    return load_lora(model, adapter).merge_and_unload()
+
+
+def load_lora(model, adapter: str, is_trainable: bool = False):
+    """Put the LoRA and the adapters of a PEFT folder around a joined model. Returns the `PeftModel`.
+
+    Raises: `ValueError` where the folder lacks a weight of the LoRA or of an adapter.
+    """
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise ImportError(f"`{adapter}` holds LoRA weights: install `peft` to load them.") from error
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    path = os.path.join(adapter, "adapter_model.safetensors")
+    with safe_open(path, "pt") as weights:
+        found = set(weights.keys())
+    _refuse_missing({f"base_model.model.{name}" for name in _adapter_names(model)} - found, path)
+    loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+    _refuse_missing(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - found, path)
+    return loaded
 
 
 def load_trained(model, path: str):
-    """Load the parameters that Stage I trained. Raises: `ValueError` where one has no place in the model."""
+    """Load the parameters that Stage I trained.
+
+    Raises: `ValueError` where one is missing, or has no place in the model.
+    """
     weights = load_file(path)
     audio_model = model if hasattr(model, "alignment_adapter") else model.base_model
-    unexpected = audio_model.load_state_dict(weights, strict=False).unexpected_keys
+    expected = _adapter_names(audio_model, ("alignment_adapter", "ctc_head"))
+    unexpected = sorted(weights.keys() - audio_model.state_dict().keys())
     if unexpected:
         raise ValueError(f"`{path}` holds {unexpected}, for which the model has no place: was its config another?")
+    _refuse_missing(expected - weights.keys(), path)
+    audio_model.load_state_dict(weights, strict=False)
+
+
+def _adapter_names(model, parts=("alignment_adapter", "ctc_head", "shrinking_adapter")) -> set[str]:
+    return {name for name, _ in model.named_parameters() if set(parts) & set(name.split("."))}
+
+
+def _refuse_missing(missing: set[str], path: str):
+    if missing:
+        raise ValueError(
+            f"`{path}` lacks {len(missing)} weights that belong to the adapters or their LoRA: {sorted(missing)[:8]}. "
+            "Copy the file again from the run that wrote it, or name another folder."
+        )
+
+
+def read_shards(index: str | os.PathLike) -> list[str]:
+    """The paths of the shards that an index names. Raises: `FileNotFoundError` where one is missing."""
+    folder, name = os.path.split(index)
+    with open(index, encoding="utf-8") as file:
+        shards = sorted(set(json.load(file)["weight_map"].values()))
+    missing = [shard for shard in shards if not os.path.isfile(os.path.join(folder, shard))]
+    if missing:
+        raise FileNotFoundError(
+            f"`{folder}` lacks {len(missing)} of the {len(shards)} shards that {name} names: {missing}. "
+            "Download them into that folder."
+        )
+    return [os.path.join(folder, shard) for shard in shards]
 
 
 __all__ = [
     "AUDIO_TOKEN",
+    "FIXED_BY_WEIGHTS",
+    "LORA_FILES",
     "TRAINED_FILE",
     "adapter_fields",
     "audio_token_place",
     "load_adapter",
+    "load_lora",
+    "load_trained",
     "read_input_embeddings",
+    "read_shards",
+    "refuse_other_fields",
     "refuse_other_heads",
 ]

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
+PUBLISHED_MODEL_TYPE = "Soundwave"  # in the config.json of the authors' own checkpoints
 # What the paper describes and what the published code computes, where the two disagree.
 COMPAT = {
     "paper": {"alignment_attention": "sequence", "look_back": "all", "keep_blanks": True, "tie_ctc_head": True},
@@ -87,6 +88,25 @@ class SoundwaveConfig(PreTrainedConfig):
     adapter_dropout: float = 0.1
     ctc_loss_weight: float | int = 0.3
     tie_word_embeddings: bool | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers, whose own sets keywords after the checks: here they are checked like fields of the file.
+
+        Raises: `ValueError` for a checkpoint in the published layout, a misspelt field and a value out of range.
+        """
+        if config_dict.get("model_type") == PUBLISHED_MODEL_TYPE:
+            raise ValueError(
+                f'This config.json has model type "{PUBLISHED_MODEL_TYPE}", the layout that the authors published, '
+                f'and "{cls.model_type}" was expected. Convert the folder first: `soundwave-hf convert SRC DST`.'
+            )
+        own = cls._own_fields() - cls.sub_configs_defaults.keys()
+        for name in kwargs.keys() - cls._own_fields():
+            # A loader's other keywords (`device_map`, `dtype`) are not the config's to judge.
+            if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+                raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. Did you mean `{near[0]}`?")
+        given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, WhisperFeatureExtractor
 
-from .configuration_soundwave import SoundwaveConfig
+from .backbones_soundwave import read_shards
+from .configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveConfig
 from .modeling_soundwave import SoundwaveForConditionalGeneration
 
 
-PUBLISHED_MODEL_TYPE = "Soundwave"
 PUBLISHED_AUDIO_TOKEN = "<audio_patch>"
 
 # Fields of the published config.json without which it cannot be read.
@@ -150,15 +150,7 @@ def weight_files(src: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = src / f"{name}.index.json"
         if index.is_file():
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted(set(weight_map.values()))
-            missing = [shard for shard in shards if not (src / shard).is_file()]
-            if missing:
-                raise FileNotFoundError(
-                    f"`{src}` lacks {len(missing)} of the {len(shards)} shards that {index.name} names: {missing}. "
-                    "Download them into that folder."
-                )
-            return [src / shard for shard in shards]
+            return [Path(shard) for shard in read_shards(index)]
         if (src / name).is_file():
             return [src / name]
     raise FileNotFoundError(

@@ -4,8 +4,48 @@ Clips are encoded and merged once, before beams or samples are made. From then o
 and the merged row (embeddings, mask, cache) differ by a constant number of positions.
 """
 
+from dataclasses import dataclass
+
 import torch
 from transformers.generation import GenerationMixin
+
+
+@dataclass
+class CachedPrompt:
+    """The prompt with clips that a cache holds, kept on the cache, so that a next turn need not pass its clips again.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(rows, tokens)`): the caller's ids, one audio token a clip.
+        attention_mask (`torch.LongTensor` of shape `(rows, merged)`): 1 at true positions of the merged prompt.
+        num_added (`int`): `merged - tokens`.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    num_added: int
+
+    def next_mask(self, cache, input_ids, attention_mask, audio_token_id: int) -> torch.Tensor:
+        """The mask `(rows, merged)` of a next turn, whose ids `(rows, tokens)` begin with this prompt's.
+
+        Raises: `ValueError` where they do not, hold nothing new, or hold audio tokens of clips that nobody gave.
+        """
+        length = self.input_ids.shape[1]
+        same = len(input_ids) == len(self.input_ids) and torch.equal(input_ids[:, :length], self.input_ids)
+        cached = int(cache.get_seq_length())
+        if not same or cached < self.attention_mask.shape[1] or input_ids.shape[1] + self.num_added <= cached:
+            raise ValueError(
+                f"`past_key_values` holds a prompt with clips, {length} ids and what was generated since, and "
+                f"`input_ids` of shape {tuple(input_ids.shape)} is no longer conversation that begins with it: pass "
+                "all ids of the conversation, or leave the cache out and pass all clips."
+            )
+        if (input_ids[:, length:] == audio_token_id).any():
+            raise ValueError(
+                "`input_ids` holds new audio tokens behind those of the prompt in `past_key_values`, and no clip was "
+                "given: pass `input_features` of all clips, the earlier ones too."
+            )
+        new_ids = input_ids[:, length:]
+        new_mask = torch.ones_like(new_ids) if attention_mask is None else attention_mask[:, length:]
+        return torch.cat([self.attention_mask, new_mask.to(self.attention_mask)], dim=1)
 
 
 class SoundwaveGenerationMixin(GenerationMixin):
@@ -19,11 +59,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
-        # A prompt of embeddings has no audio token left to replace; a cache may hold the clips of an earlier turn.
-        if not has_clips or input_name != "input_ids":
-            if input_name == "input_ids" and model_kwargs.get("past_key_values") is None:
-                self.model.check_text(inputs)
+        if input_name != "input_ids":  # a prompt of embeddings has no audio token left to replace
             return inputs, input_name, model_kwargs
+        if not has_clips:
+            return inputs, input_name, self._continue_prompt(inputs, model_kwargs)
         audio = self.get_audio_features(**clips)
         merged = self.model.merge_audio(
             inputs, audio.pooler_output, audio.num_positions, model_kwargs.get("attention_mask")
@@ -31,10 +70,21 @@ class SoundwaveGenerationMixin(GenerationMixin):
         model_kwargs["inputs_embeds"] = merged.inputs_embeds
         model_kwargs["attention_mask"] = merged.attention_mask
         model_kwargs["position_ids"] = None  # counted anew from the merged mask
-        model_kwargs["prompt_length"] = inputs.shape[1]
+        model_kwargs["prompt_ids"] = inputs
         model_kwargs["num_added"] = merged.inputs_embeds.shape[1] - inputs.shape[1]
         # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
         return inputs, input_name, model_kwargs
+
+    def _continue_prompt(self, inputs, model_kwargs: dict) -> dict:
+        """What a prompt without clips needs: nothing, or the merged row that its cache holds."""
+        cache = model_kwargs.get("past_key_values")
+        prompt = getattr(cache, "prompt", None)
+        if prompt is None:
+            self.model.check_text(inputs)
+            return model_kwargs
+        mask = prompt.next_mask(cache, inputs, model_kwargs.get("attention_mask"), self.config.audio_token_id)
+        merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": prompt.num_added}
+        return {**model_kwargs, **merged}
 
     def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs):
         if "num_added" in model_kwargs:
@@ -44,10 +94,24 @@ class SoundwaveGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        max_cache_length += model_kwargs.get("num_added", 0)
+        num_added = model_kwargs.get("num_added")
+        if num_added is not None and generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                f"`prefill_chunk_size` is {generation_config.prefill_chunk_size} and cuts ids, of which a prompt with "
+                "clips has fewer than positions: leave it out."
+            )
+        if num_added is not None and "inputs_embeds" not in model_kwargs and not generation_config.use_cache:
+            raise ValueError("`past_key_values` holds the clips, and `use_cache` is False: leave one of them out.")
         super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length + (num_added or 0)
         )
+        if (cache := model_kwargs.get("past_key_values")) is not None:
+            cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
+
+    def _cached_prompt(self, prompt_ids, num_added: int, attention_mask=None, **kwargs) -> CachedPrompt:
+        if attention_mask is None:  # `generate` drops a mask of ones
+            attention_mask = prompt_ids.new_ones(len(prompt_ids), prompt_ids.shape[1] + num_added)
+        return CachedPrompt(prompt_ids, attention_mask, num_added)
 
     def prepare_inputs_for_generation(
         self,
@@ -57,14 +121,16 @@ class SoundwaveGenerationMixin(GenerationMixin):
         attention_mask=None,
         inputs_embeds=None,
         is_first_iteration=False,
-        prompt_length=None,
+        prompt_ids=None,
         num_added=None,
         **kwargs,
     ):
+        if num_added is not None and inputs_embeds is None and is_first_iteration:  # a next turn on a cache
+            next_sequence_length = input_ids.shape[1] + num_added - past_key_values.get_seq_length()
         if num_added is not None and inputs_embeds is not None:
             # Without a cache each step runs the whole row: the merged prompt and what was generated since.
             whole_row = is_first_iteration or not kwargs.get("use_cache", True)
-            new_ids = input_ids[:, prompt_length:]
+            new_ids = input_ids[:, prompt_ids.shape[1] :]
             if whole_row and new_ids.shape[1] > 0:
                 new_embeds = self.get_input_embeddings()(new_ids).to(inputs_embeds)
                 inputs_embeds = torch.cat([inputs_embeds, new_embeds], dim=1)

@@ -1,6 +1,9 @@
 """Soundwave (arXiv 2502.12900): a frozen Whisper encoder, an alignment and a shrinking adapter, any causal LM."""
 
+import difflib
+import inspect
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .backbones_soundwave import (
     AUDIO_TOKEN,
@@ -22,6 +25,8 @@ from .backbones_soundwave import (
     audio_token_place,
     load_adapter,
     read_input_embeddings,
+    read_shards,
+    refuse_other_fields,
     refuse_other_heads,
 )
 from .configuration_soundwave import SoundwaveConfig
@@ -50,6 +55,17 @@ def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
         )
 
 
+def refuse_misspelt(forward: Callable, given: dict):
+    """Refuse keywords that nearly are an argument of a `forward`; others are passed on to the LLM.
+
+    Raises: `ValueError` with the near one.
+    """
+    for name in given.keys() - TransformersKwargs.__annotations__.keys():
+        known = inspect.signature(forward).parameters
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{near[0]}`?")
+
+
 @dataclass
 class SoundwaveAudioOutput(BaseModelOutputWithPooling):
     """What the audio side of the model makes of a batch of clips.
@@ -62,7 +78,8 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
         num_frames (`torch.LongTensor` of shape `(clips,)`): true aligned frames of each clip.
         num_positions (`torch.LongTensor` of shape `(clips,)`): positions of each clip.
         ctc_best (`torch.LongTensor` of shape `(clips, frames)`): likeliest CTC label of each aligned frame.
-        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): mean over clips of each clip's loss per target.
+        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): sum of each clip's loss per target, over the number
+            of clips, or over `num_ctc_clips` where that was given.
         num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
         ctc_logits (`torch.FloatTensor` of shape `(clips, frames, vocabulary)`, *optional*): returned on request.
     """
@@ -373,6 +390,14 @@ class SoundwaveShrinkingAdapter(nn.Module):
         return self.norm(kept + self.attention(kept, keys, attention_mask))[kept_mask]
 
 
+def _describe_mismatches(mismatches, folder: str) -> str:
+    shapes = [f"{name} has {tuple(found)}, not {tuple(expected)}" for name, found, expected in sorted(mismatches)[:8]]
+    return (
+        f"{len(mismatches)} weights of `{folder}` do not fit its config: {'; '.join(shapes)}. "
+        "Use the config.json that was saved with them, without other sizes or fields."
+    )
+
+
 class SoundwavePreTrainedModel(PreTrainedModel):
     config: SoundwaveConfig
     base_model_prefix = "model"
@@ -397,14 +422,34 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.blank_bias)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, whose loader leaves every parameter trainable: the frozen parts are frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
+        here a checkpoint has them all, and the frozen parts are frozen again.
+
+        A caller that asks for the report (`output_loading_info=True`) sees there what is missing.
+
+        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where weights are missing or have other
+        shapes, or the checkpoint is in the published layout.
+        """
+        folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if os.path.isfile(index := os.path.join(folder, "model.safetensors.index.json")):
+            read_shards(index)
+        asked = {name: kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes")}
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        if report["mismatched_keys"] and not asked["ignore_mismatched_sizes"]:
+            raise ValueError(_describe_mismatches(report["mismatched_keys"], pretrained_model_name_or_path))
+        if report["missing_keys"] and not asked["output_loading_info"]:
+            missing = sorted(report["missing_keys"])
+            raise ValueError(
+                f"`{pretrained_model_name_or_path}` lacks {len(missing)} weights of {cls.__name__}: {missing[:8]}. "
+                "Load it as the class that it was saved from, or download it again."
+            )
         for name in ("audio_tower", "token_embeddings"):
             if (frozen := getattr(model.base_model, name, None)) is not None:
                 frozen.requires_grad_(False)
-        return loaded
+        return (model, report) if asked["output_loading_info"] else model
 
     @classmethod
     def _join(cls, encoder: str, text_config, audio_token_id: int, dtype, fields: dict):
@@ -494,6 +539,12 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
                 f"`ctc_labels` holds id {int(ctc_labels[wrong][0])}; ids of 0..{vocabulary - 1} other than the blank "
                 f"({blank}) were expected, -100 where there is no target."
             )
+        gap = (ctc_labels.ne(-100).int().diff(dim=1) > 0).any(dim=1)
+        if gap.any():
+            raise ValueError(
+                f"`ctc_labels` of clip {int(gap.int().argmax())} has a target behind -100: targets come first, and "
+                "rows are padded with -100 on the right."
+            )
 
     def keep_mask(self, ctc_best: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Frames which become positions, `(clips, frames)`: the first of each run, at least one of each clip."""
@@ -563,6 +614,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`.
         """
+        refuse_misspelt(SoundwaveForCTC.forward, kwargs)
         if encoder_states is None:
             encoder_states, encoder_mask = self.encode(input_features, input_features_mask)
         embeddings = None if self.token_embeddings is None else self.token_embeddings.weight
@@ -704,6 +756,12 @@ class SoundwaveModel(SoundwaveAudioModel):
     ) -> SoundwaveModelOutputWithPast:
         """Arguments as in `SoundwaveForConditionalGeneration.forward`; `position_ids` of a prompt with audio are
         counted over its positions. Returns one state per input token."""
+        refuse_misspelt(SoundwaveModel.forward, kwargs)
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError(
+                "`input_ids` was not given: pass the prompt's ids, with one audio token for each clip of "
+                "`input_features` (the processor writes both)."
+            )
         has_audio = (input_features is not None or encoder_states is not None) and inputs_embeds is None
         audio = merged = None
         if has_audio:
@@ -790,11 +848,14 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             dtype (`torch.dtype`, *optional*): of all weights; by default the backbones' own, float32 adapters.
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
-        Raises: `ValueError` where the adapter was trained for backbones of other widths, or the LLM does more to its
-        scores than its head does.
+        Raises: `ValueError` where the adapter was trained for backbones of other widths or with another value of a
+        field that its weights fix, or lacks weights, or the LLM does more to its scores than its head does;
+        `FileNotFoundError` where the adapter's folder lacks a file.
         """
         if adapter is not None:
-            fields = {**adapter_fields(adapter, encoder, llm), **fields}
+            trained = adapter_fields(adapter, encoder, llm)
+            refuse_other_fields(fields, trained, adapter)
+            fields = {**trained, **fields}
         language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
         refuse_other_heads(language, llm)
         embeddings = language.get_input_embeddings()
@@ -859,6 +920,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
         features and mask differ, a clip is empty or longer than the encoder's window, or a CTC label is no token.
         """
+        refuse_misspelt(SoundwaveForConditionalGeneration.forward, kwargs)
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,

@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .audio_soundwave import flatten_clips, is_clip_list, load_clip
+from .audio_soundwave import check_length, flatten_clips, is_clip_list, load_clip
 
 
 AUDIO_TOKEN = "<|audio|>"
@@ -266,7 +266,11 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Args: clips: arrays of shape `(samples,)` at the encoder's rate, at most 30 s each.
         Returns: `input_features` `(clips, mel_bins, mel_frames)`, `input_features_mask` `(clips, mel_frames)`.
+        Raises: `ValueError` for a clip that is longer.
         """
+        extractor = self.feature_extractor
+        for index, clip in enumerate(clips):
+            check_length(len(clip) / extractor.sampling_rate, f"clip {index}", 0, extractor.chunk_length)
         features = [self._log_mel_of_clip(clip, device) for clip in clips]
         longest = max(feature.shape[1] for feature in features)
         input_features = np.zeros((len(clips), features[0].shape[0], longest), dtype=np.float32)

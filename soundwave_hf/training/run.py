@@ -10,14 +10,14 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone, soundwave_home
-from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, refuse_other_fields
+from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, load_lora, refuse_other_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from ..processing.processing_soundwave import SoundwaveProcessor
@@ -203,7 +203,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()
     if has_lora:
-        model = PeftModel.from_pretrained(model, start, is_trainable=True)
+        model = load_lora(model, start, is_trainable=True)
     elif start is not None:
         load_adapter(model, start)
     if stage.has_llm and not has_lora:

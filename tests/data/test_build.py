@@ -5,9 +5,10 @@ import json
 import pytest
 
 from soundwave_hf.data import build
-from soundwave_hf.data.build import read_rows, training_rows, utterances, write_rows
+from soundwave_hf.data.build import training_rows, utterances
 from soundwave_hf.data.card import MANIFESTS, count_rows, data_card
 from soundwave_hf.data.human import held_out_texts
+from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.data.sentences import normalized
 from soundwave_hf.data.spoken_questions import DEMO_QUESTION
 
@@ -16,8 +17,9 @@ ROW = {"audio": "a.flac", "text": "Hello.", "seconds": 1800.0, "voice": "joe", "
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path):
-    write_rows(tmp_path / "train.jsonl", [ROW, {**ROW, "text": "Café."}])
-    assert read_rows(tmp_path / "train.jsonl") == [ROW, {**ROW, "text": "Café."}]
+    rows = [ROW, {**ROW, "text": "Café.\u2028A line separator inside a text ends no row."}]
+    write_rows(tmp_path / "train.jsonl", rows)
+    assert read_rows(tmp_path / "train.jsonl") == rows
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from soundwave_hf.evaluation import evaluate
@@ -12,6 +11,7 @@ from soundwave_hf.evaluation.evaluate import Scores, Transcripts, in_batches, sc
 from soundwave_hf.evaluation.shipped import load_adapter
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
+from tests.tiny import tiny_tokenizer
 
 
 SAMPLING_RATE = 16_000
@@ -120,6 +120,19 @@ def test_a_set_that_does_not_exist_is_refused():
 def test_missing_adapters_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder `.*nowhere` with trained adapters"):
         load_adapter(tmp_path / "nowhere")
+
+
+def test_adapters_are_merged_in_float32_whatever_the_llm_is_stored_in(tmp_path, monkeypatch):
+    given = {}
+
+    def from_backbones(encoder, llm, **options):
+        given.update(options)
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(SoundwaveForConditionalGeneration, "from_backbones", from_backbones)
+    monkeypatch.setattr(SoundwaveProcessor, "from_backbones", lambda encoder, llm: "processor")
+    load_adapter(tmp_path, str(tmp_path), str(tmp_path))
+    assert given == {"adapter": str(tmp_path), "dtype": torch.float32}
 
 
 def test_a_report_is_put_in_place_whole(tmp_path):

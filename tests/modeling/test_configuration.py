@@ -1,9 +1,9 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForMultimodalLM
 
 from soundwave_hf import SoundwaveConfig
-from tests.tiny_models import VOCABULARY, tiny_audio_config, tiny_config, tiny_text_config
+from tests.tiny_models import VOCABULARY, tiny_audio_config, tiny_config, tiny_model, tiny_text_config
 
 
 def choices(config: SoundwaveConfig) -> tuple:
@@ -93,3 +93,20 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
 def test_a_value_out_of_range_is_refused(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         tiny_config(**fields)
+
+
+def test_a_keyword_of_the_loader_is_checked_like_a_field(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, adapter_dropout=0.5).adapter_dropout == 0.5
+    with pytest.raises(StrictDataclassError, match="`adapter_dropout` is 3.0; give a probability below 1"):
+        AutoConfig.from_pretrained(tmp_path, adapter_dropout=3.0)
+    with pytest.raises(ValueError, match="`adapter_droput`, which it does not have. Did you mean `adapter_dropout`"):
+        AutoConfig.from_pretrained(tmp_path, adapter_droput=0.0)
+
+
+def test_a_keyword_of_the_model_loader_is_checked_like_a_field(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path, dtype="auto", device_map="cpu", ctc_loss_weight=1)
+    assert loaded.config.ctc_loss_weight == 1
+    with pytest.raises(ValueError, match="`adapter_droput`, which it does not have. Did you mean `adapter_dropout`"):
+        AutoModelForMultimodalLM.from_pretrained(tmp_path, adapter_droput=0.0)

@@ -183,3 +183,84 @@ def test_an_audio_token_without_a_clip_is_refused():
 def test_more_clips_than_audio_tokens_are_refused():
     with pytest.raises(ValueError, match="holds 1 audio tokens .* and 2 clips were given"):
         tiny_model().generate(input_ids=torch.tensor([[3, AUDIO]]), input_features=make_clips([80, 80])[0], **GREEDY)
+
+
+# ---- A next turn on the cache of the one before
+
+
+def next_turn(model, inputs: dict, new_rows: list[list[int]], **options) -> tuple[dict, object]:
+    """Inputs of a second turn (what the first made, and new ids) without a cache, and the first turn's cache."""
+    first = model.generate(**inputs, **{**GREEDY, **options}, return_dict_in_generate=True)
+    ids = torch.cat([first.sequences, torch.tensor(new_rows)], dim=1)
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    mask = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
+    return {**inputs, "input_ids": ids, "attention_mask": mask}, first.past_key_values
+
+
+def without_clips(inputs: dict) -> dict:
+    return {name: value for name, value in inputs.items() if not name.startswith("input_features")}
+
+
+@pytest.mark.parametrize("mask_given", [True, False])
+@pytest.mark.parametrize(("family", "compat"), SETTINGS)
+def test_a_next_turn_on_the_cache_gives_what_a_fresh_run_gives_and_encodes_no_clip(family, compat, mask_given):
+    model = tiny_model(family, compat=compat)
+    inputs, cache = next_turn(model, padded_batch(), [[5, 6, 7], [8, 9, 10], [2, 3, 4]])
+    expected = new_ids(model, inputs)
+    seen = []
+    model.model.audio_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    again = without_clips(inputs)
+    if not mask_given:
+        again.pop("attention_mask")
+    assert torch.equal(new_ids(model, again, past_key_values=cache), expected)
+    assert seen == []
+
+
+def test_a_third_turn_on_the_cache_gives_what_a_fresh_run_gives():
+    model = tiny_model()
+    inputs, cache = next_turn(model, single_row(0), [[5, 6, 7]])
+    second = without_clips(inputs)
+    third, cache = next_turn(model, second, [[8, 9]], past_key_values=cache)
+    assert torch.equal(new_ids(model, third, past_key_values=cache), new_ids(model, {**inputs, **third}))
+
+
+def test_a_next_turn_with_all_clips_again_gives_what_a_fresh_run_gives():
+    model = tiny_model()
+    inputs, cache = next_turn(model, single_row(2), [[5, 6, 7]])
+    expected = new_ids(model, inputs)
+    assert torch.equal(new_ids(model, inputs, past_key_values=cache), expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[5, 6, 7]], r"holds a prompt with clips, 3 ids .* `input_ids` of shape \(1, 3\) is no longer conversation"),
+        ([[11, 12, AUDIO]], r"`input_ids` of shape \(1, 3\) is no longer conversation that begins with it: pass all"),
+        ([[11, 12, AUDIO, *range(1, 10), AUDIO]], "holds new audio tokens behind those of the prompt .* no clip was"),
+    ],
+)
+def test_a_next_turn_that_does_not_fit_the_cache_is_refused(ids, message):
+    model = tiny_model()
+    cache = model.generate(**single_row(2), **GREEDY, return_dict_in_generate=True).past_key_values
+    with pytest.raises(ValueError, match=message):
+        model.generate(input_ids=torch.tensor(ids), past_key_values=cache, **GREEDY)
+
+
+def test_audio_tokens_on_the_cache_of_a_text_are_refused():
+    model = tiny_model()
+    cache = model.generate(**single_row(1), **GREEDY, return_dict_in_generate=True).past_key_values
+    ids = torch.tensor([[*range(1, 13), AUDIO]])
+    with pytest.raises(ValueError, match="holds audio tokens and no clip was given: pass `input_features` as well"):
+        model.generate(input_ids=ids, past_key_values=cache, **GREEDY)
+
+
+def test_a_next_turn_without_the_cache_that_it_names_is_refused():
+    model = tiny_model()
+    inputs, cache = next_turn(model, single_row(2), [[5, 6, 7]])
+    with pytest.raises(ValueError, match="`past_key_values` holds the clips, and `use_cache` is False: leave one"):
+        model.generate(**without_clips(inputs), past_key_values=cache, use_cache=False, **GREEDY)
+
+
+def test_a_prefill_in_chunks_is_refused_for_a_prompt_with_clips():
+    with pytest.raises(ValueError, match="`prefill_chunk_size` is 4 and cuts ids, .* fewer than positions: leave it"):
+        tiny_model().generate(**padded_batch(), prefill_chunk_size=4, **GREEDY)

@@ -1,4 +1,6 @@
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -513,6 +515,45 @@ def test_loading_reports_no_missing_or_unexpected_names(tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
 
 
+def test_a_missing_shard_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    (tmp_path / shards[1]).unlink()
+    message = rf"lacks 1 of the {len(shards)} shards that model.safetensors.index.json names: \['{shards[1]}'\]. Downl"
+    with pytest.raises(FileNotFoundError, match=message):
+        AutoModelForMultimodalLM.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    name = "model.shrinking_adapter.norm.weight"
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop(name)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"lacks 1 weights of SoundwaveForConditionalGeneration: \['{name}'\]. Load"):
+        AutoModelForMultimodalLM.from_pretrained(tmp_path)
+    _, report = AutoModelForMultimodalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert report["missing_keys"] == {name}
+
+
+def test_an_adapter_of_another_encoder_width_is_refused_when_loaded(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    model.config.audio_config.d_model = 24
+    model.config.save_pretrained(tmp_path)
+    name = "model.alignment_adapter.linear.weight"
+    with pytest.raises(ValueError, match=rf"do not fit its config: .*{name} has \(16, 24\), not \(16, 48\)"):
+        AutoModelForMultimodalLM.from_pretrained(tmp_path)
+    loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    assert loaded.model.alignment_adapter.linear.weight.shape == (16, 48)
+
+
+def test_a_published_checkpoint_is_refused_with_the_command_that_converts_it():
+    with pytest.raises(ValueError, match='model type "Soundwave", .* Convert the folder first: `soundwave-hf convert'):
+        SoundwaveForConditionalGeneration.from_pretrained(Path(__file__).parent.parent / "fixtures" / "published")
+
+
 def test_a_resized_vocabulary_keeps_the_logits_of_the_old_tokens():
     model, batch = tiny_model(), mixed_batch()
     with torch.no_grad():
@@ -659,8 +700,68 @@ def test_lora_and_adapters_are_merged_into_the_joined_model(backbones, tmp_path)
 
 def test_trained_parameters_without_a_place_are_refused(backbones, tmp_path):
     save_trained(SoundwaveForCTC.from_backbones(*backbones, tie_ctc_head=False), tmp_path)
+    SoundwaveForCTC.from_backbones(*backbones).config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds \['ctc_head.weight'\], for which the model has no place"):
-        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path), tie_ctc_head=True)
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path))
+
+
+def drop_weight(path, name: str):
+    weights = load_file(path)
+    weights.pop(name)
+    save_file(weights, path)
+
+
+@pytest.mark.parametrize("name", ["ctc_head.blank_bias", "alignment_adapter.norm.weight"])
+def test_stage_one_weights_that_lack_one_are_refused(backbones, tmp_path, name):
+    save_trained(SoundwaveForCTC.from_backbones(*backbones), tmp_path)
+    drop_weight(tmp_path / "trained.safetensors", name)
+    with pytest.raises(ValueError, match=rf"trained.safetensors` lacks 1 weights that belong to .*: \['{name}'\]"):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path))
+
+
+def save_lora(backbones, folder):
+    """What stage II leaves: LoRA and adapters in PEFT's files, and the config."""
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones)
+    adapters = ["alignment_adapter", "ctc_head", "shrinking_adapter"]
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*\.[qkvo]_proj", modules_to_save=adapters)
+    get_peft_model(model, lora).save_pretrained(folder)
+    model.config.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.shrinking_adapter.norm.bias",
+        "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight",
+    ],
+)
+def test_lora_files_that_lack_a_weight_are_refused(backbones, tmp_path, name):
+    save_lora(backbones, tmp_path)
+    drop_weight(tmp_path / "adapter_model.safetensors", name)
+    with pytest.raises(ValueError, match=rf"adapter_model.safetensors` lacks 1 weights that belong .*: \['{name}'\]"):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_folder_without_a_file_of_its_lora_is_refused_before_the_backbones_load(backbones, tmp_path, missing):
+    save_lora(backbones, tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"has no {missing}, and no trained.safetensors of stage `align`"):
+        SoundwaveForConditionalGeneration.from_backbones("no encoder", "no llm", adapter=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"alignment_attention": "frame"}, "is set to 'frame', and .* was trained with 'sequence': leave it out, or"),
+        ({"stack_factor": 4}, "`stack_factor` is set to 4, and .* was trained with 2: leave it out, or name another"),
+        ({"adapter_heads": 4}, "`adapter_heads` is set to 4, and .* was trained with 2: leave it out"),
+    ],
+)
+def test_a_field_that_trained_weights_fix_is_not_set_to_another_value(backbones, tmp_path, field, message):
+    save_trained(SoundwaveForCTC.from_backbones(*backbones), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path), **field)
 
 
 def test_adapters_of_other_widths_are_refused(backbones, tmp_path):
@@ -754,3 +855,32 @@ def test_a_ctc_label_that_is_no_token_is_refused(wrong):
 def test_ctc_labels_for_other_clips_are_refused():
     with pytest.raises(ValueError, match="`ctc_labels` has 1 rows for 2 clips: give one row a clip"):
         tiny_model().get_audio_features(*make_clips([80, 80]), ctc_labels=torch.tensor([[1, 2]]))
+
+
+def test_a_gap_between_ctc_labels_is_refused():
+    labels = torch.tensor([[5, -100, -100], [-100, 5, -100]])
+    with pytest.raises(ValueError, match="`ctc_labels` of clip 1 has a target behind -100: targets come first"):
+        tiny_model().get_audio_features(*make_clips([80, 80]), ctc_labels=labels)
+
+
+def test_a_misspelt_argument_is_refused_with_the_near_one():
+    model, batch, labels = tiny_model(), mixed_batch(), CTC_LABELS
+    message = "`forward` got `ctc_lables`, which it does not take. Did you mean `ctc_labels`?"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(**batch, ctc_lables=labels)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ctc_model_of(model)(batch["input_features"], batch["input_features_mask"], ctc_lables=labels)
+    with pytest.raises(ValueError, match="got `num_ctc_clip`, .* Did you mean `num_ctc_clips`"):
+        model(**batch, ctc_labels=labels, num_ctc_clip=8)
+
+
+@torch.no_grad()
+def test_arguments_of_the_llm_are_passed_on():
+    model, batch = tiny_model(), mixed_batch()
+    output = model(**batch, output_hidden_states=True, output_router_logits=False)
+    assert len(output.hidden_states) == 3
+
+
+def test_clips_without_ids_are_refused():
+    with pytest.raises(ValueError, match="`input_ids` was not given: pass the prompt's ids, with one audio token for"):
+        tiny_model()(input_features=make_clips([80])[0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
+from soundwave_hf.modeling import backbones_soundwave
 from soundwave_hf.processing import SoundwaveProcessor, processing_soundwave
 from tests.tiny import tiny_processor, tiny_tokenizer
 
@@ -245,3 +246,14 @@ def test_uploaded_files_import_only_what_every_user_has():
     for file in files:
         allowed = {"torch", "numpy", "transformers", "."} | sys.stdlib_module_names
         assert imported_modules(file.read_text()) <= allowed
+
+
+def test_features_of_a_clip_longer_than_the_window_are_refused():
+    processor = tiny_processor()
+    assert processor.log_mel([np.zeros(480_000, np.float32)])["input_features"].shape == (1, 80, 3000)
+    with pytest.raises(ValueError, match="clip 1 lasts 30.0001 s; the encoder takes at most 30 s, and nothing is cut"):
+        processor.log_mel([np.zeros(16_000, np.float32), np.zeros(480_001, np.float32)])
+
+
+def test_the_audio_token_is_the_same_in_modeling_and_processing():
+    assert processing_soundwave.AUDIO_TOKEN == backbones_soundwave.AUDIO_TOKEN == "<|audio|>"

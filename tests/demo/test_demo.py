@@ -1,0 +1,70 @@
+"""The demo: a user's own files are checked before any model is loaded."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from soundwave_hf.demo import run
+from tests.tiny import tiny_processor
+
+
+SAMPLING_RATE = 16_000
+
+
+def sound_file(folder, samples: np.ndarray, rate: int = SAMPLING_RATE) -> str:
+    path = folder / "my clip.wav"
+    soundfile.write(path, samples, rate)
+    return str(path)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(scale=0.1, size=shape)
+
+
+@pytest.fixture
+def processor_alone(monkeypatch):
+    """The demo with a tiny processor and without models: loading them is an error."""
+
+    def load_adapter():
+        raise AssertionError("the models were loaded")
+
+    monkeypatch.setattr(run, "load_processor", tiny_processor)
+    monkeypatch.setattr(run, "load_adapter", load_adapter)
+
+
+def test_a_file_that_fits_becomes_a_row_with_its_seconds(tmp_path, processor_alone):
+    path = sound_file(tmp_path, noise(4000), rate=8000)
+    assert run.file_rows([path]) == [{"audio": path, "seconds": pytest.approx(0.5)}]
+
+
+def test_no_file_needs_no_processor(monkeypatch):
+    monkeypatch.setattr(run, "load_processor", None)
+    assert run.file_rows([]) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [(noise(8000, 2), "2 channels"), (noise(31 * SAMPLING_RATE), "31 s")],
+    ids=["stereo", "31 s"],
+)
+def test_a_file_that_the_model_cannot_take_fails_at_once_and_says_how_to_make_one(
+    tmp_path, processor_alone, samples, reason
+):
+    path = sound_file(tmp_path, samples)
+    command = f"ffmpeg -i '{path}' -ac 1 -ar 16000 -t 30 OUTPUT.wav"
+    with pytest.raises(ValueError, match=reason) as caught:
+        run.run_demo([path])
+    assert command in str(caught.value)
+
+
+def test_a_file_that_is_no_audio_fails_at_once(tmp_path, processor_alone):
+    path = tmp_path / "notes.txt"
+    path.write_text("no sound")
+    with pytest.raises(ValueError, match="could not be decoded"):
+        run.run_demo([str(path)])
+
+
+def test_a_missing_file_fails_before_anything_is_fetched(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "load_processor", None)
+    with pytest.raises(FileNotFoundError, match="no audio file `.*absent.wav`"):
+        run.run_demo([str(tmp_path / "absent.wav")])

@@ -1,0 +1,44 @@
+"""README's Python runs as it stands there, on the shipped weights and real backbones."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from soundwave_hf.evaluation.shipped import ENCODER, LLM
+from tests.evaluation.test_shipped import backbone_on_disk
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def block_about(words: str) -> str:
+    (block,) = [block for block in BLOCKS if words in block]
+    return block
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder that looks like a checkout from inside and takes what the lines write."""
+    for name in (ENCODER, LLM):
+        backbone_on_disk(name)
+    for name in ("examples", "recipes", "weights"):
+        os.symlink(REPOSITORY / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_six_lines_transcribe(checkout, capsys):
+    block = block_about("apply_transcription_request")
+    assert len([line for line in block.splitlines() if line]) == 6
+    exec(block, {})
+    assert "young man" in capsys.readouterr().out
+
+
+def test_six_lines_fine_tune(checkout):
+    block = block_about("run_recipe")
+    assert len([line for line in block.splitlines() if line]) == 6
+    exec(block.replace('"max_steps": "100"', '"max_steps": "1"'), {})
+    assert (checkout / "runs" / "mine" / "adapter_model.safetensors").is_file()
