@@ -135,6 +135,9 @@ def large_vocabulary_ctc(
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
     """
+    if torch.is_autocast_enabled(frames.device.type):
+        # Autocast acts on the forward alone: cast here, and the backward of the chunks has the same precision.
+        frames = frames.to(torch.get_autocast_dtype(frames.device.type))
     clips, num_frames, _ = frames.shape
     valid = torch.arange(num_frames, device=frames.device)[None] < frame_lengths[:, None]
     blank_scores = frames @ (token_weight[blank_id] if blank_weight is None else blank_weight).to(frames.dtype)

@@ -937,7 +937,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        # Of a slice that is not contiguous, PyTorch would multiply row by row, a copy of the head's weights for each.
+        logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         ce_loss = None
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
