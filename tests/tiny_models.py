@@ -156,3 +156,15 @@ def save_tiny_llm(folder, extra_tokens: tuple[str, ...] = (), family: str = "lla
     model.save_pretrained(folder)
     tiny_tokenizer(extra_tokens).save_pretrained(folder)
     return str(folder)
+
+
+def pad_batch(rows: list[list[int]], mel_frames: list[int], side: str = "left") -> dict[str, torch.Tensor]:
+    """Rows of ids and the clips of their audio tokens as one padded batch."""
+    ids, attention_mask = pad_rows(rows, side)
+    features, features_mask = make_clips(mel_frames)
+    return {
+        "input_ids": ids,
+        "attention_mask": attention_mask,
+        "input_features": features,
+        "input_features_mask": features_mask,
+    }

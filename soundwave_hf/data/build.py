@@ -6,7 +6,6 @@ one step. Speech synthesis is most of the time (`processes` cores).
 
 import hashlib
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,7 +180,3 @@ def write_card(folder: Path) -> None:
     from .card import data_card
 
     (folder / "README.md").write_text(data_card(folder), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    print(build_demo_data(processes=int(sys.argv[1]) if len(sys.argv) > 1 else 2))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LogitsProcessor
 
-from tests.tiny_models import AUDIO, make_clips, pad_rows, tiny_model
+from tests.tiny_models import AUDIO, make_clips, pad_batch, pad_rows, tiny_model
 
 
 # GPT-2 learns a state for each place in a row, so that a shifted row gives other logits; the others turn by distance.
@@ -16,14 +16,7 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [AUDIO]}
 
 
 def padded_batch() -> dict[str, torch.Tensor]:
-    ids, attention_mask = pad_rows(ROWS)
-    features, features_mask = make_clips(MEL_FRAMES)
-    return {
-        "input_ids": ids,
-        "attention_mask": attention_mask,
-        "input_features": features,
-        "input_features_mask": features_mask,
-    }
+    return pad_batch(ROWS, MEL_FRAMES)
 
 
 def single_row(row: int) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from tests.tiny_models import (
     VOCABULARY,
     WINDOW,
     make_clips,
+    pad_batch,
     pad_rows,
     save_tiny_llm,
     save_tiny_whisper,
@@ -37,14 +38,7 @@ CTC_LABELS = torch.tensor([[1, 2, 2, 3], [4, 4, -100, -100], [5, -100, -100, -10
 
 def mixed_batch(side: str = "left") -> dict[str, torch.Tensor]:
     """The rows above as one padded batch."""
-    ids, attention_mask = pad_rows(ROWS, side)
-    features, features_mask = make_clips(MEL_FRAMES)
-    return {
-        "input_ids": ids,
-        "attention_mask": attention_mask,
-        "input_features": features,
-        "input_features_mask": features_mask,
-    }
+    return pad_batch(ROWS, MEL_FRAMES, side)
 
 
 def single_row(row: int) -> dict[str, torch.Tensor]:
