@@ -17,12 +17,12 @@ def load_checkpoint(folder: str):
     return AutoModelForMultimodalLM.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
-def load_processor(encoder: str = ENCODER, llm: str = LLM):
-    """The processor of two backbones, found or fetched."""
+def load_processor(encoder: str = ENCODER, llm: str = LLM, adapter: str | Path = ADAPTER):
+    """The processor of two backbones, found or fetched, as trained adapters need it."""
     from ..data.backbones import resolve_backbone
     from ..processing.processing_soundwave import SoundwaveProcessor
 
-    return SoundwaveProcessor.from_backbones(resolve_backbone(encoder), resolve_backbone(llm))
+    return SoundwaveProcessor.from_backbones(resolve_backbone(encoder), resolve_backbone(llm), adapter)
 
 
 def load_adapter(folder: str | Path = ADAPTER, encoder: str = ENCODER, llm: str = LLM):
@@ -45,4 +45,4 @@ def load_adapter(folder: str | Path = ADAPTER, encoder: str = ENCODER, llm: str 
     model = SoundwaveForConditionalGeneration.from_backbones(
         encoder_folder, llm_folder, adapter=str(folder), dtype=torch.float32
     )
-    return model.eval(), load_processor(encoder_folder, llm_folder)
+    return model.eval(), load_processor(encoder_folder, llm_folder, folder)

@@ -1,6 +1,7 @@
 """Configuration of Soundwave: a frozen Whisper encoder, two small adapters, any causal LM."""
 
 import difflib
+import math
 from dataclasses import fields
 from typing import Literal
 
@@ -52,6 +53,10 @@ class SoundwaveConfig(PreTrainedConfig):
             to itself alone.
         look_back (`"all"` or `"kept"`): frames which the kept frames query in the shrinking adapter (Eq. 1).
         keep_blanks (`bool`): whether one frame of each run of blanks becomes a position too.
+        blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be the frame's label.
+            CTC names the blank where it is unsure: above 0, what it half heard is a position for the LLM to judge.
+        label_embeddings (`bool`): whether each position also holds the LLM's embedding of its CTC label: the LLM reads
+            what the CTC head heard as text from the first step on, beside the sound. In neither of `compat`.
         tie_ctc_head (`bool`): whether the CTC head scores with the LLM's input embeddings (Figure 2), or with a
             matrix of its own.
         adapter_heads (`int`, *optional*): attention heads of both adapters. Defaults to those of the LLM.
@@ -83,6 +88,8 @@ class SoundwaveConfig(PreTrainedConfig):
     alignment_attention: Literal["sequence", "frame"] | None = None
     look_back: Literal["all", "kept"] | None = None
     keep_blanks: bool | None = None
+    blank_margin: float | int = 0.0
+    label_embeddings: bool = False
     tie_ctc_head: bool | None = None
     adapter_heads: int | None = None
     adapter_dropout: float = 0.1
@@ -152,6 +159,8 @@ class SoundwaveConfig(PreTrainedConfig):
             raise ValueError(f"`stack_factor` is {self.stack_factor}; it counts encoder frames: give 1 or more.")
         if not 0 <= self.adapter_dropout < 1:
             raise ValueError(f"`adapter_dropout` is {self.adapter_dropout}; give a probability below 1.")
+        if not math.isfinite(self.blank_margin):
+            raise ValueError(f"`blank_margin` is {self.blank_margin}; give a finite number of nats, 0 for plain CTC.")
         if not 0 <= self.ctc_loss_weight < float("inf"):
             raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; give 0 (no CTC loss) or more.")
 

@@ -100,10 +100,10 @@ class _CTCOfColumns(torch.autograd.Function):
         return -posterior * grad_losses[None, :, None], None, None, None
 
 
-def _normalise(frames, token_weight, blank_id, blank_scores, chunk_size):
+def _normalise(frames, token_weight, blank_id, blank_scores, blank_margin, chunk_size):
     """Log-normaliser over tokens and blank, and the likeliest label, of each of `[frames, width]`."""
     normalizer, best_score, best = _TokenNormalizer.apply(frames, token_weight, blank_id, chunk_size)
-    best = torch.where(blank_scores >= best_score, blank_id, best)
+    best = torch.where(blank_scores - blank_margin >= best_score, blank_id, best)
     return torch.logaddexp(normalizer, _at_least_float32(blank_scores)), best
 
 
@@ -115,6 +115,7 @@ def large_vocabulary_ctc(
     blank_weight: torch.Tensor | None = None,
     blank_bias: torch.Tensor | None = None,
     targets: torch.Tensor | None = None,
+    blank_margin: float = 0.0,
     chunk_size: int = 8192,
 ) -> CTCResult:
     """CTC labels and, given targets, CTC losses of frames scored against a large vocabulary.
@@ -131,6 +132,8 @@ def large_vocabulary_ctc(
         blank_weight (`torch.Tensor` of shape `(width,)`, *optional*): the blank's row.
         blank_bias (`torch.Tensor` of shape `(1,)`, *optional*): added to the blank's score.
         targets (`torch.LongTensor` of shape `(clips, targets)`, *optional*): labels, padded on the right with -100.
+        blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be its label; the loss
+            does not know of it.
         chunk_size (`int`): tokens scored at a time.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
@@ -143,7 +146,9 @@ def large_vocabulary_ctc(
     blank_scores = frames @ (token_weight[blank_id] if blank_weight is None else blank_weight).to(frames.dtype)
     if blank_bias is not None:
         blank_scores = blank_scores + blank_bias
-    normalizer, valid_best = _normalise(frames[valid], token_weight, blank_id, blank_scores[valid], chunk_size)
+    normalizer, valid_best = _normalise(
+        frames[valid], token_weight, blank_id, blank_scores[valid], blank_margin, chunk_size
+    )
     best = torch.full_like(valid, blank_id, dtype=torch.long).masked_scatter(valid, valid_best)
     if targets is None:
         return CTCResult(best)

@@ -77,7 +77,8 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
         aligned_states (`torch.FloatTensor` of shape `(clips, frames, width)`): output of the alignment adapter.
         num_frames (`torch.LongTensor` of shape `(clips,)`): true aligned frames of each clip.
         num_positions (`torch.LongTensor` of shape `(clips,)`): positions of each clip.
-        ctc_best (`torch.LongTensor` of shape `(clips, frames)`): likeliest CTC label of each aligned frame.
+        ctc_best (`torch.LongTensor` of shape `(clips, frames)`): CTC label of each aligned frame: its likeliest token,
+            or the blank where that leads by `blank_margin`.
         ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): sum of each clip's loss per target, over the number
             of clips, or over `num_ctc_clips` where that was given.
         num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
@@ -320,6 +321,7 @@ class SoundwaveCTCHead(nn.Module):
     def __init__(self, config: SoundwaveConfig):
         super().__init__()
         self.blank_id = config.audio_token_id
+        self.blank_margin = config.blank_margin
         width = config.text_config.hidden_size
         if config.tie_ctc_head:
             self.weight = None
@@ -333,7 +335,14 @@ class SoundwaveCTCHead(nn.Module):
         """Labels and losses of aligned frames `(clips, frames, width)`; see `large_vocabulary_ctc`."""
         token_weight = token_embeddings if self.weight is None else self.weight
         return large_vocabulary_ctc(
-            aligned, num_frames, token_weight, self.blank_id, self.blank_weight, self.blank_bias, ctc_labels
+            aligned,
+            num_frames,
+            token_weight,
+            self.blank_id,
+            self.blank_weight,
+            self.blank_bias,
+            ctc_labels,
+            self.blank_margin,
         )
 
     def logits(self, aligned: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
@@ -367,9 +376,13 @@ class SoundwaveShrinkingAdapter(nn.Module):
 
     @torch.no_grad()
     def start_norm(self, token_embeddings: nn.Module):
-        """Let positions begin at the scale of the LLM's own embeddings: at another, its layers hardly move them."""
+        """Let positions begin at the scale of the LLM's own embeddings: at another, its layers hardly move them.
+
+        Beside the embeddings of their labels they begin at a quarter of it, and the text can be read through them.
+        """
         ids = torch.arange(token_embeddings.weight.shape[0])
-        self.norm.weight.fill_(token_embeddings(ids[:: max(1, len(ids) // 1024)]).float().pow(2).mean().sqrt().item())
+        scale = token_embeddings(ids[:: max(1, len(ids) // 1024)]).float().pow(2).mean().sqrt().item()
+        self.norm.weight.fill_(scale / 4 if self.config.label_embeddings else scale)
 
     def forward(self, aligned: torch.Tensor, mask: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """
@@ -683,6 +696,8 @@ class SoundwaveModel(SoundwaveAudioModel):
         aligned, mask, audio = self.align(encoder_states, encoder_mask, embeddings, ctc_labels, num_ctc_clips)
         keep = self.keep_mask(audio.ctc_best, mask)
         audio.pooler_output = self.shrinking_adapter(aligned, mask, keep)
+        if self.config.label_embeddings:
+            audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(audio.ctc_best[keep])
         audio.num_positions = keep.sum(dim=1)
         if output_ctc_logits:
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
@@ -736,6 +751,24 @@ class SoundwaveModel(SoundwaveAudioModel):
         mask[audio_index] = attention_mask[is_audio].repeat_interleave(num_positions)
         return MergedPrompt(embeds.view(batch, merged, -1), mask.view(batch, merged), ends - 1)
 
+    def read_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, length: int) -> Cache:
+        """Keys and values of the text that all rows begin with, computed once; gradients pass through.
+
+        Raises: `ValueError` where the rows do not begin with the same `length` true text tokens.
+        """
+        prefix = input_ids[:, :length]
+        if (
+            (prefix != prefix[:1]).any()
+            or (prefix == self.config.audio_token_id).any()
+            or (attention_mask is not None and not attention_mask[:, :length].all())
+        ):
+            raise ValueError(
+                f"`shared_prefix` is {length}, and the rows do not all begin with the same {length} tokens of text."
+            )
+        cache = self.language_model(input_ids=prefix[:1], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(input_ids))
+        return cache
+
     @can_return_tuple
     def forward(
         self,
@@ -752,10 +785,11 @@ class SoundwaveModel(SoundwaveAudioModel):
         ctc_labels: torch.LongTensor | None = None,
         output_ctc_logits: bool = False,
         num_ctc_clips: int | None = None,
+        shared_prefix: int = 0,
         **kwargs,
     ) -> SoundwaveModelOutputWithPast:
         """Arguments as in `SoundwaveForConditionalGeneration.forward`; `position_ids` of a prompt with audio are
-        counted over its positions. Returns one state per input token."""
+        counted over its positions. Returns one state per input token, none for those of a `shared_prefix`."""
         refuse_misspelt(SoundwaveModel.forward, kwargs)
         if input_ids is None and inputs_embeds is None:
             raise ValueError(
@@ -763,6 +797,12 @@ class SoundwaveModel(SoundwaveAudioModel):
                 "`input_features` (the processor writes both)."
             )
         has_audio = (input_features is not None or encoder_states is not None) and inputs_embeds is None
+        if shared_prefix:
+            if not has_audio or past_key_values is not None:
+                raise ValueError("`shared_prefix` is for whole prompts with clips, without a cache.")
+            past_key_values = self.read_prefix(input_ids, attention_mask, shared_prefix)
+            input_ids = input_ids[:, shared_prefix:]
+            attention_mask = None if attention_mask is None else attention_mask[:, shared_prefix:]
         audio = merged = None
         if has_audio:
             audio = self.get_audio_features(
@@ -776,7 +816,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             )
             merged = self.merge_audio(input_ids, audio.pooler_output, audio.num_positions, attention_mask)
             input_ids, inputs_embeds = None, merged.inputs_embeds
-            attention_mask, position_ids = merged.attention_mask, merged.position_ids
+            attention_mask, position_ids = merged.attention_mask, merged.position_ids + shared_prefix
+            attention_mask = nn.functional.pad(attention_mask, (shared_prefix, 0), value=1)
         elif inputs_embeds is None and past_key_values is None:
             self.check_text(input_ids)
         outputs = self.language_model(

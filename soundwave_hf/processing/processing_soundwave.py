@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 from transformers import AutoTokenizer, BatchFeature, WhisperFeatureExtractor
@@ -9,6 +10,7 @@ from transformers.audio_utils import AudioInput, prepare_language_inputs
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack, prepare_prompt_input
 from transformers.tokenization_utils_base import TextInput
+from transformers.utils import PROCESSOR_NAME
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio_soundwave import check_length, flatten_clips, is_clip_list, load_clip
@@ -22,6 +24,7 @@ SYSTEM_PROMPT = (
 )
 ASR_QUESTION = "What does the person say?"
 
+TRAILING_SILENCE = 0.3  # seconds; Whisper's encoder never heard speech that ends where its input ends
 MIN_MEL_FRAMES = 4  # 40 ms: two mel frames make an encoder frame, two encoder frames make one position
 
 # Runs before the LLM's own template, which expects each message as one string: joins the parts of a message in order.
@@ -120,6 +123,21 @@ def with_system_prompt(conversation: list[dict], template: str, special_tokens: 
     return conversation
 
 
+def read_fields(adapter: str | os.PathLike | None) -> dict:
+    """The processor's own fields as a folder of trained adapters keeps them; none without a folder."""
+    if adapter is None:
+        return {}
+    path = os.path.join(adapter, PROCESSOR_NAME)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"`{adapter}` holds no {PROCESSOR_NAME}, which says how its adapters hear: give a folder that "
+            "`soundwave-hf train` or `soundwave-hf export` wrote."
+        )
+    with open(path, encoding="utf-8") as file:
+        saved = json.load(file)
+    return {name: saved[name] for name in ("audio_token", "trailing_silence") if name in saved}
+
+
 class SoundwaveProcessor(ProcessorMixin):
     r"""
     Whisper's feature extractor and the LLM's tokenizer behind one call.
@@ -132,6 +150,8 @@ class SoundwaveProcessor(ProcessorMixin):
         tokenizer (`PreTrainedTokenizerBase`): the LLM's; holds `audio_token` and pads on its own `padding_side`.
         chat_template (`str`, *optional*): template for conversations; the tokenizer's by default.
         audio_token (`str`, *optional*, defaults to `"<|audio|>"`): stands for one clip in the text.
+        trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put behind each clip and heard with
+            it, as far as the encoder's window reaches. `from_backbones` sets 0.3.
 
     Raises: `ValueError` if the tokenizer has no token `audio_token`.
 
@@ -149,10 +169,23 @@ class SoundwaveProcessor(ProcessorMixin):
     text_kwargs = {"padding": True, "return_tensors": "pt"}
     valid_processor_kwargs = ProcessingKwargs
 
-    def __init__(self, feature_extractor, tokenizer, chat_template=None, audio_token=AUDIO_TOKEN):
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        chat_template=None,
+        audio_token=AUDIO_TOKEN,
+        trailing_silence=0.0,
+    ):
         super().__init__(
             feature_extractor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
         )
+        if not 0 <= trailing_silence < feature_extractor.chunk_length:
+            raise ValueError(
+                f"`trailing_silence` is {trailing_silence}; expected seconds from 0 to less than the encoder's window "
+                f"of {feature_extractor.chunk_length} s."
+            )
+        self.trailing_silence = trailing_silence
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if self.audio_token_id is None or tokenizer.convert_ids_to_tokens(self.audio_token_id) != audio_token:
@@ -163,13 +196,23 @@ class SoundwaveProcessor(ProcessorMixin):
             )
 
     @classmethod
-    def from_backbones(cls, encoder: str, llm: str, audio_token: str = AUDIO_TOKEN) -> "SoundwaveProcessor":
+    def from_backbones(
+        cls, encoder: str, llm: str, adapter: str | os.PathLike | None = None, **fields
+    ) -> "SoundwaveProcessor":
         """Join the feature extractor of a Whisper and the tokenizer of a causal LM.
 
-        Args: encoder, llm: name on the Hub or local folder.
         Adds `audio_token` to the tokenizer if it is missing, pads with the end token if the LLM has no padding token,
         and pads on the left, as generation needs.
+
+        Args:
+            encoder, llm: name on the Hub or local folder.
+            adapter (*optional*): folder of trained adapters, whose fields of this class are taken.
+            fields: `audio_token`, `trailing_silence`; those of `adapter` by default.
+
+        Raises: `FileNotFoundError` where the adapter's folder has no processor_config.json.
         """
+        fields = {"audio_token": AUDIO_TOKEN, "trailing_silence": TRAILING_SILENCE, **read_fields(adapter), **fields}
+        audio_token = fields["audio_token"]
         feature_extractor = WhisperFeatureExtractor.from_pretrained(encoder)
         tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
         # `replace...=False` keeps the LLM's own extra tokens special; a token that exists keeps its id.
@@ -181,7 +224,7 @@ class SoundwaveProcessor(ProcessorMixin):
                     "Set `pad_token` in its tokenizer_config.json."
                 )
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(feature_extractor, tokenizer, audio_token=audio_token)
+        return cls(feature_extractor, tokenizer, **fields)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -262,7 +305,7 @@ class SoundwaveProcessor(ProcessorMixin):
         return self.audio_token
 
     def log_mel(self, clips: list[np.ndarray], device: str = "cpu") -> dict[str, np.ndarray]:
-        """Whisper's features of each clip at its own length, padded with zeros to the longest.
+        """Whisper's features of each clip and its trailing silence, padded with zeros to the longest.
 
         Args: clips: arrays of shape `(samples,)` at the encoder's rate, at most 30 s each.
         Returns: `input_features` `(clips, mel_bins, mel_frames)`, `input_features_mask` `(clips, mel_frames)`.
@@ -281,14 +324,15 @@ class SoundwaveProcessor(ProcessorMixin):
         return {"input_features": input_features, "input_features_mask": input_features_mask}
 
     def _log_mel_of_clip(self, samples: np.ndarray, device: str) -> np.ndarray:
-        """The first ceil(samples / hop) frames of what Whisper computes for the clip padded to 30 s, without the rest.
+        """The frames of a clip and its trailing silence, of what Whisper computes for the clip padded to 30 s.
 
         Returns: float32 array of shape `(mel_bins, mel_frames)`.
         """
         extractor = self.feature_extractor
         # Features are scaled by their maximum, so every frame that overlaps the clip has to be computed, and the STFT
         # mirrors what stands at the end: a window and a hop of zeros behind the clip leave both as they are in 30 s.
-        padded = min(len(samples) + extractor.n_fft + extractor.hop_length, extractor.n_samples)
+        heard = min(len(samples) + round(self.trailing_silence * extractor.sampling_rate), extractor.n_samples)
+        padded = min(heard + extractor.n_fft + extractor.hop_length, extractor.n_samples)
         features = extractor(
             samples,
             sampling_rate=extractor.sampling_rate,
@@ -297,7 +341,7 @@ class SoundwaveProcessor(ProcessorMixin):
             return_tensors="np",
             device=device,
         )["input_features"][0]
-        return features[:, : math.ceil(len(samples) / extractor.hop_length)]  # [mel_bins, mel_frames]
+        return features[:, : math.ceil(heard / extractor.hop_length)]  # [mel_bins, mel_frames]
 
     def apply_chat_template(
         self,

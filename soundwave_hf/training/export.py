@@ -17,7 +17,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
     Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value.
     """
     run, destination = Path(run), Path(destination)
-    needed = [WEIGHTS, "adapter_config.json", "config.json"]
+    needed = [WEIGHTS, "adapter_config.json", "config.json", "processor_config.json"]
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
         raise FileNotFoundError(f"`{run}` lacks {missing}: give the output folder of a finished stage II or III.")

@@ -59,6 +59,9 @@ class RecipeArguments:
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of SoundwaveConfig"})
     lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of PEFT's LoraConfig"})
+    attn_implementation: Any = field(
+        default=None, metadata={"help": "attention of all parts, or a mapping (`{text_config: eager}`)"}
+    )
     augment: dict[str, float] = field(default_factory=dict, metadata={"help": "fields of Augmentation"})
     repeat: dict[str, int] = field(default_factory=dict, metadata={"help": "times a row of this source counts"})
 
@@ -197,6 +200,8 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     model_fields = {**start_fields, **recipe.model}
     model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
     model = model_class.from_backbones(encoder, llm, dtype=dtype, **model_fields)
+    if recipe.attn_implementation is not None:
+        model.set_attn_implementation(recipe.attn_implementation)
     # Saved with what trains, so that it says which backbones it needs, not where they lay.
     model.config.audio_config._name_or_path, model.config.text_config._name_or_path = recipe.encoder, recipe.llm
     for name in ADAPTERS:
@@ -237,12 +242,15 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
     stage = STAGES[recipe.stage]
     manifest = _at_home(recipe.data)
     rows = read_rows(manifest, recipe.repeat)
-    processor = SoundwaveProcessor.from_backbones(resolve_backbone(recipe.encoder), resolve_backbone(recipe.llm))
+    set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
+    model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
+    start = None if recipe.start_from is None else _at_home(recipe.start_from)
+    processor = SoundwaveProcessor.from_backbones(
+        resolve_backbone(recipe.encoder), resolve_backbone(recipe.llm), adapter=start
+    )
     collator = SoundwaveCollator(
         processor, manifest.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed
     )
-    set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
-    model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels" if stage.has_llm else "ctc_labels"]
     trainer_class = SoundwaveTrainer

@@ -15,6 +15,13 @@ from .stages import Stage, check_trainable
 AUDIO_FRAMES_PER_SECOND = 50  # of a Whisper encoder
 
 
+def shared_prefix(inputs: dict[str, torch.Tensor], audio_token_id: int) -> int:
+    """How many tokens of text all rows of a batch begin with."""
+    ids = inputs["input_ids"]
+    same = (ids == ids[:1]).all(dim=0) & (ids[0] != audio_token_id) & inputs["attention_mask"].bool().all(dim=0)
+    return int(same.int().cumprod(dim=0).sum())
+
+
 class EpochCallback(TrainerCallback):
     """Tells sampler and collator the epoch, also after a resume, when the data loader no longer does."""
 
@@ -110,8 +117,11 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             return super().compute_loss(model, inputs, return_outputs)
         if (labels := inputs.get("labels")) is not None:
             # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
-            first = int(labels.ne(-100).any(dim=0).int().argmax())
-            inputs = {**inputs, "logits_to_keep": labels.shape[1] - max(first - 1, 0)}
+            last_unscored = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
+            prefix = min(last_unscored, shared_prefix(inputs, self._audio_model().config.audio_token_id))
+            # Recomputed in the backward pass, a layer keeps no keys and values to share.
+            prefix = 0 if self.args.gradient_checkpointing else prefix
+            inputs = {**inputs, "logits_to_keep": labels.shape[1] - last_unscored, "shared_prefix": prefix}
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # An epoch's last step may have fewer batches than the others.
         batches = 1 / self.current_gradient_accumulation_steps / self.accelerator.num_processes

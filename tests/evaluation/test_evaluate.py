@@ -130,7 +130,7 @@ def test_adapters_are_merged_in_float32_whatever_the_llm_is_stored_in(tmp_path, 
         return torch.nn.Identity()
 
     monkeypatch.setattr(SoundwaveForConditionalGeneration, "from_backbones", from_backbones)
-    monkeypatch.setattr(SoundwaveProcessor, "from_backbones", lambda encoder, llm: "processor")
+    monkeypatch.setattr(SoundwaveProcessor, "from_backbones", lambda encoder, llm, adapter: "processor")
     load_adapter(tmp_path, str(tmp_path), str(tmp_path))
     assert given == {"adapter": str(tmp_path), "dtype": torch.float32}
 

@@ -81,6 +81,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         ({"adapter_heads": 0}, "`adapter_heads` is 0 and does not divide"),
         ({"stack_factor": 0}, "`stack_factor` is 0; it counts encoder frames: give 1 or more"),
         ({"adapter_dropout": 1.0}, "`adapter_dropout` is 1.0; give a probability below 1"),
+        ({"blank_margin": float("inf")}, "`blank_margin` is inf; give a finite number"),
         ({"ctc_loss_weight": -0.3}, r"`ctc_loss_weight` is -0.3; give 0 \(no CTC loss\) or more"),
         ({"ctc_loss_weight": float("nan")}, "`ctc_loss_weight` is nan"),
         ({"compat": "papers"}, r"expected one of \('paper', 'published'\), got papers"),

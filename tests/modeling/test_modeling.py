@@ -207,6 +207,48 @@ def test_dropping_blanks_leaves_fewer_positions():
     assert found == keeping.get_audio_features(features, mask).num_positions - blank_runs
 
 
+@torch.no_grad()
+def test_a_blank_names_a_frame_where_it_leads_by_the_margin():
+    features, mask = make_clips([80, 44])
+    for margin in (-1.0, 0.0, 2.0):
+        audio = tiny_model(blank_margin=margin).get_audio_features(features, mask, output_ctc_logits=True)
+        blanks, tokens = audio.ctc_logits[..., AUDIO], audio.ctc_logits[..., :AUDIO].max(dim=-1)
+        expected = torch.where(blanks - margin >= tokens.values, AUDIO, tokens.indices)
+        for found, labels, frames in zip(audio.ctc_best, expected, audio.num_frames, strict=True):
+            assert torch.equal(found[:frames], labels[:frames])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+@torch.no_grad()
+def test_positions_may_hold_the_embeddings_of_their_labels(family):
+    features, mask = make_clips([80, 44])
+    plain, labelled = (
+        tiny_model(family, keep_blanks=False),
+        tiny_model(family, keep_blanks=False, label_embeddings=True),
+    )
+    sound = plain.get_audio_features(features, mask)
+    both = labelled.get_audio_features(features, mask)
+    assert torch.equal(both.num_positions, sound.num_positions)
+    labels = [
+        int(label)
+        for row, frames in zip(sound.ctc_best, sound.num_frames, strict=True)
+        for label, starts in zip(row[:frames], first_of_run(row[None])[0], strict=False)
+        if starts and label != AUDIO
+    ]
+    assert len(labels) > 2
+    embeddings = plain.get_input_embeddings()(torch.tensor(labels))
+    assert_near(both.pooler_output, sound.pooler_output + embeddings)
+
+
+def test_the_losses_know_nothing_of_the_margin():
+    features, mask = make_clips([80, 44, 60, 30])
+    losses = [
+        tiny_model(blank_margin=margin).get_audio_features(features, mask, ctc_labels=CTC_LABELS).ctc_loss
+        for margin in (0.0, 2.0)
+    ]
+    assert_near(*losses)
+
+
 @pytest.mark.parametrize(("look_back", "reaches"), [("all", True), ("kept", False)])
 @torch.no_grad()
 def test_a_dropped_frame_is_looked_back_at_or_not(look_back, reaches):
@@ -320,6 +362,32 @@ def test_one_state_per_token_gives_the_loss_and_gradients_of_all_positions(famil
     for gradient, other in zip(gradients, wanted, strict=True):
         if gradient is not None:
             torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "compat"), SETTINGS)
+def test_a_shared_prefix_read_once_gives_the_same_losses_and_gradients(family, compat):
+    rows = [[3, 4, 5, AUDIO, 6, 7, 8], [3, 4, 5, 9, AUDIO, 10], [3, 4, 5, AUDIO, AUDIO]]
+    batch = pad_batch(rows, [30, 44, 21, 60], side="right")
+    labels = batch["input_ids"].masked_fill((batch["attention_mask"] == 0) | (batch["input_ids"] == AUDIO), -100)
+    labels[:, :4] = -100
+    losses, gradients = [], []
+    for prefix in (0, 3):
+        model = tiny_model(family, compat=compat)
+        output = model(**batch, labels=labels, ctc_labels=CTC_LABELS, logits_to_keep=4, shared_prefix=prefix)
+        output.loss.backward()
+        losses.append(output.loss)
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert_near(losses[1], losses[0])
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("prefix", [2, 4])
+def test_a_prefix_that_is_not_shared_is_refused(prefix):
+    batch = pad_batch([[3, 4, 5, AUDIO], [3, 9, 5, AUDIO]], [30, 44], side="right")
+    with pytest.raises(ValueError, match="do not all begin with the same"):
+        tiny_model()(**batch, shared_prefix=prefix)
 
 
 @torch.no_grad()
@@ -609,6 +677,12 @@ def test_positions_of_a_joined_model_begin_at_the_scale_of_the_embeddings(backbo
     model = SoundwaveForConditionalGeneration.from_backbones(*backbones)
     expected = model.get_input_embeddings().weight.pow(2).mean().sqrt()
     assert_near(model.model.shrinking_adapter.norm.weight, expected.expand(16))
+
+
+def test_beside_the_embeddings_of_their_labels_positions_begin_small(backbones):
+    labelled = SoundwaveForConditionalGeneration.from_backbones(*backbones, label_embeddings=True)
+    plain = SoundwaveForConditionalGeneration.from_backbones(*backbones)
+    assert_near(4 * labelled.model.shrinking_adapter.norm.weight, plain.model.shrinking_adapter.norm.weight)
 
 
 def test_an_audio_token_that_the_tokenizer_knows_is_used(tmp_path):

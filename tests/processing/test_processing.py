@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
+from transformers import AutoProcessor, PreTrainedTokenizerFast, WhisperFeatureExtractor
 
 from soundwave_hf.modeling import backbones_soundwave
 from soundwave_hf.processing import SoundwaveProcessor, processing_soundwave
@@ -208,6 +208,20 @@ def test_from_backbones_adds_the_audio_token_and_pads_left(tmp_path):
     assert loaded(text=["ab", "c"])["attention_mask"].tolist() == [[1, 1], [0, 1]]
 
 
+def test_from_backbones_hears_as_the_adapters_were_trained_to(tmp_path):
+    backbones = save_backbones(tmp_path, tiny_tokenizer(audio_token=None))
+    assert SoundwaveProcessor.from_backbones(*backbones).trailing_silence == 0.3
+    trained = SoundwaveProcessor.from_backbones(*backbones, audio_token="<|speech|>", trailing_silence=0.1)
+    trained.save_pretrained(tmp_path / "adapter")
+    loaded = SoundwaveProcessor.from_backbones(*backbones, adapter=tmp_path / "adapter")
+    assert (loaded.audio_token, loaded.trailing_silence) == ("<|speech|>", 0.1)
+    assert (
+        SoundwaveProcessor.from_backbones(*backbones, tmp_path / "adapter", trailing_silence=0).trailing_silence == 0
+    )
+    with pytest.raises(FileNotFoundError, match="holds no processor_config.json"):
+        SoundwaveProcessor.from_backbones(*backbones, adapter=tmp_path)
+
+
 def test_from_backbones_keeps_an_audio_token_that_is_there(tmp_path):
     tokenizer = tiny_tokenizer()
     processor = SoundwaveProcessor.from_backbones(*save_backbones(tmp_path, tokenizer))
@@ -253,6 +267,28 @@ def test_features_of_a_clip_longer_than_the_window_are_refused():
     assert processor.log_mel([np.zeros(480_000, np.float32)])["input_features"].shape == (1, 80, 3000)
     with pytest.raises(ValueError, match="clip 1 lasts 30.0001 s; the encoder takes at most 30 s, and nothing is cut"):
         processor.log_mel([np.zeros(16_000, np.float32), np.zeros(480_001, np.float32)])
+
+
+def test_trailing_silence_is_heard_as_if_the_clip_ended_in_it(tmp_path):
+    clip = np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(), tiny_tokenizer(), trailing_silence=0.3)
+    heard = processor.log_mel([clip])
+    expected = tiny_processor().log_mel([np.pad(clip, (0, 4_800))])
+    assert heard["input_features"].shape == (1, 80, 80)
+    np.testing.assert_array_equal(heard["input_features"], expected["input_features"])
+    processor.save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).trailing_silence == 0.3
+
+
+def test_trailing_silence_ends_with_the_encoders_window():
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(), tiny_tokenizer(), trailing_silence=0.3)
+    assert processor.log_mel([np.zeros(479_000, np.float32)])["input_features"].shape == (1, 80, 3000)
+
+
+@pytest.mark.parametrize("seconds", [-0.1, 30])
+def test_trailing_silence_of_no_length_that_fits_is_refused(seconds):
+    with pytest.raises(ValueError, match="`trailing_silence` is"):
+        SoundwaveProcessor(WhisperFeatureExtractor(), tiny_tokenizer(), trailing_silence=seconds)
 
 
 def test_the_audio_token_is_the_same_in_modeling_and_processing():

@@ -9,7 +9,12 @@ from soundwave_hf.training.export import WEIGHTS, export_adapter
 @pytest.mark.parametrize("stage", ["shrink", "instruct"])
 def test_an_exported_run_is_its_weights_in_half_precision(chain, tmp_path, stage):
     folder = export_adapter(chain[stage].folder, tmp_path / "shipped")
-    assert {path.name for path in folder.iterdir()} == {WEIGHTS, "adapter_config.json", "config.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        WEIGHTS,
+        "adapter_config.json",
+        "config.json",
+        "processor_config.json",
+    }
     trained = load_file(chain[stage].folder / WEIGHTS)
     shipped = load_file(folder / WEIGHTS)
     assert shipped.keys() == trained.keys()
@@ -41,7 +46,7 @@ def test_a_run_of_stage_one_is_not_exported(chain, tmp_path):
 def test_a_weight_without_a_finite_half_is_refused(chain, tmp_path, value):
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("adapter_config.json", "config.json"):
+    for name in ("adapter_config.json", "config.json", "processor_config.json"):
         (run / name).write_text("{}")
     save_file({"layer.weight": torch.tensor([1.0, value])}, run / WEIGHTS)
     with pytest.raises(ValueError, match="`layer.weight` in .*run` has no finite float16 value"):
