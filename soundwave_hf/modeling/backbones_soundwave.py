@@ -85,9 +85,9 @@ def adapter_fields(adapter: str, encoder: str, llm: str) -> dict:
             f"The adapters in `{adapter}` join an encoder of width {expected[0]} to an LLM of width {expected[1]}, "
             f"and `{encoder}` has width {found[0]}, `{llm}` {found[1]}. Name the backbones they were trained with."
         )
-    names = ("stack_factor", "compat", "alignment_attention", "look_back", "keep_blanks", "tie_ctc_head")
-    names += ("adapter_heads", "adapter_dropout", "ctc_loss_weight")
-    return {name: getattr(config, name) for name in names}
+    # The others follow from the backbones.
+    names = SoundwaveConfig.own_fields() - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}
+    return {name: getattr(config, name) for name in sorted(names)}
 
 
 def _check_files(adapter: str):

@@ -107,8 +107,8 @@ class SoundwaveConfig(PreTrainedConfig):
                 f'This config.json has model type "{PUBLISHED_MODEL_TYPE}", the layout that the authors published, '
                 f'and "{cls.model_type}" was expected. Convert the folder first: `soundwave-hf convert SRC DST`.'
             )
-        own = cls._own_fields() - cls.sub_configs_defaults.keys()
-        for name in kwargs.keys() - cls._own_fields():
+        own = cls.own_fields() - cls.sub_configs_defaults.keys()
+        for name in kwargs.keys() - cls.own_fields():
             # A loader's other keywords (`device_map`, `dtype`) are not the config's to judge.
             if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
                 raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. Did you mean `{near[0]}`?")
@@ -135,11 +135,12 @@ class SoundwaveConfig(PreTrainedConfig):
             if name in known or name.startswith("_"):
                 continue
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"Its own fields are {sorted(self._own_fields())}."
+            hint = f"Did you mean `{near[0]}`?" if near else f"Its own fields are {sorted(self.own_fields())}."
             raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. {hint}")
 
     @classmethod
-    def _own_fields(cls) -> set[str]:
+    def own_fields(cls) -> set[str]:
+        """Names of the fields that this class adds to `PreTrainedConfig`."""
         return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
 
     def validate_architecture(self):

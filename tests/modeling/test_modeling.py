@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave_hf.modeling.backbones_soundwave import adapter_fields
 from soundwave_hf.modeling.modeling_soundwave import first_of_run
 from tests.tiny_models import (
     AUDIO,
@@ -748,6 +749,31 @@ def test_trained_adapters_are_loaded_into_the_joined_model(backbones, tmp_path):
 
 
 @torch.no_grad()
+def test_trained_adapters_bring_every_field_of_their_model(backbones, tmp_path):
+    changed = {
+        "stack_factor": 3,
+        "compat": "published",
+        "alignment_attention": "sequence",
+        "look_back": "all",
+        "keep_blanks": False,
+        "blank_margin": 1.5,
+        "label_embeddings": True,
+        "tie_ctc_head": True,
+        "adapter_heads": 4,
+        "adapter_dropout": 0.2,
+        "ctc_loss_weight": 0.7,
+    }
+    model = SoundwaveForCTC.from_backbones(*backbones, **changed)
+    trained = {name: value.detach() for name, value in model.named_parameters() if "adapter" in name or "head" in name}
+    save_file(trained, tmp_path / "trained.safetensors")
+    model.config.save_pretrained(tmp_path)
+    found = adapter_fields(str(tmp_path), *backbones)
+    assert found == changed
+    # What follows from the backbones does not come with the adapters.
+    others = {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}
+    assert found.keys() == SoundwaveConfig.own_fields() - others
+
+
 def test_lora_and_adapters_are_merged_into_the_joined_model(backbones, tmp_path):
     joined = SoundwaveForConditionalGeneration.from_backbones(*backbones, look_back="kept")
     adapters = ["alignment_adapter", "ctc_head", "shrinking_adapter"]
