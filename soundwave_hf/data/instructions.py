@@ -197,10 +197,10 @@ TRANSCRIPT_QUESTIONS: tuple[Callable[[str, list[str], random.Random], tuple[str,
 
 
 def transcribe_rows(clips: list[dict], rng: random.Random) -> list[dict]:
-    """A transcription request for each clip; the standard wording for half of them, the others by chance."""
+    """A transcription request for each clip; the standard wording for most of them, the others by chance."""
     rows = []
     for clip in clips:
-        question = ASR_QUESTION if rng.random() < 0.5 else rng.choice(TRANSCRIBE_REQUESTS)
+        question = ASR_QUESTION if rng.random() < 0.7 else rng.choice(TRANSCRIBE_REQUESTS)
         rows.append({**clip, "question": question, "answer": clip["text"], "task": "transcribe"})
     return rows
 
@@ -224,16 +224,20 @@ def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
 
 
 def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 1200) -> list[dict]:
-    """All rows in random order: `each` transcriptions, `each` questions about clips, and every spoken question.
+    """All rows in random order: `each` questions about clips, four times as many transcripts, every spoken question.
+
+    Transcriptions are most of it, so that a model which learns to answer does not forget to write down: of them the
+    random-word clips teach most, and the human ones, which are short and few, come five times.
 
     Args: train: rows of the training manifest; random-word clips are left out of the questions.
           questions: rows of spoken questions with `answer`.
     """
     human = [clip for clip in train if clip["source"] == "human-prompt"]
     sentences = [clip for clip in train if clip["source"] in ("fortunes", "prompts")]
-    chosen = rng.sample(sentences, min(2 * each, len(sentences)))
-    half = len(chosen) // 2
-    rows = transcribe_rows(human + chosen[:half], rng)
-    rows += transcript_question_rows(human + chosen[half:], rng)
+    asked = rng.sample(sentences, min(each, len(sentences)))
+    places = {clip["audio"] for clip in asked + human}
+    others = [clip for clip in train if clip["audio"] not in places]
+    rows = transcribe_rows(5 * human + rng.sample(others, min(4 * each, len(others))), rng)
+    rows += transcript_question_rows(human + asked, rng)
     rows += spoken_question_rows(questions, rng)
     return rng.sample(rows, len(rows))

@@ -1,6 +1,7 @@
 """Instruction rows: the answers are true, and the demo's question is in none of them."""
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -123,12 +124,17 @@ def clip(number: int, source: str) -> dict:
 def test_rows_hold_every_kind_and_keep_the_fields_of_their_clip():
     train = [clip(i, "fortunes") for i in range(40)] + [clip(i, "words") for i in range(40, 60)]
     questions = [{**clip(60, "spoken-question"), "question": "", "answer": "Yes."}]
-    rows = instruction_rows(train, questions, random.Random(0), each=15)
-    assert len(rows) == 15 + 15 + 1
+    train += [clip(i, "human-prompt") for i in range(61, 63)]
+    rows = instruction_rows(train, questions, random.Random(0), each=10)
+    assert Counter(row["task"] for row in rows)["transcribe"] == 40 + 5 * 2
+    assert len(rows) == 40 + 5 * 2 + 10 + 2 + 1
     assert all(
         set(row) == {"audio", "text", "seconds", "voice", "source", "question", "answer", "task"} for row in rows
     )
-    assert not any(row["source"] == "words" for row in rows)
+    assert {row["source"] for row in rows if row["task"] not in ("transcribe", "spoken_question")} == {
+        "fortunes",
+        "human-prompt",
+    }
     assert {row["answer"] for row in rows if row["task"] == "spoken_question"} == {"Yes."}
     assert all(row["answer"] == row["text"] for row in rows if row["task"] == "transcribe")
 
