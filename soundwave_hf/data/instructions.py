@@ -236,7 +236,8 @@ def instruction_rows(train: list[dict], questions: list[dict], rng: random.Rando
     sentences = [clip for clip in train if clip["source"] in ("fortunes", "prompts")]
     asked = rng.sample(sentences, min(each, len(sentences)))
     places = {clip["audio"] for clip in asked + human}
-    others = [clip for clip in train if clip["audio"] not in places]
+    labelled = {"fortunes", "words", "prompts"}  # by what was spoken, not by Whisper
+    others = [clip for clip in train if clip["source"] in labelled and clip["audio"] not in places]
     rows = transcribe_rows(5 * human + rng.sample(others, min(4 * each, len(others))), rng)
     rows += transcript_question_rows(human + asked, rng)
     rows += spoken_question_rows(questions, rng)

@@ -53,12 +53,12 @@ class SoundwaveConfig(PreTrainedConfig):
             to itself alone.
         look_back (`"all"` or `"kept"`): frames which the kept frames query in the shrinking adapter (Eq. 1).
         keep_blanks (`bool`): whether one frame of each run of blanks becomes a position too.
+        tie_ctc_head (`bool`): whether the CTC head scores with the LLM's input embeddings (Figure 2), or with a
+            matrix of its own.
         blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be the frame's label.
             CTC names the blank where it is unsure: above 0, what it half heard is a position for the LLM to judge.
         label_embeddings (`bool`): whether each position also holds the LLM's embedding of its CTC label: the LLM reads
             what the CTC head heard as text from the first step on, beside the sound. In neither of `compat`.
-        tie_ctc_head (`bool`): whether the CTC head scores with the LLM's input embeddings (Figure 2), or with a
-            matrix of its own.
         adapter_heads (`int`, *optional*): attention heads of both adapters. Defaults to those of the LLM.
         adapter_dropout (`float`): dropout of the alignment layer.
         ctc_loss_weight (`float`): weight of the CTC loss where both losses are taken.
@@ -88,9 +88,9 @@ class SoundwaveConfig(PreTrainedConfig):
     alignment_attention: Literal["sequence", "frame"] | None = None
     look_back: Literal["all", "kept"] | None = None
     keep_blanks: bool | None = None
+    tie_ctc_head: bool | None = None
     blank_margin: float | int = 0.0
     label_embeddings: bool = False
-    tie_ctc_head: bool | None = None
     adapter_heads: int | None = None
     adapter_dropout: float = 0.1
     ctc_loss_weight: float | int = 0.3

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, WhisperModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling
@@ -751,6 +751,15 @@ class SoundwaveModel(SoundwaveAudioModel):
         mask[audio_index] = attention_mask[is_audio].repeat_interleave(num_positions)
         return MergedPrompt(embeds.view(batch, merged, -1), mask.view(batch, merged), ends - 1)
 
+    def shares_prefix(self) -> bool:
+        """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
+        layers = DynamicCache(config=self.language_model.config).layers
+        # Recomputed in the backward pass, a layer keeps none.
+        checkpointing = any(
+            getattr(module, "gradient_checkpointing", False) for module in self.language_model.modules()
+        )
+        return not checkpointing and all(type(layer) is DynamicLayer for layer in layers)
+
     def read_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, length: int) -> Cache:
         """Keys and values of the text that all rows begin with, computed once; gradients pass through.
 
@@ -764,6 +773,10 @@ class SoundwaveModel(SoundwaveAudioModel):
         ):
             raise ValueError(
                 f"`shared_prefix` is {length}, and the rows do not all begin with the same {length} tokens of text."
+            )
+        if not self.shares_prefix():
+            raise ValueError(
+                "`shared_prefix` was given, and this LLM, or gradient checkpointing, keeps no whole cache."
             )
         cache = self.language_model(input_ids=prefix[:1], use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(input_ids))
@@ -940,6 +953,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         encoder_mask: torch.Tensor | None = None,
         output_ctc_logits: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
+        shared_prefix: int = 0,
         **kwargs,
     ) -> SoundwaveCausalLMOutputWithPast:
         """
@@ -957,6 +971,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
             num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch).
+            shared_prefix (`int`): in training, tokens of text that all rows begin with: the LLM reads them once for
+                the batch, and neither scores them nor learns their labels.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
         features and mask differ, a clip is empty or longer than the encoder's window, or a CTC label is no token.
@@ -975,6 +991,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             encoder_mask=encoder_mask,
             ctc_labels=ctc_labels,
             output_ctc_logits=output_ctc_logits,
+            shared_prefix=shared_prefix,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -984,7 +1001,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
             check_ids("labels", labels[labels.ne(-100)], vocabulary)
-            ce_loss = self.loss_function(logits, labels[:, kept], vocabulary, num_items_in_batch=num_items_in_batch)
+            ce_loss = self.loss_function(
+                logits, labels[:, shared_prefix:][:, kept], vocabulary, num_items_in_batch=num_items_in_batch
+            )
         audio = outputs.audio_output or SoundwaveAudioOutput()
         return SoundwaveCausalLMOutputWithPast(
             loss=self._weigh(ce_loss, audio.ctc_loss),

@@ -135,7 +135,7 @@ def read_fields(adapter: str | os.PathLike | None) -> dict:
         )
     with open(path, encoding="utf-8") as file:
         saved = json.load(file)
-    return {name: saved[name] for name in ("audio_token", "trailing_silence") if name in saved}
+    return {"trailing_silence": saved.get("trailing_silence", 0.0)}
 
 
 class SoundwaveProcessor(ProcessorMixin):
@@ -151,9 +151,10 @@ class SoundwaveProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): template for conversations; the tokenizer's by default.
         audio_token (`str`, *optional*, defaults to `"<|audio|>"`): stands for one clip in the text.
         trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put behind each clip and heard with
-            it, as far as the encoder's window reaches. `from_backbones` sets 0.3.
+            it, as far as the encoder's window reaches. `from_backbones` sets 0.3,
+            or what the adapters were trained with.
 
-    Raises: `ValueError` if the tokenizer has no token `audio_token`.
+    Raises: `ValueError` if the tokenizer has no token `audio_token`, or the silence fills the encoder's window.
 
     Example:
 
@@ -207,7 +208,7 @@ class SoundwaveProcessor(ProcessorMixin):
         Args:
             encoder, llm: name on the Hub or local folder.
             adapter (*optional*): folder of trained adapters, whose fields of this class are taken.
-            fields: `audio_token`, `trailing_silence`; those of `adapter` by default.
+            fields: `audio_token`, `trailing_silence`; the silence of `adapter` by default.
 
         Raises: `FileNotFoundError` where the adapter's folder has no processor_config.json.
         """
@@ -249,9 +250,9 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Returns: [`BatchFeature`]:
             - **input_ids**, **attention_mask** `(batch, tokens)`
-            - **input_features** `(clips, mel_bins, mel_frames)` -- float32 log-mel of 10 ms frames, zeros behind a
-              clip's own; only with audio
-            - **input_features_mask** `(clips, mel_frames)` -- int64, 1 at a clip's own frames; only with audio
+            - **input_features** `(clips, mel_bins, mel_frames)` -- float32 log-mel of 10 ms frames, zeros
+              behind a clip and its trailing silence; only with audio
+            - **input_features_mask** `(clips, mel_frames)` -- int64, 1 at frames of a clip or its silence
 
         Raises: `ValueError` for counts of clips and tokens that differ and for audio that cannot be used as it is.
         """

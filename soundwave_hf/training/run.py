@@ -90,6 +90,9 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     for section, its_known in SECTIONS.items():
         section_name = f"`{section}` of `{path}`"
         _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
+    if isinstance(attention := values.get("attn_implementation"), dict):
+        # The library passes over any other part.
+        _refuse_unknown(attention, {"audio_config", "text_config"}, f"`attn_implementation` of `{path}`", "")
     for key in set(values) & set(OVERRULED):
         raise ValueError(f"`{path}` sets `{key}`, which a recipe cannot: {OVERRULED[key]}. Leave it out.")
     missing = [name for name in ("stage", "encoder", "llm", "data", "output_dir") if name not in values]

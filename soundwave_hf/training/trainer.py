@@ -38,7 +38,8 @@ class EpochCallback(TrainerCallback):
 class SoundwaveTrainerMixin:
     """What the stages share: the table's check, batches of like length, and what is logged beside the loss.
 
-    Logged: `ctc_loss` and `ce_loss` where taken, `positions_per_second`, `blank_share` (of CTC arg-maxes) and
+    Logged: `ctc_loss` and `ce_loss` where taken, `positions_per_second` (of all that is heard, trailing silence too),
+    `blank_share` (of the frames' CTC labels) and
     `ctc_skipped` (clips whose targets do not fit into their frames).
 
     Args: stage (`Stage`, *optional*): where given, exactly its parameters must train.
@@ -117,11 +118,11 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             return super().compute_loss(model, inputs, return_outputs)
         if (labels := inputs.get("labels")) is not None:
             # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
-            last_unscored = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
-            prefix = min(last_unscored, shared_prefix(inputs, self._audio_model().config.audio_token_id))
-            # Recomputed in the backward pass, a layer keeps no keys and values to share.
-            prefix = 0 if self.args.gradient_checkpointing else prefix
-            inputs = {**inputs, "logits_to_keep": labels.shape[1] - last_unscored, "shared_prefix": prefix}
+            first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
+            inputs = {**inputs, "logits_to_keep": labels.shape[1] - first}
+            audio_model = self._audio_model()
+            if len(labels) > 1 and audio_model.shares_prefix():
+                inputs["shared_prefix"] = min(first, shared_prefix(inputs, audio_model.config.audio_token_id))
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # An epoch's last step may have fewer batches than the others.
         batches = 1 / self.current_gradient_accumulation_steps / self.accelerator.num_processes

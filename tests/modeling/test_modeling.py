@@ -211,12 +211,15 @@ def test_dropping_blanks_leaves_fewer_positions():
 @torch.no_grad()
 def test_a_blank_names_a_frame_where_it_leads_by_the_margin():
     features, mask = make_clips([80, 44])
+    blanks_named = set()
     for margin in (-1.0, 0.0, 2.0):
         audio = tiny_model(blank_margin=margin).get_audio_features(features, mask, output_ctc_logits=True)
         blanks, tokens = audio.ctc_logits[..., AUDIO], audio.ctc_logits[..., :AUDIO].max(dim=-1)
         expected = torch.where(blanks - margin >= tokens.values, AUDIO, tokens.indices)
         for found, labels, frames in zip(audio.ctc_best, expected, audio.num_frames, strict=True):
             assert torch.equal(found[:frames], labels[:frames])
+        blanks_named.add(int((audio.ctc_best == AUDIO).sum()))
+    assert len(blanks_named) == 3
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
@@ -372,16 +375,18 @@ def test_a_shared_prefix_read_once_gives_the_same_losses_and_gradients(family, c
     labels = batch["input_ids"].masked_fill((batch["attention_mask"] == 0) | (batch["input_ids"] == AUDIO), -100)
     labels[:, :4] = -100
     losses, gradients = [], []
-    for prefix in (0, 3):
+    for prefix, kept in ((0, 0), (3, 0), (3, 4)):
         model = tiny_model(family, compat=compat)
-        output = model(**batch, labels=labels, ctc_labels=CTC_LABELS, logits_to_keep=4, shared_prefix=prefix)
+        output = model(**batch, labels=labels, ctc_labels=CTC_LABELS, logits_to_keep=kept, shared_prefix=prefix)
+        assert model.model.shares_prefix()
         output.loss.backward()
         losses.append(output.loss)
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
-    assert_near(losses[1], losses[0])
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+    for loss, found in zip(losses[1:], gradients[1:], strict=True):
+        assert_near(loss, losses[0])
+        assert found.keys() == gradients[0].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("prefix", [2, 4])
@@ -389,6 +394,16 @@ def test_a_prefix_that_is_not_shared_is_refused(prefix):
     batch = pad_batch([[3, 4, 5, AUDIO], [3, 9, 5, AUDIO]], [30, 44], side="right")
     with pytest.raises(ValueError, match="do not all begin with the same"):
         tiny_model()(**batch, shared_prefix=prefix)
+
+
+def test_a_prefix_is_not_shared_where_its_cache_would_not_hold_all_of_it():
+    assert not tiny_model("gemma2").model.shares_prefix()  # sliding windows
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable()
+    assert not model.model.shares_prefix()
+    batch = pad_batch([[3, 4, 5, AUDIO], [3, 4, 5, AUDIO]], [30, 44], side="right")
+    with pytest.raises(ValueError, match="keeps no whole cache"):
+        model(**batch, shared_prefix=3)
 
 
 @torch.no_grad()
@@ -748,7 +763,6 @@ def test_trained_adapters_are_loaded_into_the_joined_model(backbones, tmp_path):
     assert all(torch.equal(found[name], value) for name, value in load_file(tmp_path / "trained.safetensors").items())
 
 
-@torch.no_grad()
 def test_trained_adapters_bring_every_field_of_their_model(backbones, tmp_path):
     changed = {
         "stack_factor": 3,
@@ -774,6 +788,7 @@ def test_trained_adapters_bring_every_field_of_their_model(backbones, tmp_path):
     assert found.keys() == SoundwaveConfig.own_fields() - others
 
 
+@torch.no_grad()
 def test_lora_and_adapters_are_merged_into_the_joined_model(backbones, tmp_path):
     joined = SoundwaveForConditionalGeneration.from_backbones(*backbones, look_back="kept")
     adapters = ["alignment_adapter", "ctc_head", "shrinking_adapter"]

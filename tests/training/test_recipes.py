@@ -76,6 +76,7 @@ def test_there_are_three_shipped_recipes():
         ),
         ({"model": {"lok_back": "all"}}, "`model` of .* has the key `lok_back`, .* Did you mean `look_back`?"),
         ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which nobody reads. Its keys are"),
+        ({"attn_implementation": {"text_confg": "eager"}}, "the key `text_confg`, .* Did you mean `text_config`?"),
         ({"augment": 0.1}, "`augment` of .* is 0.1; give `key: value` pairs"),
         ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
         ({"repeat": {"s0": 2, "absent": 3}}, r"`repeat` names \['absent'\], and no row of .* has that source"),

@@ -48,6 +48,13 @@ def inputs(workspace) -> dict[str, torch.Tensor]:
     return request(clips, prompt=["What does the person say?", "Who?"], sampling_rate=16_000)
 
 
+def test_a_recipe_chooses_the_attention_of_a_part(workspace, tmp_path):
+    recipe = workspace.recipe("shrink", tmp_path / "out", max_steps=1, attn_implementation={"text_config": "eager"})
+    config = train(recipe).model.get_base_model().config
+    assert config.text_config._attn_implementation == "eager"
+    assert config.audio_config._attn_implementation == config._attn_implementation == "sdpa"
+
+
 def test_the_table_is_that_of_the_paper():
     assert {name: stage.losses for name, stage in STAGES.items()} == {
         "align": ("ctc",),

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveAudioModel
 from soundwave_hf.training.run import last_checkpoint
+from soundwave_hf.training.trainer import shared_prefix
 from tests.training.workspace import (
     EVERY_AUGMENTATION,
     SECONDS,
@@ -138,6 +139,21 @@ def test_logs_of_two_steps_are_means_over_both(workspace, tmp_path):
 
 
 # ---- batches ----
+
+
+def test_rows_share_the_text_before_their_clips(one_step):
+    stage, _, _, batch = one_step
+    if stage == "align":
+        assert "input_ids" not in batch
+        return
+    prefix = shared_prefix(batch, audio_token_id=259)
+    assert (batch["input_ids"][:, prefix] == 259).all() and prefix > 40
+    padded = batch | {"attention_mask": batch["attention_mask"].clone()}
+    padded["attention_mask"][1, 0] = 0
+    assert shared_prefix(padded, audio_token_id=259) == 0
+    other = batch | {"input_ids": batch["input_ids"].clone()}
+    other["input_ids"][2, 7] += 1
+    assert shared_prefix(other, audio_token_id=259) == 7
 
 
 @pytest.mark.parametrize("stage", ["align", "shrink", "instruct"])
