@@ -121,7 +121,7 @@ def test_positions_and_blanks_are_counted_over_true_frames(one_step):
     positions = sum(1 + sum(a != b for a, b in zip(labels, labels[1:], strict=False)) for labels in best)
     assert logged["positions_per_second"] == pytest.approx(positions / (142 * 0.04))
     assert logged["blank_share"] == pytest.approx(sum(labels.count(259) for labels in best) / 142)
-    assert 4 < positions < 132 and 0.05 < logged["blank_share"] < 0.95  # or other counts would do as well
+    assert 4 < positions < 132 and 0.05 < logged["blank_share"] < 0.99  # or other counts would do as well
 
 
 def test_a_stage_logs_what_it_takes_and_nothing_else(one_step):
