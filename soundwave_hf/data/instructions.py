@@ -226,8 +226,8 @@ def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
 def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 1200) -> list[dict]:
     """All rows in random order: `each` questions about clips, four times as many transcripts, every spoken question.
 
-    Transcriptions are most of it, so that a model which learns to answer does not forget to write down: of them the
-    random-word clips teach most, and the human ones, which are short and few, come five times.
+    Transcripts are most of it, so that a model which learns to answer does not forget to write down; of the human
+    clips, which are short and few, each comes five times.
 
     Args: train: rows of the training manifest; random-word clips are left out of the questions.
           questions: rows of spoken questions with `answer`.

@@ -753,12 +753,10 @@ class SoundwaveModel(SoundwaveAudioModel):
 
     def shares_prefix(self) -> bool:
         """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
+        if self.language_model.is_activation_checkpointing:  # recomputed in the backward pass, a layer keeps none
+            return False
         layers = DynamicCache(config=self.language_model.config).layers
-        # Recomputed in the backward pass, a layer keeps none.
-        checkpointing = any(
-            getattr(module, "gradient_checkpointing", False) for module in self.language_model.modules()
-        )
-        return not checkpointing and all(type(layer) is DynamicLayer for layer in layers)
+        return all(type(layer) is DynamicLayer for layer in layers)
 
     def read_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, length: int) -> Cache:
         """Keys and values of the text that all rows begin with, computed once; gradients pass through.

@@ -123,10 +123,8 @@ def with_system_prompt(conversation: list[dict], template: str, special_tokens: 
     return conversation
 
 
-def read_fields(adapter: str | os.PathLike | None) -> dict:
-    """The processor's own fields as a folder of trained adapters keeps them; none without a folder."""
-    if adapter is None:
-        return {}
+def trained_silence(adapter: str | os.PathLike) -> float:
+    """The trailing silence that a folder of trained adapters was trained with; 0 where it names none."""
     path = os.path.join(adapter, PROCESSOR_NAME)
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -134,8 +132,7 @@ def read_fields(adapter: str | os.PathLike | None) -> dict:
             "`soundwave-hf train` or `soundwave-hf export` wrote."
         )
     with open(path, encoding="utf-8") as file:
-        saved = json.load(file)
-    return {"trailing_silence": saved.get("trailing_silence", 0.0)}
+        return json.load(file).get("trailing_silence", 0.0)
 
 
 class SoundwaveProcessor(ProcessorMixin):
@@ -151,8 +148,7 @@ class SoundwaveProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): template for conversations; the tokenizer's by default.
         audio_token (`str`, *optional*, defaults to `"<|audio|>"`): stands for one clip in the text.
         trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put behind each clip and heard with
-            it, as far as the encoder's window reaches. `from_backbones` sets 0.3,
-            or what the adapters were trained with.
+            it, as far as the encoder's window reaches. `from_backbones` sets 0.3, or what adapters were trained with.
 
     Raises: `ValueError` if the tokenizer has no token `audio_token`, or the silence fills the encoder's window.
 
@@ -171,12 +167,7 @@ class SoundwaveProcessor(ProcessorMixin):
     valid_processor_kwargs = ProcessingKwargs
 
     def __init__(
-        self,
-        feature_extractor,
-        tokenizer,
-        chat_template=None,
-        audio_token=AUDIO_TOKEN,
-        trailing_silence=0.0,
+        self, feature_extractor, tokenizer, chat_template=None, audio_token=AUDIO_TOKEN, trailing_silence=0.0
     ):
         super().__init__(
             feature_extractor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
@@ -198,7 +189,12 @@ class SoundwaveProcessor(ProcessorMixin):
 
     @classmethod
     def from_backbones(
-        cls, encoder: str, llm: str, adapter: str | os.PathLike | None = None, **fields
+        cls,
+        encoder: str,
+        llm: str,
+        adapter: str | os.PathLike | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        trailing_silence: float | None = None,
     ) -> "SoundwaveProcessor":
         """Join the feature extractor of a Whisper and the tokenizer of a causal LM.
 
@@ -207,13 +203,14 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Args:
             encoder, llm: name on the Hub or local folder.
-            adapter (*optional*): folder of trained adapters, whose fields of this class are taken.
-            fields: `audio_token`, `trailing_silence`; the silence of `adapter` by default.
+            adapter (*optional*): folder of trained adapters.
+            audio_token: stands for one clip in the text.
+            trailing_silence (*optional*): seconds behind each clip; what `adapter` was trained with, else 0.3.
 
         Raises: `FileNotFoundError` where the adapter's folder has no processor_config.json.
         """
-        fields = {"audio_token": AUDIO_TOKEN, "trailing_silence": TRAILING_SILENCE, **read_fields(adapter), **fields}
-        audio_token = fields["audio_token"]
+        usual_silence = TRAILING_SILENCE if adapter is None else trained_silence(adapter)
+        trailing_silence = usual_silence if trailing_silence is None else trailing_silence
         feature_extractor = WhisperFeatureExtractor.from_pretrained(encoder)
         tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
         # `replace...=False` keeps the LLM's own extra tokens special; a token that exists keeps its id.
@@ -225,7 +222,7 @@ class SoundwaveProcessor(ProcessorMixin):
                     "Set `pad_token` in its tokenizer_config.json."
                 )
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(feature_extractor, tokenizer, **fields)
+        return cls(feature_extractor, tokenizer, audio_token=audio_token, trailing_silence=trailing_silence)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ class RecipeArguments:
         if self.stage == "instruct" and self.start_from is None:
             raise ValueError("Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`.")
 
+    @cached_property
+    def backbones(self) -> tuple[str, str]:
+        """Folders of the encoder and the LLM, made or downloaded at the first call."""
+        return resolve_backbone(self.encoder), resolve_backbone(self.llm)
+
+    @property
+    def start_folder(self) -> str | None:
+        return None if self.start_from is None else str(_at_home(self.start_from))
+
 
 def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None):
     """A YAML recipe and `--key value` overrides (`--augment.speed 0.1` for a nested one) -> its two argument classes.
@@ -92,7 +102,8 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
         _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
     if isinstance(attention := values.get("attn_implementation"), dict):
         # The library passes over any other part.
-        _refuse_unknown(attention, {"audio_config", "text_config"}, f"`attn_implementation` of `{path}`", "")
+        parts = {"audio_config", "text_config"}
+        _refuse_unknown(attention, parts, f"`attn_implementation` of `{path}`", f"Its keys are {sorted(parts)}.")
     for key in set(values) & set(OVERRULED):
         raise ValueError(f"`{path}` sets `{key}`, which a recipe cannot: {OVERRULED[key]}. Leave it out.")
     missing = [name for name in ("stage", "encoder", "llm", "data", "output_dir") if name not in values]
@@ -195,8 +206,8 @@ def _read_row(line: str, name: str) -> dict:
 def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     """The model of a stage, with what the stage before trained, and exactly its own parameters set to train."""
     stage = STAGES[recipe.stage]
-    encoder, llm = resolve_backbone(recipe.encoder), resolve_backbone(recipe.llm)
-    start = None if recipe.start_from is None else str(_at_home(recipe.start_from))
+    encoder, llm = recipe.backbones
+    start = recipe.start_folder
     start_fields = {} if start is None else adapter_fields(start, encoder, llm)
     has_lora = start is not None and not os.path.isfile(os.path.join(start, TRAINED_FILE))
     _check_start(recipe, stage, start_fields, has_lora)
@@ -247,10 +258,7 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
     rows = read_rows(manifest, recipe.repeat)
     set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
-    start = None if recipe.start_from is None else _at_home(recipe.start_from)
-    processor = SoundwaveProcessor.from_backbones(
-        resolve_backbone(recipe.encoder), resolve_backbone(recipe.llm), adapter=start
-    )
+    processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
     collator = SoundwaveCollator(
         processor, manifest.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed
     )

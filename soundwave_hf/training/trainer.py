@@ -39,8 +39,7 @@ class SoundwaveTrainerMixin:
     """What the stages share: the table's check, batches of like length, and what is logged beside the loss.
 
     Logged: `ctc_loss` and `ce_loss` where taken, `positions_per_second` (of all that is heard, trailing silence too),
-    `blank_share` (of the frames' CTC labels) and
-    `ctc_skipped` (clips whose targets do not fit into their frames).
+    `blank_share` (of the frames' CTC labels) and `ctc_skipped` (clips whose targets do not fit into their frames).
 
     Args: stage (`Stage`, *optional*): where given, exactly its parameters must train.
     """
