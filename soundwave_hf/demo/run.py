@@ -56,8 +56,8 @@ def check_files(processor, paths: Sequence[str]) -> list[dict]:
             (samples,) = processor.load_clips([path])
         except ValueError as error:
             raise ValueError(
-                f"{error}\nThe demo takes files of one mono clip, at most 30 s long. This makes one: "
-                f"`ffmpeg -i {shlex.quote(path)} -ac 1 -ar 16000 -t 30 OUTPUT.wav`."
+                f"{error}\nThe demo takes files of one mono clip. This makes one: "
+                f"`ffmpeg -i {shlex.quote(path)} -ac 1 -ar 16000 OUTPUT.wav`."
             ) from error
         rows.append({"audio": path, "seconds": len(samples) / processor.feature_extractor.sampling_rate})
     return rows

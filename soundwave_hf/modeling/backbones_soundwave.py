@@ -16,7 +16,14 @@ AUDIO_TOKEN = "<|audio|>"
 TRAINED_FILE = "trained.safetensors"  # Stage I: the parameters that trained, named as in `SoundwaveModel`
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: adapters and LoRA, as PEFT has them
 # Fields that change which weights there are or what they mean.
-FIXED_BY_WEIGHTS = ("compat", "stack_factor", "alignment_attention", "tie_ctc_head", "adapter_heads")
+FIXED_BY_WEIGHTS = (
+    "compat",
+    "stack_factor",
+    "alignment_layers",
+    "alignment_attention",
+    "tie_ctc_head",
+    "adapter_heads",
+)
 
 
 def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, int]:

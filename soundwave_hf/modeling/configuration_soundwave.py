@@ -16,6 +16,15 @@ COMPAT = {
     "paper": {"alignment_attention": "sequence", "look_back": "all", "keep_blanks": True, "tie_ctc_head": True},
     "published": {"alignment_attention": "frame", "look_back": "kept", "keep_blanks": True, "tie_ctc_head": False},
 }
+# What a saved model's config names, so that the Auto classes find its code, which is saved beside it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_soundwave.SoundwaveConfig",
+    "AutoModel": "modeling_soundwave.SoundwaveForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_soundwave.SoundwaveForConditionalGeneration",
+    "AutoModelForSeq2SeqLM": "modeling_soundwave.SoundwaveForConditionalGeneration",
+    "AutoModelForSpeechSeq2Seq": "modeling_soundwave.SoundwaveForConditionalGeneration",
+    "AutoProcessor": "processing_soundwave.SoundwaveProcessor",
+}
 # Keyword arguments of `PreTrainedConfig` that are no field of it; every other unknown one is a mistake.
 _INHERITED_KEYWORDS = {
     "attn_implementation",
@@ -47,6 +56,7 @@ class SoundwaveConfig(PreTrainedConfig):
         audio_token_id (`int`, *optional*): id of the audio token, one per clip in `input_ids`, and the CTC blank.
             Defaults to the last id of the LLM's vocabulary.
         stack_factor (`int`): encoder frames (20 ms each) joined into one aligned frame.
+        alignment_layers (`int`): Transformer layers of the alignment adapter (paper: 1).
         compat (`"paper"` or `"published"`): names the defaults of the next four fields: what arXiv 2502.12900 says, or
             what the code behind the published weights computes.
         alignment_attention (`"sequence"` or `"frame"`): a frame of the alignment layer attends to its whole clip, or
@@ -78,12 +88,23 @@ class SoundwaveConfig(PreTrainedConfig):
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
-    keys_to_ignore_at_inference = ["past_key_values", "ce_loss", "ctc_loss", "num_positions", "num_frames"]
+    # Fields of the output that an evaluation of the Trainer need not gather.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "ce_loss",
+        "ctc_loss",
+        "num_positions",
+        "num_frames",
+        "num_ctc_skipped",
+        "ctc_best",
+        "last_hidden_state",
+    ]
 
     audio_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     audio_token_id: int | None = None
     stack_factor: int = 2
+    alignment_layers: int = 1
     compat: Literal["paper", "published"] = "paper"
     alignment_attention: Literal["sequence", "frame"] | None = None
     look_back: Literal["all", "kept"] | None = None
@@ -108,12 +129,17 @@ class SoundwaveConfig(PreTrainedConfig):
                 f'and "{cls.model_type}" was expected. Convert the folder first: `soundwave-hf convert SRC DST`.'
             )
         own = cls.own_fields() - cls.sub_configs_defaults.keys()
-        for name in kwargs.keys() - cls.own_fields():
-            # A loader's other keywords (`device_map`, `dtype`) are not the config's to judge.
+        for name in (config_dict.keys() | kwargs.keys()) - cls.own_fields() - _known_names(cls):
+            # Another unknown name may be a loader's keyword (`device_map`), or an attribute that a user saved.
             if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
                 raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. Did you mean `{near[0]}`?")
         given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        added = {name: config_dict[name] for name in config_dict.keys() - _known_names(cls) if name[:1] != "_"}
+        known = {name: value for name, value in config_dict.items() if name not in added}
+        config = super().from_dict({**known, **given}, **kwargs)
+        for name, value in added.items():
+            setattr(config[0] if isinstance(config, tuple) else config, name, value)
+        return config
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
@@ -130,7 +156,7 @@ class SoundwaveConfig(PreTrainedConfig):
             self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
 
     def _refuse_misspelt(self, kwargs: dict):
-        known = {field.name for field in fields(self)} | _INHERITED_KEYWORDS
+        known = _known_names(type(self))
         for name in kwargs:
             if name in known or name.startswith("_"):
                 continue
@@ -158,6 +184,8 @@ class SoundwaveConfig(PreTrainedConfig):
             )
         if self.stack_factor < 1:
             raise ValueError(f"`stack_factor` is {self.stack_factor}; it counts encoder frames: give 1 or more.")
+        if self.alignment_layers < 1:
+            raise ValueError(f"`alignment_layers` is {self.alignment_layers}; give 1 (the paper's) or more.")
         if not 0 <= self.adapter_dropout < 1:
             raise ValueError(f"`adapter_dropout` is {self.adapter_dropout}; give a probability below 1.")
         if not math.isfinite(self.blank_margin):
@@ -166,4 +194,8 @@ class SoundwaveConfig(PreTrainedConfig):
             raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; give 0 (no CTC loss) or more.")
 
 
-__all__ = ["SoundwaveConfig"]
+def _known_names(config_class: type) -> set[str]:
+    return {field.name for field in fields(config_class)} | _INHERITED_KEYWORDS
+
+
+__all__ = ["AUTO_MAP", "SoundwaveConfig"]

@@ -49,7 +49,7 @@ class CachedPrompt:
 
 
 class SoundwaveGenerationMixin(GenerationMixin):
-    """The four hooks of `generate` at which the merged row differs from the caller's ids."""
+    """The hooks of `generate` at which the merged row differs from the caller's ids."""
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         inputs, input_name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
@@ -112,6 +112,30 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if attention_mask is None:  # `generate` drops a mask of ones
             attention_mask = prompt_ids.new_ones(len(prompt_ids), prompt_ids.shape[1] + num_added)
         return CachedPrompt(prompt_ids, attention_mask, num_added)
+
+    def _get_candidate_generator(
+        self,
+        generation_config,
+        input_ids,
+        inputs_tensor,
+        logits_processor,
+        model_kwargs,
+        assistant_model=None,
+        **kwargs,
+    ):
+        if assistant_model is not None and "num_added" in model_kwargs:
+            if isinstance(assistant_model, SoundwaveGenerationMixin):
+                raise ValueError(
+                    "`assistant_model` is a Soundwave, and an assistant is given no clips: name a causal LM with the "
+                    "same vocabulary, which drafts from the words alone."
+                )
+            # The merged row lies in this model's space: an assistant reads the caller's ids.
+            merged = {"inputs_embeds", "attention_mask", "position_ids", "prompt_ids", "num_added"}
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in merged}
+            inputs_tensor = input_ids
+        return super()._get_candidate_generator(
+            generation_config, input_ids, inputs_tensor, logits_processor, model_kwargs, assistant_model, **kwargs
+        )
 
     def prepare_inputs_for_generation(
         self,

@@ -17,7 +17,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .backbones_soundwave import (
     AUDIO_TOKEN,
@@ -29,9 +31,14 @@ from .backbones_soundwave import (
     refuse_other_fields,
     refuse_other_heads,
 )
-from .configuration_soundwave import SoundwaveConfig
+from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
 from .ctc_soundwave import large_vocabulary_ctc
 from .generation_soundwave import SoundwaveGenerationMixin
+
+
+logger = logging.get_logger(__name__)
+
+PIECES_AT_ONCE = 8  # of a long clip, which bounds the memory of its encoding
 
 
 def first_of_run(labels: torch.Tensor) -> torch.Tensor:
@@ -43,6 +50,36 @@ def first_of_run(labels: torch.Tensor) -> torch.Tensor:
     starts = torch.ones_like(labels, dtype=torch.bool)
     starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
     return starts
+
+
+def cut_at_quiet(energy: torch.Tensor, window: int, unit: int) -> list[tuple[int, int]]:
+    """Cut a clip longer than the encoder's window where it is quietest, in the last third of each window.
+
+    Args:
+        energy (`torch.Tensor` of shape `(mel_frames,)`): mean log-mel of each frame.
+        window (`int`): most mel frames of a piece.
+        unit (`int`): mel frames of an aligned frame; pieces begin at multiples of it.
+
+    Returns: first mel frame and end of each piece; together they are the whole clip.
+    """
+    smooth = max(1, window // 150)  # 0.2 s of 30 s: shorter than most pauses, longer than most closures within words
+    begins = [0]
+    while len(energy) - begins[-1] > window:
+        earliest = begins[-1] + 2 * window // 3
+        searched = energy[earliest : begins[-1] + window].float()
+        loudness = nn.functional.avg_pool1d(searched[None, None], smooth, stride=1)[0, 0]
+        quietest = earliest + int(loudness.argmin()) + smooth // 2
+        begins.append(quietest // unit * unit)
+    return list(zip(begins, [*begins[1:], len(energy)], strict=True))
+
+
+def join_pieces(states: list[torch.Tensor], pieces_of_clip: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pieces `(frames, width)`, in order -> padded clips `(clips, frames, width)` and, true at true frames, a mask."""
+    rest = iter(states)
+    clips = [torch.cat([next(rest) for _ in range(pieces)]) for pieces in pieces_of_clip]
+    joined = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    lengths = torch.tensor([len(clip) for clip in clips], device=joined.device)
+    return joined, torch.arange(joined.shape[1], device=joined.device) < lengths[:, None]
 
 
 def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
@@ -117,6 +154,8 @@ class SoundwaveCausalLMOutputWithPast(ModelOutput):
         ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): returned with `ctc_labels`.
         logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`): next-token scores of each input token.
         num_positions, num_frames, ctc_logits, num_ctc_skipped: see `SoundwaveAudioOutput`.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, width)`): of the LLM, for those who loaded
+            the model as `AutoModel`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -131,6 +170,7 @@ class SoundwaveCausalLMOutputWithPast(ModelOutput):
     num_ctc_skipped: torch.LongTensor | None = None
     ctc_best: torch.LongTensor | None = None
     ctc_logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
 
 
 class SoundwaveEncoder(WhisperEncoder):
@@ -139,6 +179,8 @@ class SoundwaveEncoder(WhisperEncoder):
     A clip gives the states that it gives alone: padding is silenced before each convolution and hidden from attention.
     """
 
+    @merge_with_config_defaults
+    @capture_outputs
     def forward(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutput:
@@ -174,7 +216,7 @@ class SoundwaveEncoder(WhisperEncoder):
         hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
         attention_mask = create_bidirectional_mask(self.config, hidden, frame_mask)
         for layer in self.layers:
-            hidden = layer(hidden, attention_mask)
+            hidden = layer(hidden, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden))
 
 
@@ -274,7 +316,7 @@ class SoundwaveAlignmentLayer(GradientCheckpointingLayer):
 
 
 class SoundwaveAlignmentAdapter(nn.Module):
-    """Encoder states -> frames in the LLM's space (paper section 3.1): stack, project, one layer, norm."""
+    """Encoder states -> frames in the LLM's space (paper section 3.1): stack, project, layers (one there), norm."""
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__()
@@ -282,7 +324,7 @@ class SoundwaveAlignmentAdapter(nn.Module):
         self.stack_factor = config.stack_factor
         width = config.text_config.hidden_size
         self.linear = nn.Linear(config.stack_factor * config.audio_config.d_model, width)
-        self.layer = SoundwaveAlignmentLayer(config)
+        self.layers = nn.ModuleList(SoundwaveAlignmentLayer(config) for _ in range(config.alignment_layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -309,7 +351,9 @@ class SoundwaveAlignmentAdapter(nn.Module):
         mask = encoder_mask[:, :: self.stack_factor]
         hidden = self.linear(stacked)
         attention_mask = create_bidirectional_mask(self.config, hidden, mask)
-        return self.norm(self.layer(hidden, attention_mask)), mask
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask)
+        return self.norm(hidden), mask
 
 
 class SoundwaveCTCHead(nn.Module):
@@ -500,19 +544,24 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         return self
 
     def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-mel `(clips, mel_bins, mel_frames)` -> encoder states `(clips, encoder_frames, encoder_width)`, mask."""
-        if input_features_mask is not None and input_features_mask.shape != input_features.shape[::2]:
+        """Clips of at most the encoder's window: log-mel `(clips, mel_bins, mel_frames)` -> encoder states
+        `(clips, encoder_frames, encoder_width)` and their mask."""
+        outputs, mask = self._encode(input_features, input_features_mask)
+        return outputs.last_hidden_state, mask
+
+    def _encode(self, input_features, input_features_mask=None, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
+        if input_features_mask is not None:
+            self._check_mask(input_features, input_features_mask)
+        outputs = self.audio_tower(input_features, input_features_mask, **kwargs)
+        return outputs, None if input_features_mask is None else input_features_mask[:, ::2].bool()
+
+    def _check_mask(self, input_features: torch.Tensor, input_features_mask: torch.Tensor):
+        if input_features_mask.shape != input_features.shape[::2]:
             raise ValueError(
                 f"`input_features_mask` has shape {tuple(input_features_mask.shape)} and `input_features` "
                 f"{tuple(input_features.shape)}: the mask must be (clips, mel_frames), "
                 f"here {tuple(input_features.shape[::2])}."
             )
-        if input_features_mask is not None:
-            self._check_prefix(input_features_mask)
-        states = self.audio_tower(input_features, input_features_mask).last_hidden_state
-        return states, None if input_features_mask is None else input_features_mask[:, ::2].bool()
-
-    def _check_prefix(self, input_features_mask: torch.Tensor):
         starts, rises = input_features_mask[:, 0].bool(), input_features_mask.int().diff(dim=1) > 0
         wrong = ~starts | rises.any(dim=1)
         if wrong.any():
@@ -521,26 +570,67 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
                 "at least one true frame and is padded on the right."
             )
 
-    def align(self, encoder_states, encoder_mask, token_embeddings, ctc_labels=None, num_ctc_clips=None):
-        """Encoder states -> aligned states, their mask, and a `SoundwaveAudioOutput` without positions.
+    def align(
+        self, input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None, **kwargs
+    ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
+        """Clips of any length -> the encoder's output, aligned states and the mask of these.
+
+        A clip longer than the encoder's window is cut at quiet places; its pieces are encoded and aligned like clips,
+        a few at once, and joined.
+        """
+        longest = self.config.audio_config.max_source_positions
+        if encoder_states is None and input_features.shape[-1] > 2 * longest:
+            return self._align_pieces(input_features, input_features_mask, 2 * longest)
+        if encoder_states is None:
+            outputs, encoder_mask = self._encode(input_features, input_features_mask, **kwargs)
+        elif encoder_states.shape[1] <= longest:
+            outputs = BaseModelOutput(last_hidden_state=encoder_states)
+        else:
+            raise ValueError(
+                f"`encoder_states` has {encoder_states.shape[1]} frames and the encoder gives at most {longest} at "
+                "once, which are aligned together: pass the `input_features` of longer clips."
+            )
+        aligned, mask = self.alignment_adapter(outputs.last_hidden_state, encoder_mask)
+        return outputs, aligned, mask
+
+    def _align_pieces(self, input_features, input_features_mask, window: int):
+        if input_features_mask is None:
+            input_features_mask = torch.ones_like(input_features[:, 0], dtype=torch.long)
+        self._check_mask(input_features, input_features_mask)
+        pieces, pieces_of_clip = [], []
+        for features, length in zip(input_features, input_features_mask.sum(dim=1).tolist(), strict=True):
+            places = cut_at_quiet(features[:, :length].mean(dim=0), window, 2 * self.config.stack_factor)
+            pieces += [features[:, begin:end].T for begin, end in places]  # [mel_frames, mel_bins]
+            pieces_of_clip.append(len(places))
+        states, aligned = [], []
+        for start in range(0, len(pieces), PIECES_AT_ONCE):
+            some = pieces[start : start + PIECES_AT_ONCE]
+            features, mask = join_pieces(some, [1] * len(some))
+            some_states, states_mask = self.encode(features.transpose(1, 2), mask)
+            some_aligned, aligned_mask = self.alignment_adapter(some_states, states_mask)
+            states += [row[true] for row, true in zip(some_states, states_mask, strict=True)]
+            aligned += [row[true] for row, true in zip(some_aligned, aligned_mask, strict=True)]
+        outputs = BaseModelOutput(last_hidden_state=join_pieces(states, pieces_of_clip)[0])
+        return outputs, *join_pieces(aligned, pieces_of_clip)
+
+    def label(self, aligned, mask, token_embeddings, ctc_labels=None, num_ctc_clips=None) -> SoundwaveAudioOutput:
+        """CTC labels, and with `ctc_labels` the loss, of aligned frames: an output without positions.
 
         Args:
+            aligned, mask: as `align` returns them.
             token_embeddings (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over; those given here by default.
         """
-        aligned, mask = self.alignment_adapter(encoder_states, encoder_mask)
         num_frames = mask.sum(dim=1)
         if ctc_labels is not None:
             self._check_ctc_labels(ctc_labels, len(aligned))
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels)
-        output = SoundwaveAudioOutput(
-            last_hidden_state=encoder_states, aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best
-        )
+        output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
             output.ctc_loss = per_target.sum() / (len(aligned) if num_ctc_clips is None else num_ctc_clips)
             output.num_ctc_skipped = (~ctc.feasible).sum()
-        return aligned, mask, output
+        return output
 
     def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
         if len(ctc_labels) != clips:
@@ -628,10 +718,9 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`.
         """
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
-        if encoder_states is None:
-            encoder_states, encoder_mask = self.encode(input_features, input_features_mask)
+        _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
         embeddings = None if self.token_embeddings is None else self.token_embeddings.weight
-        _, mask, audio = self.align(encoder_states, encoder_mask, embeddings, ctc_labels, num_ctc_clips)
+        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips)
         return SoundwaveCausalLMOutputWithPast(
             loss=audio.ctc_loss,
             ctc_loss=audio.ctc_loss,
@@ -689,11 +778,17 @@ class SoundwaveModel(SoundwaveAudioModel):
         num_ctc_clips: int | None = None,
         **kwargs,
     ) -> SoundwaveAudioOutput:
-        """Clips -> positions: encode, align, shrink. Arguments as in `forward`."""
-        if encoder_states is None:
-            encoder_states, encoder_mask = self.encode(input_features, input_features_mask)
+        """Clips -> positions: encode, align, shrink. Arguments as in `forward`.
+
+        `output_hidden_states` and `output_attentions` are those of the encoder, for clips within its window.
+        """
+        encoded, aligned, mask = self.align(
+            input_features, input_features_mask, encoder_states, encoder_mask, **kwargs
+        )
         embeddings = self.get_input_embeddings().weight
-        aligned, mask, audio = self.align(encoder_states, encoder_mask, embeddings, ctc_labels, num_ctc_clips)
+        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips)
+        audio.last_hidden_state = encoded.last_hidden_state
+        audio.hidden_states, audio.attentions = encoded.hidden_states, encoded.attentions
         keep = self.keep_mask(audio.ctc_best, mask)
         audio.pooler_output = self.shrinking_adapter(aligned, mask, keep)
         if self.config.label_embeddings:
@@ -718,7 +813,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             num_positions (`torch.LongTensor` of shape `(clips,)`): in the order of the tokens, row by row.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
 
-        Raises: `ValueError` where clips and audio tokens differ in number, or ids are outside the vocabulary.
+        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, or a row
+        is longer than the LLM's context.
         """
         check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         is_audio = input_ids == self.config.audio_token_id
@@ -733,6 +829,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
         lengths = spans.sum(dim=1)
         merged = int(lengths.max())
+        self._check_context(int((spans * attention_mask).sum(dim=1).max()), num_positions)
         ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
         flat_ends = ends + merged * torch.arange(batch, device=input_ids.device)[:, None]
 
@@ -750,6 +847,14 @@ class SoundwaveModel(SoundwaveAudioModel):
         mask[text_index] = attention_mask[~is_audio]
         mask[audio_index] = attention_mask[is_audio].repeat_interleave(num_positions)
         return MergedPrompt(embeds.view(batch, merged, -1), mask.view(batch, merged), ends - 1)
+
+    def _check_context(self, length: int, num_positions: torch.Tensor):
+        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None and length > context:
+            raise ValueError(
+                f"A prompt has {length} positions with its clips (the longest clip alone {int(num_positions.max())}), "
+                f"and the LLM's context is {context} (`max_position_embeddings`): cut the clip, or give fewer."
+            )
 
     def shares_prefix(self) -> bool:
         """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
@@ -830,7 +935,12 @@ class SoundwaveModel(SoundwaveAudioModel):
             attention_mask, position_ids = merged.attention_mask, merged.position_ids + shared_prefix
             attention_mask = nn.functional.pad(attention_mask, (shared_prefix, 0), value=1)
         elif inputs_embeds is None and past_key_values is None:
-            self.check_text(input_ids)
+            check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
+            if (input_ids == self.config.audio_token_id).any():
+                logger.warning_once(
+                    "`input_ids` holds audio tokens and no clip was given: they are read as a word that no LLM was "
+                    "trained on. Pass `input_features` as well."
+                )
         outputs = self.language_model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -872,6 +982,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
     >>> processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     ```"""
 
+    _auto_class = "AutoModel"  # saved with its code
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -929,6 +1040,11 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         model.model.shrinking_adapter.start_norm(embeddings)
         return model.eval() if adapter is None else load_adapter(model, adapter).eval()
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; with the weights goes the code, for `trust_remote_code=True` without this package."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def get_audio_features(self, input_features=None, input_features_mask=None, **kwargs):
         """See `SoundwaveModel.get_audio_features`."""
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
@@ -973,7 +1089,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 the batch, and neither scores them nor learns their labels.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
-        features and mask differ, a clip is empty or longer than the encoder's window, or a CTC label is no token.
+        features and mask differ, a clip is empty, a prompt is longer than the LLM's context, or a CTC label is no
+        token.
         """
         refuse_misspelt(SoundwaveForConditionalGeneration.forward, kwargs)
         outputs = self.model(
@@ -1016,6 +1133,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             num_ctc_skipped=audio.num_ctc_skipped,
             ctc_best=audio.ctc_best,
             ctc_logits=audio.ctc_logits,
+            last_hidden_state=outputs.last_hidden_state,
         )
 
     def _weigh(self, ce_loss, ctc_loss):

@@ -31,9 +31,14 @@ def flatten_clips(audio) -> list:
     return [clip for item in audio for clip in flatten_clips(item)]
 
 
-def load_clip(
-    audio, name: str, sampling_rate: int | None, target_rate: int, min_seconds: float, max_seconds: float
-) -> np.ndarray:
+def lacks_rate(audio) -> bool:
+    """True for samples that do not say at which rate they were taken."""
+    if isinstance(audio, Mapping):
+        return audio.get("array") is not None and audio.get("sampling_rate") is None and lacks_rate(audio["array"])
+    return isinstance(audio, (np.ndarray, torch.Tensor)) or is_sample_list(audio)
+
+
+def load_clip(audio, name: str, sampling_rate: int | None, target_rate: int, min_seconds: float) -> np.ndarray:
     """Read one clip, check it, and resample it.
 
     Args:
@@ -42,7 +47,7 @@ def load_clip(
         name: what error messages call the clip, for example `audio[0]`.
         sampling_rate: Hz of an array that does not carry its own rate.
         target_rate: Hz of the result.
-        min_seconds, max_seconds: shortest and longest clip that is accepted.
+        min_seconds: shortest clip that is accepted.
     Returns: float32 array of shape `(samples,)` at `target_rate`.
     Raises: `ValueError`, `TypeError` for audio that cannot be used as it is, `OSError` for a source that cannot be
         opened; nothing is assumed, cut or mixed down.
@@ -53,7 +58,7 @@ def load_clip(
     check_rate(rate, name)
     samples = as_mono(samples, name)
     check_samples(samples, name)
-    check_length(samples.size / rate, name, min_seconds, max_seconds)
+    check_length(samples.size / rate, name, min_seconds)
     return resample(samples, rate, target_rate)
 
 
@@ -179,16 +184,11 @@ def check_samples(samples: np.ndarray, name: str):
         )
 
 
-def check_length(seconds: float, name: str, min_seconds: float, max_seconds: float):
+def check_length(seconds: float, name: str, min_seconds: float):
     if seconds < min_seconds:
         raise ValueError(
             f"{name} lasts {seconds * 1000:.2f} ms; expected at least {min_seconds * 1000:g} ms, one position of the "
             "adapter. Leave the clip out, or check that `sampling_rate` is its true rate."
-        )
-    if seconds > max_seconds:
-        raise ValueError(
-            f"{name} lasts {seconds:.6g} s; the encoder takes at most {max_seconds:g} s, and nothing is cut off "
-            "silently. Cut it at a pause and pass the pieces as clips, each with its own audio token."
         )
 
 

@@ -10,10 +10,13 @@ from transformers.audio_utils import AudioInput, prepare_language_inputs
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack, prepare_prompt_input
 from transformers.tokenization_utils_base import TextInput
-from transformers.utils import PROCESSOR_NAME
+from transformers.utils import PROCESSOR_NAME, logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .audio_soundwave import check_length, flatten_clips, is_clip_list, load_clip
+from .audio_soundwave import flatten_clips, is_clip_list, lacks_rate, load_clip
+
+
+logger = logging.get_logger(__name__)
 
 
 AUDIO_TOKEN = "<|audio|>"
@@ -143,12 +146,14 @@ class SoundwaveProcessor(ProcessorMixin):
     model knows how many there are.
 
     Args:
-        feature_extractor (`WhisperFeatureExtractor`): the encoder's; says rate, mel bins and longest clip (30 s).
+        feature_extractor (`WhisperFeatureExtractor`): the encoder's; says rate, mel bins and window (30 s).
         tokenizer (`PreTrainedTokenizerBase`): the LLM's; holds `audio_token` and pads on its own `padding_side`.
         chat_template (`str`, *optional*): template for conversations; the tokenizer's by default.
         audio_token (`str`, *optional*, defaults to `"<|audio|>"`): stands for one clip in the text.
         trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put behind each clip and heard with
             it, as far as the encoder's window reaches. `from_backbones` sets 0.3, or what adapters were trained with.
+        require_sampling_rate (`bool`, *optional*, defaults to `False`): refuse an array that comes without its rate.
+            Otherwise it counts as 16 kHz, with a warning, as in the library's processors. `from_backbones` sets it.
 
     Raises: `ValueError` if the tokenizer has no token `audio_token`, or the silence fills the encoder's window.
 
@@ -163,11 +168,18 @@ class SoundwaveProcessor(ProcessorMixin):
     ```
     """
 
+    _auto_class = "AutoProcessor"  # saved with its code
     text_kwargs = {"padding": True, "return_tensors": "pt"}
     valid_processor_kwargs = ProcessingKwargs
 
     def __init__(
-        self, feature_extractor, tokenizer, chat_template=None, audio_token=AUDIO_TOKEN, trailing_silence=0.0
+        self,
+        feature_extractor,
+        tokenizer,
+        chat_template=None,
+        audio_token=AUDIO_TOKEN,
+        trailing_silence=0.0,
+        require_sampling_rate=False,
     ):
         super().__init__(
             feature_extractor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
@@ -178,6 +190,8 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"of {feature_extractor.chunk_length} s."
             )
         self.trailing_silence = trailing_silence
+        self.require_sampling_rate = require_sampling_rate
+        self.auto_map = {"AutoProcessor": "processing_soundwave.SoundwaveProcessor"}  # as `save_pretrained` leaves it
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if self.audio_token_id is None or tokenizer.convert_ids_to_tokens(self.audio_token_id) != audio_token:
@@ -222,7 +236,13 @@ class SoundwaveProcessor(ProcessorMixin):
                     "Set `pad_token` in its tokenizer_config.json."
                 )
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(feature_extractor, tokenizer, audio_token=audio_token, trailing_silence=trailing_silence)
+        return cls(
+            feature_extractor,
+            tokenizer,
+            audio_token=audio_token,
+            trailing_silence=trailing_silence,
+            require_sampling_rate=True,
+        )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -241,7 +261,7 @@ class SoundwaveProcessor(ProcessorMixin):
             text (`str` or `list[str]`): one `audio_token` in it for each clip.
             audio (*optional*): a clip, a list of clips in the order of their tokens, or one such list per text. A clip
                 is a 1-D array, tensor or list of floats; a path, a URL, a `data:` URI or the bytes of an audio file; a
-                row of a `datasets` audio column. Mono, 40 ms to 30 s; resampled to the encoder's rate.
+                row of a `datasets` audio column. Mono, 40 ms or longer; resampled to the encoder's rate.
             sampling_rate (`int`, *optional*): Hz of the arrays that do not carry their own rate.
             kwargs: options of the tokenizer (`padding`, `return_tensors`, ...), flat or as `text_kwargs={...}`.
 
@@ -288,11 +308,18 @@ class SoundwaveProcessor(ProcessorMixin):
         """
         extractor = self.feature_extractor
         rate = extractor.sampling_rate
-        shortest, longest = MIN_MEL_FRAMES * extractor.hop_length / rate, extractor.n_samples / rate
-        return [
-            load_clip(clip, f"audio[{index}]", sampling_rate, rate, shortest, longest)
-            for index, clip in enumerate(clips)
-        ]
+        shortest = MIN_MEL_FRAMES * extractor.hop_length / rate
+        if sampling_rate is None and not self.require_sampling_rate and any(map(lacks_rate, clips)):
+            sampling_rate = self._assume_rate()
+        return [load_clip(clip, f"audio[{index}]", sampling_rate, rate, shortest) for index, clip in enumerate(clips)]
+
+    def _assume_rate(self) -> int:
+        rate = self.feature_extractor.sampling_rate
+        logger.warning_once(
+            f"An array arrived without its sampling rate and is taken for {rate} Hz; at another rate it is heard "
+            "wrong. Pass `sampling_rate=`, or the clip as {'array': samples, 'sampling_rate': rate}."
+        )
+        return rate
 
     def _process_audio(self, audio: list, sampling_rate=None, device=None, **kwargs) -> tuple[dict, list[str]]:
         inputs = self.log_mel(self.load_clips(audio, sampling_rate), device or "cpu")
@@ -305,13 +332,9 @@ class SoundwaveProcessor(ProcessorMixin):
     def log_mel(self, clips: list[np.ndarray], device: str = "cpu") -> dict[str, np.ndarray]:
         """Whisper's features of each clip and its trailing silence, padded with zeros to the longest.
 
-        Args: clips: arrays of shape `(samples,)` at the encoder's rate, at most 30 s each.
+        Args: clips: arrays of shape `(samples,)` at the encoder's rate; the model cuts long ones into windows.
         Returns: `input_features` `(clips, mel_bins, mel_frames)`, `input_features_mask` `(clips, mel_frames)`.
-        Raises: `ValueError` for a clip that is longer.
         """
-        extractor = self.feature_extractor
-        for index, clip in enumerate(clips):
-            check_length(len(clip) / extractor.sampling_rate, f"clip {index}", 0, extractor.chunk_length)
         features = [self._log_mel_of_clip(clip, device) for clip in clips]
         longest = max(feature.shape[1] for feature in features)
         input_features = np.zeros((len(clips), features[0].shape[0], longest), dtype=np.float32)
@@ -322,15 +345,17 @@ class SoundwaveProcessor(ProcessorMixin):
         return {"input_features": input_features, "input_features_mask": input_features_mask}
 
     def _log_mel_of_clip(self, samples: np.ndarray, device: str) -> np.ndarray:
-        """The frames of a clip and its trailing silence, of what Whisper computes for the clip padded to 30 s.
+        """The frames of a clip and its trailing silence, of what Whisper computes for the clip padded with zeros.
 
         Returns: float32 array of shape `(mel_bins, mel_frames)`.
         """
         extractor = self.feature_extractor
         # Features are scaled by their maximum, so every frame that overlaps the clip has to be computed, and the STFT
         # mirrors what stands at the end: a window and a hop of zeros behind the clip leave both as they are in 30 s.
-        heard = min(len(samples) + round(self.trailing_silence * extractor.sampling_rate), extractor.n_samples)
-        padded = min(heard + extractor.n_fft + extractor.hop_length, extractor.n_samples)
+        heard = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
+        padded = heard + extractor.n_fft + extractor.hop_length
+        if len(samples) <= extractor.n_samples:  # the silence makes no second window
+            heard, padded = min(heard, extractor.n_samples), min(padded, extractor.n_samples)
         features = extractor(
             samples,
             sampling_rate=extractor.sampling_rate,
@@ -428,7 +453,8 @@ class SoundwaveProcessor(ProcessorMixin):
         """Inputs that ask for the transcript of each clip, one conversation per clip.
 
         Args:
-            audio: a clip or a list of clips, in any form that the call takes.
+            audio: a clip or a list of clips, in any form that the call takes. An array without its rate counts as
+                16 kHz, with a warning, as in the processors that share this protocol.
             language: code or English name ("fr", "French"), one for all or one per clip. English, the language of the
                 training data, leaves the question as it is; another one is named in it.
             prompt: question in place of "What does the person say?", one for all or one per clip.
@@ -438,6 +464,8 @@ class SoundwaveProcessor(ProcessorMixin):
         clips = flatten_clips(audio)
         if not clips:
             raise ValueError("No clip arrived to transcribe; expected at least one in `audio`.")
+        if kwargs.get("sampling_rate") is None and any(map(lacks_rate, clips)):
+            kwargs["sampling_rate"] = self._assume_rate()
         languages = prepare_language_inputs(language, len(clips), LANGUAGES, return_code=False)
         prompts = prepare_prompt_input(prompt, len(clips), input_name="prompt")
         conversations = []

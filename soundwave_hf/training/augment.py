@@ -29,15 +29,12 @@ class Augmentation:
             if not 0 <= value <= 1:
                 raise ValueError(f"augmentation `{name}` is {value}; give a share of 0 to 1.")
 
-    def change_samples(
-        self, samples: np.ndarray, sampling_rate: int, longest: int, rng: np.random.Generator
-    ) -> np.ndarray:
-        """Samples `(length,)` -> changed samples, of another length, `longest` at most, where the speed changed."""
+    def change_samples(self, samples: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+        """Samples `(length,)` -> changed samples, of another length where the speed changed."""
         if not any((self.speed, self.noise, self.narrow, self.room)):
             return samples
         if self.speed:
             pace = float(np.exp(rng.uniform(-1, 1) * np.log1p(self.speed)))
-            pace = max(pace, len(samples) / (longest - 1))  # slower, and the encoder could not hear all of it
             samples = soxr.resample(samples, sampling_rate * pace, sampling_rate, quality="MQ")
         if rng.random() < self.room:
             samples = _reverberate(samples, sampling_rate, rng)

@@ -72,7 +72,7 @@ class SoundwaveCollator:
         generators = [np.random.default_rng((self.seed, self.epoch, row["row"])) for row in rows]
         clips = self.processor.load_clips([str(self.folder / row["audio"]) for row in rows])
         clips = [
-            self.augmentation.change_samples(clip, extractor.sampling_rate, extractor.n_samples, rng)
+            self.augmentation.change_samples(clip, extractor.sampling_rate, rng)
             for clip, rng in zip(clips, generators, strict=True)
         ]
         batch = self.processor.log_mel(clips)

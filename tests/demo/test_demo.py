@@ -42,17 +42,10 @@ def test_no_file_needs_no_processor(monkeypatch):
     assert run.file_rows([]) == []
 
 
-@pytest.mark.parametrize(
-    ("samples", "reason"),
-    [(noise(8000, 2), "2 channels"), (noise(31 * SAMPLING_RATE), "31 s")],
-    ids=["stereo", "31 s"],
-)
-def test_a_file_that_the_model_cannot_take_fails_at_once_and_says_how_to_make_one(
-    tmp_path, processor_alone, samples, reason
-):
-    path = sound_file(tmp_path, samples)
-    command = f"ffmpeg -i '{path}' -ac 1 -ar 16000 -t 30 OUTPUT.wav"
-    with pytest.raises(ValueError, match=reason) as caught:
+def test_a_file_that_the_model_cannot_take_fails_at_once_and_says_how_to_make_one(tmp_path, processor_alone):
+    path = sound_file(tmp_path, noise(8000, 2))
+    command = f"ffmpeg -i '{path}' -ac 1 -ar 16000 OUTPUT.wav"
+    with pytest.raises(ValueError, match="2 channels") as caught:
         run.run_demo([path])
     assert command in str(caught.value)
 

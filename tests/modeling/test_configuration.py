@@ -72,6 +72,17 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         tiny_config(wings=2)
 
 
+def test_a_saved_attribute_of_the_users_is_kept_and_a_misspelt_field_of_a_file_refused(tmp_path):
+    config = tiny_config()
+    config.trained_by = "us"
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).trained_by == "us"
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"trained_by"', '"stack_facter"'))
+    with pytest.raises(ValueError, match="got `stack_facter`, .* Did you mean `stack_factor`?"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -80,6 +91,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         ({"adapter_heads": 3}, "`adapter_heads` is 3 and does not divide the LLM's width 16. Choose a divisor"),
         ({"adapter_heads": 0}, "`adapter_heads` is 0 and does not divide"),
         ({"stack_factor": 0}, "`stack_factor` is 0; it counts encoder frames: give 1 or more"),
+        ({"alignment_layers": 0}, "`alignment_layers` is 0; give 1"),
         ({"adapter_dropout": 1.0}, "`adapter_dropout` is 1.0; give a probability below 1"),
         ({"blank_margin": float("inf")}, "`blank_margin` is inf; give a finite number"),
         ({"ctc_loss_weight": -0.3}, r"`ctc_loss_weight` is -0.3; give 0 \(no CTC loss\) or more"),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave_hf.modeling import modeling_soundwave
 from soundwave_hf.modeling.backbones_soundwave import adapter_fields
 from soundwave_hf.modeling.modeling_soundwave import first_of_run
 from tests.tiny_models import (
@@ -275,6 +276,15 @@ def test_a_frame_hears_its_clip_or_itself_alone(alignment_attention, reaches):
     before, after = adapter(states, None)[0], adapter(changed, None)[0]
     assert not torch.allclose(before[0, 0], after[0, 0], atol=1e-3)
     assert torch.allclose(before[0, 1:], after[0, 1:], atol=1e-6) is not reaches
+
+
+@torch.no_grad()
+def test_alignment_layers_follow_each_other():
+    adapter = tiny_model(alignment_layers=2).model.alignment_adapter
+    states = torch.randn(1, 8, 12, generator=torch.Generator().manual_seed(0))
+    stacked = adapter.linear(states.reshape(1, 4, 24))
+    expected = adapter.norm(adapter.layers[1](adapter.layers[0](stacked, None), None))
+    assert_near(adapter(states, None)[0], expected)
 
 
 @torch.no_grad()
@@ -766,6 +776,7 @@ def test_trained_adapters_are_loaded_into_the_joined_model(backbones, tmp_path):
 def test_trained_adapters_bring_every_field_of_their_model(backbones, tmp_path):
     changed = {
         "stack_factor": 3,
+        "alignment_layers": 2,
         "compat": "published",
         "alignment_attention": "sequence",
         "look_back": "all",
@@ -863,6 +874,7 @@ def test_a_folder_without_a_file_of_its_lora_is_refused_before_the_backbones_loa
     ("field", "message"),
     [
         ({"alignment_attention": "frame"}, "is set to 'frame', and .* was trained with 'sequence': leave it out, or"),
+        ({"alignment_layers": 2}, "`alignment_layers` is set to 2, and .* was trained with 1: leave it out"),
         ({"stack_factor": 4}, "`stack_factor` is set to 4, and .* was trained with 2: leave it out, or name another"),
         ({"adapter_heads": 4}, "`adapter_heads` is set to 4, and .* was trained with 2: leave it out"),
     ],
@@ -905,9 +917,27 @@ def test_clips_without_an_audio_token_are_refused():
         tiny_model()(input_ids=torch.tensor([[3, 4]]), input_features=make_clips([80])[0])
 
 
-def test_an_audio_token_without_a_clip_is_refused():
-    with pytest.raises(ValueError, match="holds audio tokens and no clip was given: pass `input_features` as well"):
-        tiny_model()(input_ids=torch.tensor([[3, AUDIO, 4]]))
+@torch.no_grad()
+def test_an_audio_token_without_a_clip_is_read_as_a_word_with_a_warning(monkeypatch):
+    # As in the library; `generate`, where it would be a mistake for certain, refuses it.
+    warnings = []
+    monkeypatch.setattr(modeling_soundwave.logger, "warning_once", warnings.append)
+    model, ids = tiny_model(), torch.tensor([[3, AUDIO, 4]])
+    hidden = model.model.language_model(input_ids=ids).last_hidden_state
+    assert torch.equal(model(input_ids=ids).last_hidden_state, hidden)
+    assert len(warnings) == 1
+    assert "holds audio tokens and no clip was given" in warnings[0]
+
+
+@torch.no_grad()
+def test_states_and_attentions_of_the_encoder_are_returned_on_request():
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    audio = model.get_audio_features(*make_clips([80, 51]), output_hidden_states=True, output_attentions=True)
+    assert [states.shape for states in audio.hidden_states] == [(2, 40, 12)] * 3
+    assert torch.equal(audio.hidden_states[-1], audio.last_hidden_state)
+    assert [weights.shape for weights in audio.attentions] == [(2, 2, 40, 40)] * 2
+    assert model.get_audio_features(*make_clips([80, 51])).hidden_states is None
 
 
 def test_a_mask_of_another_shape_is_refused():
@@ -949,10 +979,20 @@ def test_a_label_outside_the_vocabulary_is_refused():
         tiny_model()(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([[-100, 40]]))
 
 
-def test_a_clip_longer_than_the_window_is_refused():
+def test_the_encoder_alone_refuses_more_than_its_window():
     features = torch.zeros(1, MEL_BINS, WINDOW + 2)
     with pytest.raises(ValueError, match=r"has 82 mel frames and the encoder hears at most 80 \(0.8 s\) at once. Cut"):
-        tiny_model().get_audio_features(features)
+        tiny_model().model.encode(features)
+
+
+def test_a_prompt_longer_than_the_llms_context_is_refused():
+    model = tiny_model(text_fields={"max_position_embeddings": 6})
+    inputs = {"input_ids": torch.tensor([[3, AUDIO, 4]]), "input_features": make_clips([80])[0]}
+    message = r"has \d+ positions with its clips .*, and the LLM's context is 6 \(`max_position_embeddings`\): cut"
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)
+    with pytest.raises(ValueError, match=message):
+        model.generate(**inputs, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("wrong", [VOCABULARY, -1, AUDIO])

@@ -23,7 +23,7 @@ def tone(seconds: float = 0.5, rate: int = 16000) -> np.ndarray:
 
 
 def load(audio, sampling_rate=None) -> np.ndarray:
-    return load_clip(audio, "audio[0]", sampling_rate, target_rate=16000, min_seconds=0.04, max_seconds=30)
+    return load_clip(audio, "audio[0]", sampling_rate, target_rate=16000, min_seconds=0.04)
 
 
 def wav_bytes(samples: np.ndarray, rate: int = 16000) -> bytes:
@@ -157,8 +157,6 @@ REFUSED = {
     "no finite samples": (with_nan(), 16000, "holds 2 NaN or infinite samples of 8000; expected finite"),
     "10 ms": (tone(0.01), 16000, r"lasts 10.00 ms; expected at least 40 ms"),
     "one sample short": (np.zeros(639, np.float32), 16000, "lasts 39.94 ms; expected at least 40 ms"),
-    "over 30 s": (np.zeros(480001, np.float32), 16000, "lasts 30.0001 s; the encoder takes at most 30 s, and nothing"),
-    "40 s at 8 kHz": (np.zeros(320000, np.float32), 8000, "lasts 40 s; the encoder takes at most 30 s.*Cut it"),
     "stereo, channels first": (
         np.zeros((2, 8000), np.float32),
         16000,
@@ -181,8 +179,10 @@ REFUSED = {
 
 @pytest.mark.parametrize(("audio", "rate", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_bad_audio_is_refused_with_a_message(audio, rate, message):
+    processor = tiny_processor()
+    processor.require_sampling_rate = True
     with pytest.raises(ValueError, match=message):
-        tiny_processor()(text="<|audio|>", audio=audio, sampling_rate=rate)
+        processor(text="<|audio|>", audio=audio, sampling_rate=rate)
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path):

@@ -120,6 +120,7 @@ def test_the_rate_of_arrays_is_an_argument_or_a_processor_option():
     ):
         inputs = processor.apply_chat_template([user(part)], **options, **rate)
         assert inputs["input_features"].shape[2] == 20  # 1600 samples at 8 kHz: 0.2 s
+    processor.require_sampling_rate = True
     with pytest.raises(ValueError, match=r"audio\[0\] arrived as an array without its sampling rate"):
         processor.apply_chat_template([user(part)], **options)
 

@@ -1,0 +1,120 @@
+"""A saved folder loads with `trust_remote_code=True` in a process that cannot import the package."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor, WhisperFeatureExtractor
+
+from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf.modeling.configuration_soundwave import AUTO_MAP
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import spread_weights, tiny_audio_config, tiny_text_config
+
+
+MODEL_CLASSES = sorted(AUTO_MAP.keys() - {"AutoConfig", "AutoProcessor"})
+# What a user runs: no package, no connection; both are refused, so that a use of either fails.
+STRANGER = """
+import socket, sys
+
+for name in ("soundwave_hf", "peft", "soundfile", "soxr", "trl", "datasets", "accelerate"):
+    sys.modules[name] = None  # not installed
+
+def refused(*args, **kwargs):
+    raise AssertionError("a connection was opened")
+
+socket.socket.connect = refused
+folder, again = sys.argv[1:]
+
+import numpy as np, torch, transformers
+from safetensors.torch import save_file
+
+trusted = {"trust_remote_code": True}
+config = transformers.AutoConfig.from_pretrained(folder, **trusted)
+processor = transformers.AutoProcessor.from_pretrained(folder, **trusted)
+clips = [np.sin(np.arange(length) / 9).astype(np.float32) for length in (9600, 6400)]
+asked = [[{"role": "user", "content": [{"type": "audio", "audio": clip}, "What is it?"]}] for clip in clips]
+inputs = processor.apply_chat_template(
+    asked, tokenize=True, return_dict=True, add_generation_prompt=True, sampling_rate=16000
+)
+found = {"inputs." + name: tensor.contiguous() for name, tensor in inputs.items()}
+for name in config.auto_map.keys() - {"AutoConfig", "AutoProcessor"}:
+    model = getattr(transformers, name).from_pretrained(folder, **trusted)
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    found["logits." + name] = model(**inputs).logits.detach()
+    found["ids." + name] = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+model.save_pretrained(again)
+processor.save_pretrained(again)
+save_file(found, again + "/found.safetensors")
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A model with its processor, as `save_pretrained` writes them."""
+    folder = tmp_path_factory.mktemp("saved")
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), tiny_tokenizer(), trailing_silence=0.1)
+    config = SoundwaveConfig(
+        audio_config=tiny_audio_config(num_mel_bins=80, max_source_positions=100),
+        text_config=tiny_text_config(vocab_size=len(processor.tokenizer)),
+        audio_token_id=processor.audio_token_id,
+        label_embeddings=True,
+    )
+    model = spread_weights(SoundwaveForConditionalGeneration(config))
+    model.model.ctc_head.blank_bias.data.fill_(9.0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def load_as_a_stranger(folder: Path, again: Path) -> dict[str, torch.Tensor]:
+    """What a process without the package finds in `folder`; it saves model and processor to `again`."""
+    again.mkdir()
+    environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(again / "modules"), "PATH": "/usr/bin"}
+    result = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(folder), str(again)],
+        capture_output=True,
+        text=True,
+        cwd=again,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(again / "found.safetensors")
+
+
+def test_a_stranger_gets_the_same_logits_and_ids_and_can_save_and_load_again(saved, tmp_path):
+    found = load_as_a_stranger(saved, tmp_path / "again")
+    inputs = {name.removeprefix("inputs."): value for name, value in found.items() if name.startswith("inputs.")}
+    model = AutoModel.from_pretrained(saved)
+    assert type(model) is SoundwaveForConditionalGeneration
+    logits = model(**inputs).logits
+    ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert model(**inputs).num_positions.min() > 2
+    for name in MODEL_CLASSES:
+        assert torch.equal(found[f"logits.{name}"], logits)
+        assert torch.equal(found[f"ids.{name}"], ids)
+    once_more = load_as_a_stranger(tmp_path / "again", tmp_path / "once more")
+    assert once_more.keys() == found.keys()
+    assert all(torch.equal(once_more[name], value) for name, value in found.items())
+
+
+def test_with_the_package_its_own_classes_come_back_without_a_flag(saved):
+    assert type(AutoProcessor.from_pretrained(saved)) is SoundwaveProcessor
+    config = json.loads((saved / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP
+    assert json.loads((saved / "processor_config.json").read_text())["auto_map"]["AutoProcessor"]
+
+
+def test_the_saved_code_does_nothing_when_imported(saved):
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    files = sorted(saved.glob("*.py"))
+    assert {path.name for path in files} >= {f"{name.split('.')[0]}.py" for name in AUTO_MAP.values()}
+    for path in files:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            assert docstring or isinstance(node, allowed), f"{path.name}:{node.lineno}"
