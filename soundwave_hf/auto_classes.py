@@ -17,10 +17,16 @@ from types import ModuleType
 
 MODEL_TYPE = "soundwave"
 CONFIG_CLASS = "SoundwaveConfig"
+PROCESSOR_CLASS = "SoundwaveProcessor"
+PIPELINE_TASK = "soundwave-asr"
+PIPELINE_CLASS = "soundwave_hf.modeling.pipeline_soundwave.SoundwaveSpeechRecognitionPipeline"
 MODEL_CLASS = "SoundwaveForConditionalGeneration"  # for `AutoModel` too, as in speech models with remote code
 
 # module of transformers -> its table -> our class in that table
-TABLES = {
+TABLES: dict[str, dict[str, str]] = {
+    "transformers": {},
+    "transformers.processing_utils": {},
+    "transformers.pipelines": {},
     "transformers.models.auto.configuration_auto": {"CONFIG_MAPPING": CONFIG_CLASS},
     "transformers.models.auto.modeling_auto": {
         "MODEL_MAPPING": MODEL_CLASS,
@@ -28,7 +34,7 @@ TABLES = {
         "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING": MODEL_CLASS,
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING": MODEL_CLASS,
     },
-    "transformers.models.auto.processing_auto": {"PROCESSOR_MAPPING": "SoundwaveProcessor"},
+    "transformers.models.auto.processing_auto": {"PROCESSOR_MAPPING": PROCESSOR_CLASS},
 }
 
 
@@ -44,11 +50,32 @@ def register(package: ModuleType):
 
 def fill_tables(module: ModuleType):
     """Enter Soundwave into the tables of one module of transformers."""
+    add_names(sys.modules["transformers"])
+    if module.__name__ == "transformers.pipelines":
+        add_pipeline(module)
     for table, class_name in TABLES[module.__name__].items():
         getattr(module, f"{table}_NAMES")[MODEL_TYPE] = class_name
         # Built from the config names when its module was imported, which may have been before this entry.
         reverse = getattr(getattr(module, table), "_reverse_config_mapping", {})
         reverse[CONFIG_CLASS] = MODEL_TYPE
+
+
+def add_names(transformers: ModuleType):
+    """`transformers.SoundwaveForConditionalGeneration`, where `transformers serve` looks for a model's class.
+
+    `transformers.processing_utils` puts a second `transformers` in the place of the first, which gets the names too.
+    """
+    for name in (CONFIG_CLASS, MODEL_CLASS, PROCESSOR_CLASS):
+        transformers._class_to_module[name] = f"models.{MODEL_TYPE}"
+
+
+def add_pipeline(pipelines: ModuleType):
+    """The task `soundwave-asr`; the class is imported when the task is asked for."""
+    pipelines.PIPELINE_REGISTRY.supported_tasks[PIPELINE_TASK] = {
+        "impl": PIPELINE_CLASS,
+        "pt": (pipelines.AutoModelForMultimodalLM,),
+        "type": "multimodal",
+    }
 
 
 class AutoModuleFinder(importlib.abc.MetaPathFinder):
@@ -64,7 +91,7 @@ class AutoModuleFinder(importlib.abc.MetaPathFinder):
 
         def run_and_fill(module: ModuleType):
             run_module(module)
-            fill_tables(module)
+            fill_tables(sys.modules[module.__name__])  # transformers puts another object in the place of its module
 
         spec.loader.exec_module = run_and_fill
         return spec

@@ -116,6 +116,14 @@ def test_auto_classes_know_soundwave_whichever_is_imported_first(order):
     assert run_python(order + LOOK_UP) == "found"
 
 
+def test_transformers_itself_has_the_classes():
+    # `transformers serve` looks there for the class that a config names.
+    code = "import soundwave_hf, transformers\nfrom transformers import AutoProcessor\nimport transformers as again\n"
+    code += "for module in (transformers, again):\n"
+    code += "    assert module.SoundwaveForConditionalGeneration is soundwave_hf.SoundwaveForConditionalGeneration\n"
+    assert run_python(code + "print('found')") == "found"
+
+
 def test_every_public_name_resolves():
     import soundwave_hf
 

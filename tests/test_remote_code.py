@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, WhisperFeatureExtractor
+from transformers import AutoModel, AutoProcessor, pipeline
 
-from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.modeling.configuration_soundwave import AUTO_MAP
-from tests.tiny import tiny_tokenizer
-from tests.tiny_models import spread_weights, tiny_audio_config, tiny_text_config
+from tests.tiny_models import save_tiny_soundwave
 
 
 MODEL_CLASSES = sorted(AUTO_MAP.keys() - {"AutoConfig", "AutoProcessor"})
@@ -48,6 +48,15 @@ for name in config.auto_map.keys() - {"AutoConfig", "AutoProcessor"}:
     assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
     found["logits." + name] = model(**inputs).logits.detach()
     found["ids." + name] = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+transcribe = transformers.pipeline("automatic-speech-recognition", model=folder, **trusted)
+rows = [{"array": np.tile(clip, 5), "sampling_rate": 16000} for clip in clips]  # of several windows
+texts = [output["text"] for output in transcribe(rows, batch_size=2, max_new_tokens=3)]
+answers = transformers.pipeline("any-to-any", model=folder, **trusted)(
+    text=asked, max_new_tokens=3, do_sample=False, return_full_text=False, processing_kwargs={"sampling_rate": 16000}
+)
+texts += [answer[0]["generated_text"] for answer in answers]
+for place, text in enumerate(texts):
+    found[f"text.{place}"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
 model.save_pretrained(again)
 processor.save_pretrained(again)
 save_file(found, again + "/found.safetensors")
@@ -56,20 +65,7 @@ save_file(found, again + "/found.safetensors")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """A model with its processor, as `save_pretrained` writes them."""
-    folder = tmp_path_factory.mktemp("saved")
-    processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), tiny_tokenizer(), trailing_silence=0.1)
-    config = SoundwaveConfig(
-        audio_config=tiny_audio_config(num_mel_bins=80, max_source_positions=100),
-        text_config=tiny_text_config(vocab_size=len(processor.tokenizer)),
-        audio_token_id=processor.audio_token_id,
-        label_embeddings=True,
-    )
-    model = spread_weights(SoundwaveForConditionalGeneration(config))
-    model.model.ctc_head.blank_bias.data.fill_(9.0)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_tiny_soundwave(tmp_path_factory.mktemp("saved"))
 
 
 def load_as_a_stranger(folder: Path, again: Path) -> dict[str, torch.Tensor]:
@@ -98,6 +94,12 @@ def test_a_stranger_gets_the_same_logits_and_ids_and_can_save_and_load_again(sav
     for name in MODEL_CLASSES:
         assert torch.equal(found[f"logits.{name}"], logits)
         assert torch.equal(found[f"ids.{name}"], ids)
+    transcribe = pipeline("soundwave-asr", model=str(saved))
+    clips = [np.sin(np.arange(length) / 9).astype(np.float32) for length in (9600, 6400)]
+    for place, clip in enumerate(clips):
+        text = transcribe({"array": np.tile(clip, 5), "sampling_rate": 16000}, max_new_tokens=3)["text"]
+        assert bytes(found[f"text.{place}"].tolist()).decode() == text
+        assert found[f"text.{place + 2}"].numel() > 0
     once_more = load_as_a_stranger(tmp_path / "again", tmp_path / "once more")
     assert once_more.keys() == found.keys()
     assert all(torch.equal(once_more[name], value) for name, value in found.items())

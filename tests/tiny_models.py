@@ -13,10 +13,12 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     WhisperConfig,
+    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
 
-from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration
+from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveProcessor
+from tests.tiny import tiny_tokenizer as byte_tokenizer
 
 
 MEL_BINS = 8
@@ -168,3 +170,19 @@ def pad_batch(rows: list[list[int]], mel_frames: list[int], side: str = "left") 
         "input_features": features,
         "input_features_mask": features_mask,
     }
+
+
+def save_tiny_soundwave(folder):
+    """Save a tiny model of a 2 s window with its processor, as a user would. Returns the folder."""
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), byte_tokenizer(), trailing_silence=0.1)
+    config = SoundwaveConfig(
+        audio_config=tiny_audio_config(num_mel_bins=80, max_source_positions=100),
+        text_config=tiny_text_config(vocab_size=len(processor.tokenizer), max_position_embeddings=1024),
+        audio_token_id=processor.audio_token_id,
+        label_embeddings=True,
+    )
+    model = spread_weights(SoundwaveForConditionalGeneration(config))
+    model.model.ctc_head.blank_bias.data.fill_(9.0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

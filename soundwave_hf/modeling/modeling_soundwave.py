@@ -1,5 +1,6 @@
 """Soundwave (arXiv 2502.12900): a frozen Whisper encoder, an alignment and a shrinking adapter, any causal LM."""
 
+import copy
 import difflib
 import inspect
 import math
@@ -1042,7 +1043,10 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; with the weights goes the code, for `trust_remote_code=True` without this package."""
+        from .pipeline_soundwave import CUSTOM_PIPELINES  # pipelines import much that a model alone has no use for
+
         self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_audio_features(self, input_features=None, input_features_mask=None, **kwargs):

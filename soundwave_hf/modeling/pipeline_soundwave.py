@@ -1,0 +1,127 @@
+"""Speech recognition as a pipeline: files of any length, in batches.
+
+The library's own pipeline of that task knows CTC models and encoder-decoders; it cannot take an audio LLM.
+"""
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, Pipeline
+
+from .modeling_soundwave import cut_at_quiet
+
+
+# What a saved model's config names: the task of the library, done by this class with `trust_remote_code=True`.
+CUSTOM_PIPELINES = {
+    "automatic-speech-recognition": {
+        "impl": "pipeline_soundwave.SoundwaveSpeechRecognitionPipeline",
+        "pt": ["AutoModelForMultimodalLM"],
+        "type": "multimodal",
+    }
+}
+
+
+def cut_samples(samples: np.ndarray, sampling_rate: int, seconds: float) -> list[np.ndarray]:
+    """Cut a clip longer than `seconds` where it is quietest: `(samples,)` -> pieces, together the whole clip."""
+    hop = sampling_rate // 100
+    if len(samples) <= seconds * sampling_rate:
+        return [samples]
+    frames = np.pad(samples, (0, -len(samples) % hop)).reshape(-1, hop)
+    loudness = np.log10(np.mean(frames**2, axis=1) + 1e-10)  # [frames of 10 ms]
+    places = cut_at_quiet(torch.from_numpy(loudness), round(100 * seconds), 1)
+    return [samples[hop * begin : hop * end] for begin, end in places]
+
+
+class SoundwaveSpeechRecognitionPipeline(Pipeline):
+    r"""
+    Transcribe clips of any length: those over 30 s are cut at quiet places, transcribed piece by piece and joined.
+
+    Example:
+
+    ```python
+    >>> import soundwave_hf
+    >>> from transformers import pipeline
+
+    >>> transcribe = pipeline("soundwave-asr", model=folder)
+    >>> transcribe("speech.wav")
+    {'text': '...'}
+    >>> transcribe(["first.wav", "second.flac"], batch_size=8, generate_kwargs={"num_beams": 2})
+    ```
+
+    Without the package: `pipeline("automatic-speech-recognition", model=folder, trust_remote_code=True)`.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+    _pipeline_calls_generate = True
+    # English speech of 30 s seldom has half of that.
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __call__(self, inputs, **kwargs) -> dict[str, str] | list[dict[str, str]]:
+        """
+        Args:
+            inputs: a clip or a list (or generator) of clips, each a path, a URL, the bytes of an audio file, or
+                `{"array" | "raw": samples, "sampling_rate": Hz}`; a bare array is at the encoder's rate.
+            batch_size (`int`, *optional*): pieces transcribed at once, of one clip or of several; 1 by default.
+            chunk_length_s (`float`, *optional*): longest piece in seconds; the encoder's window of 30 s by default.
+                0 leaves a clip whole: one prompt holds it, as long as the LLM's context allows.
+            language, prompt (`str`, *optional*): as in `SoundwaveProcessor.apply_transcription_request`.
+            generate_kwargs (`dict`, *optional*): arguments of `generate`.
+
+        Returns: `{"text": transcript}` of each clip, a list where a list was given.
+
+        Raises: `ValueError` for `return_timestamps`, which the model does not give, and for a bad clip.
+        """
+        is_many = isinstance(inputs, (list, tuple)) or hasattr(inputs, "__next__")
+        clips = list(inputs) if is_many else [inputs]
+        if not clips:
+            return []
+        # One call holds the pieces of all clips, so that a batch may be filled from several.
+        kwargs.setdefault("batch_size", self._batch_size or 1)
+        transcripts = super().__call__(
+            {"clips": clips}, batch_size=1, **{"piece_batch": kwargs.pop("batch_size")}, **kwargs
+        )
+        return transcripts if is_many else transcripts[0]
+
+    def _sanitize_parameters(self, **given):
+        if given.pop("return_timestamps", None):
+            raise ValueError("`return_timestamps` was set, and this model gives no times: leave it out.")
+        preprocess = {name: given.pop(name) for name in ("chunk_length_s",) if name in given}
+        names = ("language", "prompt", "piece_batch")
+        forward = {name: given.pop(name) for name in names if name in given}
+        max_new_tokens = {"max_new_tokens": given.pop("max_new_tokens")} if "max_new_tokens" in given else {}
+        if generate_kwargs := {**max_new_tokens, **(given.pop("generate_kwargs", None) or {})}:
+            forward["generate_kwargs"] = generate_kwargs
+        if given:
+            raise ValueError(f"{sorted(given)} is nothing that this pipeline takes: see the arguments of its call.")
+        return preprocess, forward, {}
+
+    def preprocess(self, inputs, chunk_length_s: float | None = None) -> dict:
+        extractor = self.processor.feature_extractor
+        rate = extractor.sampling_rate
+        longest = extractor.chunk_length if chunk_length_s is None else chunk_length_s or float("inf")
+        clips = [self._as_row(clip) for clip in inputs["clips"]]
+        pieces = [cut_samples(samples, rate, longest) for samples in self.processor.load_clips(clips, rate)]
+        return {"pieces": [piece for clip in pieces for piece in clip], "counts": [len(clip) for clip in pieces]}
+
+    @staticmethod
+    def _as_row(clip):
+        return {**clip, "array": clip["raw"]} if isinstance(clip, dict) and "raw" in clip else clip
+
+    def _forward(self, model_inputs, language=None, prompt=None, piece_batch: int = 1, generate_kwargs=None) -> dict:
+        rate = self.processor.feature_extractor.sampling_rate
+        pieces, texts = model_inputs["pieces"], []
+        options = self._prepare_generate_kwargs(generate_kwargs or {})
+        for start in range(0, len(pieces), piece_batch):
+            some = [{"array": piece, "sampling_rate": rate} for piece in pieces[start : start + piece_batch]]
+            batch = self.processor.apply_transcription_request(some, language=language, prompt=prompt)
+            batch = batch.to(self.model.device)
+            ids = self.model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+            texts += self.processor.batch_decode(ids, skip_special_tokens=True)
+        return {"texts": texts, "counts": model_inputs["counts"]}
+
+    def postprocess(self, model_outputs) -> list[dict[str, str]]:
+        rest = iter(model_outputs["texts"])
+        return [{"text": " ".join(next(rest).strip() for _ in range(count))} for count in model_outputs["counts"]]
+
+
+__all__ = ["CUSTOM_PIPELINES", "SoundwaveSpeechRecognitionPipeline", "cut_samples"]
