@@ -12,6 +12,7 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    SmolLM3Config,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
@@ -28,6 +29,7 @@ AUDIO = VOCABULARY - 1  # id of the audio token
 FAMILIES = {
     "llama": LlamaConfig,
     "qwen3": Qwen3Config,
+    "smollm3": SmolLM3Config,
     "gpt2": GPT2Config,
     "gemma": GemmaConfig,
     "gemma2": Gemma2Config,

@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -39,6 +40,9 @@ from .generation_soundwave import SoundwaveGenerationMixin
 
 logger = logging.get_logger(__name__)
 
+_NOT_LLM = ("audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter")
+# As the quantizers compare names: from their beginning, in a model with a head or in one without.
+HIGH_PRECISION_PARTS = (*_NOT_LLM, *(f"model.{name}" for name in _NOT_LLM), "lm_head")
 PIECES_AT_ONCE = 8  # of a long clip, which bounds the memory of its encoding
 
 
@@ -91,6 +95,18 @@ def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
             f"`{name}` holds id {int(ids[wrong][0])} and the LLM's vocabulary has {vocabulary} ids: use the processor "
             "that was saved with the model."
         )
+
+
+def quantize_llm_alone(quantization_config):
+    """The quantizer's config, or that of its dict; without modules to leave out: encoder, adapters and heads."""
+    if isinstance(quantization_config, dict):
+        config = AutoQuantizationConfig.from_dict(quantization_config)
+    else:
+        config = copy.deepcopy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # of bitsandbytes, and of the others
+        if getattr(config, name, ()) is None:
+            setattr(config, name, list(HIGH_PRECISION_PARTS))
+    return config
 
 
 def refuse_misspelt(forward: Callable, given: dict):
@@ -214,7 +230,7 @@ class SoundwaveEncoder(WhisperEncoder):
             hidden = nn.functional.gelu(self.conv1(hidden * true_mel)) * true_mel
             frame_mask = input_features_mask[:, ::2]
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # [clips, mel_frames / 2, width]
-        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        hidden = hidden + self.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
         attention_mask = create_bidirectional_mask(self.config, hidden, frame_mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask, **kwargs)
@@ -484,7 +500,9 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
         here a checkpoint has them all, and the frozen parts are frozen again.
 
-        A caller that asks for the report (`output_loading_info=True`) sees there what is missing.
+        A caller that asks for the report (`output_loading_info=True`) sees there what is missing. A
+        `quantization_config` that names no modules to leave out quantizes the LLM's layers alone: another CTC label
+        here and there would be another number of positions.
 
         Raises: `FileNotFoundError` where a shard is missing; `ValueError` where weights are missing or have other
         shapes, or the checkpoint is in the published layout.
@@ -492,6 +510,8 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         if os.path.isfile(index := os.path.join(folder, "model.safetensors.index.json")):
             read_shards(index)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = quantize_llm_alone(kwargs["quantization_config"])
         asked = {name: kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes")}
         model, report = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -767,6 +787,18 @@ class SoundwaveModel(SoundwaveAudioModel):
     def set_input_embeddings(self, value):
         self.language_model.set_input_embeddings(value)
 
+    def token_table(self) -> torch.Tensor:
+        """The embeddings `(vocabulary, width)` that the tied CTC head scores with, brought here where offloaded."""
+        embeddings = self.get_input_embeddings()
+        if not embeddings.weight.is_meta:
+            return embeddings.weight
+        try:
+            from accelerate.utils import align_module_device
+        except ImportError as error:
+            raise ImportError("The LLM's embeddings are offloaded: install `accelerate`.") from error
+        with align_module_device(embeddings):
+            return embeddings.weight.data
+
     @can_return_tuple
     def get_audio_features(
         self,
@@ -786,7 +818,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         encoded, aligned, mask = self.align(
             input_features, input_features_mask, encoder_states, encoder_mask, **kwargs
         )
-        embeddings = self.get_input_embeddings().weight
+        embeddings = self.token_table()
         audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips)
         audio.last_hidden_state = encoded.last_hidden_state
         audio.hidden_states, audio.attentions = encoded.hidden_states, encoded.attentions

@@ -1,8 +1,22 @@
+import random
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LogitsProcessor
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM, CompileConfig, LogitsProcessor
 
-from tests.tiny_models import AUDIO, make_clips, pad_batch, pad_rows, tiny_model
+from soundwave_hf import SoundwaveForConditionalGeneration
+from tests.tiny import tiny_tokenizer as byte_tokenizer
+from tests.tiny_models import (
+    AUDIO,
+    make_clips,
+    pad_batch,
+    pad_rows,
+    spread_weights,
+    tiny_config,
+    tiny_model,
+    tiny_text_config,
+)
 
 
 # GPT-2 learns a state for each place in a row, so that a shifted row gives other logits; the others turn by distance.
@@ -257,3 +271,125 @@ def test_a_next_turn_without_the_cache_that_it_names_is_refused():
 def test_a_prefill_in_chunks_is_refused_for_a_prompt_with_clips():
     with pytest.raises(ValueError, match="`prefill_chunk_size` is 4 and cuts ids, .* fewer than positions: leave it"):
         tiny_model().generate(**padded_batch(), prefill_chunk_size=4, **GREEDY)
+
+
+def text_llm(seed: int):
+    return spread_weights(AutoModelForCausalLM.from_config(tiny_text_config()), seed).eval()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_an_assistant_that_reads_the_words_changes_no_id(row, seed):
+    model, inputs = tiny_model(), single_row(row)
+    assert torch.equal(new_ids(model, inputs, assistant_model=text_llm(seed)), new_ids(model, inputs))
+
+
+def test_an_assistant_on_a_next_turn_changes_no_id():
+    model, inputs = tiny_model(), single_row(0)
+    first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+    ids = torch.cat([first.sequences, torch.tensor([[7, 8]])], dim=1)
+    fresh = new_ids(model, {**inputs, "input_ids": ids})
+    cached = new_ids(model, {"input_ids": ids}, past_key_values=first.past_key_values, assistant_model=text_llm(1))
+    assert torch.equal(cached, fresh)
+
+
+def test_an_assistant_that_wants_clips_is_refused():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="`assistant_model` is a Soundwave, and an assistant is given no clips"):
+        model.generate(**single_row(0), **GREEDY, assistant_model=tiny_model(seed=1))
+
+
+class Recorder:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self):
+        self.given = []
+
+    def put(self, ids):
+        self.given += ids.flatten().tolist()
+
+    def end(self):
+        self.given.append("end")
+
+
+def test_a_streamer_sees_the_callers_prompt_and_then_each_id():
+    model, inputs, streamer = tiny_model(), single_row(0), Recorder()
+    ids = model.generate(**inputs, **GREEDY, streamer=streamer)
+    assert streamer.given == [*ids[0].tolist(), "end"]
+
+
+def test_a_stop_string_ends_a_row():
+    tokenizer = byte_tokenizer()
+    audio = len(tokenizer) - 1
+    model = tiny_model(text_fields={"vocab_size": len(tokenizer)})
+    inputs = {**single_row(0), "input_ids": torch.tensor([[3, audio, 4, audio, 5]])}
+    options = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": [audio]}
+    whole = model.generate(**inputs, **options)
+    stop = tokenizer.decode(whole[0, 8:9])
+    stopped = model.generate(**inputs, **options, stop_strings=[stop], tokenizer=tokenizer)
+    assert stopped.shape[1] < whole.shape[1]
+    assert torch.equal(stopped, whole[:, : stopped.shape[1]])
+    assert tokenizer.decode(stopped[0, 5:]).count(stop) == 1
+
+
+def test_a_compiled_decode_step_is_one_graph_and_changes_no_id():
+    model, batch = tiny_model(), padded_batch()
+    expected = new_ids(model, batch)
+    torch._dynamo.reset()
+    counters.clear()
+    # "eager" captures the graph and leaves out the compiler behind it, which the LLM alone concerns.
+    compile_config = CompileConfig(backend="eager", fullgraph=True)
+    compile_config._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": compile_config}
+    assert torch.equal(new_ids(model, batch, **options), expected)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+MIX_FRAMES = [30, 31, 57, 100, 333, 1200, 2999, 3000]  # mel frames: 0.3 s to 30 s
+
+
+def random_mix(generator: random.Random) -> tuple[list[list[int]], list[int]]:
+    """One to eight prompts with none, one or two clips, and the lengths of all clips."""
+    rows, frames = [], []
+    for _ in range(generator.randint(1, 8)):
+        row = [generator.randrange(2, AUDIO) for _ in range(generator.randint(1, 9))]
+        for _ in range(generator.choice([0, 1, 1, 1, 2])):
+            if len(frames) < 8:
+                row.insert(generator.randint(0, len(row)), AUDIO)
+                frames.append(generator.choice([*MIX_FRAMES[:6], *MIX_FRAMES[:6], *MIX_FRAMES]))
+        rows.append(row)
+    return rows, frames
+
+
+def long_window_model(family: str):
+    """A tiny model whose encoder hears 30 s at once."""
+    config = tiny_config(family, {"max_position_embeddings": 4096})
+    config.audio_config.max_source_positions = 1500
+    model = spread_weights(SoundwaveForConditionalGeneration(config))
+    model.model.ctc_head.blank_bias.data.fill_(7.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("part", range(10))
+@torch.no_grad()
+def test_random_mixes_of_clips_and_text_give_what_each_row_gives_alone(part):
+    model, generator = long_window_model(["llama", "qwen3"][part % 2]), random.Random(part)
+    options = {**GREEDY, "max_new_tokens": 3}
+    for _ in range(10):
+        rows, frames = random_mix(generator)
+        batch = pad_batch(rows, frames or [30])
+        if not frames:
+            batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        ids, logits = new_ids(model, batch, **options), model(**batch).logits
+        clips_before = 0
+        for index, row in enumerate(rows):
+            inputs = {"input_ids": torch.tensor([row])}
+            own = slice(clips_before, clips_before + row.count(AUDIO))
+            clips_before = own.stop
+            if row.count(AUDIO):
+                longest = max(frames[own])
+                inputs["input_features"] = batch["input_features"][own, :, :longest]
+                inputs["input_features_mask"] = batch["input_features_mask"][own, :longest]
+            assert torch.equal(new_ids(model, inputs, **options)[0], ids[index])
+            torch.testing.assert_close(logits[index, -len(row) :], model(**inputs).logits[0], rtol=0, atol=1e-4)

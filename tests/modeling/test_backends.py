@@ -1,0 +1,198 @@
+"""Precisions, attention backends, devices and quantizers of the library."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModel, BitsAndBytesConfig, TorchAoConfig
+
+from soundwave_hf import SoundwaveForConditionalGeneration
+from soundwave_hf.modeling.modeling_soundwave import HIGH_PRECISION_PARTS, quantize_llm_alone
+from tests.tiny_models import AUDIO, FAMILIES, make_clips, pad_batch, tiny_model
+
+
+ROWS = [[3, AUDIO, 4, AUDIO, 5, 6], [7, 8, 9], [11, 12, AUDIO]]
+MEL_FRAMES = [80, 51, 5]
+
+
+def mixed_batch() -> dict[str, torch.Tensor]:
+    return pad_batch(ROWS, MEL_FRAMES)
+
+
+def labelled_batch() -> dict[str, torch.Tensor]:
+    batch = mixed_batch()
+    labels = batch["input_ids"].masked_fill((batch["input_ids"] == AUDIO) | (batch["attention_mask"] == 0), -100)
+    return {**batch, "labels": labels, "ctc_labels": torch.tensor([[1, 2], [3, -100], [4, -100]])}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_finite_losses_gradients_and_answers(family, tied, dtype):
+    model = tiny_model(family, text_fields={"tie_word_embeddings": tied}).to(dtype)
+    batch = labelled_batch()
+    output = model(**batch)
+    assert output.logits.dtype == dtype
+    assert output.logits.isfinite().all()
+    output.loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(gradients) > 20
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    # Rounding may move a frame from one label to another: what is compared is the loss.
+    whole = tiny_model(family, text_fields={"tie_word_embeddings": tied})(**batch)
+    torch.testing.assert_close(output.ce_loss.float(), whole.ce_loss, rtol=0.25, atol=0.25)
+    ids = model.generate(**mixed_batch(), max_new_tokens=3, do_sample=False)
+    assert ids.shape == (3, 9)
+
+
+@pytest.mark.parametrize(
+    "implementation",
+    # Flex attention with padded clips does not compile on CPU (an assertion in PyTorch's CPU template): the LLM alone.
+    ["eager", "sdpa", {"": "sdpa", "audio_config": "eager", "text_config": "flex_attention"}],
+    ids=["eager", "sdpa", "flex in the LLM"],
+)
+@torch.no_grad()
+def test_attention_backends_agree(implementation, tmp_path):
+    batch = mixed_batch()
+    true = batch["attention_mask"].bool()
+    model = tiny_model()
+    expected = model(**batch)
+    model.save_pretrained(tmp_path)
+    loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=implementation)
+    found = loaded(**batch)
+    assert torch.equal(found.num_positions, expected.num_positions)
+    torch.testing.assert_close(found.logits[true], expected.logits[true], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["model.audio_tower", "model.language_model", "model.alignment_adapter", "lm_head"])
+@torch.no_grad()
+def test_a_part_on_disk_changes_nothing(part, tmp_path):
+    model, batch = tiny_model(), mixed_batch()
+    model.save_pretrained(tmp_path / "saved")
+    parts = ["audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter", "language_model"]
+    device_map = {**{f"model.{name}": "cpu" for name in parts}, "lm_head": "cpu", part: "disk"}
+    loaded = AutoModel.from_pretrained(tmp_path / "saved", device_map=device_map, offload_folder=tmp_path / "offload")
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    ids = loaded.generate(**batch, max_new_tokens=3, do_sample=False)
+    assert torch.equal(ids, model.generate(**batch, max_new_tokens=3, do_sample=False))
+
+
+@torch.no_grad()
+def test_device_map_auto_places_whole_layers(tmp_path):
+    model, batch = tiny_model(), mixed_batch()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, device_map="auto")
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert {"SoundwaveAlignmentLayer", "WhisperEncoderLayer", "LlamaDecoderLayer"} <= set(loaded._no_split_modules)
+
+
+def quantized_parts(model: nn.Module) -> set[str]:
+    """Names of the linear layers that are no longer plain ones."""
+    plain = {torch.float32, torch.float16, torch.bfloat16}
+    return {
+        name
+        for name, module in model.named_modules()
+        if hasattr(module, "weight")
+        and isinstance(module, nn.Linear)
+        and (
+            type(module) is not nn.Linear
+            or type(module.weight.data) is not torch.Tensor
+            or module.weight.dtype not in plain
+        )
+    }
+
+
+def quantization(name: str):
+    if name == "torchao int8":
+        torchao = pytest.importorskip("torchao.quantization")
+        return TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    pytest.importorskip("bitsandbytes")
+    if name == "bitsandbytes 8 bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["torchao int8", "bitsandbytes 8 bit", "bitsandbytes 4 bit"])
+@torch.no_grad()
+def test_a_quantized_llm_leaves_encoder_and_adapters_as_they_are(name, tmp_path):
+    config = quantization(name)
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    model, batch = tiny_model(text_fields=wide, adapter_heads=2), mixed_batch()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
+    found = quantized_parts(loaded)
+    assert len(found) == 2 * 7  # of each of two layers: four projections of attention, three of the feed-forward
+    assert all(part.startswith("model.language_model.layers.") for part in found)
+    features, mask = make_clips(MEL_FRAMES)
+    expected = model.get_audio_features(features, mask)
+    assert torch.equal(loaded.get_audio_features(features, mask).pooler_output, expected.pooler_output)
+    logits, whole = loaded(**batch).logits, model(**batch).logits
+    assert logits.isfinite().all()
+    assert (logits - whole).norm() < (0.1 if "8" in name else 0.5) * whole.norm()
+
+
+def test_a_quantizer_that_names_modules_or_comes_as_a_dict_is_understood():
+    given = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    assert quantize_llm_alone(given).llm_int8_skip_modules == ["lm_head"]
+    given = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    assert quantize_llm_alone(given).llm_int8_skip_modules == list(HIGH_PRECISION_PARTS)
+    assert given == {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+def test_the_tensor_parallel_plan_of_the_llm_is_passed_on():
+    plan = tiny_model().tp_plan
+    assert plan["lm_head"] == "colwise_gather_output"
+    assert plan["model.language_model.layers.*.self_attn.q_proj"] == "colwise"
+    assert not any("adapter" in name or "ctc_head" in name for name in plan)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@torch.no_grad()
+def test_resizing_the_vocabulary_keeps_what_was_there(tied):
+    model, batch = tiny_model(text_fields={"tie_word_embeddings": tied}), mixed_batch()
+    before = model(**batch).logits
+    positions = model(**batch).num_positions
+    model.resize_token_embeddings(40, mean_resizing=False)
+    assert model.get_input_embeddings().weight.shape[0] == model.lm_head.weight.shape[0] == 40
+    assert model.config.text_config.vocab_size == 40
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
+    # The new rows are scored by the tied CTC head as well: far from every frame, they win none.
+    model.get_input_embeddings().weight[32:] = 0
+    after = model(**batch)
+    assert torch.equal(after.num_positions, positions)
+    torch.testing.assert_close(after.logits[..., :32], before, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_embeddings_may_be_read_and_replaced():
+    model, batch = tiny_model(), mixed_batch()
+    expected = model(**batch).logits
+    table = nn.Embedding.from_pretrained(model.get_input_embeddings().weight.clone())
+    model.set_input_embeddings(table)
+    assert model.get_input_embeddings() is table
+    assert model.model.language_model.get_input_embeddings() is table
+    assert torch.equal(model(**batch).logits, expected)
+    assert model.get_output_embeddings() is model.lm_head
+
+
+@torch.no_grad()
+def test_shards_are_written_and_read(tmp_path):
+    model, batch = tiny_model(), mixed_batch()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+@torch.no_grad()
+def test_tied_weights_are_saved_once_and_tied_again(tmp_path):
+    model = tiny_model(text_fields={"tie_word_embeddings": True})
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as weights:
+        assert "lm_head.weight" not in set(weights.keys())
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    loaded.lm_head.weight = nn.Parameter(loaded.lm_head.weight.clone())
+    loaded.tie_weights()
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
