@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,3 +121,21 @@ def test_the_saved_code_does_nothing_when_imported(saved):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             assert docstring or isinstance(node, allowed), f"{path.name}:{node.lineno}"
+
+
+def test_what_is_pushed_is_what_is_saved(saved, monkeypatch):
+    from transformers.utils import hub
+
+    pushed: list[str] = []
+    api = SimpleNamespace(create_repo=lambda repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(hub, "hf_api", lambda: api)
+    card = SimpleNamespace(save=lambda path: None)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *names, **options: card)
+
+    def upload(self, folder, repo_id, **options):
+        pushed.extend(path.name for path in Path(folder).iterdir())
+
+    for part in (AutoModel.from_pretrained(saved), AutoProcessor.from_pretrained(saved)):
+        monkeypatch.setattr(type(part), "_upload_modified_files", upload)
+        part.push_to_hub("someone/soundwave")
+    assert set(pushed) >= {path.name for path in saved.iterdir()}

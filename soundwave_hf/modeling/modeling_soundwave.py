@@ -683,7 +683,16 @@ class SoundwaveForCTC(SoundwaveAudioModel):
     r"""Stage I: the audio side and the LLM's frozen token embeddings; the LLM itself is absent.
 
     Parameter names are those of `SoundwaveModel`, so that what Stage I trains loads into it.
-    """
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import SoundwaveForCTC
+
+    >>> ctc_model = SoundwaveForCTC.from_backbones(encoder, llm)  # such as "openai/whisper-base", "Qwen/Qwen3-0.6B"
+    >>> sorted({name.split(".")[0] for name, weight in ctc_model.named_parameters() if weight.requires_grad})
+    ['alignment_adapter', 'ctc_head']
+    ```"""
 
     main_input_name = "input_features"
 
@@ -737,6 +746,22 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             num_ctc_clips (`int`, *optional*): clips that the loss is a mean over (of a whole accumulated batch).
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`.
+
+        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, or a CTC label is no token.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from soundwave_hf import SoundwaveForCTC
+
+        >>> ctc_model = SoundwaveForCTC.from_backbones(encoder, llm)
+        >>> features = torch.randn(1, ctc_model.config.audio_config.num_mel_bins, 60)
+        >>> output = ctc_model(features, ctc_labels=torch.tensor([[3, 4]]))
+        >>> output.num_frames  # 40 ms each
+        tensor([15])
+        >>> output.loss.backward()
+        ```
         """
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
         _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
@@ -773,7 +798,20 @@ class MergedPrompt:
 
 
 class SoundwaveModel(SoundwaveAudioModel):
-    """The audio side, the shrinking adapter and the LLM without its head."""
+    r"""
+    The audio side, the shrinking adapter and the LLM without its head.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModel
+
+    >>> bare = AutoModel.from_pretrained(folder).model
+    >>> clip = processor(text=processor.audio_token, audio="speech.wav")
+    >>> audio = bare.get_audio_features(clip["input_features"], clip["input_features_mask"])
+    >>> audio.pooler_output.shape[0] == audio.num_positions.sum()  # the positions that enter the LLM
+    tensor(True)
+    ```"""
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__(config)
@@ -938,7 +976,17 @@ class SoundwaveModel(SoundwaveAudioModel):
         **kwargs,
     ) -> SoundwaveModelOutputWithPast:
         """Arguments as in `SoundwaveForConditionalGeneration.forward`; `position_ids` of a prompt with audio are
-        counted over its positions. Returns one state per input token, none for those of a `shared_prefix`."""
+        counted over its positions. Returns one state per input token, none for those of a `shared_prefix`.
+
+        Example:
+
+        ```python
+        >>> inputs = processor.apply_transcription_request("speech.wav")
+        >>> output = model.model(**inputs)
+        >>> output.last_hidden_state.shape[1] == inputs["input_ids"].shape[1]  # however many positions the clip has
+        True
+        ```
+        """
         refuse_misspelt(SoundwaveModel.forward, kwargs)
         if input_ids is None and inputs_embeds is None:
             raise ValueError(
@@ -1005,14 +1053,14 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
     >>> from transformers import AutoModelForMultimodalLM, AutoProcessor
 
     >>> model = AutoModelForMultimodalLM.from_pretrained(folder)
-    >>> processor = AutoProcessor.from_pretrained(folder)
+    >>> processor = AutoProcessor.from_pretrained(folder)  # folder: one that `save_pretrained` wrote, or a hub name
     >>> clip = {"type": "audio", "path": "speech.wav"}
     >>> ask = {"type": "text", "text": "What does the person say?"}
     >>> inputs = processor.apply_chat_template(
     ...     [{"role": "user", "content": [clip, ask]}], add_generation_prompt=True, tokenize=True, return_dict=True
     ... )
     >>> ids = model.generate(**inputs, max_new_tokens=100)
-    >>> processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    >>> texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     ```"""
 
     _auto_class = "AutoModel"  # saved with its code
@@ -1114,6 +1162,12 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames; only
                 those reach the adapters. Without it all frames are true.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 at true tokens.
+            position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): of text alone; those of a prompt
+                with clips are counted over its positions.
+            past_key_values (`Cache`, *optional*): keys and values of what the LLM has read before.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
+                no clip is merged into them.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`.
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` where a token is to be
                 learnt, -100 elsewhere.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
@@ -1127,6 +1181,16 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
         features and mask differ, a clip is empty, a prompt is longer than the LLM's context, or a CTC label is no
         token.
+
+        Example:
+
+        ```python
+        >>> inputs = processor.apply_transcription_request("speech.wav")
+        >>> output = model(**inputs, labels=inputs["input_ids"])
+        >>> output.logits.shape[:2] == inputs["input_ids"].shape
+        True
+        >>> output.loss.backward()
+        ```
         """
         refuse_misspelt(SoundwaveForConditionalGeneration.forward, kwargs)
         outputs = self.model(

@@ -43,8 +43,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
 
     >>> transcribe = pipeline("soundwave-asr", model=folder)
     >>> transcribe("speech.wav")
-    {'text': '...'}
-    >>> transcribe(["first.wav", "second.flac"], batch_size=8, generate_kwargs={"num_beams": 2})
+    {'text': ...}
+    >>> outputs = transcribe(["speech.wav", "speech.wav"], batch_size=8, generate_kwargs={"num_beams": 2})
     ```
 
     Without the package: `pipeline("automatic-speech-recognition", model=folder, trust_remote_code=True)`.

@@ -160,11 +160,12 @@ class SoundwaveProcessor(ProcessorMixin):
     Example:
 
     ```python
-    processor = SoundwaveProcessor.from_backbones("openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct")
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "audio", "audio": "speech.wav"}, "What does the person say?"]}],
-        tokenize=True, return_dict=True, add_generation_prompt=True,
-    )
+    >>> from soundwave_hf import SoundwaveProcessor
+
+    >>> processor = SoundwaveProcessor.from_backbones(encoder, llm)  # such as "openai/whisper-base", "Qwen/Qwen3-0.6B"
+    >>> inputs = processor(text=f"{processor.audio_token} What is said?", audio="speech.wav")
+    >>> sorted(inputs)
+    ['attention_mask', 'input_features', 'input_features_mask', 'input_ids']
     ```
     """
 

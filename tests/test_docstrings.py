@@ -1,0 +1,59 @@
+"""Examples in docstrings run as they stand there."""
+
+import doctest
+import inspect
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+import soundwave_hf
+from soundwave_hf.modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
+from tests.tiny_models import save_tiny_llm, save_tiny_soundwave, save_tiny_whisper
+
+
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+MODELS = [soundwave_hf.SoundwaveForConditionalGeneration, soundwave_hf.SoundwaveModel, soundwave_hf.SoundwaveForCTC]
+DOCUMENTED = [
+    soundwave_hf.SoundwaveConfig,
+    soundwave_hf.SoundwaveProcessor,
+    SoundwaveSpeechRecognitionPipeline,
+    *MODELS,
+    *(model.forward for model in MODELS),
+]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory) -> dict:
+    """What examples take as given."""
+    folder = tmp_path_factory.mktemp("documented")
+    soundfile.write(folder / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+    encoder = save_tiny_whisper(folder / "encoder")
+    saved = str(save_tiny_soundwave(folder / "saved"))
+    llm = save_tiny_llm(folder / "llm")
+    (folder / "encoder" / "preprocessor_config.json").write_text(
+        '{"feature_extractor_type": "WhisperFeatureExtractor"}'
+    )
+    model, processor = AutoModelForMultimodalLM.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
+    return {"home": folder, "folder": saved, "encoder": encoder, "llm": llm, "model": model, "processor": processor}
+
+
+@pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda documented: documented.__qualname__)
+def test_the_example_runs(documented, names, monkeypatch):
+    monkeypatch.chdir(names["home"])
+    # The closing fence of a code block is no expected output.
+    text = inspect.getdoc(documented).replace("```python", "").replace("```", "")
+    example = doctest.DocTestParser().get_doctest(text, dict(names), documented.__qualname__, None, 0)
+    assert example.examples
+    output: list[str] = []
+    failed, tried = doctest.DocTestRunner(optionflags=FLAGS).run(example, out=output.append)
+    assert tried == len(example.examples)
+    assert failed == 0, "".join(output)
+
+
+def test_forward_says_something_of_each_argument():
+    forward = soundwave_hf.SoundwaveForConditionalGeneration.forward
+    text = inspect.getdoc(forward)
+    names = [name for name in inspect.signature(forward).parameters if name not in ("self", "kwargs")]
+    assert [name for name in names if f"{name} (" not in text and f"{name}, " not in text] == []
