@@ -43,7 +43,7 @@ class Sizes:
     """How many texts of each kind are spoken."""
 
     fortunes: int = 13_000  # sentences of the fortunes collections, 4 to 22 words
-    words: int = 24_000  # random-word sequences
+    words: int = 4_000  # random-word sequences
     prompts: int = 2_500  # telephone prompts of our own grammar
     questions: int = 1_000  # spoken questions of stage III
     validation: int = 200  # fortunes sentences kept apart, in a voice not trained on
@@ -111,7 +111,7 @@ def utterances(folder: Path, texts: list[str], voice: str | None, seed: int, nam
     made = []
     for number, text in enumerate(texts):
         rng = random.Random(f"{seed} {kind} {number}")
-        speaker = voice or choose_voice(rng, words=kind == "words")
+        speaker = voice or choose_voice(rng)
         # The text is part of the name: a clip of an earlier build with other texts is never taken for this one.
         path = folder / "clips" / kind / f"{number:05d}_{speaker}_{text_digest(text)}.flac"
         made.append(Utterance(path, text, speaker, rng.randrange(2**31), (0.95, 1.05) if voice else (0.85, 1.15)))

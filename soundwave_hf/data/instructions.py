@@ -229,14 +229,15 @@ def instruction_rows(train: list[dict], questions: list[dict], rng: random.Rando
     Transcripts are most of it, so that a model which learns to answer does not forget to write down; of the human
     clips, which are short and few, each comes five times.
 
-    Args: train: rows of the training manifest; clips of random words and those labelled by Whisper are left out.
+    Args: train: rows of the training manifest; random-word clips are left out of the questions.
           questions: rows of spoken questions with `answer`.
     """
     human = [clip for clip in train if clip["source"] == "human-prompt"]
     sentences = [clip for clip in train if clip["source"] in ("fortunes", "prompts")]
     asked = rng.sample(sentences, min(each, len(sentences)))
     places = {clip["audio"] for clip in asked + human}
-    others = [clip for clip in sentences if clip["audio"] not in places]
+    labelled = {"fortunes", "words", "prompts"}  # by what was spoken, not by Whisper
+    others = [clip for clip in train if clip["source"] in labelled and clip["audio"] not in places]
     rows = transcribe_rows(5 * human + rng.sample(others, min(4 * each, len(others))), rng)
     rows += transcript_question_rows(human + asked, rng)
     rows += spoken_question_rows(questions, rng)

@@ -217,30 +217,16 @@ def vocabulary_words(tokens: Iterable[str], words: dict[str, str], most: int = 1
     return list(found)
 
 
-# The most frequent words are dealt most often: (words up to this rank, times in a deck).
-DEALT = ((5_000, 3), (10_000, 2), (None, 1))
-
-
-def word_deck(words: list[str]) -> list[str]:
-    """`words`, most frequent first, each as often as `DEALT` says for its rank."""
-    deck, start = [], 0
-    for end, times in DEALT:
-        deck += times * words[start:end]
-        start = end
-    return deck
-
-
 def word_sequences(words: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` sequences of 4 to 12 words out of shuffled decks, so that words of a rank occur about equally often."""
-    dealt: list[str] = []
+    """`count` sequences of 4 to 9 words; the words are dealt like cards, so that all occur about equally often."""
+    deck: list[str] = []
     sequences = []
     for _ in range(count):
-        length = rng.randint(4, 12)
-        while len(dealt) < length:
-            deck = word_deck(words)
-            dealt += rng.sample(deck, len(deck))
-        sequences.append(" ".join(dealt[:length]))
-        del dealt[:length]
+        length = rng.randint(4, 9)
+        while len(deck) < length:
+            deck += rng.sample(words, len(words))
+        sequences.append(" ".join(deck[:length]))
+        del deck[:length]
     return sequences
 
 

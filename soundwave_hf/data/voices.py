@@ -30,18 +30,15 @@ class Voice:
 
     engine: str  # "flite" or "piper"
     share: float  # of the training clips; 0 keeps the voice out of training
-    word_share: float  # of the clips of random words, which are many: little of the voice that takes longest
     pitch_shift: tuple[float, float]  # range of the factor on the voice's own pitch (flite alone)
 
 
 VOICES = {
-    "slt": Voice("flite", share=0.28, word_share=0.35, pitch_shift=(0.85, 1.15)),
-    "rms": Voice("flite", share=0.27, word_share=0.35, pitch_shift=(0.85, 1.2)),
-    "kal16": Voice("flite", share=0.12, word_share=0.2, pitch_shift=(0.9, 1.4)),
-    "joe": Voice("piper", share=0.33, word_share=0.1, pitch_shift=(1.0, 1.0)),
-    "awb": Voice(
-        "flite", share=0.0, word_share=0.0, pitch_shift=(1.0, 1.0)
-    ),  # heard in the synthetic validation alone
+    "slt": Voice("flite", share=0.28, pitch_shift=(0.85, 1.15)),
+    "rms": Voice("flite", share=0.27, pitch_shift=(0.85, 1.2)),
+    "kal16": Voice("flite", share=0.12, pitch_shift=(0.9, 1.4)),
+    "joe": Voice("piper", share=0.33, pitch_shift=(1.0, 1.0)),
+    "awb": Voice("flite", share=0.0, pitch_shift=(1.0, 1.0)),  # heard in the synthetic validation alone
 }
 
 
@@ -56,10 +53,9 @@ class Utterance:
     speed: tuple[float, float] = (0.85, 1.15)  # range of the duration factor
 
 
-def choose_voice(rng: random.Random, words: bool = False) -> str:
-    """A training voice, by the shares in `VOICES`; by those for random words where `words`."""
-    shares = [voice.word_share if words else voice.share for voice in VOICES.values()]
-    return rng.choices(list(VOICES), shares)[0]
+def choose_voice(rng: random.Random) -> str:
+    """A training voice, by the shares in `VOICES`."""
+    return rng.choices(list(VOICES), [voice.share for voice in VOICES.values()])[0]
 
 
 def speak(utterance: Utterance) -> float | None:
