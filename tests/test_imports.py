@@ -10,7 +10,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "soundwave_hf"
 # What transformers brings along, and libraries that are imported where a function needs them.
-UPLOADED = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub", "peft", "soundfile", "soxr"}
+UPLOADED = {
+    "torch",
+    "transformers",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+    "peft",
+    "accelerate",
+    "soundfile",
+    "soxr",
+}
 UPLOADED |= set(sys.stdlib_module_names)
 NOT_UPLOADED = {"__init__.py", "convert_published.py"}
 UPLOADED_FILES = sorted(

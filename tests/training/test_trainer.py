@@ -26,7 +26,12 @@ from tests.training.workspace import (
 
 
 AUDIO_LOGS = {"positions_per_second", "blank_share"}
-PROCESSOR_FILES = {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+PROCESSOR_FILES = {"audio_soundwave.py", "processing_soundwave.py"} | {
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+}
 CHECKPOINT_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
 
