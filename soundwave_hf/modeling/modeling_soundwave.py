@@ -477,7 +477,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SoundwaveAlignmentLayer", "WhisperEncoderLayer"]
+    _no_split_modules = ["SoundwaveAlignmentLayer", "SoundwaveShrinkingAdapter", "WhisperEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -501,8 +501,8 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         here a checkpoint has them all, and the frozen parts are frozen again.
 
         A caller that asks for the report (`output_loading_info=True`) sees there what is missing. A
-        `quantization_config` that names no modules to leave out quantizes the LLM's layers alone: another CTC label
-        here and there would be another number of positions.
+        `quantization_config` of bitsandbytes or torchao that names no modules to leave out quantizes the LLM's layers
+        alone: another CTC label here and there would be another number of positions.
 
         Raises: `FileNotFoundError` where a shard is missing; `ValueError` where weights are missing or have other
         shapes, or the checkpoint is in the published layout.
@@ -851,8 +851,10 @@ class SoundwaveModel(SoundwaveAudioModel):
     ) -> SoundwaveAudioOutput:
         """Clips -> positions: encode, align, shrink. Arguments as in `forward`.
 
-        `output_hidden_states` and `output_attentions` are those of the encoder, for clips within its window.
+        `output_hidden_states` and `output_attentions` are those of the encoder, for clips within its window; None
+        where a clip is longer.
         """
+        refuse_misspelt(SoundwaveModel.get_audio_features, kwargs)
         encoded, aligned, mask = self.align(
             input_features, input_features_mask, encoder_states, encoder_mask, **kwargs
         )
@@ -875,7 +877,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         if (input_ids == self.config.audio_token_id).any():
             raise ValueError("`input_ids` holds audio tokens and no clip was given: pass `input_features` as well.")
 
-    def merge_audio(self, input_ids, positions, num_positions, attention_mask=None) -> MergedPrompt:
+    def merge_audio(self, input_ids, positions, num_positions, attention_mask=None, before: int = 0) -> MergedPrompt:
         """Replace each audio token by the positions of its clip.
 
         Args:
@@ -883,6 +885,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             positions (`torch.FloatTensor` of shape `(sum of num_positions, width)`).
             num_positions (`torch.LongTensor` of shape `(clips,)`): in the order of the tokens, row by row.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
+            before (`int`): positions that the LLM has read before these.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, or a row
         is longer than the LLM's context.
@@ -900,7 +903,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
         lengths = spans.sum(dim=1)
         merged = int(lengths.max())
-        self._check_context(int((spans * attention_mask).sum(dim=1).max()), num_positions)
+        self._check_context(before + int((spans * attention_mask).sum(dim=1).max()), num_positions)
         ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
         flat_ends = ends + merged * torch.arange(batch, device=input_ids.device)[:, None]
 
@@ -1011,7 +1014,9 @@ class SoundwaveModel(SoundwaveAudioModel):
                 output_ctc_logits=output_ctc_logits,
                 num_ctc_clips=num_ctc_clips,
             )
-            merged = self.merge_audio(input_ids, audio.pooler_output, audio.num_positions, attention_mask)
+            merged = self.merge_audio(
+                input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix
+            )
             input_ids, inputs_embeds = None, merged.inputs_embeds
             attention_mask, position_ids = merged.attention_mask, merged.position_ids + shared_prefix
             attention_mask = nn.functional.pad(attention_mask, (shared_prefix, 0), value=1)

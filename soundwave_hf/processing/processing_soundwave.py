@@ -465,7 +465,8 @@ class SoundwaveProcessor(ProcessorMixin):
         clips = flatten_clips(audio)
         if not clips:
             raise ValueError("No clip arrived to transcribe; expected at least one in `audio`.")
-        if kwargs.get("sampling_rate") is None and any(map(lacks_rate, clips)):
+        given = self._resolve_audio_loading_params(kwargs.get("processor_kwargs") or {})["array_sampling_rate"]
+        if kwargs.get("sampling_rate") is None and given is None and any(map(lacks_rate, clips)):
             kwargs["sampling_rate"] = self._assume_rate()
         languages = prepare_language_inputs(language, len(clips), LANGUAGES, return_code=False)
         prompts = prepare_prompt_input(prompt, len(clips), input_name="prompt")

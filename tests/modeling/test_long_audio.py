@@ -110,3 +110,19 @@ def test_a_long_clip_is_generated_from_and_trained_on():
         ).loss
         loss.backward()
     assert model.model.alignment_adapter.linear.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_ten_minutes_are_encoded_a_few_pieces_at_once(monkeypatch):
+    model = tiny_model().model
+    features = make_clips([60_000])[0]
+    groups: list[tuple[int, ...]] = []
+    encode = model.audio_tower.forward
+    monkeypatch.setattr(
+        model.audio_tower, "forward", lambda clips, mask, **options: groups.append(clips.shape) or encode(clips, mask)
+    )
+    audio = model.get_audio_features(features)
+    assert audio.num_frames.tolist() == [15_000]
+    assert audio.num_positions.item() > 5000
+    assert all(pieces <= PIECES_AT_ONCE and length <= WINDOW for pieces, _, length in groups)
+    assert len(groups) > 90  # of 750 pieces or more

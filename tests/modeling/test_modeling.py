@@ -993,6 +993,9 @@ def test_a_prompt_longer_than_the_llms_context_is_refused():
         model(**inputs)
     with pytest.raises(ValueError, match=message):
         model.generate(**inputs, max_new_tokens=2)
+    prefixed = {**inputs, "input_ids": torch.tensor([[3, 3, 3, 3, 3, AUDIO]]), "shared_prefix": 5}
+    with pytest.raises(ValueError, match=message):
+        model(**prefixed)
 
 
 @pytest.mark.parametrize("wrong", [VOCABULARY, -1, AUDIO])
@@ -1019,6 +1022,8 @@ def test_a_misspelt_argument_is_refused_with_the_near_one():
         model(**batch, ctc_lables=labels)
     with pytest.raises(ValueError, match=re.escape(message)):
         ctc_model_of(model)(batch["input_features"], batch["input_features_mask"], ctc_lables=labels)
+    with pytest.raises(ValueError, match="got `input_feature_mask`, .* Did you mean `input_features_mask`"):
+        model.get_audio_features(batch["input_features"], input_feature_mask=batch["input_features_mask"])
     with pytest.raises(ValueError, match="got `num_ctc_clip`, .* Did you mean `num_ctc_clips`"):
         model(**batch, ctc_labels=labels, num_ctc_clip=8)
 

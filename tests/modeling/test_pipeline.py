@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import soundfile
+from datasets import Dataset
 from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 
+from soundwave_hf.modeling import pipeline_soundwave
 from soundwave_hf.modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline, cut_samples
 from tests.tiny_models import save_tiny_soundwave
 
@@ -44,6 +46,35 @@ def test_a_clip_is_cut_in_its_pauses_and_nothing_is_lost():
     assert np.array_equal(np.concatenate(cut_samples(odd, RATE, 2.0)), odd)
 
 
+def test_a_tail_of_a_few_milliseconds_is_joined_to_the_piece_before_it():
+    samples = speech(2.05)
+    samples[round(1.98 * RATE) : round(1.99 * RATE)] = 0
+    assert [len(piece) for piece in cut_samples(samples, RATE, 2.0)] == [len(samples)]
+
+
+def test_a_transcript_that_did_not_end_is_warned_of(folder, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(pipeline_soundwave.logger, "warning", warnings.append)
+    transcribe = pipeline("soundwave-asr", model=folder)
+    transcribe.model.generation_config.eos_token_id = 0
+    transcribe(speech(0.5), max_new_tokens=2)
+    assert len(warnings) == 1
+    assert "The transcript of piece 0 did not end within 2 tokens" in warnings[0]
+
+
+def test_a_long_piece_has_more_room_by_default(folder, monkeypatch):
+    transcribe, given = pipeline("soundwave-asr", model=folder), []
+    generate = transcribe.model.generate
+    monkeypatch.setattr(
+        transcribe.model,
+        "generate",
+        lambda **options: given.append(options.pop("max_new_tokens")) or generate(**options, max_new_tokens=1),
+    )
+    transcribe(speech(1.0))
+    transcribe(speech(45.0), chunk_length_s=0)
+    assert given == [256, 384]
+
+
 def test_a_long_clip_is_its_pieces_transcribed_and_joined(transcribe):
     samples = with_pause(3.0, at=1.7)
     texts = [transcribe(piece)["text"] for piece in cut_samples(samples, RATE, 2.0)]
@@ -79,6 +110,8 @@ def test_every_form_of_a_clip_is_taken(transcribe, tmp_path):
     expected = transcribe({"array": samples, "sampling_rate": RATE})
     rows = [samples, {"raw": samples, "sampling_rate": RATE}, str(path), path.read_bytes()]
     assert transcribe(rows) == [expected] * 4
+    assert transcribe(Dataset.from_dict({"clip": [samples.tolist()] * 2})["clip"]) == [expected] * 2
+    assert transcribe(samples.tolist()) == expected
 
 
 def test_what_it_cannot_do_is_refused(transcribe):
@@ -86,5 +119,7 @@ def test_what_it_cannot_do_is_refused(transcribe):
         transcribe(speech(1.0), return_timestamps=True)
     with pytest.raises(ValueError, match=r"\['stride_length_s'\] is nothing that this pipeline takes"):
         transcribe(speech(1.0), stride_length_s=2)
+    with pytest.raises(ValueError, match="`chunk_length_s` is 0.2; give 1.0 or more, or 0 for whole clips"):
+        transcribe(speech(1.0), chunk_length_s=0.2)
     with pytest.raises(FileNotFoundError, match="absent.wav"):
         transcribe("absent.wav")

@@ -109,6 +109,8 @@ def test_an_array_without_its_rate_is_taken_for_16_khz_or_refused():
     assert torch.equal(processor(text=AUDIO, audio=clip)["input_features"], expected)
     transcription = processor.apply_transcription_request(clip)
     assert torch.equal(transcription["input_features"], expected)
+    slow = processor.apply_transcription_request(clip, processor_kwargs={"sampling_rate": 8000})
+    assert slow["input_features"].shape[2] == 20
     row = {"array": clip[::2], "sampling_rate": 8000}
     assert processor(text=AUDIO * 2, audio=[row, clip])["input_features_mask"].sum(1).tolist() == [10, 10]
     processor.require_sampling_rate = True
