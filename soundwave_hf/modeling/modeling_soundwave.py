@@ -74,7 +74,7 @@ def cut_at_quiet(energy: torch.Tensor, window: int, unit: int) -> list[tuple[int
         searched = energy[earliest : begins[-1] + window].float()
         loudness = nn.functional.avg_pool1d(searched[None, None], smooth, stride=1)[0, 0]
         quietest = earliest + int(loudness.argmin()) + smooth // 2
-        begins.append(quietest // unit * unit)
+        begins.append(max(quietest // unit * unit, begins[-1] + unit))
     return list(zip(begins, [*begins[1:], len(energy)], strict=True))
 
 

@@ -32,6 +32,10 @@ def test_a_clip_is_cut_where_it_is_quietest_in_the_last_third_of_a_window(pauses
     assert cut_at_quiet(energy, WINDOW, UNIT) == places
 
 
+def test_a_cut_moves_on_even_where_an_aligned_frame_is_most_of_a_window():
+    assert cut_at_quiet(torch.zeros(40), 16, 14) == [(0, 14), (14, 28), (28, 40)]
+
+
 @pytest.mark.parametrize("length", [WINDOW + 1, 200, 1001])
 def test_pieces_are_the_whole_clip_and_none_is_longer_than_the_window(length):
     places = cut_at_quiet(torch.randn(length), WINDOW, UNIT)
