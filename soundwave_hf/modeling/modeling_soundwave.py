@@ -903,7 +903,9 @@ class SoundwaveModel(SoundwaveAudioModel):
         spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
         lengths = spans.sum(dim=1)
         merged = int(lengths.max())
-        self._check_context(before + int((spans * attention_mask).sum(dim=1).max()), num_positions)
+        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None and before + merged > context:  # padding may be what is too much
+            self._check_context(before + int((spans * attention_mask).sum(dim=1).max()), context, num_positions)
         ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
         flat_ends = ends + merged * torch.arange(batch, device=input_ids.device)[:, None]
 
@@ -922,9 +924,9 @@ class SoundwaveModel(SoundwaveAudioModel):
         mask[audio_index] = attention_mask[is_audio].repeat_interleave(num_positions)
         return MergedPrompt(embeds.view(batch, merged, -1), mask.view(batch, merged), ends - 1)
 
-    def _check_context(self, length: int, num_positions: torch.Tensor):
-        context = getattr(self.config.text_config, "max_position_embeddings", None)
-        if context is not None and length > context:
+    @staticmethod
+    def _check_context(length: int, context: int, num_positions: torch.Tensor):
+        if length > context:
             raise ValueError(
                 f"A prompt has {length} positions with its clips (the longest clip alone {int(num_positions.max())}), "
                 f"and the LLM's context is {context} (`max_position_embeddings`): cut the clip, or give fewer."
