@@ -100,13 +100,6 @@ class _CTCOfColumns(torch.autograd.Function):
         return -posterior * grad_losses[None, :, None], None, None, None
 
 
-def _normalise(frames, token_weight, blank_id, blank_scores, blank_margin, chunk_size):
-    """Log-normaliser over tokens and blank, and the likeliest label, of each of `[frames, width]`."""
-    normalizer, best_score, best = _TokenNormalizer.apply(frames, token_weight, blank_id, chunk_size)
-    best = torch.where(blank_scores - blank_margin >= best_score, blank_id, best)
-    return torch.logaddexp(normalizer, _at_least_float32(blank_scores)), best
-
-
 def large_vocabulary_ctc(
     frames: torch.Tensor,
     frame_lengths: torch.Tensor,
@@ -116,6 +109,7 @@ def large_vocabulary_ctc(
     blank_bias: torch.Tensor | None = None,
     targets: torch.Tensor | None = None,
     blank_margin: float = 0.0,
+    candidates: torch.Tensor | None = None,
     chunk_size: int = 8192,
 ) -> CTCResult:
     """CTC labels and, given targets, CTC losses of frames scored against a large vocabulary.
@@ -134,6 +128,9 @@ def large_vocabulary_ctc(
         targets (`torch.LongTensor` of shape `(clips, targets)`, *optional*): labels, padded on the right with -100.
         blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be its label; the loss
             does not know of it.
+        candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete, beside the targets
+            and the blank, in the normaliser and for `best`; by default all. Sampled anew for each step, a part of a
+            large vocabulary trains like the whole at its share of the time.
         chunk_size (`int`): tokens scored at a time.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
@@ -146,9 +143,18 @@ def large_vocabulary_ctc(
     blank_scores = frames @ (token_weight[blank_id] if blank_weight is None else blank_weight).to(frames.dtype)
     if blank_bias is not None:
         blank_scores = blank_scores + blank_bias
-    normalizer, valid_best = _normalise(
-        frames[valid], token_weight, blank_id, blank_scores[valid], blank_margin, chunk_size
-    )
+    competing, skip = token_weight, blank_id
+    if candidates is not None:
+        if targets is not None:
+            candidates = torch.cat([candidates, targets[targets.ne(-100)]])
+        candidates = candidates.unique()
+        candidates = candidates[candidates != blank_id]
+        competing, skip = token_weight[candidates], -1
+    normalizer, best_score, valid_best = _TokenNormalizer.apply(frames[valid], competing, skip, chunk_size)
+    if candidates is not None:
+        valid_best = candidates[valid_best]
+    valid_best = torch.where(blank_scores[valid] - blank_margin >= best_score, blank_id, valid_best)
+    normalizer = torch.logaddexp(normalizer, _at_least_float32(blank_scores[valid]))
     best = torch.full_like(valid, blank_id, dtype=torch.long).masked_scatter(valid, valid_best)
     if targets is None:
         return CTCResult(best)

@@ -36,6 +36,7 @@ from .backbones_soundwave import (
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
 from .ctc_soundwave import large_vocabulary_ctc
 from .generation_soundwave import SoundwaveGenerationMixin
+from .warm_start_soundwave import start_alignment
 
 
 logger = logging.get_logger(__name__)
@@ -392,7 +393,7 @@ class SoundwaveCTCHead(nn.Module):
             self.weight = nn.Parameter(torch.zeros(config.text_config.vocab_size, width))
             self.blank_weight = self.blank_bias = None
 
-    def forward(self, aligned, num_frames, token_embeddings, ctc_labels=None):
+    def forward(self, aligned, num_frames, token_embeddings, ctc_labels=None, candidates=None):
         """Labels and losses of aligned frames `(clips, frames, width)`; see `large_vocabulary_ctc`."""
         token_weight = token_embeddings if self.weight is None else self.weight
         return large_vocabulary_ctc(
@@ -404,6 +405,7 @@ class SoundwaveCTCHead(nn.Module):
             self.blank_bias,
             ctc_labels,
             self.blank_margin,
+            candidates,
         )
 
     def logits(self, aligned: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
@@ -530,9 +532,13 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         return (model, report) if asked["output_loading_info"] else model
 
     @classmethod
-    def _join(cls, encoder: str, text_config, audio_token_id: int, dtype, fields: dict):
-        """A model of this class: the encoder's weights, fresh adapters, and an LLM yet to be put in (on `meta`)."""
-        tower = WhisperModel.from_pretrained(encoder, dtype=dtype).get_encoder()
+    def _join(cls, encoder: str, llm: str, llm_rows, text_config, audio_token_id: int, dtype, warm_start, fields):
+        """A model of this class: the encoder's weights, adapters that begin sensibly, and an LLM yet to be put in.
+
+        Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
+        """
+        whisper = WhisperModel.from_pretrained(encoder, dtype=dtype)
+        tower = whisper.get_encoder()
         config = SoundwaveConfig(
             audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
         )
@@ -545,6 +551,11 @@ class SoundwavePreTrainedModel(PreTrainedModel):
             if (adapter := getattr(audio_model, name, None)) is not None:
                 adapter.to_empty(device="cpu").apply(model._init_weights)
                 adapter.to(dtype)
+        if warm_start and config.tie_ctc_head:
+            started = start_alignment(audio_model.alignment_adapter, whisper, encoder, llm, llm_rows)
+            if not started:
+                logger.info("`%s` and `%s` share too few words: the alignment adapter begins at random.", encoder, llm)
+        audio_model.ctc_head.start_blank(llm_rows[:audio_token_id])
         return model
 
 
@@ -634,18 +645,21 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         outputs = BaseModelOutput(last_hidden_state=join_pieces(states, pieces_of_clip)[0])
         return outputs, *join_pieces(aligned, pieces_of_clip)
 
-    def label(self, aligned, mask, token_embeddings, ctc_labels=None, num_ctc_clips=None) -> SoundwaveAudioOutput:
+    def label(
+        self, aligned, mask, token_embeddings, ctc_labels=None, num_ctc_clips=None, ctc_candidates=None
+    ) -> SoundwaveAudioOutput:
         """CTC labels, and with `ctc_labels` the loss, of aligned frames: an output without positions.
 
         Args:
             aligned, mask: as `align` returns them.
             token_embeddings (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over; those given here by default.
+            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): see `forward`.
         """
         num_frames = mask.sum(dim=1)
         if ctc_labels is not None:
             self._check_ctc_labels(ctc_labels, len(aligned))
-        ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels)
+        ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
         output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
@@ -709,7 +723,9 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         return self.token_embeddings
 
     @classmethod
-    def from_backbones(cls, encoder: str, llm: str, audio_token: str = AUDIO_TOKEN, dtype=None, **fields):
+    def from_backbones(
+        cls, encoder: str, llm: str, audio_token: str = AUDIO_TOKEN, dtype=None, warm_start: bool = True, **fields
+    ):
         """Join a Whisper encoder and the token embeddings of an LLM, which is not loaded.
 
         Arguments as in `SoundwaveForConditionalGeneration.from_backbones`.
@@ -718,12 +734,11 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, len(rows))
         text_config = AutoConfig.from_pretrained(llm)
         text_config.vocab_size = vocabulary
-        model = cls._join(encoder, text_config, audio_token_id, dtype, fields)
         rows = torch.cat([rows, rows.new_zeros(vocabulary - len(rows), rows.shape[1])])
         rows[audio_token_id] = rows[:audio_token_id].float().mean(dim=0)
+        model = cls._join(encoder, llm, rows, text_config, audio_token_id, dtype, warm_start, fields)
         if model.token_embeddings is not None:
             model.token_embeddings = nn.Embedding.from_pretrained(rows.to(dtype), freeze=True)
-        model.ctc_head.start_blank(rows[:audio_token_id])
         return model.eval()
 
     @can_return_tuple
@@ -735,6 +750,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         encoder_mask: torch.Tensor | None = None,
         ctc_labels: torch.Tensor | None = None,
         num_ctc_clips: int | None = None,
+        ctc_candidates: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveCausalLMOutputWithPast:
         """
@@ -744,6 +760,8 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): token ids, padded with -100.
             num_ctc_clips (`int`, *optional*): clips that the loss is a mean over (of a whole accumulated batch).
+            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with the
+                targets in this step, and may be `ctc_best`; by default the whole vocabulary.
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`.
 
@@ -766,7 +784,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
         _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
         embeddings = None if self.token_embeddings is None else self.token_embeddings.weight
-        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips)
+        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips, ctc_candidates)
         return SoundwaveCausalLMOutputWithPast(
             loss=audio.ctc_loss,
             ctc_loss=audio.ctc_loss,
@@ -847,6 +865,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         ctc_labels: torch.Tensor | None = None,
         output_ctc_logits: bool = False,
         num_ctc_clips: int | None = None,
+        ctc_candidates: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveAudioOutput:
         """Clips -> positions: encode, align, shrink. Arguments as in `forward`.
@@ -859,7 +878,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             input_features, input_features_mask, encoder_states, encoder_mask, **kwargs
         )
         embeddings = self.token_table()
-        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips)
+        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips, ctc_candidates)
         audio.last_hidden_state = encoded.last_hidden_state
         audio.hidden_states, audio.attentions = encoded.hidden_states, encoded.attentions
         keep = self.keep_mask(audio.ctc_best, mask)
@@ -977,6 +996,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         ctc_labels: torch.LongTensor | None = None,
         output_ctc_logits: bool = False,
         num_ctc_clips: int | None = None,
+        ctc_candidates: torch.LongTensor | None = None,
         shared_prefix: int = 0,
         **kwargs,
     ) -> SoundwaveModelOutputWithPast:
@@ -1015,6 +1035,7 @@ class SoundwaveModel(SoundwaveAudioModel):
                 ctc_labels=ctc_labels,
                 output_ctc_logits=output_ctc_logits,
                 num_ctc_clips=num_ctc_clips,
+                ctc_candidates=ctc_candidates,
             )
             merged = self.merge_audio(
                 input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix
@@ -1086,7 +1107,14 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
 
     @classmethod
     def from_backbones(
-        cls, encoder: str, llm: str, adapter: str | None = None, audio_token: str = AUDIO_TOKEN, dtype=None, **fields
+        cls,
+        encoder: str,
+        llm: str,
+        adapter: str | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        dtype=None,
+        warm_start: bool = True,
+        **fields,
     ):
         """Join any Whisper encoder and any causal LM.
 
@@ -1097,6 +1125,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 loaded, their LoRA merged into the LLM. Without it the adapters are fresh.
             audio_token (`str`): the token which stands for a clip.
             dtype (`torch.dtype`, *optional*): of all weights; by default the backbones' own, float32 adapters.
+            warm_start (`bool`): let a fresh alignment adapter with a tied CTC head begin at what Whisper's decoder
+                reads off a frame, where the two vocabularies share words enough; otherwise, and where not, at random.
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
         Raises: `ValueError` where the adapter was trained for backbones of other widths or with another value of a
@@ -1117,14 +1147,15 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         for table in (embeddings, language.get_output_embeddings()):
             with torch.no_grad():
                 table.weight[audio_token_id] = table.weight[:audio_token_id].float().mean(dim=0)
-        model = cls._join(encoder, language.config, audio_token_id, dtype, fields)
+        warm_start = warm_start and adapter is None
+        rows = embeddings.weight.detach()
+        model = cls._join(encoder, llm, rows, language.config, audio_token_id, dtype, warm_start, fields)
         model.model.language_model = language.base_model
         model.lm_head = language.get_output_embeddings()
         model.generation_config = language.generation_config
         # An audio token in an answer would stand for a clip that nobody gave.
         suppressed = [*(model.generation_config.suppress_tokens or []), audio_token_id]
         model.generation_config.suppress_tokens = suppressed
-        model.model.ctc_head.start_blank(embeddings.weight[:audio_token_id])
         model.model.shrinking_adapter.start_norm(embeddings)
         return model.eval() if adapter is None else load_adapter(model, adapter).eval()
 
@@ -1152,6 +1183,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         ctc_labels: torch.LongTensor | None = None,
+        ctc_candidates: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         encoder_states: torch.Tensor | None = None,
@@ -1178,6 +1210,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` where a token is to be
                 learnt, -100 elsewhere.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
+            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with them
+                in this step, and may be `ctc_best`; by default the whole vocabulary.
             encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, in place of the features and their mask.
             logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
@@ -1212,6 +1246,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             encoder_states=encoder_states,
             encoder_mask=encoder_mask,
             ctc_labels=ctc_labels,
+            ctc_candidates=ctc_candidates,
             output_ctc_logits=output_ctc_logits,
             shared_prefix=shared_prefix,
             **kwargs,

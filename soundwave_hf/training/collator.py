@@ -1,6 +1,7 @@
 """Rows of a manifest -> a batch: decode, augment, log-mel, prompt, labels."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,7 @@ class SoundwaveCollator:
         losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`; "ce" adds `input_ids`, `attention_mask`, `labels`.
         augmentation (`Augmentation`): drawn anew for each row and epoch.
         seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches.
+        candidates (`torch.LongTensor`, *optional*), negatives (`int`): see `sample_candidates`.
     """
 
     processor: Any
@@ -45,6 +47,8 @@ class SoundwaveCollator:
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     epoch: int = 0
+    candidates: torch.Tensor | None = None
+    negatives: int = 0
 
     def __post_init__(self):
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
@@ -63,9 +67,29 @@ class SoundwaveCollator:
         if "ctc" in self.losses:
             targets = [self._token_ids(ctc_text(row["text"])) for row in rows]
             batch["ctc_labels"] = pad_sequence(targets, batch_first=True, padding_value=-100)
+            if self.candidates is not None:
+                batch["ctc_candidates"] = self._draw_candidates(rows)
         if "ce" in self.losses:
             batch.update(self._prompts(rows))
         return batch
+
+    def sample_candidates(self, texts: Iterable[str], negatives: int):
+        """From now on let the tokens of these transcripts, and `negatives` others, compete in the CTC of a batch.
+
+        Raises: `ValueError` where `negatives` is not between 0 and the size of the vocabulary.
+        """
+        if not 0 <= negatives <= len(self.processor.tokenizer):
+            raise ValueError(
+                f"`ctc_negatives` is {negatives}; give 0 to {len(self.processor.tokenizer)}, the LLM's vocabulary."
+            )
+        spoken = self.processor.tokenizer([ctc_text(text) for text in texts], add_special_tokens=False).input_ids
+        self.candidates = torch.tensor(sorted(set().union(*spoken)))
+        self.negatives = negatives
+
+    def _draw_candidates(self, rows: list[dict]) -> torch.Tensor:
+        rng = np.random.default_rng((self.seed, self.epoch, rows[0]["row"], 1))
+        others = rng.choice(len(self.processor.tokenizer), size=self.negatives, replace=False)
+        return torch.cat([self.candidates, torch.from_numpy(others)]).unique()
 
     def _features(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         extractor = self.processor.feature_extractor

@@ -63,6 +63,11 @@ class RecipeArguments:
     attn_implementation: Any = field(
         default=None, metadata={"help": "attention of all parts, or a mapping (`{text_config: eager}`)"}
     )
+    warm_start: bool = field(default=True, metadata={"help": "begin stage I at what Whisper's own decoder reads"})
+    ctc_negatives: int | None = field(
+        default=None,
+        metadata={"help": "CTC over the tokens of the transcripts and so many others, drawn each step; or over all"},
+    )
     augment: dict[str, float] = field(default_factory=dict, metadata={"help": "fields of Augmentation"})
     repeat: dict[str, int] = field(default_factory=dict, metadata={"help": "times a row of this source counts"})
 
@@ -213,7 +218,9 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     _check_start(recipe, stage, start_fields, has_lora)
     model_fields = {**start_fields, **recipe.model}
     model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
-    model = model_class.from_backbones(encoder, llm, dtype=dtype, **model_fields)
+    model = model_class.from_backbones(
+        encoder, llm, dtype=dtype, warm_start=recipe.warm_start and start is None, **model_fields
+    )
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
     # Saved with what trains, so that it says which backbones it needs, not where they lay.
@@ -262,6 +269,8 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
     collator = SoundwaveCollator(
         processor, manifest.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed
     )
+    if recipe.ctc_negatives is not None:
+        collator.sample_candidates(rows["text"], recipe.ctc_negatives)
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels" if stage.has_llm else "ctc_labels"]
     trainer_class = SoundwaveTrainer

@@ -179,3 +179,47 @@ def test_no_targets_at_all_is_the_loss_of_blanks_alone():
     blank_log_probs = plain_scores(**leaves).log_softmax(dim=-1)[..., BLANK]
     expected = torch.stack([-blank_log_probs[clip, :length].sum() for clip, length in enumerate(LENGTHS)])
     torch.testing.assert_close(result.losses, expected, rtol=1e-9, atol=0)
+
+
+# ---- A part of the vocabulary
+
+
+@pytest.mark.parametrize("free_head", [True, False], ids=["free", "tied"])
+def test_all_tokens_as_candidates_are_the_whole_vocabulary(free_head):
+    leaves = problem(free_head)
+    whole = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS)
+    found = large_vocabulary_ctc(
+        **leaves, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS, candidates=torch.arange(VOCABULARY)
+    )
+    assert torch.equal(found.best, whole.best)
+    torch.testing.assert_close(found.losses, whole.losses)
+    assert_equal_gradients(gradients(found.losses, leaves), gradients(whole.losses, leaves))
+
+
+@pytest.mark.parametrize("free_head", [True, False], ids=["free", "tied"])
+def test_candidates_targets_and_blank_are_what_the_loss_is_normalised_over(free_head):
+    leaves = problem(free_head)
+    found = large_vocabulary_ctc(
+        **leaves, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS, candidates=torch.tensor([5, 6, 6, BLANK])
+    )
+    kept = torch.tensor([0, 1, 2, 3, BLANK, 5, 6, 7, 10])  # 8 and 9 are neither candidates nor targets
+    scores = plain_scores(**leaves)[..., kept]
+    expected = nn.functional.ctc_loss(
+        scores.log_softmax(dim=-1).transpose(0, 1),
+        torch.searchsorted(kept, TARGETS.clamp(min=0)),
+        LENGTHS,
+        TARGETS.ne(-100).sum(dim=1),
+        blank=BLANK,  # at the same place among the kept
+        reduction="none",
+        zero_infinity=True,
+    )
+    torch.testing.assert_close(found.losses, expected)
+    assert_equal_gradients(gradients(found.losses, leaves), gradients(expected, leaves))
+    valid = torch.arange(9)[None] < LENGTHS[:, None]
+    assert torch.equal(found.best[valid], kept[scores.argmax(dim=-1)][valid])
+
+
+def test_without_targets_only_candidates_and_the_blank_are_labels():
+    leaves = problem()
+    found = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK, candidates=torch.tensor([9, 2]))
+    assert set(found.best.flatten().tolist()) == {2, 9, BLANK}

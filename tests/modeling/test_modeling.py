@@ -746,7 +746,8 @@ def test_any_joined_llm_is_the_same_when_saved_and_loaded(tmp_path, family, tied
     model.save_pretrained(tmp_path / "joined")
     loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path / "joined")
     inputs = {"input_ids": torch.tensor([[3, 32, 4]]), "input_features": make_clips([80])[0]}
-    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    # Weights at other addresses may be multiplied by other kernels: the last bit is the machine's.
+    assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-6)
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
     assert model.generate(**inputs, max_new_tokens=2).shape == (1, 5)
 

@@ -79,6 +79,26 @@ def test_ctc_labels_are_the_tokens_of_the_ctc_text(collator, processor):
     assert labels[1, 3:].tolist() == [-100] * 4
 
 
+def test_sampled_candidates_are_the_tokens_of_the_transcripts_and_others_drawn_anew(collator, rows, processor):
+    plain, sampling = collator(("ctc",)), collator(("ctc",))
+    sampling.sample_candidates(["Yes.", "A b"], negatives=40)
+    first, again, other = sampling(rows[:2]), sampling(rows[:2]), sampling(rows[2:4])
+    candidates = first.pop("ctc_candidates")
+    spoken = processor.tokenizer(" yes a b").input_ids
+    assert set(candidates.tolist()) >= set(spoken)
+    assert 40 <= len(candidates) <= 40 + len(set(spoken))
+    assert torch.equal(candidates, again["ctc_candidates"])
+    assert not torch.equal(candidates, other["ctc_candidates"])
+    assert plain(rows[:2]).keys() == first.keys()
+    sampling.epoch = 1
+    assert not torch.equal(candidates, sampling(rows[:2])["ctc_candidates"])
+
+
+def test_more_negatives_than_tokens_are_refused(collator):
+    with pytest.raises(ValueError, match="`ctc_negatives` is 1000000; give 0 to 260, the LLM's vocabulary"):
+        collator(("ctc",)).sample_candidates(["Yes."], negatives=1_000_000)
+
+
 @pytest.mark.parametrize(
     ("extra", "user", "answer"),
     [

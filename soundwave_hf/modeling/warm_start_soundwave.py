@@ -1,0 +1,85 @@
+"""Where the alignment adapter begins: at what Whisper's own decoder reads off the encoder's frames.
+
+A decoder layer adds `out_proj(v_proj(frame))` of the frames that it attends to, and the sum of its layers is scored
+against Whisper's token embeddings. Of a frame alone that already says which word is being spoken, and it is linear in
+the frame. Carried over to the LLM's embeddings by the words that both vocabularies have, it is a far better start for
+CTC than random weights: the adapter need not learn from speech what each token sounds like.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+
+def words_of(llm_or_encoder: str) -> dict[str, int]:
+    """Ids of the tokens that are lower-case letters, by their text with its space; none without a tokenizer.
+
+    CTC targets are lower case, so that no other tokens have to be carried over.
+    """
+    if cached_file(llm_or_encoder, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None:
+        return {}
+    vocabulary = AutoTokenizer.from_pretrained(llm_or_encoder).get_vocab()
+    spelt = {token.replace("Ġ", " ").replace("▁", " "): index for token, index in vocabulary.items()}
+    return {text: index for text, index in spelt.items() if text.strip().isalpha() and text.islower()}
+
+
+def decoder_reading(decoder: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight `(decoder_width, encoder_width)` and bias of what the later half of a Whisper decoder adds for a frame.
+
+    The earlier half reads sounds and places; the later one reads words.
+    """
+    weight = bias = 0.0
+    for layer in decoder.layers[len(decoder.layers) // 2 :]:
+        heard, out = layer.encoder_attn.v_proj, layer.encoder_attn.out_proj
+        weight = weight + out.weight.float() @ heard.weight.float()
+        bias = bias + out.weight.float() @ heard.bias.float() + out.bias.float()
+    scale = decoder.layer_norm.weight.float()  # the final norm; what it divides by is left to the adapter's own
+    return scale[:, None] * (weight - weight.mean(dim=0)), scale * (bias - bias.mean())
+
+
+def between_embeddings(source: torch.Tensor, target: torch.Tensor, ridge: float = 1e-3) -> torch.Tensor:
+    """The map for which `(map @ state) @ target[v]` comes nearest to `state @ source[v]` over all tokens `v`.
+
+    Least squares; a score that is added to all tokens alike does not count.
+
+    Args:
+        source (`torch.Tensor` of shape `(tokens, source_width)`), target (`(tokens, target_width)`): their rows.
+        ridge (`float`): share of the mean variance of `target` that is added to each of its directions.
+
+    Returns: `torch.Tensor` of shape `(target_width, source_width)`.
+    """
+    source, target = source.float() - source.float().mean(dim=0), target.float() - target.float().mean(dim=0)
+    gram = target.T @ target
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    return torch.linalg.solve(gram, target.T @ source)
+
+
+@torch.no_grad()
+def start_alignment(adapter: nn.Module, whisper: nn.Module, encoder: str, llm: str, llm_rows: torch.Tensor) -> bool:
+    """Let the alignment adapter begin at what Whisper's decoder reads, its layers at the identity.
+
+    Args:
+        adapter (`SoundwaveAlignmentAdapter`), whisper (`WhisperModel`), encoder and llm (`str`): hub names or folders.
+        llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
+
+    Returns: whether it does; not where the vocabularies share fewer words than the LLM's width, or have no tokenizer.
+    """
+    heard, read = words_of(encoder), words_of(llm)
+    shared = sorted(heard.keys() & read.keys())
+    if len(shared) < llm_rows.shape[1]:
+        return False
+    whisper_rows = whisper.decoder.embed_tokens.weight[[heard[word] for word in shared]]
+    carried = between_embeddings(whisper_rows, llm_rows[[read[word] for word in shared]])
+    weight, bias = decoder_reading(whisper.decoder)
+    each = carried @ weight / adapter.stack_factor  # the stacked frames are averaged
+    adapter.linear.weight.copy_(each.repeat(1, adapter.stack_factor))
+    adapter.linear.bias.copy_(carried @ bias)
+    for layer in adapter.layers:
+        for last in (layer.self_attn.out_proj, layer.fc2):
+            last.weight.zero_()
+            last.bias.zero_()
+    return True
+
+
+__all__ = ["between_embeddings", "decoder_reading", "start_alignment", "words_of"]
