@@ -119,7 +119,7 @@ def test_before_any_training_frames_of_real_speech_score_the_words_that_are_said
     samples = soundfile.read(EXAMPLES / "librivox" / "sense_and_sensibility_01_austen-0880.flac", dtype="float32")[0]
     clip = {name: torch.from_numpy(value) for name, value in processor.log_mel([samples]).items()}
     words = words_of(llm)
-    spoken = [" " + word for word in "he was not an disposed young man".split()]
+    spoken = [" " + word for word in ["he", "was", "not", "an", "disposed", "young", "man"]]
 
     def mean_rank(**options) -> float:
         model = SoundwaveForCTC.from_backbones(encoder, llm, dtype=torch.float32, **options)
