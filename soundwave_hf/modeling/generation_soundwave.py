@@ -24,28 +24,48 @@ class CachedPrompt:
     attention_mask: torch.Tensor
     num_added: int
 
-    def next_mask(self, cache, input_ids, attention_mask, audio_token_id: int) -> torch.Tensor:
-        """The mask `(rows, merged)` of a next turn, whose ids `(rows, tokens)` begin with this prompt's.
+    def next_mask(self, cached: int, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The mask `(rows, cached + tail)` of a next turn, whose ids `(rows, tokens)` begin with this prompt's.
 
-        Raises: `ValueError` where they do not, hold nothing new, or hold audio tokens of clips that nobody gave.
+        Args: cached: positions in the cache.
+
+        Raises: `ValueError` where they do not, or hold nothing new.
         """
         length = self.input_ids.shape[1]
         same = len(input_ids) == len(self.input_ids) and torch.equal(input_ids[:, :length], self.input_ids)
-        cached = int(cache.get_seq_length())
         if not same or cached < self.attention_mask.shape[1] or input_ids.shape[1] + self.num_added <= cached:
             raise ValueError(
                 f"`past_key_values` holds a prompt with clips, {length} ids and what was generated since, and "
                 f"`input_ids` of shape {tuple(input_ids.shape)} is no longer conversation that begins with it: pass "
                 "all ids of the conversation, or leave the cache out and pass all clips."
             )
-        if (input_ids[:, length:] == audio_token_id).any():
-            raise ValueError(
-                "`input_ids` holds new audio tokens behind those of the prompt in `past_key_values`, and no clip was "
-                "given: pass `input_features` of all clips, the earlier ones too."
-            )
         new_ids = input_ids[:, length:]
         new_mask = torch.ones_like(new_ids) if attention_mask is None else attention_mask[:, length:]
         return torch.cat([self.attention_mask, new_mask.to(self.attention_mask)], dim=1)
+
+
+def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
+    """Of clips for all audio tokens of a conversation, those of its tail; clips for the tail alone as they are.
+
+    Args:
+        clips (`dict`): features or encoder states, and their mask; one row a clip, in the order of the tokens.
+        is_audio (`torch.BoolTensor` of shape `(rows, tokens)`): true at audio tokens.
+        begin (`int`): first token of the tail.
+
+    Raises: `ValueError` where there are neither as many clips as audio tokens in all nor as in the tail.
+    """
+    is_new = is_audio.clone()
+    is_new[:, :begin] = False
+    given = len(next(value for value in clips.values() if value is not None))
+    if given == int(is_audio.sum()):
+        chosen = is_new[is_audio]
+        return {name: None if value is None else value[chosen] for name, value in clips.items()}
+    if given != int(is_new.sum()):
+        raise ValueError(
+            f"`input_ids` holds {int(is_audio.sum())} audio tokens, {int(is_new.sum())} of them behind what "
+            f"`past_key_values` holds, and {given} clips were given: pass the clips of the new ones, or of all."
+        )
+    return clips
 
 
 class SoundwaveGenerationMixin(GenerationMixin):
@@ -59,32 +79,47 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
+        cache = model_kwargs.get("past_key_values")
+        prompt, cached = getattr(cache, "prompt", None), 0 if cache is None else int(cache.get_seq_length())
         if input_name != "input_ids":  # a prompt of embeddings has no audio token left to replace
             return inputs, input_name, model_kwargs
-        if not has_clips:
-            return inputs, input_name, self._continue_prompt(inputs, model_kwargs)
-        audio = self.get_audio_features(**clips)
-        merged = self.model.merge_audio(
-            inputs, audio.pooler_output, audio.num_positions, model_kwargs.get("attention_mask")
-        )
-        model_kwargs["inputs_embeds"] = merged.inputs_embeds
-        model_kwargs["attention_mask"] = merged.attention_mask
-        model_kwargs["position_ids"] = None  # counted anew from the merged mask
-        model_kwargs["prompt_ids"] = inputs
-        model_kwargs["num_added"] = merged.inputs_embeds.shape[1] - inputs.shape[1]
-        # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
-        return inputs, input_name, model_kwargs
-
-    def _continue_prompt(self, inputs, model_kwargs: dict) -> dict:
-        """What a prompt without clips needs: nothing, or the merged row that its cache holds."""
-        cache = model_kwargs.get("past_key_values")
-        prompt = getattr(cache, "prompt", None)
-        if prompt is None:
+        if prompt is None and not has_clips:
             self.model.check_text(inputs)
-            return model_kwargs
-        mask = prompt.next_mask(cache, inputs, model_kwargs.get("attention_mask"), self.config.audio_token_id)
-        merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": prompt.num_added}
-        return {**model_kwargs, **merged}
+            return inputs, input_name, model_kwargs
+        mask, num_added = model_kwargs.get("attention_mask"), 0
+        if prompt is not None:
+            mask, num_added = prompt.next_mask(cached, inputs, mask), prompt.num_added
+        elif mask is None:
+            mask = torch.ones_like(inputs)
+        # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
+        # `position_ids` are counted anew from the merged mask.
+        merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
+        begin = cached - num_added  # of the ids that the cache does not hold
+        is_audio = inputs == self.config.audio_token_id
+        if has_clips and cached:
+            clips = new_clips(clips, is_audio, begin)
+        if prompt is None or is_audio[:, begin:].any():
+            merged |= self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
+        return inputs, input_name, {**model_kwargs, **merged}
+
+    def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict) -> dict:
+        """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds."""
+        if not clips:
+            raise ValueError(
+                "`input_ids` holds new audio tokens behind those of the prompt in `past_key_values`, and no clip was "
+                "given: pass `input_features` of the new clips, or of all."
+            )
+        audio = self.get_audio_features(**clips)
+        tail = self.model.merge_audio(
+            input_ids[:, begin:], audio.pooler_output, audio.num_positions, mask[:, cached:], before=cached
+        )
+        # `generate` takes a whole row and cuts off what its cache holds.
+        read = tail.inputs_embeds.new_zeros(len(input_ids), cached, tail.inputs_embeds.shape[-1])
+        return {
+            "inputs_embeds": torch.cat([read, tail.inputs_embeds], dim=1),
+            "attention_mask": torch.cat([mask[:, :cached], tail.attention_mask.to(mask)], dim=1),
+            "num_added": cached + tail.inputs_embeds.shape[1] - input_ids.shape[1],
+        }
 
     def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs):
         if "num_added" in model_kwargs:
@@ -100,7 +135,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 f"`prefill_chunk_size` is {generation_config.prefill_chunk_size} and cuts ids, of which a prompt with "
                 "clips has fewer than positions: leave it out."
             )
-        if num_added is not None and "inputs_embeds" not in model_kwargs and not generation_config.use_cache:
+        cache = model_kwargs.get("past_key_values")
+        is_kept = cache is not None and int(cache.get_seq_length()) > 0
+        if num_added is not None and is_kept and not generation_config.use_cache:
             raise ValueError("`past_key_values` holds the clips, and `use_cache` is False: leave one of them out.")
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length + (num_added or 0)

@@ -238,6 +238,80 @@ def test_a_next_turn_with_all_clips_again_gives_what_a_fresh_run_gives():
     assert torch.equal(new_ids(model, inputs, past_key_values=cache), expected)
 
 
+def watch_encoder(model) -> list[int]:
+    """How many clips each call of the encoder was given, from now on."""
+    seen = []
+    model.model.audio_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    return seen
+
+
+NEW_FRAMES = [66, 9, 31]  # mel frames of the clips of a second turn: of the first row, and two of the third
+
+
+def with_new_clips(model, **options) -> tuple[dict, dict, object]:
+    """A second turn with clips of its own: the whole conversation with all clips, the new clips alone, the cache."""
+    first = padded_batch()
+    inputs, cache = next_turn(model, first, [[5, AUDIO, 7, 2], [8, 9, 10, 6], [AUDIO, 3, AUDIO, 4]], **options)
+    new = dict(zip(("input_features", "input_features_mask"), make_clips([80, *NEW_FRAMES], seed=5), strict=True))
+    new = {name: value[1:] for name, value in new.items()}  # padded to 80 frames, like the first turn's
+    # In the order of the tokens: two clips and a new one, none, one clip and two new ones.
+    everything = {name: torch.cat([first[name], new[name]])[[0, 1, 3, 2, 4, 5]] for name in new}
+    return {**inputs, **everything}, new, cache
+
+
+@pytest.mark.parametrize("given", ["new", "all"])
+@pytest.mark.parametrize(("family", "compat"), SETTINGS)
+def test_new_clips_on_the_cache_give_what_a_fresh_run_gives_and_each_clip_is_encoded_once(family, compat, given):
+    model = tiny_model(family, compat=compat)
+    inputs, new, cache = with_new_clips(model)
+    expected = new_ids(model, inputs)
+    assert len({tuple(row) for row in expected.tolist()}) == len(ROWS)
+    seen = watch_encoder(model)
+    again = {**inputs, **new} if given == "new" else inputs
+    assert torch.equal(new_ids(model, again, past_key_values=cache), expected)
+    assert seen == [3]
+
+
+def test_a_third_turn_goes_on_from_a_second_with_clips():
+    model = tiny_model()
+    inputs, new, cache = with_new_clips(model)
+    second = {**inputs, **new}
+    third, cache = next_turn(model, second, [[AUDIO, 9], [5, 6], [8, 9]], past_key_values=cache)
+    clip = dict(zip(new, make_clips([80], seed=9), strict=True))
+    everything = {name: torch.cat([inputs[name][:3], clip[name], inputs[name][3:]]) for name in clip}
+    expected = new_ids(model, {**third, **everything})
+    seen = watch_encoder(model)
+    assert torch.equal(new_ids(model, {**third, **clip}, past_key_values=cache), expected)
+    assert seen == [1]
+
+
+def test_clips_may_follow_a_turn_of_text():
+    model = tiny_model()
+    texts = [[7, 8, 9], [5, 6]]
+    ids, mask = pad_rows(texts)
+    inputs, cache = next_turn(model, {"input_ids": ids, "attention_mask": mask}, [[AUDIO, 5], [AUDIO, 6]])
+    clips = dict(zip(("input_features", "input_features_mask"), make_clips([80, 23]), strict=True))
+    expected = new_ids(model, {**inputs, **clips})
+    assert torch.equal(new_ids(model, {**inputs, **clips}, past_key_values=cache), expected)
+
+
+def test_earlier_clips_given_again_are_not_encoded_again():
+    model = tiny_model()
+    inputs, cache = next_turn(model, single_row(0), [[5, 6, 7]])
+    expected = new_ids(model, inputs)
+    seen = watch_encoder(model)
+    assert torch.equal(new_ids(model, inputs, past_key_values=cache), expected)
+    assert seen == []
+
+
+def test_clips_that_are_neither_the_new_ones_nor_all_are_refused():
+    model = tiny_model()
+    inputs, _, cache = with_new_clips(model)
+    some = {name: inputs[name][:2] for name in ("input_features", "input_features_mask")}
+    with pytest.raises(ValueError, match="holds 6 audio tokens, 3 of them behind .* and 2 clips were given: pass"):
+        model.generate(**{**inputs, **some}, past_key_values=cache, **GREEDY)
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
