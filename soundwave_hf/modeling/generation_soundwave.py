@@ -7,7 +7,7 @@ and the merged row (embeddings, mask, cache) differ by a constant number of posi
 from dataclasses import dataclass
 
 import torch
-from transformers.generation import GenerationMixin
+from transformers.generation import AssistedCandidateGenerator, GenerationMixin
 
 
 @dataclass
@@ -24,16 +24,17 @@ class CachedPrompt:
     attention_mask: torch.Tensor
     num_added: int
 
-    def next_mask(self, cached: int, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def next_mask(self, cached: int, input_ids, attention_mask, audio_token_id: int) -> torch.Tensor:
         """The mask `(rows, cached + tail)` of a next turn, whose ids `(rows, tokens)` begin with this prompt's.
 
-        Args: cached: positions in the cache.
+        Args: cached: positions in the cache; where it was cropped, all clips must still be in it.
 
-        Raises: `ValueError` where they do not, or hold nothing new.
+        Raises: `ValueError` where they do not, hold nothing new, or a clip was cropped.
         """
-        length = self.input_ids.shape[1]
+        length, begin = self.input_ids.shape[1], cached - self.num_added
         same = len(input_ids) == len(self.input_ids) and torch.equal(input_ids[:, :length], self.input_ids)
-        if not same or cached < self.attention_mask.shape[1] or input_ids.shape[1] + self.num_added <= cached:
+        cropped = begin < 0 or (self.input_ids[:, begin:] == audio_token_id).any()
+        if not same or cropped or input_ids.shape[1] <= begin:
             raise ValueError(
                 f"`past_key_values` holds a prompt with clips, {length} ids and what was generated since, and "
                 f"`input_ids` of shape {tuple(input_ids.shape)} is no longer conversation that begins with it: pass "
@@ -68,6 +69,17 @@ def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
     return clips
 
 
+class SoundwaveCandidateGenerator(AssistedCandidateGenerator):
+    """Drafts by another Soundwave, which is given the clips and keeps its own positions of them."""
+
+    def _update_past_and_masks(self, input_ids, remove_from_pkv: int = 0, num_added_tokens: int = 1) -> bool:
+        # The library counts the draft's cache in the caller's ids, and crops one id more than was refused, which may
+        # be the clip.
+        prompt = getattr(self.assistant_kwargs.get("past_key_values"), "prompt", None)
+        added = 0 if prompt is None else prompt.num_added
+        return super()._update_past_and_masks(input_ids, remove_from_pkv - added, num_added_tokens=0)
+
+
 class SoundwaveGenerationMixin(GenerationMixin):
     """The hooks of `generate` at which the merged row differs from the caller's ids."""
 
@@ -86,14 +98,17 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if prompt is None and not has_clips:
             self.model.check_text(inputs)
             return inputs, input_name, model_kwargs
-        mask, num_added = model_kwargs.get("attention_mask"), 0
+        caller_inputs = {**clips, "attention_mask": model_kwargs.get("attention_mask")}
+        mask, num_added = caller_inputs["attention_mask"], 0
         if prompt is not None:
-            mask, num_added = prompt.next_mask(cached, inputs, mask), prompt.num_added
+            mask = prompt.next_mask(cached, inputs, mask, self.config.audio_token_id)
+            num_added = prompt.num_added
         elif mask is None:
             mask = torch.ones_like(inputs)
         # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
         # `position_ids` are counted anew from the merged mask.
         merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
+        merged["caller_inputs"] = caller_inputs
         begin = cached - num_added  # of the ids that the cache does not hold
         is_audio = inputs == self.config.audio_token_id
         if has_clips and cached:
@@ -144,6 +159,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         )
         if (cache := model_kwargs.get("past_key_values")) is not None:
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
+        if num_added is not None and generation_config.is_assistant:
+            model_kwargs["is_draft"] = True
 
     def _cached_prompt(self, prompt_ids, num_added: int, attention_mask=None, **kwargs) -> CachedPrompt:
         if attention_mask is None:  # `generate` drops a mask of ones
@@ -161,14 +178,15 @@ class SoundwaveGenerationMixin(GenerationMixin):
         **kwargs,
     ):
         if assistant_model is not None and "num_added" in model_kwargs:
-            if isinstance(assistant_model, SoundwaveGenerationMixin):
-                raise ValueError(
-                    "`assistant_model` is a Soundwave, and an assistant is given no clips: name a causal LM with the "
-                    "same vocabulary, which drafts from the words alone."
-                )
             # The merged row lies in this model's space: an assistant reads the caller's ids.
-            merged = {"inputs_embeds", "attention_mask", "position_ids", "prompt_ids", "num_added"}
-            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in merged}
+            merged = {"inputs_embeds", "attention_mask", "position_ids", "prompt_ids", "num_added", "is_draft"}
+            caller_inputs = model_kwargs["caller_inputs"]
+            model_kwargs = {k: v for k, v in model_kwargs.items() if k not in merged | {"caller_inputs"}}
+            if assistant_model.config.model_type == self.config.model_type:
+                model_kwargs |= caller_inputs
+                return SoundwaveCandidateGenerator(
+                    input_ids, assistant_model, generation_config, model_kwargs, input_ids, logits_processor
+                )
             inputs_tensor = input_ids
         return super()._get_candidate_generator(
             generation_config, input_ids, inputs_tensor, logits_processor, model_kwargs, assistant_model, **kwargs
@@ -184,8 +202,15 @@ class SoundwaveGenerationMixin(GenerationMixin):
         is_first_iteration=False,
         prompt_ids=None,
         num_added=None,
+        caller_inputs=None,
+        is_draft=False,
         **kwargs,
     ):
+        if is_draft and not is_first_iteration:  # which the library does not tell drafts
+            read = past_key_values.get_seq_length()
+            is_first_iteration = read < (prompt_ids.shape[1] + num_added)
+            if is_first_iteration and inputs_embeds is not None:
+                next_sequence_length = inputs_embeds.shape[1] - read
         if num_added is not None and inputs_embeds is None and is_first_iteration:  # a next turn on a cache
             next_sequence_length = input_ids.shape[1] + num_added - past_key_values.get_seq_length()
         if num_added is not None and inputs_embeds is not None:

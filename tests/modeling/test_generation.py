@@ -367,10 +367,43 @@ def test_an_assistant_on_a_next_turn_changes_no_id():
     assert torch.equal(cached, fresh)
 
 
-def test_an_assistant_that_wants_clips_is_refused():
-    model = tiny_model()
-    with pytest.raises(ValueError, match="`assistant_model` is a Soundwave, and an assistant is given no clips"):
-        model.generate(**single_row(0), **GREEDY, assistant_model=tiny_model(seed=1))
+def drafting(seed: int):
+    """Another Soundwave that drafts two tokens at a time; that of seed 0 is the model itself."""
+    assistant = tiny_model(seed=seed)
+    assistant.generation_config.num_assistant_tokens = 2
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    assistant.generation_config.assistant_confidence_threshold = 0.0  # a random model is sure of nothing
+    return assistant
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_an_assistant_that_hears_the_clips_changes_no_id(row, seed):
+    model, inputs = tiny_model(), single_row(row)
+    options = {"return_dict_in_generate": True, "output_logits": True}
+    expected = model.generate(**inputs, **GREEDY, **options)
+    found = model.generate(**inputs, **GREEDY, **options, assistant_model=drafting(seed))
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_drafts_of_the_model_itself_are_all_taken_and_its_clips_encoded_once(row):
+    model, assistant, inputs = tiny_model(), drafting(0), single_row(row)
+    calls, encoded = [], watch_encoder(assistant)
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    new_ids(model, inputs, max_new_tokens=9, assistant_model=assistant)
+    assert len(calls) == 3  # two drafted tokens and one of its own a pass
+    assert encoded == [len(CLIPS_OF_ROW[row])]
+
+
+def test_a_cache_cropped_behind_its_clips_serves_a_turn_that_takes_another_way():
+    model, inputs = tiny_model(), single_row(0)
+    first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+    first.past_key_values.crop(-8)  # the answer, and the prompt's last id with it
+    ids = torch.cat([inputs["input_ids"], torch.tensor([[9, 8, 7]])], dim=1)
+    expected = new_ids(model, {**inputs, "input_ids": ids})
+    assert torch.equal(new_ids(model, {"input_ids": ids}, past_key_values=first.past_key_values), expected)
 
 
 class Recorder:
