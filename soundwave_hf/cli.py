@@ -23,6 +23,13 @@ def export(arguments: argparse.Namespace):
     export_adapter(arguments.run_folder, arguments.destination)
 
 
+def merge(arguments: argparse.Namespace):
+    from .hub import merge_adapter
+
+    names = {name: getattr(arguments, name) for name in ("encoder", "llm") if getattr(arguments, name)}
+    merge_adapter(arguments.adapter, arguments.destination, **names)
+
+
 def convert(arguments: argparse.Namespace):
     from .modeling.convert_published import convert_published
 
@@ -105,6 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add_verb(export, "write what a run trained as a folder to ship, in half precision")
     verb.add_argument("run_folder", metavar="RUN", help="output folder of stage II or III")
     verb.add_argument("destination", metavar="DST", help="folder to write")
+
+    verb = add_verb(merge, "join backbones, adapters and LoRA into one checkpoint that transformers loads")
+    verb.add_argument("adapter", metavar="ADAPTER", help="folder that `train` or `export` wrote")
+    verb.add_argument("destination", metavar="DST", help="folder to write")
+    verb.add_argument("--encoder", metavar="NAME", help="what the adapters belong to; default: Whisper base")
+    verb.add_argument("--llm", metavar="NAME", help="what the adapters belong to; default: SmolLM2-135M-Instruct")
 
     verb = add_verb(convert, "turn a checkpoint in the published layout into one that transformers loads")
     verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")

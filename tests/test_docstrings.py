@@ -22,6 +22,8 @@ DOCUMENTED = [
     SoundwaveSpeechRecognitionPipeline,
     *MODELS,
     *(model.forward for model in MODELS),
+    soundwave_hf.SoundwaveModel.get_audio_features,
+    soundwave_hf.SoundwaveForConditionalGeneration.from_backbones,
 ]
 
 

@@ -872,6 +872,15 @@ class SoundwaveModel(SoundwaveAudioModel):
 
         `output_hidden_states` and `output_attentions` are those of the encoder, for clips within its window; None
         where a clip is longer.
+
+        Example:
+
+        ```python
+        >>> clip = processor(text=processor.audio_token, audio="speech.wav")
+        >>> audio = model.model.get_audio_features(clip["input_features"], clip["input_features_mask"])
+        >>> audio.ctc_best.shape == audio.aligned_states.shape[:2]  # a label each 40 ms
+        True
+        ```
         """
         refuse_misspelt(SoundwaveModel.get_audio_features, kwargs)
         encoded, aligned, mask = self.align(
@@ -1132,6 +1141,16 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         Raises: `ValueError` where the adapter was trained for backbones of other widths or with another value of a
         field that its weights fix, or lacks weights, or the LLM does more to its scores than its head does;
         `FileNotFoundError` where the adapter's folder lacks a file.
+
+        Example:
+
+        ```python
+        >>> from soundwave_hf import SoundwaveForConditionalGeneration
+
+        >>> joined = SoundwaveForConditionalGeneration.from_backbones(encoder, llm, keep_blanks=False)
+        >>> joined.get_input_embeddings().weight.shape[0] == joined.config.text_config.vocab_size
+        True
+        ```
         """
         if adapter is not None:
             trained = adapter_fields(adapter, encoder, llm)
