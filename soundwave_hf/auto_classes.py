@@ -16,6 +16,7 @@ from types import ModuleType
 
 
 MODEL_TYPE = "soundwave"
+PUBLISHED_MODEL_TYPE = "Soundwave"  # of the authors' checkpoints: our config refuses it, and says how to convert it
 CONFIG_CLASS = "SoundwaveConfig"
 PROCESSOR_CLASS = "SoundwaveProcessor"
 PIPELINE_TASK = "soundwave-asr"
@@ -40,7 +41,8 @@ TABLES: dict[str, dict[str, str]] = {
 
 def register(package: ModuleType):
     """Enter the classes of `package`, which resolves them by attribute, into the tables of transformers."""
-    sys.modules[f"transformers.models.{MODEL_TYPE}"] = package
+    for model_type in (MODEL_TYPE, PUBLISHED_MODEL_TYPE):
+        sys.modules[f"transformers.models.{model_type}"] = package
     for name in TABLES:
         if name in sys.modules:
             fill_tables(sys.modules[name])
@@ -55,6 +57,8 @@ def fill_tables(module: ModuleType):
         add_pipeline(module)
     for table, class_name in TABLES[module.__name__].items():
         getattr(module, f"{table}_NAMES")[MODEL_TYPE] = class_name
+        if table == "CONFIG_MAPPING":
+            getattr(module, f"{table}_NAMES")[PUBLISHED_MODEL_TYPE] = class_name
         # Built from the config names when its module was imported, which may have been before this entry.
         reverse = getattr(getattr(module, table), "_reverse_config_mapping", {})
         reverse[CONFIG_CLASS] = MODEL_TYPE

@@ -121,12 +121,19 @@ class SoundwaveConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers, whose own sets keywords after the checks: here they are checked like fields of the file.
 
-        Raises: `ValueError` for a checkpoint in the published layout, a misspelt field and a value out of range.
+        Raises: `ValueError` for a checkpoint in the published layout or of another model type, a misspelt field and a
+        value out of range.
         """
         if config_dict.get("model_type") == PUBLISHED_MODEL_TYPE:
             raise ValueError(
                 f'This config.json has model type "{PUBLISHED_MODEL_TYPE}", the layout that the authors published, '
                 f'and "{cls.model_type}" was expected. Convert the folder first: `soundwave-hf convert SRC DST`.'
+            )
+        if config_dict.get("model_type") not in (None, cls.model_type):
+            raise ValueError(
+                f'This config.json has model type "{config_dict["model_type"]}" and "{cls.model_type}" was expected: '
+                "load it with `AutoModel`, or join a Whisper and a causal LM with "
+                "`SoundwaveForConditionalGeneration.from_backbones`."
             )
         own = cls.own_fields() - cls.sub_configs_defaults.keys()
         for name in (config_dict.keys() | kwargs.keys()) - cls.own_fields() - _known_names(cls):

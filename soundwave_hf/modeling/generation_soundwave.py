@@ -92,7 +92,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
         cache = model_kwargs.get("past_key_values")
-        prompt, cached = getattr(cache, "prompt", None), 0 if cache is None else int(cache.get_seq_length())
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
         if input_name != "input_ids":  # a prompt of embeddings has no audio token left to replace
             return inputs, input_name, model_kwargs
         if prompt is None and not has_clips:
@@ -103,8 +104,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if prompt is not None:
             mask = prompt.next_mask(cached, inputs, mask, self.config.audio_token_id)
             num_added = prompt.num_added
+        elif cached >= inputs.shape[1]:
+            raise ValueError(
+                f"`past_key_values` holds {cached} positions and `input_ids` has shape {tuple(inputs.shape)}: pass "
+                "all ids of the conversation, those in the cache first."
+            )
         elif mask is None:
-            mask = torch.ones_like(inputs)
+            mask = self._mask_of(inputs)
         # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
         # `position_ids` are counted anew from the merged mask.
         merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
@@ -117,6 +123,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
             merged |= self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
         return inputs, input_name, {**model_kwargs, **merged}
 
+    def _mask_of(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The mask of rows that came without one: padding ids at their beginning are padding, as in the library."""
+        pad = self.generation_config.pad_token_id
+        if pad is None:
+            return torch.ones_like(input_ids)
+        return (input_ids != pad).long().cumsum(dim=1).clamp(max=1)
+
     def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict) -> dict:
         """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds."""
         if not clips:
@@ -126,7 +139,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
             )
         audio = self.get_audio_features(**clips)
         tail = self.model.merge_audio(
-            input_ids[:, begin:], audio.pooler_output, audio.num_positions, mask[:, cached:], before=cached
+            *(input_ids[:, begin:], audio.pooler_output, audio.num_positions),
+            attention_mask=mask[:, cached:],
+            before=mask[:, :cached].sum(dim=1),
         )
         # `generate` takes a whole row and cuts off what its cache holds.
         read = tail.inputs_embeds.new_zeros(len(input_ids), cached, tail.inputs_embeds.shape[-1])
@@ -184,6 +199,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             model_kwargs = {k: v for k, v in model_kwargs.items() if k not in merged | {"caller_inputs"}}
             if assistant_model.config.model_type == self.config.model_type:
                 model_kwargs |= caller_inputs
+                self._check_clips_of_draft(input_ids, caller_inputs)
                 return SoundwaveCandidateGenerator(
                     input_ids, assistant_model, generation_config, model_kwargs, input_ids, logits_processor
                 )
@@ -191,6 +207,15 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return super()._get_candidate_generator(
             generation_config, input_ids, inputs_tensor, logits_processor, model_kwargs, assistant_model, **kwargs
         )
+
+    def _check_clips_of_draft(self, input_ids: torch.Tensor, caller_inputs: dict):
+        clips = caller_inputs.get("input_features", caller_inputs.get("encoder_states"))
+        wanted, given = int((input_ids == self.config.audio_token_id).sum()), 0 if clips is None else len(clips)
+        if wanted != given:
+            raise ValueError(
+                f"`assistant_model` is a Soundwave, which starts from no cache: `input_ids` holds {wanted} audio "
+                f"tokens and {given} clips were given. Pass all clips of the conversation."
+            )
 
     def prepare_inputs_for_generation(
         self,
@@ -206,13 +231,16 @@ class SoundwaveGenerationMixin(GenerationMixin):
         is_draft=False,
         **kwargs,
     ):
-        if is_draft and not is_first_iteration:  # which the library does not tell drafts
-            read = past_key_values.get_seq_length()
-            is_first_iteration = read < (prompt_ids.shape[1] + num_added)
-            if is_first_iteration and inputs_embeds is not None:
-                next_sequence_length = inputs_embeds.shape[1] - read
-        if num_added is not None and inputs_embeds is None and is_first_iteration:  # a next turn on a cache
-            next_sequence_length = input_ids.shape[1] + num_added - past_key_values.get_seq_length()
+        if num_added is not None and past_key_values is not None:
+            if is_draft and not is_first_iteration:  # which the library does not tell drafts
+                is_first_iteration = past_key_values.get_seq_length() < prompt_ids.shape[1] + num_added
+            if is_first_iteration:
+                next_sequence_length = input_ids.shape[1] + num_added - past_key_values.get_seq_length()
+            length = input_ids.shape[1] + num_added
+            if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] != length:
+                # Assisted decoding cuts the mask to the caller's ids.
+                read = past_key_values.prompt.attention_mask
+                attention_mask = torch.nn.functional.pad(read, (0, length - read.shape[1]), value=1)
         if num_added is not None and inputs_embeds is not None:
             # Without a cache each step runs the whole row: the merged prompt and what was generated since.
             whole_row = is_first_iteration or not kwargs.get("use_cache", True)
@@ -220,8 +248,6 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if whole_row and new_ids.shape[1] > 0:
                 new_embeds = self.get_input_embeddings()(new_ids).to(inputs_embeds)
                 inputs_embeds = torch.cat([inputs_embeds, new_embeds], dim=1)
-                if next_sequence_length is not None:
-                    next_sequence_length += new_ids.shape[1]
             is_first_iteration = whole_row
         return super().prepare_inputs_for_generation(
             input_ids,

@@ -35,7 +35,7 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
 from .ctc_soundwave import large_vocabulary_ctc
-from .generation_soundwave import SoundwaveGenerationMixin
+from .generation_soundwave import CachedPrompt, SoundwaveGenerationMixin
 from .warm_start_soundwave import start_alignment
 
 
@@ -462,8 +462,15 @@ class SoundwaveShrinkingAdapter(nn.Module):
         kept = aligned.gather(1, order[..., None].expand(-1, -1, aligned.shape[-1]))  # [clips, most kept, width]
         kept_mask = torch.arange(kept.shape[1], device=kept.device)[None] < num_kept[:, None]
         keys, key_mask = (aligned, mask) if self.config.look_back == "all" else (kept, kept_mask)
-        attention_mask = create_bidirectional_mask(self.config, kept, key_mask, encoder_hidden_states=keys)
-        return self.norm(kept + self.attention(kept, keys, attention_mask))[kept_mask]
+        if "flash" in self.config._attn_implementation and self.config.look_back == "all":
+            # Flash attention takes the last queries of a row for true where there are fewer of them than keys.
+            attention_mask = create_bidirectional_mask(self.config, keys, key_mask)
+            heard = self.attention(keys, keys, attention_mask)
+            heard = heard.gather(1, order[..., None].expand(-1, -1, heard.shape[-1]))
+        else:
+            attention_mask = create_bidirectional_mask(self.config, kept, key_mask, encoder_hidden_states=keys)
+            heard = self.attention(kept, keys, attention_mask)
+        return self.norm(kept + heard)[kept_mask]
 
 
 def _describe_mismatches(mismatches, folder: str) -> str:
@@ -537,7 +544,8 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
         Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
         """
-        whisper = WhisperModel.from_pretrained(encoder, dtype=dtype)
+        whisper, report = WhisperModel.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
+        has_decoder = not any(name.startswith("decoder.") for name in report["missing_keys"])
         tower = whisper.get_encoder()
         config = SoundwaveConfig(
             audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
@@ -552,9 +560,12 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                 adapter.to_empty(device="cpu").apply(model._init_weights)
                 adapter.to(dtype)
         if warm_start and config.tie_ctc_head:
-            started = start_alignment(audio_model.alignment_adapter, whisper, encoder, llm, llm_rows)
-            if not started:
-                logger.info("`%s` and `%s` share too few words: the alignment adapter begins at random.", encoder, llm)
+            adapter = audio_model.alignment_adapter
+            if not has_decoder or not start_alignment(adapter, whisper, encoder, llm, llm_rows):
+                logger.warning(
+                    "The alignment adapter begins at random: `%s` has no decoder, or shares too few words with `%s`.",
+                    *(encoder, llm),
+                )
         audio_model.ctc_head.start_blank(llm_rows[:audio_token_id])
         return model
 
@@ -905,7 +916,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         if (input_ids == self.config.audio_token_id).any():
             raise ValueError("`input_ids` holds audio tokens and no clip was given: pass `input_features` as well.")
 
-    def merge_audio(self, input_ids, positions, num_positions, attention_mask=None, before: int = 0) -> MergedPrompt:
+    def merge_audio(self, input_ids, positions, num_positions, attention_mask=None, before=0) -> MergedPrompt:
         """Replace each audio token by the positions of its clip.
 
         Args:
@@ -913,7 +924,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             positions (`torch.FloatTensor` of shape `(sum of num_positions, width)`).
             num_positions (`torch.LongTensor` of shape `(clips,)`): in the order of the tokens, row by row.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
-            before (`int`): positions that the LLM has read before these.
+            before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions that the LLM has read before.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, or a row
         is longer than the LLM's context.
@@ -932,8 +943,10 @@ class SoundwaveModel(SoundwaveAudioModel):
         lengths = spans.sum(dim=1)
         merged = int(lengths.max())
         context = getattr(self.config.text_config, "max_position_embeddings", None)
-        if context is not None and before + merged > context:  # padding may be what is too much
-            self._check_context(before + int((spans * attention_mask).sum(dim=1).max()), context, num_positions)
+        before = torch.as_tensor(before, device=input_ids.device)
+        if context is not None and int(before.max()) + merged > context:  # padding may be what is too much
+            whole = before + (spans * attention_mask).sum(dim=1)
+            self._check_context(int(whole.max()), context, num_positions)
         ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
         flat_ends = ends + merged * torch.arange(batch, device=input_ids.device)[:, None]
 
@@ -1028,6 +1041,11 @@ class SoundwaveModel(SoundwaveAudioModel):
                 "`input_features` (the processor writes both)."
             )
         has_audio = (input_features is not None or encoder_states is not None) and inputs_embeds is None
+        if has_audio and not shared_prefix and past_key_values is not None and int(past_key_values.get_seq_length()):
+            raise ValueError(
+                "`past_key_values` holds a prompt and `input_features` were given: `forward` takes clips with whole "
+                "prompts. `generate` merges the clips of a next turn behind a kept cache."
+            )
         if shared_prefix:
             if not has_audio or past_key_values is not None:
                 raise ValueError("`shared_prefix` is for whole prompts with clips, without a cache.")
@@ -1049,7 +1067,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             merged = self.merge_audio(
                 input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix
             )
-            input_ids, inputs_embeds = None, merged.inputs_embeds
+            prompt_ids, input_ids, inputs_embeds = input_ids, None, merged.inputs_embeds
             attention_mask, position_ids = merged.attention_mask, merged.position_ids + shared_prefix
             attention_mask = nn.functional.pad(attention_mask, (shared_prefix, 0), value=1)
         elif inputs_embeds is None and past_key_values is None:
@@ -1069,6 +1087,10 @@ class SoundwaveModel(SoundwaveAudioModel):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        if merged is not None and outputs.past_key_values is not None and not shared_prefix:
+            # `generate` may go on from it.
+            added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
+            outputs.past_key_values.prompt = CachedPrompt(prompt_ids, merged.attention_mask, added)
         if merged is not None:
             hidden = hidden.gather(1, merged.last_position[..., None].expand(-1, -1, hidden.shape[-1]))
         return SoundwaveModelOutputWithPast(
@@ -1232,6 +1254,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with them
                 in this step, and may be `ctc_best`; by default the whole vocabulary.
             encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, in place of the features and their mask.
+            num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
             logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
             num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch).

@@ -70,7 +70,7 @@ def start_alignment(adapter: nn.Module, whisper: nn.Module, encoder: str, llm: s
     if len(shared) < llm_rows.shape[1]:
         return False
     whisper_rows = whisper.decoder.embed_tokens.weight[[heard[word] for word in shared]]
-    carried = between_embeddings(whisper_rows, llm_rows[[read[word] for word in shared]])
+    carried = between_embeddings(whisper_rows, llm_rows[[read[word] for word in shared]].to(whisper_rows.device))
     weight, bias = decoder_reading(whisper.decoder)
     each = carried @ weight / adapter.stack_factor  # the stacked frames are averaged
     adapter.linear.weight.copy_(each.repeat(1, adapter.stack_factor))
