@@ -126,6 +126,13 @@ def test_auto_classes_know_soundwave_whichever_is_imported_first(order):
     assert run_python(order + LOOK_UP) == "found"
 
 
+def test_auto_classes_say_how_a_published_checkpoint_is_converted():
+    published = Path(__file__).parent / "fixtures" / "published"
+    code = AUTO_NAMES + "import soundwave_hf\nfor auto in (AutoConfig, AutoModel, AutoModelForMultimodalLM):\n"
+    code += f"    try: auto.from_pretrained({str(published)!r})\n    except ValueError as error: print(error)\n"
+    assert run_python(code).count("Convert the folder first: `soundwave-hf convert SRC DST`") == 3
+
+
 def test_transformers_itself_has_the_classes():
     # `transformers serve` looks there for the class that a config names.
     code = "import soundwave_hf, transformers\nfrom transformers import AutoProcessor\nimport transformers as again\n"

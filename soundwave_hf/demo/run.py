@@ -12,6 +12,8 @@ from ..processing.processing_soundwave import ASR_QUESTION
 
 
 CLIP_QUESTION = "What is the last word?"
+LONGEST_SECONDS = 20.0  # of the clips that the shipped adapters were trained on
+PIECE_SECONDS = 10.0  # of a longer file
 
 
 def run_demo(audio_paths: Sequence[str] = ()):
@@ -22,7 +24,8 @@ def run_demo(audio_paths: Sequence[str] = ()):
     given = file_rows(audio_paths)
     model, processor = load_shipped()
     for row in given:
-        show_transcript(model, processor, row)
+        show = show_transcript if row["seconds"] <= LONGEST_SECONDS else show_long_transcript
+        show(model, processor, row)
     rows = read_set("librivox")
     print(f"\n{len(rows)} clips of audiobooks read by humans (LibriVox), never trained on:")
     found = [show_transcript(model, processor, row) for row in rows]
@@ -85,6 +88,20 @@ def show_transcript(model, processor, row: dict) -> Transcripts:
     if "text" in row:
         print(f"  reference   {row['text']}", flush=True)
     return found
+
+
+def show_long_transcript(model, processor, row: dict):
+    """Transcribe a long file piece by piece and print what was made of it."""
+    from ..modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
+
+    start = time.perf_counter()
+    transcribe = SoundwaveSpeechRecognitionPipeline(model=model, processor=processor, batch_size=4)
+    text = transcribe(str(row["audio"]), chunk_length_s=PIECE_SECONDS)["text"]
+    print(
+        f"\n{Path(row['audio']).name}: {row['seconds']:.1f} s of speech in pieces of up to {PIECE_SECONDS:g} s, "
+        f"{time.perf_counter() - start:.1f} s taken"
+    )
+    print(f"  transcript  {text}", flush=True)
 
 
 def show_scores(rows: Sequence[dict], found: Sequence[Transcripts]):

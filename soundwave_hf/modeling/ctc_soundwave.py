@@ -129,8 +129,9 @@ def large_vocabulary_ctc(
         blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be its label; the loss
             does not know of it.
         candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete, beside the targets
-            and the blank, in the normaliser and for `best`; by default all. Sampled anew for each step, a part of a
-            large vocabulary trains like the whole at its share of the time.
+            and the blank, in the normaliser and for `best`; by default all. The tokens of all training transcripts
+            and a sample of the others take their share of the time of the whole, and leave out a normaliser's tail:
+            losses over different candidates are not to be compared.
         chunk_size (`int`): tokens scored at a time.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.

@@ -670,6 +670,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         num_frames = mask.sum(dim=1)
         if ctc_labels is not None:
             self._check_ctc_labels(ctc_labels, len(aligned))
+        if ctc_candidates is not None:
+            check_ids("ctc_candidates", ctc_candidates, self.config.text_config.vocab_size)
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
         output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
         if ctc_labels is not None:
@@ -1252,7 +1254,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 learnt, -100 elsewhere.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with them
-                in this step, and may be `ctc_best`; by default the whole vocabulary.
+                in this step; no others, but for the labels' own, become `ctc_best`. By default the whole vocabulary.
             encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, in place of the features and their mask.
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
             logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.

@@ -38,7 +38,7 @@ class SoundwaveCollator:
         losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`; "ce" adds `input_ids`, `attention_mask`, `labels`.
         augmentation (`Augmentation`): drawn anew for each row and epoch.
         seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches.
-        candidates (`torch.LongTensor`, *optional*), negatives (`int`): see `sample_candidates`.
+        spoken_ids (`torch.LongTensor`, *optional*), negatives (`int`): see `set_negatives`.
     """
 
     processor: Any
@@ -47,7 +47,7 @@ class SoundwaveCollator:
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     epoch: int = 0
-    candidates: torch.Tensor | None = None
+    spoken_ids: torch.Tensor | None = None
     negatives: int = 0
 
     def __post_init__(self):
@@ -67,13 +67,13 @@ class SoundwaveCollator:
         if "ctc" in self.losses:
             targets = [self._token_ids(ctc_text(row["text"])) for row in rows]
             batch["ctc_labels"] = pad_sequence(targets, batch_first=True, padding_value=-100)
-            if self.candidates is not None:
+            if self.spoken_ids is not None:
                 batch["ctc_candidates"] = self._draw_candidates(rows)
         if "ce" in self.losses:
             batch.update(self._prompts(rows))
         return batch
 
-    def sample_candidates(self, texts: Iterable[str], negatives: int):
+    def set_negatives(self, texts: Iterable[str], negatives: int):
         """From now on let the tokens of these transcripts, and `negatives` others, compete in the CTC of a batch.
 
         Raises: `ValueError` where `negatives` is not between 0 and the size of the vocabulary.
@@ -83,13 +83,13 @@ class SoundwaveCollator:
                 f"`ctc_negatives` is {negatives}; give 0 to {len(self.processor.tokenizer)}, the LLM's vocabulary."
             )
         spoken = self.processor.tokenizer([ctc_text(text) for text in texts], add_special_tokens=False).input_ids
-        self.candidates = torch.tensor(sorted(set().union(*spoken)))
+        self.spoken_ids = torch.tensor(sorted(set().union(*spoken)), dtype=torch.long)
         self.negatives = negatives
 
     def _draw_candidates(self, rows: list[dict]) -> torch.Tensor:
         rng = np.random.default_rng((self.seed, self.epoch, rows[0]["row"], 1))
         others = rng.choice(len(self.processor.tokenizer), size=self.negatives, replace=False)
-        return torch.cat([self.candidates, torch.from_numpy(others)]).unique()
+        return torch.cat([self.spoken_ids, torch.from_numpy(others)]).unique()
 
     def _features(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         extractor = self.processor.feature_extractor

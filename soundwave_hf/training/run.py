@@ -63,10 +63,15 @@ class RecipeArguments:
     attn_implementation: Any = field(
         default=None, metadata={"help": "attention of all parts, or a mapping (`{text_config: eager}`)"}
     )
-    warm_start: bool = field(default=True, metadata={"help": "begin stage I at what Whisper's own decoder reads"})
+    warm_start: bool | None = field(
+        default=None, metadata={"help": "whether fresh adapters begin at what Whisper's own decoder reads; true"}
+    )
     ctc_negatives: int | None = field(
         default=None,
-        metadata={"help": "CTC over the tokens of the transcripts and so many others, drawn each step; or over all"},
+        metadata={
+            "help": "CTC over the tokens of the data's transcripts and this many others, drawn for each batch; by "
+            "default over the whole vocabulary, which is what a small data set wants"
+        },
     )
     augment: dict[str, float] = field(default_factory=dict, metadata={"help": "fields of Augmentation"})
     repeat: dict[str, int] = field(default_factory=dict, metadata={"help": "times a row of this source counts"})
@@ -76,6 +81,12 @@ class RecipeArguments:
             raise ValueError(f"`stage` is {self.stage!r}; it must be one of {', '.join(STAGES)}.")
         if self.stage == "instruct" and self.start_from is None:
             raise ValueError("Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`.")
+        if self.warm_start not in (None, True, False):
+            raise ValueError(f"`warm_start` is {self.warm_start!r}; give true or false.")
+        if self.warm_start is not None and self.start_from is not None:
+            raise ValueError("`warm_start` is given, and `start_from` holds trained adapters: leave one of them out.")
+        if self.ctc_negatives is not None and "ctc" not in STAGES[self.stage].losses:
+            raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` takes no CTC loss: leave it out.")
 
     @cached_property
     def backbones(self) -> tuple[str, str]:
@@ -120,7 +131,7 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
     for section, section_class in (("augment", Augmentation), ("model", SoundwaveConfig), ("lora", LoraConfig)):
         ours[section] = _typed(ours.get(section, {}), section_class)
-    recipe = RecipeArguments(**ours)
+    recipe = RecipeArguments(**_typed(ours, RecipeArguments))
     (arguments,) = HfArgumentParser(trainer_class).parse_dict(_typed(values, trainer_class), allow_extra_keys=False)
     return recipe, arguments
 
@@ -219,7 +230,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     model_fields = {**start_fields, **recipe.model}
     model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
     model = model_class.from_backbones(
-        encoder, llm, dtype=dtype, warm_start=recipe.warm_start and start is None, **model_fields
+        encoder, llm, dtype=dtype, warm_start=recipe.warm_start is not False and start is None, **model_fields
     )
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
@@ -260,6 +271,11 @@ def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None)
 
 def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
     """Train one stage and write what it trained to `arguments.output_dir`; see `read_recipe`."""
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"One process would train on {arguments.n_gpu} GPUs: start one a GPU, `torchrun --nproc_per_node "
+            f"{arguments.n_gpu} -m soundwave_hf.cli train ...`, or choose one with CUDA_VISIBLE_DEVICES."
+        )
     stage = STAGES[recipe.stage]
     manifest = _at_home(recipe.data)
     rows = read_rows(manifest, recipe.repeat)
@@ -270,7 +286,7 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
         processor, manifest.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed
     )
     if recipe.ctc_negatives is not None:
-        collator.sample_candidates(rows["text"], recipe.ctc_negatives)
+        collator.set_negatives(rows["text"], recipe.ctc_negatives)
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels" if stage.has_llm else "ctc_labels"]
     trainer_class = SoundwaveTrainer

@@ -40,6 +40,7 @@ class SoundwaveTrainerMixin:
 
     Logged: `ctc_loss` and `ce_loss` where taken, `positions_per_second` (of all that is heard, trailing silence too),
     `blank_share` (of the frames' CTC labels) and `ctc_skipped` (clips whose targets do not fit into their frames).
+    With `ctc_negatives` the labels are those over the candidates.
 
     Args: stage (`Stage`, *optional*): where given, exactly its parameters must train.
     """

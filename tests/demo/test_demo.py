@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import soundfile
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf.demo import run
 from tests.tiny import tiny_processor
+from tests.tiny_models import save_tiny_soundwave
 
 
 SAMPLING_RATE = 16_000
@@ -61,3 +63,18 @@ def test_a_missing_file_fails_before_anything_is_fetched(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "load_processor", None)
     with pytest.raises(FileNotFoundError, match="no audio file `.*absent.wav`"):
         run.run_demo([str(tmp_path / "absent.wav")])
+
+
+def test_a_long_file_is_transcribed_piece_by_piece_and_nothing_is_left_out(tmp_path, capsys, monkeypatch):
+    folder = save_tiny_soundwave(tmp_path / "saved")
+    model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    path = sound_file(tmp_path, noise(5 * SAMPLING_RATE))
+    heard = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: heard.append(inputs) or generate(**inputs))
+    monkeypatch.setattr(run, "PIECE_SECONDS", 1.5)
+    run.show_long_transcript(model, processor, {"audio": path, "seconds": 5.0})
+    frames = sum(int(inputs["input_features_mask"].sum()) for inputs in heard)
+    assert sum(len(inputs["input_ids"]) for inputs in heard) >= 4
+    assert frames >= 500
+    assert "5.0 s of speech in pieces of up to 1.5 s" in capsys.readouterr().out

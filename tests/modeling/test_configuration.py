@@ -1,8 +1,8 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForMultimodalLM
+from transformers import AutoConfig, AutoModelForMultimodalLM, LlamaConfig
 
-from soundwave_hf import SoundwaveConfig
+from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration
 from tests.tiny_models import VOCABULARY, tiny_audio_config, tiny_config, tiny_model, tiny_text_config
 
 
@@ -123,3 +123,10 @@ def test_a_keyword_of_the_model_loader_is_checked_like_a_field(tmp_path):
     assert loaded.config.ctc_loss_weight == 1
     with pytest.raises(ValueError, match="`adapter_droput`, which it does not have. Did you mean `adapter_dropout`"):
         AutoModelForMultimodalLM.from_pretrained(tmp_path, adapter_droput=0.0)
+
+
+def test_a_checkpoint_of_another_model_type_is_refused(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    for loads in (SoundwaveConfig, SoundwaveForConditionalGeneration):
+        with pytest.raises(ValueError, match='has model type "llama" and "soundwave" was expected: load it with'):
+            loads.from_pretrained(tmp_path)

@@ -206,6 +206,54 @@ def test_a_prompt_without_an_attention_mask_is_taken_whole():
     assert torch.equal(new_ids(model, row), expected)
 
 
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": 1}], ids=["lookup", "draft"])
+def test_drafts_for_a_padded_row_change_no_id(options):
+    model, inputs = tiny_model(), single_row(0)
+    padded = {
+        **inputs,
+        "input_ids": torch.nn.functional.pad(inputs["input_ids"], (2, 0)),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]]),
+    }
+    if "assistant_model" in options:
+        options = {"assistant_model": drafting(options["assistant_model"])}
+    assert torch.equal(new_ids(model, padded, **options), new_ids(model, inputs))
+
+
+def test_padding_at_the_beginning_of_rows_without_a_mask_is_padding():
+    model, batch = tiny_model(), padded_batch()
+    expected = new_ids(model, batch, pad_token_id=0)
+    model.generation_config.pad_token_id = 0
+    batch.pop("attention_mask")
+    assert torch.equal(new_ids(model, batch), expected)
+
+
+def test_scores_are_logits_without_the_suppressed_token():
+    output = tiny_model().generate(
+        **padded_batch(), **GREEDY, return_dict_in_generate=True, output_scores=True, output_logits=True
+    )
+    assert len(output.scores) == len(output.logits) == 8
+    for scores, logits in zip(output.scores, output.logits, strict=True):
+        assert (scores[:, AUDIO] == -torch.inf).all()
+        assert torch.equal(scores[:, :AUDIO], logits[:, :AUDIO])
+
+
+def test_the_best_beams_are_returned_in_order():
+    model, batch = tiny_model(), padded_batch()
+    options = {"num_beams": 3, "num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True}
+    output = model.generate(**batch, **GREEDY, **options)
+    assert output.sequences.shape == (6, 14)
+    assert torch.equal(output.sequences[::2, 6:], new_ids(model, batch, num_beams=3))
+    assert (output.sequences_scores[::2] >= output.sequences_scores[1::2]).all()
+    static = model.generate(**batch, **GREEDY, **options, cache_implementation="static")
+    assert torch.equal(static.sequences, output.sequences)
+
+
+def test_drafts_checked_by_sampling_the_likeliest_alone_are_greedy():
+    model, inputs = tiny_model(), single_row(0)
+    found = new_ids(model, inputs, do_sample=True, top_k=1, assistant_model=drafting(1))
+    assert torch.equal(found, new_ids(model, inputs))
+
+
 def test_an_audio_token_without_a_clip_is_refused():
     with pytest.raises(ValueError, match="holds audio tokens and no clip was given: pass `input_features` as well"):
         tiny_model().generate(input_ids=torch.tensor([[3, AUDIO, 4]]), **GREEDY)
@@ -334,6 +382,80 @@ def test_clips_that_are_neither_the_new_ones_nor_all_are_refused():
     some = {name: inputs[name][:2] for name in ("input_features", "input_features_mask")}
     with pytest.raises(ValueError, match="holds 6 audio tokens, 3 of them behind .* and 2 clips were given: pass"):
         model.generate(**{**inputs, **some}, past_key_values=cache, **GREEDY)
+
+
+def one_row_with_new_clip(model) -> tuple[dict, dict, object]:
+    """As `with_new_clips`, of one row: what assisted decoding takes."""
+    first = single_row(0)
+    inputs, cache = next_turn(model, first, [[5, AUDIO, 7, 2]])
+    new = dict(zip(("input_features", "input_features_mask"), make_clips([80, 66], seed=5), strict=True))
+    new = {name: value[1:] for name, value in new.items()}
+    return {**inputs, **{name: torch.cat([first[name], new[name]]) for name in new}}, new, cache
+
+
+@pytest.mark.parametrize("drafts", ["lookup", "words", "clips"])
+def test_drafts_for_new_clips_on_the_cache_change_no_id(drafts):
+    model = tiny_model()
+    inputs, _, cache = one_row_with_new_clip(model)
+    expected = new_ids(model, inputs)
+    options = {
+        "lookup": {"prompt_lookup_num_tokens": 3},
+        "words": {"assistant_model": text_llm(1)},
+        "clips": {"assistant_model": drafting(1)},
+    }[drafts]
+    assert torch.equal(new_ids(model, inputs, past_key_values=cache, **options), expected)
+
+
+def test_a_soundwave_drafts_with_all_clips_or_not_at_all():
+    model = tiny_model()
+    inputs, new, cache = one_row_with_new_clip(model)
+    with pytest.raises(ValueError, match="starts from no cache: `input_ids` holds 3 audio tokens and 1 clips were"):
+        new_ids(model, {**inputs, **new}, past_key_values=cache, assistant_model=drafting(1))
+
+
+def test_a_cache_that_forward_filled_is_gone_on_from():
+    model, inputs = tiny_model(), padded_batch()
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    ids = torch.cat([inputs["input_ids"], torch.tensor([[5, 6], [8, 9], [2, 3]])], dim=1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(3, 2, dtype=torch.long)], dim=1)
+    again = {**inputs, "input_ids": ids, "attention_mask": mask}
+    expected = new_ids(model, again)
+    assert torch.equal(new_ids(model, without_clips(again), past_key_values=cache), expected)
+
+
+def test_forward_refuses_clips_behind_a_cache():
+    model, inputs = tiny_model(), single_row(0)
+    cache = model(**inputs, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="holds a prompt and `input_features` were given: .* `generate` merges"):
+        model(**inputs, past_key_values=cache)
+
+
+def test_a_cache_that_was_reset_serves_another_prompt():
+    model = tiny_model()
+    options = {"cache_implementation": "static", "return_dict_in_generate": True}
+    cache = model.generate(**single_row(0), **GREEDY, **options).past_key_values
+    cache.reset()
+    assert torch.equal(new_ids(model, single_row(2), past_key_values=cache), new_ids(model, single_row(2)))
+
+
+def test_new_ids_alone_are_refused_on_the_cache_of_a_text():
+    model = tiny_model()
+    cache = model.generate(**single_row(1), **GREEDY, return_dict_in_generate=True).past_key_values
+    clip = make_clips([80])[0]
+    with pytest.raises(ValueError, match=r"holds 10 positions and `input_ids` has shape \(1, 2\): pass all ids"):
+        model.generate(torch.tensor([[AUDIO, 4]]), input_features=clip, past_key_values=cache, **GREEDY)
+
+
+def test_padding_counts_for_nothing_in_the_context():
+    model = tiny_model(text_fields={"max_position_embeddings": 72})
+    ids, mask = pad_rows([list(range(1, 29)) + list(range(1, 13)), [5, 6]])
+    inputs, cache = next_turn(model, {"input_ids": ids, "attention_mask": mask}, [[3, 3, 3], [AUDIO, 3, AUDIO]])
+    features, features_mask = make_clips([80, 80])
+    inputs |= {"input_features": features, "input_features_mask": features_mask}
+    added = int(model.get_audio_features(features, features_mask).num_positions.sum())
+    assert ids.shape[1] + 8 + 1 + added > 72  # columns, though no row has so many true ones
+    assert torch.equal(new_ids(model, inputs, past_key_values=cache), new_ids(model, inputs))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_ctc_labels_are_the_tokens_of_the_ctc_text(collator, processor):
 
 def test_sampled_candidates_are_the_tokens_of_the_transcripts_and_others_drawn_anew(collator, rows, processor):
     plain, sampling = collator(("ctc",)), collator(("ctc",))
-    sampling.sample_candidates(["Yes.", "A b"], negatives=40)
+    sampling.set_negatives(["Yes.", "A b"], negatives=40)
     first, again, other = sampling(rows[:2]), sampling(rows[:2]), sampling(rows[2:4])
     candidates = first.pop("ctc_candidates")
     spoken = processor.tokenizer(" yes a b").input_ids
@@ -96,7 +96,7 @@ def test_sampled_candidates_are_the_tokens_of_the_transcripts_and_others_drawn_a
 
 def test_more_negatives_than_tokens_are_refused(collator):
     with pytest.raises(ValueError, match="`ctc_negatives` is 1000000; give 0 to 260, the LLM's vocabulary"):
-        collator(("ctc",)).sample_candidates(["Yes."], negatives=1_000_000)
+        collator(("ctc",)).set_negatives(["Yes."], negatives=1_000_000)
 
 
 @pytest.mark.parametrize(

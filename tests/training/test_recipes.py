@@ -53,6 +53,13 @@ def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path):
     assert path.read_text().splitlines()[0] == f"# soundwave-hf train recipes/{path.name}"
 
 
+def test_numbers_of_a_recipe_are_numbers_however_they_are_written(write):
+    assert read_recipe(write(ctc_negatives="1e3"))[0].ctc_negatives == 1000
+    assert read_recipe(write(), {"ctc_negatives": "40.0"})[0].ctc_negatives == 40
+    with pytest.raises(ValueError, match="`warm_start` is 'perhaps'; give true or false"):
+        read_recipe(write(warm_start="perhaps"))
+
+
 def test_there_are_three_shipped_recipes():
     assert len(list(RECIPES.glob("*.yaml"))) == 3
 

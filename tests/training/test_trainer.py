@@ -260,6 +260,7 @@ def long_recipe(workspace: Workspace, chain, stage: str, folder: Path) -> dict:
         train_sampling_strategy="group_by_length",
         **start_of(stage, chain),
         **({"lora": SMALL_LORA} if stage == "shrink" else {}),
+        **({"ctc_negatives": 40} if stage != "instruct" else {}),
     )
 
 
