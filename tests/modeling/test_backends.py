@@ -5,6 +5,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, BitsAndBytesConfig, TorchAoConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from soundwave_hf import SoundwaveForConditionalGeneration
 from soundwave_hf.modeling.modeling_soundwave import HIGH_PRECISION_PARTS, quantize_llm_alone
@@ -196,3 +198,21 @@ def test_tied_weights_are_saved_once_and_tied_again(tmp_path):
     loaded.lm_head.weight = nn.Parameter(loaded.lm_head.weight.clone())
     loaded.tie_weights()
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+@torch.no_grad()
+def test_under_flash_attention_the_look_back_asks_with_as_many_queries_as_it_has_keys(monkeypatch):
+    # Flash attention needs a GPU; what it does to masks is that it reads one for the keys as one for the queries.
+    def as_flash(module, query, key, value, attention_mask, **kwargs):
+        assert query.shape[2] == key.shape[2]
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+    model = tiny_model()
+    features, mask = make_clips([80, 20])
+    expected = model.get_audio_features(features, mask)
+    ALL_ATTENTION_FUNCTIONS.register("flash_in_name_alone", as_flash)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_in_name_alone", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_in_name_alone")
+    found = model.get_audio_features(features, mask)
+    assert torch.equal(found.num_positions, expected.num_positions)
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=1e-5)
