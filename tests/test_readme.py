@@ -34,7 +34,7 @@ def test_six_lines_transcribe(checkout, capsys):
     block = block_about("apply_transcription_request")
     assert len([line for line in block.splitlines() if line]) == 6
     exec(block, {})
-    assert "He was not an" in capsys.readouterr().out
+    assert "young man" in capsys.readouterr().out
 
 
 def test_six_lines_fine_tune(checkout):

@@ -32,7 +32,8 @@ def test_features_are_the_first_frames_of_whispers_own(samples, mel_bins):
     inputs = processor(text=AUDIO, audio=clip, sampling_rate=16000)
     frames = math.ceil(samples / 160)
     assert inputs["input_features"].shape == (1, mel_bins, frames)
-    assert torch.equal(inputs["input_features"], whisper[:, :, :frames])
+    # The last bit is the machine's: spectra of other numbers of frames may take other kernels.
+    torch.testing.assert_close(inputs["input_features"], whisper[:, :, :frames], rtol=0, atol=1e-5)
     assert inputs["input_features_mask"].tolist() == [[1] * frames]
 
 
