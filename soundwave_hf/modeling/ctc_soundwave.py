@@ -154,8 +154,9 @@ def large_vocabulary_ctc(
     normalizer, best_score, valid_best = _TokenNormalizer.apply(frames[valid], competing, skip, chunk_size)
     if candidates is not None:
         valid_best = candidates[valid_best]
-    valid_best = torch.where(blank_scores[valid] - blank_margin >= best_score, blank_id, valid_best)
-    normalizer = torch.logaddexp(normalizer, _at_least_float32(blank_scores[valid]))
+    valid_blank_scores = blank_scores[valid]
+    valid_best = torch.where(valid_blank_scores - blank_margin >= best_score, blank_id, valid_best)
+    normalizer = torch.logaddexp(normalizer, _at_least_float32(valid_blank_scores))
     best = torch.full_like(valid, blank_id, dtype=torch.long).masked_scatter(valid, valid_best)
     if targets is None:
         return CTCResult(best)

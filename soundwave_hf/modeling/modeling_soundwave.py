@@ -945,8 +945,8 @@ class SoundwaveModel(SoundwaveAudioModel):
         lengths = spans.sum(dim=1)
         merged = int(lengths.max())
         context = getattr(self.config.text_config, "max_position_embeddings", None)
-        before = torch.as_tensor(before, device=input_ids.device)
-        if context is not None and int(before.max()) + merged > context:  # padding may be what is too much
+        most_before = before if isinstance(before, int) else int(before.max())
+        if context is not None and most_before + merged > context:  # padding may be what is too much
             whole = before + (spans * attention_mask).sum(dim=1)
             self._check_context(int(whole.max()), context, num_positions)
         ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
