@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..processing.processing_soundwave import ASR_QUESTION
 from .augment import Augmentation
+from .encoder_cache import EncoderCache, clip_digest, version_name
 
 
 def ctc_text(text: str) -> str:
@@ -39,6 +40,7 @@ class SoundwaveCollator:
         augmentation (`Augmentation`): drawn anew for each row and epoch.
         seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches.
         spoken_ids (`torch.LongTensor`, *optional*), negatives (`int`): see `set_negatives`.
+        encoder_cache (`EncoderCache`, *optional*): gives the clips' encoder states, in place of their log-mel.
     """
 
     processor: Any
@@ -49,9 +51,11 @@ class SoundwaveCollator:
     epoch: int = 0
     spoken_ids: torch.Tensor | None = None
     negatives: int = 0
+    encoder_cache: EncoderCache | None = None
 
     def __post_init__(self):
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
+        self._digests: dict[str, str] = {}
 
     def __getstate__(self):
         # Where workers are spawned, not forked, the collator goes to them as a pickle, which a cache cannot.
@@ -63,7 +67,11 @@ class SoundwaveCollator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """`list` of rows -> a batch of tensors, as `SoundwaveForConditionalGeneration.forward` takes them."""
-        batch = self._features(rows)
+        if self.encoder_cache is None:
+            batch = self.features(rows, [self.epoch] * len(rows))
+        else:
+            variant = self.epoch % self.encoder_cache.variants
+            batch = self.encoder_cache.read([self.clip_name(row, variant) for row in rows])
         if "ctc" in self.losses:
             targets = [self._token_ids(ctc_text(row["text"])) for row in rows]
             batch["ctc_labels"] = pad_sequence(targets, batch_first=True, padding_value=-100)
@@ -91,9 +99,12 @@ class SoundwaveCollator:
         others = rng.choice(len(self.processor.tokenizer), size=self.negatives, replace=False)
         return torch.cat([self.spoken_ids, torch.from_numpy(others)]).unique()
 
-    def _features(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def features(self, rows: list[dict], epochs: list[int]) -> dict[str, torch.Tensor]:
+        """Log-mel `input_features` of the rows' clips, each augmented as it is heard in an epoch, and their mask."""
         extractor = self.processor.feature_extractor
-        generators = [np.random.default_rng((self.seed, self.epoch, row["row"])) for row in rows]
+        generators = [
+            np.random.default_rng((self.seed, epoch, row["row"])) for row, epoch in zip(rows, epochs, strict=True)
+        ]
         clips = self.processor.load_clips([str(self.folder / row["audio"]) for row in rows])
         clips = [
             self.augmentation.change_samples(clip, extractor.sampling_rate, rng)
@@ -104,6 +115,14 @@ class SoundwaveCollator:
         for features, length, rng in zip(batch["input_features"], lengths, generators, strict=True):
             features[:, :length] = self.augmentation.mask_features(features[:, :length], rng)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def clip_name(self, row: dict, epoch: int) -> str:
+        """What follows the same from clip and augmentation has the same name: see `EncoderCache`."""
+        if (digest := self._digests.get(row["audio"])) is None:
+            digest = self._digests[row["audio"]] = clip_digest(self.folder / row["audio"])
+        changes = vars(self.augmentation)
+        drawn = [changes, self.seed, epoch, row["row"]] if any(changes.values()) else None
+        return version_name(digest, self.processor.trailing_silence, drawn)
 
     def _prompts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         end = torch.tensor([self.processor.tokenizer.eos_token_id])

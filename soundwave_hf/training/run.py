@@ -24,6 +24,7 @@ from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, Sou
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .augment import Augmentation
 from .collator import SoundwaveCollator
+from .encoder_cache import EncoderCache
 from .stages import ADAPTERS, LORA_TARGETS, STAGES, Stage, freeze_all_but
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 
@@ -35,6 +36,7 @@ SECTIONS = {
     - {"audio_config", "text_config", "audio_token_id"},
     "lora": {f.name for f in fields(LoraConfig)} - {"target_modules", "modules_to_save"},
     "augment": {f.name for f in fields(Augmentation)},
+    "encoder_cache": {"gigabytes", "variants"},
 }
 # Keys of the library that would be overruled, or that it does not read.
 OVERRULED = {
@@ -75,6 +77,13 @@ class RecipeArguments:
     )
     augment: dict[str, float] = field(default_factory=dict, metadata={"help": "fields of Augmentation"})
     repeat: dict[str, int] = field(default_factory=dict, metadata={"help": "times a row of this source counts"})
+    encoder_cache: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "keep the encoder's states in `$SOUNDWAVE_HOME/encoder_states`: at most so many `gigabytes`, and "
+            "so many augmented `variants` of each clip; by default they are computed anew in every epoch"
+        },
+    )
 
     def __post_init__(self):
         if self.stage not in STAGES:
@@ -287,6 +296,8 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
     )
     if recipe.ctc_negatives is not None:
         collator.set_negatives(rows["text"], recipe.ctc_negatives)
+    if recipe.encoder_cache is not None:
+        collator.encoder_cache = EncoderCache(soundwave_home() / "encoder_states", **recipe.encoder_cache)
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels" if stage.has_llm else "ctc_labels"]
     trainer_class = SoundwaveTrainer
@@ -303,6 +314,8 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
         stage=stage,
     )
     _announce(recipe, arguments, model, rows)
+    if collator.encoder_cache is not None:
+        collator.encoder_cache.fill(trainer.audio_model, collator, rows)
     trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir))
     trainer.save_model()
     trainer.save_state()

@@ -22,6 +22,11 @@ def shared_prefix(inputs: dict[str, torch.Tensor], audio_token_id: int) -> int:
     return int(same.int().cumprod(dim=0).sum())
 
 
+def count_clips(inputs: dict[str, torch.Tensor]) -> int:
+    """Clips of a batch, whether it holds their features or their encoder states."""
+    return len(inputs["input_features_mask" if "input_features_mask" in inputs else "encoder_mask"])
+
+
 class EpochCallback(TrainerCallback):
     """Tells sampler and collator the epoch, also after a resume, when the data loader no longer does."""
 
@@ -51,9 +56,10 @@ class SoundwaveTrainerMixin:
         self._sums: dict[str, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
         self.add_callback(EpochCallback(self))
-        self._audio_model().register_forward_hook(self._watch_audio)
+        self.audio_model.register_forward_hook(self._watch_audio)
 
-    def _audio_model(self):
+    @property
+    def audio_model(self):
         """The module whose output tells positions: `SoundwaveModel`, or `SoundwaveForCTC` itself."""
         return next(module for module in self.model.modules() if hasattr(module, "keep_mask"))
 
@@ -109,7 +115,7 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        clips = torch.tensor(sum(len(batch["input_features_mask"]) for batch in batches), device=device)
+        clips = torch.tensor(sum(map(count_clips, batches)), device=device)
         self._num_ctc_clips = self.accelerator.gather(clips).sum()
         return batches, num_items
 
@@ -120,7 +126,7 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
             first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
             inputs = {**inputs, "logits_to_keep": labels.shape[1] - first}
-            audio_model = self._audio_model()
+            audio_model = self.audio_model
             if len(labels) > 1 and audio_model.shares_prefix():
                 inputs["shared_prefix"] = min(first, shared_prefix(inputs, audio_model.config.audio_token_id))
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)

@@ -1,0 +1,191 @@
+"""States of the frozen encoder, computed once and kept on disk: what stages I and II otherwise compute every epoch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+
+SHARD_BYTES = 256 << 20
+FRAMES_AT_ONCE = 16_000  # 20 ms each, padding counted: 5 minutes of speech
+GIGABYTE = 1 << 30
+
+
+@dataclass
+class EncoderCache:
+    """A folder of safetensors shards, one tensor `(encoder_frames, encoder_width)` for each version of a clip.
+
+    A name is a digest of all that the states follow from but the encoder, which the folder is named for. A shard is
+    put in place whole, so that what a killed process leaves behind is good.
+
+    Args:
+        root (`Path`): holds a folder for each encoder.
+        gigabytes (`float`): most that the folder of one encoder may hold.
+        variants (`int`): versions of a clip where it is augmented: epoch `e` hears version `e % variants`.
+    """
+
+    root: Path
+    gigabytes: float = 20.0
+    variants: int = 1
+    folder: Path | None = None
+    shards: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.variants < 1 or self.variants != int(self.variants):
+            raise ValueError(f"`encoder_cache` has `variants` {self.variants!r}; give a whole number, 1 or more.")
+        if not self.gigabytes > 0:
+            raise ValueError(f"`encoder_cache` has `gigabytes` {self.gigabytes!r}; give what the disk may hold.")
+        self._open = {}
+
+    def __getstate__(self):
+        return {**vars(self), "_open": {}}  # open files do not go to another process
+
+    def open(self, encoder: nn.Module):
+        """Find what is cached of this encoder."""
+        self.folder = Path(self.root) / fingerprint(encoder)
+        self.shards = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as shard:
+                self.shards.update(dict.fromkeys(shard.keys(), path.name))
+
+    def read(self, names: list[str]) -> dict[str, torch.Tensor]:
+        """`encoder_states` `(clips, encoder_frames, encoder_width)`, padded, and their `encoder_mask`."""
+        states = [self._file(self.shards[name]).get_tensor(name) for name in names]
+        lengths = torch.tensor([len(clip) for clip in states])
+        padded = pad_sequence(states, batch_first=True)
+        return {"encoder_states": padded, "encoder_mask": torch.arange(padded.shape[1]) < lengths[:, None]}
+
+    def _file(self, shard: str):
+        key = (os.getpid(), shard)  # a forked worker opens its own
+        if key not in self._open:
+            self._open[key] = safe_open(self.folder / shard, framework="pt")
+        return self._open[key]
+
+    def write(self, states: dict[str, torch.Tensor]):
+        """Put a shard in place, under the name of what it holds."""
+        digest = hashlib.sha256("".join(sorted(states)).encode()).hexdigest()[:16]
+        path = self.folder / f"states-{digest}.safetensors"
+        half = path.with_suffix(f".{os.getpid()}.half")
+        try:
+            save_file(states, half)
+            os.replace(half, path)
+        except BaseException:
+            half.unlink(missing_ok=True)
+            raise
+
+    def fill(self, model, collator, rows: Iterable[dict]):
+        """Encode what is missing of the rows, every process its share; shows progress.
+
+        Args:
+            model: what has the encoder, on its device.
+            collator (`SoundwaveCollator`): reads the clips.
+
+        Raises: `ValueError`, before anything is encoded, where the states do not fit, or a clip is longer than the
+        encoder hears at once.
+        """
+        self.open(model.audio_tower)
+        state = PartialState()
+        missing = self._missing(collator, rows)
+        self._check_size(model, missing)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mine = list(missing.items())[state.process_index :: state.num_processes]
+        mine.sort(key=lambda item: item[1][0]["seconds"])
+        pending, size = {}, 0
+        bar = tqdm(total=len(mine), desc="encoder states", unit="clip", disable=not mine or state.process_index > 0)
+        for group in _groups(mine):
+            for name, clip in zip([name for name, _ in group], _encode(model, collator, group), strict=True):
+                pending[name] = clip
+                size += clip.nbytes
+            bar.update(len(group))
+            if size >= SHARD_BYTES:
+                self.write(pending)
+                pending, size = {}, 0
+        if pending:
+            self.write(pending)
+        bar.close()
+        state.wait_for_everyone()
+        self.open(model.audio_tower)
+
+    def _missing(self, collator, rows: Iterable[dict]) -> dict[str, tuple[dict, int]]:
+        """Row and version of each name that no shard holds."""
+        wanted = {}
+        for row in rows:
+            for variant in range(self.variants):
+                name = collator.clip_name(row, variant)
+                if name not in self.shards:
+                    wanted[name] = (row, variant)
+        return wanted
+
+    def _check_size(self, model, missing: dict[str, tuple[dict, int]]):
+        config = model.config.audio_config
+        longest = config.max_source_positions / 50
+        for row, _ in missing.values():
+            if row["seconds"] > longest:
+                raise ValueError(
+                    f"`{row['audio']}` is {row['seconds']:g} s long and the encoder hears {longest:g} s at once: cut "
+                    "the clip, or train without `encoder_cache`."
+                )
+        width = config.d_model * next(model.audio_tower.parameters()).element_size()
+        there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        needed = there + sum(row["seconds"] for row, _ in missing.values()) * 50 * width
+        if needed > self.gigabytes * GIGABYTE:
+            raise ValueError(
+                f"The encoder's states of {len(missing)} clips, with what `{self.folder}` holds, take "
+                f"{needed / GIGABYTE:.2f} GiB and `encoder_cache.gigabytes` is {self.gigabytes:g}: raise it, have "
+                "fewer `variants`, or train without the cache."
+            )
+
+
+def clip_digest(path: str | os.PathLike) -> str:
+    """Digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def version_name(digest: str, *followed: object) -> str:
+    """Name of a version of a clip: a digest of the clip's and of all else that its states follow from."""
+    return hashlib.sha256(json.dumps([digest, *followed], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """Digest of an encoder's weights and their precision."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _groups(clips: list) -> Iterable[list]:
+    """Clips in order of length -> batches of at most `FRAMES_AT_ONCE` frames, padding counted."""
+    group = []
+    for clip in clips:
+        frames = 50 * (clip[1][0]["seconds"] + 1)
+        if group and frames * (len(group) + 1) > FRAMES_AT_ONCE:
+            yield group
+            group = []
+        group.append(clip)
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def _encode(model, collator, group: list) -> list[torch.Tensor]:
+    batch = collator.features([row for _, (row, _) in group], [variant for _, (_, variant) in group])
+    states, mask = model.encode(
+        batch["input_features"].to(model.device), batch["input_features_mask"].to(model.device)
+    )
+    return [clip[true].cpu().contiguous() for clip, true in zip(states, mask, strict=True)]
+
+
+__all__ = ["EncoderCache", "clip_digest", "version_name"]
