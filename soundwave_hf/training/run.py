@@ -22,9 +22,11 @@ from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_ad
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from ..processing.processing_soundwave import SoundwaveProcessor
+from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
 from .collator import SoundwaveCollator
 from .encoder_cache import EncoderCache
+from .record import describe_run
 from .stages import ADAPTERS, LORA_TARGETS, STAGES, Stage, freeze_all_but
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 
@@ -51,9 +53,14 @@ OVERRULED = {
 }
 
 
+# Keys of TRL that the trainer of stages I and II does not read.
+SFT_KEYS = {f.name for f in fields(SFTConfig)} - {f.name for f in fields(TrainingArguments)} - OVERRULED.keys()
+NOT_KEYS = {"written"}
+
+
 @dataclass
 class RecipeArguments:
-    """What a recipe says beside the keys of `TrainingArguments` (stage III: of TRL's `SFTConfig`)."""
+    """What a recipe says beside the keys of `SoundwaveTrainingArguments`."""
 
     stage: str = field(metadata={"help": "align, shrink or instruct"})
     encoder: str = field(metadata={"help": "Whisper model: hub name or folder"})
@@ -84,6 +91,8 @@ class RecipeArguments:
             "so many augmented `variants` of each clip; by default they are computed anew in every epoch"
         },
     )
+
+    written: dict[str, Any] = field(default_factory=dict, metadata={"help": "the keys as they were read"})
 
     def __post_init__(self):
         if self.stage not in STAGES:
@@ -119,9 +128,10 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
         raise ValueError(f"`{path}` holds no `key: value` lines; see `recipes/1_align.yaml` for one that does.")
     for key, value in (overrides or {}).items():
         _override(values, key, _read_yaml(value, f"`--{key}`"))
-    trainer_class = SFTConfig if values.get("stage") == "instruct" else TrainingArguments
-    known = {f.name for c in (RecipeArguments, trainer_class) for f in fields(c)}
-    _refuse_unknown(values, known, f"`{path}`", f"See the fields of {trainer_class.__name__}.")
+    known = {f.name for c in (RecipeArguments, SoundwaveTrainingArguments) for f in fields(c)} - NOT_KEYS
+    if values.get("stage") != "instruct":
+        known -= SFT_KEYS
+    _refuse_unknown(values, known, f"`{path}`", f"See the fields of {SoundwaveTrainingArguments.__name__}.")
     for section, its_known in SECTIONS.items():
         section_name = f"`{section}` of `{path}`"
         _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
@@ -134,14 +144,15 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     missing = [name for name in ("stage", "encoder", "llm", "data", "output_dir") if name not in values]
     if missing:
         raise ValueError(f"`{path}` lacks {missing}: a recipe needs them.")
-    # The library refuses bf16 without an accelerator unless the CPU is asked for by name.
-    values.setdefault("use_cpu", not torch.accelerator.is_available())
+    written = dict(values)
     values["output_dir"] = str(_at_home(values["output_dir"]))
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
     for section, section_class in (("augment", Augmentation), ("model", SoundwaveConfig), ("lora", LoraConfig)):
         ours[section] = _typed(ours.get(section, {}), section_class)
-    recipe = RecipeArguments(**_typed(ours, RecipeArguments))
-    (arguments,) = HfArgumentParser(trainer_class).parse_dict(_typed(values, trainer_class), allow_extra_keys=False)
+    recipe = RecipeArguments(**_typed(ours, RecipeArguments), written=written)
+    (arguments,) = HfArgumentParser(SoundwaveTrainingArguments).parse_dict(
+        _typed(values, SoundwaveTrainingArguments), allow_extra_keys=False
+    )
     return recipe, arguments
 
 
@@ -278,7 +289,7 @@ def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None)
     return run_stage(recipe, arguments)
 
 
-def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
+def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) -> str:
     """Train one stage and write what it trained to `arguments.output_dir`; see `read_recipe`."""
     if arguments.n_gpu > 1:
         raise ValueError(
@@ -298,13 +309,7 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
         collator.set_negatives(rows["text"], recipe.ctc_negatives)
     if recipe.encoder_cache is not None:
         collator.encoder_cache = EncoderCache(soundwave_home() / "encoder_states", **recipe.encoder_cache)
-    arguments.remove_unused_columns = False
-    arguments.label_names = ["labels" if stage.has_llm else "ctc_labels"]
-    trainer_class = SoundwaveTrainer
-    if recipe.stage == "instruct":
-        trainer_class = SoundwaveSFTTrainer
-        arguments.max_length = None
-        arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+    trainer_class = SoundwaveSFTTrainer if recipe.stage == "instruct" else SoundwaveTrainer
     trainer = trainer_class(
         model=model,
         args=arguments,
@@ -312,6 +317,7 @@ def run_stage(recipe: RecipeArguments, arguments: TrainingArguments) -> str:
         data_collator=collator,
         processing_class=processor,
         stage=stage,
+        record=describe_run(recipe.written, manifest, rows),
     )
     _announce(recipe, arguments, model, rows)
     if collator.encoder_cache is not None:

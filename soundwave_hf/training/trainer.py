@@ -1,6 +1,7 @@
 """Trainers of the three stages: losses normalised over the whole accumulated batch, each logged apart."""
 
 import os
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -8,8 +9,10 @@ from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
+from .arguments import SoundwaveTrainingArguments
 from .sampler import LengthGroupedSampler
 from .stages import Stage, check_trainable
+from .watch import CollapseCallback, PlotCallback
 
 
 AUDIO_FRAMES_PER_SECOND = 50  # of a Whisper encoder
@@ -44,19 +47,29 @@ class SoundwaveTrainerMixin:
     """What the stages share: the table's check, batches of like length, and what is logged beside the loss.
 
     Logged: `ctc_loss` and `ce_loss` where taken, `positions_per_second` (of all that is heard, trailing silence too),
-    `blank_share` (of the frames' CTC labels) and `ctc_skipped` (clips whose targets do not fit into their frames).
-    With `ctc_negatives` the labels are those over the candidates.
+    `blank_share` (of the frames' CTC labels), `targets_per_frame` (CTC labels of the transcripts, for each frame) and
+    `ctc_skipped` (clips whose targets do not fit into their frames). With `ctc_negatives` the frames' labels are those
+    over the candidates.
 
-    Args: stage (`Stage`, *optional*): where given, exactly its parameters must train.
+    Args:
+        stage (`Stage`, *optional*): where given, exactly its parameters must train.
+        record (`dict[str, str]`, *optional*): files, by name, that every checkpoint and the output folder hold too.
     """
 
-    def __init__(self, *args, stage: Stage | None = None, **kwargs):
+    def __init__(self, *args, stage: Stage | None = None, record: dict[str, str] | None = None, **kwargs):
         self.stage = stage
+        self.record = record or {}
         self.length_sampler = None
         self._sums: dict[str, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
         self.add_callback(EpochCallback(self))
+        if isinstance(self.args, SoundwaveTrainingArguments):
+            self.add_callback(CollapseCallback())
+            self.add_callback(PlotCallback())
         self.audio_model.register_forward_hook(self._watch_audio)
+        if self.args.label_names is None:
+            # The library would ask for both, and take a batch of plain text for one without labels.
+            self.label_names = ["labels" if hasattr(self.audio_model, "language_model") else "ctc_labels"]
 
     @property
     def audio_model(self):
@@ -89,6 +102,17 @@ class SoundwaveTrainerMixin:
                 logs[name] = int(total) if name == "ctc_skipped" else total / count
             self._sums = {}
         super().log(logs, *args, **kwargs)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        self._save_beside(output_dir or self.args.output_dir)
+
+    def _save_beside(self, folder: str):
+        """Write the config, which PEFT does not, and the run's record."""
+        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        base.config.save_pretrained(folder)
+        for name, text in self.record.items():
+            Path(folder, name).write_text(text, encoding="utf-8")
 
     def create_optimizer(self, *args, **kwargs):
         if self.stage is not None:
@@ -135,6 +159,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         for name in ("ce_loss", "ctc_loss"):
             if (part := getattr(output, name)) is not None:
                 self._add(name, part.detach(), batches)
+        if "ctc_labels" in inputs:
+            self._add("targets_per_frame", inputs["ctc_labels"].ne(-100).sum(), output.num_frames.sum())
         # Data parallel training averages gradients, and each process holds its share of one mean.
         loss = output.loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
@@ -142,16 +168,15 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     def _save(self, output_dir=None, state_dict=None):
         if hasattr(self.model, "peft_config"):
             super()._save(output_dir, state_dict)
-            self.model.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)
             return
         # The frozen parts are on the hub already: a checkpoint holds what trained.
         folder = output_dir or self.args.output_dir
         os.makedirs(folder, exist_ok=True)
         trained = {name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad}
         save_file(trained, os.path.join(folder, TRAINED_FILE), metadata={"format": "pt"})
-        self.model.config.save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+        self._save_beside(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         trained = os.path.join(resume_from_checkpoint, TRAINED_FILE)
@@ -163,11 +188,6 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
 
 class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
     """Stage III: TRL's supervised fine-tuning, its loss untouched."""
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        base.config.save_pretrained(output_dir or self.args.output_dir)
 
 
 __all__ = ["SoundwaveSFTTrainer", "SoundwaveTrainer"]

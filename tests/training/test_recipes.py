@@ -2,11 +2,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import TrainingArguments
-from trl import SFTConfig
 
 from soundwave_hf import cli
 from soundwave_hf.data.backbones import PYPI_BACKBONES
+from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.run import read_recipe, read_rows, run_recipe
 from tests.training.workspace import write_manifest
@@ -41,8 +40,7 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     assert {recipe.encoder, recipe.llm} == set(PYPI_BACKBONES)
     assert recipe.start_from == (start and f"runs/{start}")
     assert arguments.output_dir == str(tmp_path / "runs" / name)
-    assert isinstance(arguments, SFTConfig) == (stage == "instruct")
-    assert isinstance(arguments, TrainingArguments)
+    assert isinstance(arguments, SoundwaveTrainingArguments)
     assert 0 < arguments.learning_rate < 0.1
     assert arguments.train_sampling_strategy == "group_by_length"
     Augmentation(**recipe.augment)
@@ -72,7 +70,7 @@ def test_there_are_three_shipped_recipes():
         ({"llm": None, "data": None}, r"lacks \['llm', 'data'\]"),
         ({"learning_rat": 1e-3}, "has the key `learning_rat`, which nobody reads. Did you mean `learning_rate`?"),
         ({"agument": {"speed": 0.1}}, "has the key `agument`, which nobody reads. Did you mean `augment`?"),
-        ({"zzzz": 1}, "has the key `zzzz`, which nobody reads. See the fields of TrainingArguments"),
+        ({"zzzz": 1}, "has the key `zzzz`, which nobody reads. See the fields of SoundwaveTrainingArguments"),
         ({"packing": True}, "has the key `packing`, which nobody reads"),  # TRL's, for stage III alone
         ({"augment": {"sped": 0.1}}, "`augment` of .* has the key `sped`, .* Did you mean `speed`?"),
         ({"augment": {"speed": 1.5}}, "augmentation `speed` is 1.5; give a share of 0 to 1"),

@@ -32,6 +32,7 @@ PROCESSOR_FILES = {"audio_soundwave.py", "processing_soundwave.py"} | {
     "tokenizer_config.json",
     "chat_template.jinja",
 }
+RECORD = {"recipe.yaml", "data_card.md", "versions.json"}
 CHECKPOINT_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
 
@@ -131,8 +132,9 @@ def test_positions_and_blanks_are_counted_over_true_frames(one_step):
 
 def test_a_stage_logs_what_it_takes_and_nothing_else(one_step):
     stage, logged, _, _ = one_step
-    extra = {"align": {"ctc_loss", "ctc_skipped"}, "shrink": {"ctc_loss", "ctc_skipped", "ce_loss"}, "instruct": set()}
-    every = AUDIO_LOGS | {"ctc_loss", "ctc_skipped", "ce_loss"}
+    ctc = {"ctc_loss", "ctc_skipped", "targets_per_frame"}
+    extra = {"align": ctc, "shrink": ctc | {"ce_loss"}, "instruct": set()}
+    every = AUDIO_LOGS | {"ctc_loss", "ctc_skipped", "ce_loss", "targets_per_frame"}
     assert every & logged.keys() == AUDIO_LOGS | extra[stage]
 
 
@@ -367,8 +369,8 @@ def test_each_epoch_is_augmented_anew(workspace, tmp_path):
 
 def test_stage_one_writes_what_trained(chain):
     folder = chain["align"].folder
-    written = {"trained.safetensors", "config.json"} | PROCESSOR_FILES
-    assert {path.name for path in folder.iterdir()} == written | {"trainer_state.json", "checkpoint-3"}
+    written = {"trained.safetensors", "config.json"} | PROCESSOR_FILES | RECORD
+    assert {path.name for path in folder.iterdir()} == written | {"trainer_state.json", "checkpoint-3", "loss.png"}
     checkpoint = folder / "checkpoint-3"
     assert {path.name for path in checkpoint.iterdir()} == written | CHECKPOINT_FILES
     trained = {name: p for name, p in chain["align"].model.named_parameters() if p.requires_grad}
@@ -384,8 +386,8 @@ def test_stage_one_writes_what_trained(chain):
 def test_the_later_stages_write_adapters_and_lora(chain, stage, num_trained):
     folder = chain[stage].folder
     written = {"adapter_model.safetensors", "adapter_config.json", "config.json", "README.md", "training_args.bin"}
-    written |= PROCESSOR_FILES
-    assert {path.name for path in folder.iterdir()} == written | {"trainer_state.json", "checkpoint-3"}
+    written |= PROCESSOR_FILES | RECORD
+    assert {path.name for path in folder.iterdir()} == written | {"trainer_state.json", "checkpoint-3", "loss.png"}
     assert {path.name for path in (folder / "checkpoint-3").iterdir()} == written | CHECKPOINT_FILES
     kept = {
         name.replace(".modules_to_save.default.", ".").replace(".default.", "."): value

@@ -1,0 +1,48 @@
+"""The one arguments class of both trainers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+
+@dataclass
+class SoundwaveTrainingArguments(SFTConfig):
+    """Arguments of [`SoundwaveTrainer`] and [`SoundwaveSFTTrainer`]: TRL's, which are `TrainingArguments` and more.
+
+    What speech needs is set: columns reach the collator, nothing is cut or prepared beforehand, and on a machine
+    without an accelerator the CPU trains. Full precision, a learning rate of 1e-4 and no gradient checkpointing are
+    the defaults, where TRL's are bfloat16, 2e-5 and checkpointing.
+
+    Args:
+        max_blank_share (`float`, *optional*, defaults to 0.995): share of blanks among the frames' CTC labels from
+            which a warning says that the CTC head has collapsed.
+        plot_loss (`bool`, *optional*, defaults to `True`): whether to draw `loss.png` in the output folder at every
+            save. Needs matplotlib.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate for AdamW."})
+    bf16: bool = field(default=False, metadata={"help": "Whether to use bf16 mixed precision."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Whether to compute activations again in the backward pass, to save memory."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Leave it: no token is cut off."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"skip_prepare_dataset": True}, metadata={"help": "Leave it: the collator prepares."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: the collator reads them all."})
+    max_blank_share: float = field(
+        default=0.995, metadata={"help": "Share of blanks from which a warning says that CTC has collapsed."}
+    )
+    plot_loss: bool = field(default=True, metadata={"help": "Whether to draw `loss.png` at every save."})
+
+    def __post_init__(self):
+        if not 0 < self.max_blank_share <= 1:
+            raise ValueError(f"`max_blank_share` is {self.max_blank_share}; give a share of 0 to 1.")
+        # The library refuses bf16 without an accelerator unless the CPU is asked for by name.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+__all__ = ["SoundwaveTrainingArguments"]

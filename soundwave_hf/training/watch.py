@@ -1,0 +1,86 @@
+"""What a user sees of a run: a warning where CTC collapses, and the curves of the losses."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+LOGS_OF_COLLAPSE = 3  # one alone may be the first steps, when every CTC says blank
+LOSSES = ("loss", "ce_loss", "ctc_loss", "eval_loss")
+SHARES = ("blank_share", "positions_per_second", "targets_per_frame")
+
+
+class CollapseCallback(TrainerCallback):
+    """Warns where the CTC head says blank nearly everywhere in several logs on end, once until it recovers."""
+
+    def __init__(self):
+        self.logs = 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        share = (logs or {}).get("blank_share")
+        if share is None:
+            return
+        self.logs = self.logs + 1 if share >= args.max_blank_share else 0
+        if self.logs == LOGS_OF_COLLAPSE and state.is_world_process_zero:
+            logger.warning(
+                f"Step {state.global_step}: {share:.1%} of the frames are blank in the last {LOGS_OF_COLLAPSE} logs "
+                f"(`max_blank_share` {args.max_blank_share:g}): the CTC head has collapsed and hears nothing. Look "
+                "whether clips and transcripts belong together; else lower `learning_rate`, or warm it up for longer."
+            )
+
+
+class PlotCallback(TrainerCallback):
+    """Draws the logged losses and shares over the steps, `loss.png` in the output folder, at each save and the end."""
+
+    def __init__(self):
+        self.says_missing = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self._draw(args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._draw(args, state)
+
+    def _draw(self, args, state):
+        if not state.is_world_process_zero or not args.plot_loss:
+            return
+        if find_spec("matplotlib") is not None:
+            plot_history(state.log_history, os.path.join(args.output_dir, "loss.png"))
+        elif self.says_missing:
+            self.says_missing = False
+            logger.warning("No `loss.png`: it needs matplotlib, `pip install 'soundwave-hf[train]'`.")
+
+
+def curves(history: list[dict], names: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of what was logged under these names; names never logged are left out."""
+    found = {name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in names}
+    return {name: points for name, points in found.items() if points}
+
+
+def plot_history(history: list[dict], path: str | os.PathLike):
+    """A trainer's `log_history` -> PNG: losses on a logarithmic scale, and below them what the CTC head does."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    for panel, names in zip(panels, (LOSSES, SHARES), strict=True):
+        for name, points in curves(history, names).items():
+            panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        if panel.has_data():
+            panel.legend()
+        panel.grid(alpha=0.3)
+    if any(value > 0 for points in curves(history, LOSSES).values() for _, value in points):
+        panels[0].set_yscale("log")
+    panels[0].set_ylabel("loss, nats")
+    panels[1].set_xlabel("step")
+    half = Path(path).with_suffix(".half.png")
+    figure.savefig(half, dpi=120)
+    os.replace(half, path)
+
+
+__all__ = ["CollapseCallback", "PlotCallback", "curves", "plot_history"]
