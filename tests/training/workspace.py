@@ -175,8 +175,10 @@ class Watch(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def train(recipe: dict, stop_after: int | None = None, change: Callable | None = None) -> Trained:
-    """Run a recipe from a YAML file. `change(model)` may edit the model before it trains.
+def train(
+    recipe: dict, stop_after: int | None = None, change: Callable | None = None, path: Path | None = None
+) -> Trained:
+    """Run a recipe from a YAML file, at `path` or beside its output. `change(model)` may edit the model beforehand.
 
     Raises: `KeyboardInterrupt` in the step after `stop_after`.
     """
@@ -195,7 +197,7 @@ def train(recipe: dict, stop_after: int | None = None, change: Callable | None =
             change(model)
         return model
 
-    path = Path(recipe["output_dir"]).with_suffix(".yaml")
+    path = path or Path(recipe["output_dir"]).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "build_model", build)
