@@ -935,12 +935,12 @@ def test_more_clips_than_audio_tokens_are_refused():
 
 def test_fewer_clips_than_audio_tokens_are_refused():
     ids = torch.tensor([[3, AUDIO, AUDIO]])
-    with pytest.raises(ValueError, match="holds 2 audio tokens .* and 1 clips were given"):
+    with pytest.raises(ValueError, match="holds 2 audio tokens .* and 1 clips were given: give one audio token"):
         tiny_model()(input_ids=ids, input_features=make_clips([80])[0])
 
 
 def test_clips_without_an_audio_token_are_refused():
-    with pytest.raises(ValueError, match="holds 0 audio tokens .* and 1 clips were given"):
+    with pytest.raises(ValueError, match="holds 0 audio tokens .* and 1 clips were given: give one audio token"):
         tiny_model()(input_ids=torch.tensor([[3, 4]]), input_features=make_clips([80])[0])
 
 
