@@ -26,8 +26,7 @@ def export(arguments: argparse.Namespace):
 def merge(arguments: argparse.Namespace):
     from .hub import merge_adapter
 
-    names = {name: getattr(arguments, name) for name in ("encoder", "llm") if getattr(arguments, name)}
-    merge_adapter(arguments.adapter, arguments.destination, **names)
+    merge_adapter(arguments.adapter, arguments.destination, arguments.encoder, arguments.llm)
 
 
 def convert(arguments: argparse.Namespace):
@@ -49,12 +48,13 @@ def evaluate(arguments: argparse.Namespace):
         sets=arguments.sets.split(",") if arguments.sets else SETS,
         checkpoint=arguments.model,
         adapter=arguments.adapter,
+        encoder=arguments.encoder,
+        llm=arguments.llm,
         with_baseline=arguments.baseline,
         batch_size=arguments.batch_size,
         output=arguments.output,
         transcripts=arguments.transcripts,
         ctc=arguments.ctc,
-        **{name: getattr(arguments, name) for name in ("encoder", "llm") if getattr(arguments, name)},
     )
 
 
@@ -69,6 +69,16 @@ def backbones(arguments: argparse.Namespace):
 
     for name in arguments.names or PYPI_BACKBONES:
         print(f"{name}  {resolve_backbone(name)}")
+
+
+def add_backbones(verb: argparse.ArgumentParser):
+    """`--encoder` and `--llm`: what adapters belong to."""
+    from .evaluation.shipped import ENCODER, LLM
+
+    for name, default in (("--encoder", ENCODER), ("--llm", LLM)):
+        verb.add_argument(
+            name, metavar="NAME", default=default, help="what the adapters belong to; default: %(default)s"
+        )
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, str]:
@@ -116,8 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add_verb(merge, "join backbones, adapters and LoRA into one checkpoint that transformers loads")
     verb.add_argument("adapter", metavar="ADAPTER", help="folder that `train` or `export` wrote")
     verb.add_argument("destination", metavar="DST", help="folder to write")
-    verb.add_argument("--encoder", metavar="NAME", help="what the adapters belong to; default: Whisper base")
-    verb.add_argument("--llm", metavar="NAME", help="what the adapters belong to; default: SmolLM2-135M-Instruct")
+    add_backbones(verb)
 
     verb = add_verb(convert, "turn a checkpoint in the published layout into one that transformers loads")
     verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
@@ -130,8 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     which = verb.add_mutually_exclusive_group()
     which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
     which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
-    verb.add_argument("--encoder", metavar="NAME", help="what the adapters belong to; default: Whisper base")
-    verb.add_argument("--llm", metavar="NAME", help="what the adapters belong to; default: SmolLM2-135M-Instruct")
+    add_backbones(verb)
     verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default: all")
     verb.add_argument("--baseline", action="store_true", help="score the encoder's own Whisper on the same clips too")
     verb.add_argument("--ctc", action="store_true", help="score the CTC head alone, all that stage I trains")

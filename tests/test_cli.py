@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 
 from soundwave_hf import cli
+from soundwave_hf.evaluation.shipped import ENCODER, LLM
 
 
 def replace_module(monkeypatch, name: str, **contents):
@@ -54,6 +55,20 @@ def test_train_hands_recipe_and_overrides_on(monkeypatch):
     replace_module(monkeypatch, "soundwave_hf.training.run", run_recipe=lambda *given: seen.append(given))
     assert cli.main(["train", "recipes/tiny.yaml", "--max_steps", "3"]) == 0
     assert seen == [("recipes/tiny.yaml", {"max_steps": "3"})]
+
+
+@pytest.mark.parametrize(
+    ("given", "backbones"),
+    [([], (ENCODER, LLM)), (["--llm", "mine"], (ENCODER, "mine")), (["--encoder=a"], ("a", LLM))],
+)
+def test_merge_and_evaluate_take_the_backbones_of_other_adapters(monkeypatch, given, backbones):
+    seen = []
+    replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=lambda *given: seen.append(given))
+    evaluation = {"SETS": ("human",), "run_evaluation": lambda encoder, llm, **rest: seen.append((encoder, llm))}
+    replace_module(monkeypatch, "soundwave_hf.evaluation.evaluate", **evaluation)
+    assert cli.main(["merge", "adapter", "out", *given]) == 0
+    assert cli.main(["evaluate", *given]) == 0
+    assert seen == [("adapter", "out", *backbones), backbones]
 
 
 def failing_convert(source, destination):

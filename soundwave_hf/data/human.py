@@ -20,7 +20,7 @@ ASTERISK_FOLDER = "usr/share/asterisk/sounds/en_US_f_Allison"
 LIBRIVOX_FOLDER = "usr/share/pocketsphinx/test/data/librivox"
 UNUSED, VALIDATION, TRAINING = 0, 1, 2  # remainder of the split rule
 
-LONGEST_SECONDS = 30.0  # of the Whisper encoder
+LONGEST_TRAINING_SECONDS = 30.0  # one window of the Whisper encoder; validation takes clips of any length
 SHORTEST_PSEUDO_SECONDS = 1.0
 WORST_PSEUDO_LOSS = 0.25  # mean negative log-likelihood a token of Whisper's own transcript, in nats
 
@@ -143,7 +143,7 @@ def prompt_clip(name: str, folder: Path) -> tuple[Path, float]:
 def prompt_rows(folder: Path, remainder: int) -> list[dict]:
     """Rows of the transcribed prompts of one part of the split (texts of the validation part as published).
 
-    Clips above 30 s, and training clips whose text is also a validation text, are left out.
+    Training leaves out clips above 30 s and those whose text is also a validation text; validation leaves out none.
     """
     if remainder not in (VALIDATION, TRAINING):
         raise ValueError(
@@ -157,7 +157,7 @@ def prompt_rows(folder: Path, remainder: int) -> list[dict]:
         if remainder == TRAINING and normalized(spoken) in held_out_texts():
             continue
         path, seconds = prompt_clip(name, folder)
-        if seconds <= LONGEST_SECONDS:
+        if remainder == VALIDATION or seconds <= LONGEST_TRAINING_SECONDS:
             rows.append(row(path, spoken, seconds, voice="allison", source="human-prompt", folder=folder))
     return rows
 
@@ -189,7 +189,7 @@ def pseudo_rows(folder: Path) -> list[dict]:
     rows = []
     for name in tqdm(names, desc="pseudo-labels", unit="clip", mininterval=5):
         path, seconds = prompt_clip(name, folder)
-        if not SHORTEST_PSEUDO_SECONDS <= seconds <= LONGEST_SECONDS:
+        if not SHORTEST_PSEUDO_SECONDS <= seconds <= LONGEST_TRAINING_SECONDS:
             continue
         text, loss = listener.transcribe(soundfile.read(path, dtype="float32")[0])
         if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and normalized(text) not in held_out_texts():

@@ -1,6 +1,7 @@
 """Transcribe sets of clips with a loaded model and score them; Whisper itself on the same clips is the ceiling."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,8 @@ from .metrics import collapse_ctc, positions_per_second, word_error_rate
 from .shipped import ADAPTER, ENCODER, EXAMPLES, LLM, load_adapter, load_checkpoint
 
 
-MAX_NEW_TOKENS = 120  # English speech of 30 s seldom has more
+WINDOW_SECONDS = 30.0  # of the Whisper encoder
+MAX_NEW_TOKENS = 120  # English speech of a window seldom has more
 SETS = ("human", "librivox", "synthetic")  # telephone prompts, audiobook, new sentences in a new voice
 
 
@@ -42,12 +44,16 @@ def conversation(audio: str | Path, question: str) -> list[dict]:
 def ask(
     model, processor, clips: Sequence[str | Path], question: str, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> Transcripts:
-    """Put one question to each clip, all clips in one padded batch; greedy answers."""
+    """Put one question to each clip, all clips in one padded batch; greedy answers.
+
+    Args: max_new_tokens: for each window of the encoder that the longest clip takes.
+    """
     start = time.perf_counter()
     inputs = processor.apply_chat_template(
         [conversation(clip, question) for clip in clips], add_generation_prompt=True, tokenize=True, return_dict=True
     ).to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    windows = math.ceil(inputs["input_features"].shape[-1] / processor.feature_extractor.nb_max_frames)
+    ids = model.generate(**inputs, max_new_tokens=windows * max_new_tokens, do_sample=False)
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     seconds_taken = time.perf_counter() - start
     # `generate` does not return what the audio side found; asking again costs little and is not on the clock.
@@ -96,17 +102,28 @@ def transcribe(
     return in_batches(run, rows, batch_size, label)
 
 
-def in_batches(run: Callable[[list[str]], Transcripts], rows: Sequence[dict], batch_size: int, label: str):
-    """Call `run` on batches of clips of like length, so that little is padded; results in the order of the rows."""
+def batches_of_like_length(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
+    """Places of clips in batches of like length, so that little is padded; none holds clips on both sides of a window.
+
+    Longer clips are heard in another way than those within the encoder's window, which no company is to change.
+    """
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}; it counts clips: give 1 or more.")
-    order = sorted(range(len(rows)), key=lambda index: rows[index]["seconds"])
+    order = sorted(range(len(seconds)), key=lambda index: seconds[index])
+    within = sum(length <= WINDOW_SECONDS for length in seconds)
+    parts = (order[:within], order[within:])
+    return [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
+
+
+def in_batches(run: Callable[[list[str]], Transcripts], rows: Sequence[dict], batch_size: int, label: str):
+    """Call `run` on `batches_of_like_length`; results in the order of the rows."""
+    batches = batches_of_like_length([row["seconds"] for row in rows], batch_size)
+    order = [index for batch in batches for index in batch]
     parts = []
     with tqdm(total=len(rows), desc=label, unit="clip", mininterval=2) as progress:
-        for start in range(0, len(order), batch_size):
-            clips = [rows[index]["audio"] for index in order[start : start + batch_size]]
-            parts.append(run(clips))
-            progress.update(len(clips))
+        for batch in batches:
+            parts.append(run([rows[index]["audio"] for index in batch]))
+            progress.update(len(batch))
 
     def in_row_order(name: str) -> list | None:
         values = [getattr(part, name) for part in parts]
@@ -124,7 +141,10 @@ def in_batches(run: Callable[[list[str]], Transcripts], rows: Sequence[dict], ba
 
 
 def whisper_baseline(encoder_folder: str, rows: Sequence[dict], batch_size: int = 8) -> Transcripts:
-    """Greedy English transcripts of the encoder's own Whisper, each clip padded to 30 s as it was trained."""
+    """Greedy English transcripts of the encoder's own Whisper, each clip padded to 30 s as it was trained.
+
+    Longer clips go through its long form: window after window, each beginning where the last timestamp was.
+    """
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
     from transformers.audio_utils import load_audio
 
@@ -136,8 +156,11 @@ def whisper_baseline(encoder_folder: str, rows: Sequence[dict], batch_size: int 
     def run(clips: list[str]) -> Transcripts:
         start = time.perf_counter()
         samples = [load_audio(str(clip), sampling_rate=rate) for clip in clips]
-        inputs = processor(samples, sampling_rate=rate, return_tensors="pt", return_attention_mask=True)
-        ids = model.generate(**inputs, language="en", task="transcribe", num_beams=1, do_sample=False)
+        long = max(map(len, samples)) > processor.feature_extractor.n_samples
+        whole = {"truncation": False, "padding": "longest"} if long else {}
+        inputs = processor(samples, sampling_rate=rate, return_tensors="pt", return_attention_mask=True, **whole)
+        timestamps = {"return_timestamps": True} if long else {}
+        ids = model.generate(**inputs, language="en", task="transcribe", num_beams=1, do_sample=False, **timestamps)
         texts = processor.batch_decode(ids, skip_special_tokens=True)
         return Transcripts([text.strip() for text in texts], time.perf_counter() - start)
 

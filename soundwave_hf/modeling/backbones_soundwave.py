@@ -6,7 +6,9 @@ import os
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperPreTrainedModel
 from transformers.utils import cached_file
 
 from .configuration_soundwave import SoundwaveConfig
@@ -24,6 +26,48 @@ FIXED_BY_WEIGHTS = (
     "tie_ctc_head",
     "adapter_heads",
 )
+
+
+class WhisperEncoderAlone(WhisperPreTrainedModel):
+    """The encoder of a Whisper checkpoint, of whose decoder nothing is read."""
+
+    _keys_to_ignore_on_load_unexpected = [r"\bdecoder\.", r"\bproj_out\."]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = WhisperEncoder(config)
+        self.post_init()
+
+
+class WhisperDecoderAlone(WhisperPreTrainedModel):
+    """The decoder of a Whisper checkpoint, of whose encoder nothing is read."""
+
+    _keys_to_ignore_on_load_unexpected = [r"\bencoder\.", r"\bproj_out\."]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.decoder = WhisperDecoder(config)
+        self.post_init()
+
+
+def read_encoder(encoder: str, dtype=None) -> nn.Module:
+    """The encoder of a Whisper, by hub name or folder, in `dtype` (by default its own).
+
+    Raises: `ValueError` where the checkpoint lacks a weight of it.
+    """
+    whisper, report = WhisperEncoderAlone.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"`{encoder}` lacks {len(missing)} weights of a Whisper encoder: {missing[:8]}. Name a Whisper model, or "
+            "download this one again."
+        )
+    return whisper.encoder
+
+
+def read_decoder(encoder: str) -> nn.Module | None:
+    """The decoder of a Whisper, by hub name or folder; None where the checkpoint holds the encoder alone."""
+    whisper, report = WhisperDecoderAlone.from_pretrained(encoder, output_loading_info=True)
+    return None if report["missing_keys"] else whisper.decoder
 
 
 def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, int]:
@@ -204,6 +248,8 @@ __all__ = [
     "load_adapter",
     "load_lora",
     "load_trained",
+    "read_decoder",
+    "read_encoder",
     "read_input_embeddings",
     "read_shards",
     "refuse_other_fields",

@@ -235,7 +235,9 @@ def make_processor(tokenizer, config: SoundwaveConfig):
     feature_extractor = WhisperFeatureExtractor(
         feature_size=config.audio_config.num_mel_bins, chunk_length=window_seconds
     )
-    return SoundwaveProcessor(feature_extractor, tokenizer, audio_token=PUBLISHED_AUDIO_TOKEN)
+    return SoundwaveProcessor(
+        feature_extractor, tokenizer, audio_token=PUBLISHED_AUDIO_TOKEN, require_sampling_rate=True
+    )
 
 
 def write_folder(dst: Path, parts: list):

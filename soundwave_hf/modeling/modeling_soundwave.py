@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, WhisperModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask
@@ -28,6 +28,7 @@ from .backbones_soundwave import (
     adapter_fields,
     audio_token_place,
     load_adapter,
+    read_encoder,
     read_input_embeddings,
     read_shards,
     refuse_other_fields,
@@ -544,9 +545,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
         Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
         """
-        whisper, report = WhisperModel.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
-        has_decoder = not any(name.startswith("decoder.") for name in report["missing_keys"])
-        tower = whisper.get_encoder()
+        tower = read_encoder(encoder, dtype)
         config = SoundwaveConfig(
             audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
         )
@@ -559,13 +558,12 @@ class SoundwavePreTrainedModel(PreTrainedModel):
             if (adapter := getattr(audio_model, name, None)) is not None:
                 adapter.to_empty(device="cpu").apply(model._init_weights)
                 adapter.to(dtype)
-        if warm_start and config.tie_ctc_head:
-            adapter = audio_model.alignment_adapter
-            if not has_decoder or not start_alignment(adapter, whisper, encoder, llm, llm_rows):
-                logger.warning(
-                    "The alignment adapter begins at random: `%s` has no decoder, or shares too few words with `%s`.",
-                    *(encoder, llm),
-                )
+        warm_start = warm_start and config.tie_ctc_head
+        if warm_start and not start_alignment(audio_model.alignment_adapter, encoder, llm, llm_rows):
+            logger.warning(
+                "The alignment adapter begins at random: `%s` has no decoder, or shares too few words with `%s`.",
+                *(encoder, llm),
+            )
         audio_model.ctc_head.start_blank(llm_rows[:audio_token_id])
         return model
 

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
+from .backbones_soundwave import read_decoder
+
 
 def words_of(llm_or_encoder: str) -> dict[str, int]:
     """Ids of the tokens that are lower-case letters, by their text with its space; none without a tokenizer.
@@ -56,22 +58,25 @@ def between_embeddings(source: torch.Tensor, target: torch.Tensor, ridge: float 
 
 
 @torch.no_grad()
-def start_alignment(adapter: nn.Module, whisper: nn.Module, encoder: str, llm: str, llm_rows: torch.Tensor) -> bool:
+def start_alignment(adapter: nn.Module, encoder: str, llm: str, llm_rows: torch.Tensor) -> bool:
     """Let the alignment adapter begin at what Whisper's decoder reads, its layers at the identity.
 
     Args:
-        adapter (`SoundwaveAlignmentAdapter`), whisper (`WhisperModel`), encoder and llm (`str`): hub names or folders.
+        adapter (`SoundwaveAlignmentAdapter`): which is changed.
+        encoder, llm (`str`): hub names or folders of a Whisper and a causal LM.
         llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
 
-    Returns: whether it does; not where the vocabularies share fewer words than the LLM's width, or have no tokenizer.
+    Returns: whether it does; not where the vocabularies share fewer words than the LLM's width, one of them has no
+    tokenizer, or the Whisper is an encoder alone.
     """
     heard, read = words_of(encoder), words_of(llm)
     shared = sorted(heard.keys() & read.keys())
-    if len(shared) < llm_rows.shape[1]:
+    decoder = read_decoder(encoder) if len(shared) >= llm_rows.shape[1] else None
+    if decoder is None:
         return False
-    whisper_rows = whisper.decoder.embed_tokens.weight[[heard[word] for word in shared]]
+    whisper_rows = decoder.embed_tokens.weight[[heard[word] for word in shared]]
     carried = between_embeddings(whisper_rows, llm_rows[[read[word] for word in shared]].to(whisper_rows.device))
-    weight, bias = decoder_reading(whisper.decoder)
+    weight, bias = decoder_reading(decoder)
     each = carried @ weight / adapter.stack_factor  # the stacked frames are averaged
     adapter.linear.weight.copy_(each.repeat(1, adapter.stack_factor))
     adapter.linear.bias.copy_(carried @ bias)

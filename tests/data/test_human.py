@@ -48,6 +48,17 @@ def test_unused_prompts_are_refused(tmp_path):
         prompt_rows(tmp_path, UNUSED)
 
 
+def test_only_training_leaves_out_prompts_longer_than_the_encoders_window(monkeypatch, tmp_path):
+    monkeypatch.setattr("soundwave_hf.data.human.held_out_texts", frozenset)
+    seconds = dict.fromkeys(asterisk_transcripts(), 30.0) | {"demo-congrats": 37.0}
+    trained_on = next(name for name in seconds if split_remainder(name) == TRAINING)
+    seconds[trained_on] = 30.001
+    monkeypatch.setattr("soundwave_hf.data.human.prompt_clip", lambda name, folder: (folder / name, seconds[name]))
+    validation, training = (prompt_rows(tmp_path, remainder) for remainder in (VALIDATION, TRAINING))
+    assert len(validation) == 143 and max(row["seconds"] for row in validation) == 37.0
+    assert len(training) == 133 and trained_on not in {row["audio"] for row in training}
+
+
 def test_words_that_unused_names_give_away(monkeypatch):
     remainders = {
         "digits_17": 0,

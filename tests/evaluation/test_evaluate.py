@@ -7,7 +7,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from soundwave_hf.evaluation import evaluate
-from soundwave_hf.evaluation.evaluate import Scores, Transcripts, in_batches, score, score_table, transcribe
+from soundwave_hf.evaluation.evaluate import (
+    Scores,
+    Transcripts,
+    ask,
+    batches_of_like_length,
+    in_batches,
+    score,
+    score_table,
+    transcribe,
+)
 from soundwave_hf.evaluation.shipped import load_adapter
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
@@ -63,6 +72,21 @@ def test_a_batch_of_clips_is_transcribed_as_each_clip_alone(model_and_processor,
     )
 
 
+def test_a_clip_of_two_windows_may_have_twice_the_tokens(model_and_processor, tmp_path, monkeypatch):
+    model, processor = model_and_processor
+    limits = []
+
+    def generate(max_new_tokens, input_ids, **inputs):
+        limits.append(max_new_tokens)
+        return input_ids
+
+    monkeypatch.setattr(model, "generate", generate)
+    for seconds in (29.9, 30.1):
+        soundfile.write(tmp_path / "clip.flac", np.zeros(int(seconds * SAMPLING_RATE)), SAMPLING_RATE)
+        ask(model, processor, [tmp_path / "clip.flac"], "?", max_new_tokens=7)
+    assert limits == [7, 14]
+
+
 def test_a_clip_can_be_the_whole_question():
     (turn,) = evaluate.conversation("clip.flac", "")
     assert turn["content"] == [{"type": "audio", "path": "clip.flac"}]
@@ -79,6 +103,13 @@ def test_batches_hold_clips_of_like_length_and_results_keep_the_rows_order():
     found = in_batches(run, rows, batch_size=2, label="test")
     assert batches == [["b", "c"], ["a"]]
     assert found == Transcripts(texts=["A", "B", "C"], seconds_taken=4.0, ctc_texts=None, num_positions=None)
+
+
+def test_clips_beyond_the_encoders_window_have_batches_of_their_own():
+    seconds = [31.0, 2.0, 30.0, 1.0, 90.0, 3.0]
+    assert batches_of_like_length(seconds, batch_size=3) == [[3, 1, 5], [2], [0, 4]]
+    assert batches_of_like_length(seconds[1:4], batch_size=2) == [[2, 0], [1]]
+    assert batches_of_like_length(seconds[:1], batch_size=2) == [[0]]
 
 
 def test_a_batch_of_no_clips_is_refused(rows):

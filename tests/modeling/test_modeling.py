@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.modeling import modeling_soundwave
 from soundwave_hf.modeling.backbones_soundwave import adapter_fields
+from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc
 from soundwave_hf.modeling.modeling_soundwave import first_of_run
 from tests.tiny_models import (
     AUDIO,
@@ -546,6 +547,31 @@ def test_stage_one_gives_the_ctc_numbers_of_the_whole_model(compat):
     assert found.loss == found.ctc_loss
 
 
+@pytest.mark.parametrize("compat", ["paper", "published"])
+@torch.no_grad()
+def test_candidates_are_those_of_the_ctc_loss(compat):
+    model, batch = tiny_model(compat=compat), mixed_batch()
+    head, candidates = model.model.ctc_head, torch.tensor([6, 9, 20])
+    _, aligned, mask = model.model.align(batch["input_features"], batch["input_features_mask"])
+    expected = large_vocabulary_ctc(
+        aligned,
+        mask.sum(dim=1),
+        model.get_input_embeddings().weight if head.weight is None else head.weight,
+        AUDIO,
+        head.blank_weight,
+        head.blank_bias,
+        CTC_LABELS,
+        candidates=candidates,
+    )
+    given = {"ctc_labels": CTC_LABELS, "ctc_candidates": candidates}
+    whole = model(**batch, **given)
+    stage_one = ctc_model_of(model)(batch["input_features"], batch["input_features_mask"], **given)
+    for found in (whole, stage_one):
+        assert torch.equal(found.ctc_best, expected.best)
+        assert_near(found.ctc_loss, (expected.losses / torch.tensor([4, 2, 1, 1])).sum() / 4)
+    assert whole.ctc_loss < model(**batch, ctc_labels=CTC_LABELS).ctc_loss
+
+
 def test_stage_one_trains_the_alignment_adapter_and_the_heads_own_parameters():
     trainable = {name for name, value in SoundwaveForCTC(tiny_config()).named_parameters() if value.requires_grad}
     parts = {name.split(".")[0] for name in trainable}
@@ -909,12 +935,12 @@ def test_more_clips_than_audio_tokens_are_refused():
 
 def test_fewer_clips_than_audio_tokens_are_refused():
     ids = torch.tensor([[3, AUDIO, AUDIO]])
-    with pytest.raises(ValueError, match="holds 2 audio tokens .* and 1 clips were given"):
+    with pytest.raises(ValueError, match="holds 2 audio tokens .* and 1 clips were given: give one audio token"):
         tiny_model()(input_ids=ids, input_features=make_clips([80])[0])
 
 
 def test_clips_without_an_audio_token_are_refused():
-    with pytest.raises(ValueError, match="holds 0 audio tokens .* and 1 clips were given"):
+    with pytest.raises(ValueError, match="holds 0 audio tokens .* and 1 clips were given: give one audio token"):
         tiny_model()(input_ids=torch.tensor([[3, 4]]), input_features=make_clips([80])[0])
 
 
@@ -1003,6 +1029,16 @@ def test_a_prompt_longer_than_the_llms_context_is_refused():
 def test_a_ctc_label_that_is_no_token_is_refused(wrong):
     with pytest.raises(ValueError, match=rf"holds id {wrong}; ids of 0..31 other than the blank \(31\) were expected"):
         tiny_model().get_audio_features(*make_clips([80]), ctc_labels=torch.tensor([[1, wrong]]))
+
+
+@pytest.mark.parametrize("wrong", [VOCABULARY, -1])
+def test_a_candidate_outside_the_vocabulary_is_refused(wrong):
+    model, batch, candidates = tiny_model(), mixed_batch(), torch.tensor([3, wrong])
+    message = f"`ctc_candidates` holds id {wrong} and the LLM's vocabulary has 32 ids: use the processor"
+    with pytest.raises(ValueError, match=message):
+        model(**batch, ctc_labels=CTC_LABELS, ctc_candidates=candidates)
+    with pytest.raises(ValueError, match=message):
+        ctc_model_of(model)(batch["input_features"], ctc_candidates=candidates)
 
 
 def test_ctc_labels_for_other_clips_are_refused():

@@ -106,6 +106,17 @@ def test_greedy_ids_are_the_published_ones(model, case):
 
 
 @torch.no_grad()
+def test_a_batch_gives_the_audio_side_of_each_case_alone(model):
+    features, _, _ = left_padded_batch()
+    audio = model.get_audio_features(features, output_ctc_logits=True)
+    cases = [expected_case(case) for case in CASES]
+    for found, name in (("last_hidden_state", "encoder_states"), ("aligned_states",) * 2, ("ctc_logits",) * 2):
+        assert_near(audio[found], torch.cat([case[name] for case in cases]))
+    meta = json.loads((PUBLISHED / "meta.json").read_text())
+    assert audio.num_positions.tolist() == [case["kept_frames"] for case in meta["cases"]]
+
+
+@torch.no_grad()
 def test_a_padded_batch_gives_the_logits_of_each_case_alone(model):
     features, ids, mask = left_padded_batch()
     logits = model(input_ids=ids, input_features=features, attention_mask=mask).logits
@@ -240,6 +251,8 @@ def test_a_tokenizer_becomes_a_processor_with_the_published_audio_token(copy_of_
     assert processor.audio_token == "<audio_patch>"
     assert processor.tokenizer.convert_tokens_to_ids("<audio_patch>") == AUDIO
     assert processor.feature_extractor.feature_size == 20
+    with pytest.raises(ValueError, match="arrived as an array without its sampling rate"):
+        processor(text="<audio_patch>", audio=[0.0] * 800)
 
 
 def assert_refused(src: Path, dst: Path, error: type[Exception], message: str):

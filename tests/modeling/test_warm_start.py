@@ -7,13 +7,20 @@ import soundfile
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, WhisperModel
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 from soundwave_hf.evaluation.shipped import ENCODER, EXAMPLES, LLM
+from soundwave_hf.modeling import modeling_soundwave, warm_start_soundwave
 from soundwave_hf.modeling.warm_start_soundwave import between_embeddings, decoder_reading, words_of
 from tests.evaluation.test_shipped import backbone_on_disk
-from tests.tiny_models import save_tiny_llm, save_tiny_whisper
+from tests.tiny_models import save_tiny_llm, save_tiny_whisper, tiny_audio_config
 
 
 WORDS = [f"Ġ{first}{second}" for first, second in itertools.product("abcdef", "uvwxyz")]  # 36 of them
@@ -99,17 +106,88 @@ def test_stage_one_and_the_whole_model_begin_alike(backbones):
 
 
 @pytest.mark.parametrize("options", [{"warm_start": False}, {"tie_ctc_head": False}], ids=["asked for", "free head"])
-def test_a_random_start_where_asked_for_and_with_a_free_head(backbones, options):
+def test_a_random_start_where_asked_for_and_with_a_free_head_reads_no_decoder(backbones, options, monkeypatch):
+    monkeypatch.setattr(warm_start_soundwave, "read_decoder", None)
     adapter = SoundwaveForCTC.from_backbones(*backbones, **options).alignment_adapter
     assert adapter.layers[0].fc2.weight.any()
     assert not torch.equal(adapter.linear.weight[:, :12], adapter.linear.weight[:, 12:])
 
 
-def test_a_random_start_where_vocabularies_share_too_few_words(tmp_path, backbones):
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What the model warns of."""
+    found = []
+    monkeypatch.setattr(modeling_soundwave.logger, "warning", lambda text, *names: found.append(text % names))
+    return found
+
+
+def save_encoder_alone(folder) -> str:
+    """A Whisper fine-tuned to classify, which has no decoder, with its tokenizer. Returns the folder."""
+    WhisperForAudioClassification(tiny_audio_config(vocab_size=40)).save_pretrained(folder)
+    return save_words(folder, [*WORDS, *OTHERS])
+
+
+@pytest.mark.parametrize("model_class", [SoundwaveForCTC, SoundwaveForConditionalGeneration])
+def test_a_random_start_without_a_decoder_or_with_too_few_words_is_warned_of(
+    tmp_path, backbones, warnings, model_class
+):
+    model_class.from_backbones(*backbones)
+    assert warnings == []
     few = save_words(save_tiny_llm(tmp_path / "few", vocab_size=40), [*OTHERS, *WORDS[:5]])
-    none = save_tiny_whisper(tmp_path / "none")  # no tokenizer at all
-    for encoder, llm in ((backbones[0], few), (none, backbones[1])):
-        assert SoundwaveForCTC.from_backbones(encoder, llm).alignment_adapter.layers[0].fc2.weight.any()
+    untokenized, alone = save_tiny_whisper(tmp_path / "untokenized"), save_encoder_alone(tmp_path / "alone")
+    for encoder, llm in ((backbones[0], few), (untokenized, backbones[1]), (alone, backbones[1])):
+        model = model_class.from_backbones(encoder, llm)
+        assert model.base_model.alignment_adapter.layers[0].fc2.weight.any()
+        words = f"begins at random: `{encoder}` has no decoder, or shares too few words with `{llm}`."
+        assert words in warnings.pop() and warnings == []
+
+
+def test_an_encoder_alone_is_joined_with_its_weights(tmp_path, backbones):
+    alone = save_encoder_alone(tmp_path / "alone")
+    expected = WhisperForAudioClassification.from_pretrained(alone).encoder.state_dict()
+    found = SoundwaveForCTC.from_backbones(alone, backbones[1]).audio_tower.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_an_encoder_that_lacks_a_weight_is_refused(backbones):
+    encoder, llm = backbones
+    whisper = WhisperForConditionalGeneration.from_pretrained(encoder)
+    weights = whisper.state_dict()
+    del weights["model.encoder.layers.1.fc2.bias"]
+    whisper.save_pretrained(encoder, state_dict=weights)
+    message = r"lacks 1 weights of a Whisper encoder: \['encoder.layers.1.fc2.bias'\]. Name a Whisper model, or"
+    with pytest.raises(ValueError, match=message):
+        SoundwaveForCTC.from_backbones(encoder, llm)
+
+
+@torch.no_grad()
+def test_a_fresh_model_hears_the_words_that_the_decoder_reads_off_its_frames(tmp_path):
+    table = torch.randn(40, 16)
+    table = 4 * torch.nn.functional.normalize(table - table.mean(dim=1, keepdim=True))
+    whisper = WhisperForConditionalGeneration(tiny_audio_config(d_model=16, vocab_size=40))
+    whisper.model.decoder.embed_tokens.weight.copy_(table)
+    for value in whisper.model.decoder.layers[0].encoder_attn.parameters():
+        value.normal_()
+    whisper.save_pretrained(tmp_path / "whisper")
+    tokens = [*WORDS, *OTHERS]
+    encoder = save_words(tmp_path / "whisper", tokens)
+    llm = save_tiny_llm(tmp_path / "llm", vocab_size=40)
+    language = AutoModelForCausalLM.from_pretrained(llm)
+    language.get_input_embeddings().weight.copy_(table.flip(0))
+    language.save_pretrained(llm)
+    save_words(llm, tokens[::-1])
+
+    spoken = [3, 17, 3, 30]  # ids of Whisper
+    weight, bias = decoder_reading(whisper.model.decoder)
+    states = (table[spoken] - bias) @ torch.linalg.pinv(weight, rtol=1e-4).T  # of which the decoder reads these words
+    inputs = {"encoder_states": states.repeat_interleave(2, dim=0)[None]}  # two frames a position
+    inputs["ctc_labels"] = torch.tensor([[39 - word for word in spoken]])
+    warm = SoundwaveForCTC.from_backbones(encoder, llm)(**inputs)
+    random = SoundwaveForCTC.from_backbones(encoder, llm, warm_start=False)(**inputs)
+    assert torch.equal(warm.ctc_best, inputs["ctc_labels"])
+    assert not (random.ctc_best == inputs["ctc_labels"]).any()
+    assert warm.loss < 0.1 * random.loss
 
 
 @torch.no_grad()

@@ -150,12 +150,16 @@ REFUSED = {
     "array without its rate": (tone(), None, r"audio\[0\] arrived as an array without its sampling rate.*Pass `samp"),
     "list without its rate": ([0.0] * 800, None, "arrived as an array without its sampling rate"),
     "row without its rate": ({"array": tone()}, None, "arrived as an array without its sampling rate"),
-    "rate of zero": (tone(), 0, "arrived with the sampling rate 0; expected a positive number"),
+    "rate of zero": (tone(), 0, "arrived with the sampling rate 0; expected a positive number. Pass the rate in Hz"),
     "negative rate": (tone(), -16000, "arrived with the sampling rate -16000; expected a positive number"),
     "rate that is text": (tone(), "16k", "arrived with the sampling rate '16k'; expected a positive number"),
-    "empty": (np.zeros(0, np.float32), 16000, r"audio\[0\] is empty \(0 samples\).*Leave the clip"),
-    "no finite samples": (with_nan(), 16000, "holds 2 NaN or infinite samples of 8000; expected finite"),
-    "10 ms": (tone(0.01), 16000, r"lasts 10.00 ms; expected at least 40 ms"),
+    "empty": (np.zeros(0, np.float32), 16000, r"audio\[0\] is empty \(0 samples\); expected speech. Leave"),
+    "no finite samples": (
+        with_nan(),
+        16000,
+        "holds 2 NaN or infinite samples of 8000; expected finite.*Decode it",
+    ),
+    "10 ms": (tone(0.01), 16000, "lasts 10.00 ms; expected at least 40 ms, .*Leave the clip out, or check"),
     "one sample short": (np.zeros(639, np.float32), 16000, "lasts 39.94 ms; expected at least 40 ms"),
     "stereo, channels first": (
         np.zeros((2, 8000), np.float32),
@@ -172,8 +176,12 @@ REFUSED = {
     "three axes": (np.zeros((1, 1, 8000), np.float32), 16000, r"shape \(1, 1, 8000\); expected one clip, mono"),
     "16-bit integers": (np.ones(8000, np.int16), 16000, r"arrived as int16 samples; expected floats.*/ 32768"),
     "integer tensor": (torch.ones(8000, dtype=torch.int32), 16000, "arrived as int32 samples; expected floats"),
-    "not audio": (b"not audio at all", None, "could not be decoded.*Convert it: `ffmpeg"),
-    "row without audio": ({"path": None, "bytes": None}, None, r"keys \['bytes', 'path'\] and no audio in it"),
+    "not audio": (b"not audio at all", None, "could not be decoded: .* Expected a file .*Convert it: `ffmpeg"),
+    "row without audio": (
+        {"path": None, "bytes": None},
+        None,
+        r"keys \['bytes', 'path'\] and no audio.* Pass the row",
+    ),
 }
 
 
