@@ -7,7 +7,13 @@ and the merged row (embeddings, mask, cache) differ by a constant number of posi
 from dataclasses import dataclass
 
 import torch
-from transformers.generation import AssistedCandidateGenerator, GenerationMixin
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation import AssistedCandidateGenerator, GenerationMixin, StoppingCriteria
+from transformers.pytorch_utils import move_to_device
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -18,31 +24,68 @@ class CachedPrompt:
         input_ids (`torch.LongTensor` of shape `(rows, tokens)`): the caller's ids, one audio token a clip.
         attention_mask (`torch.LongTensor` of shape `(rows, merged)`): 1 at true positions of the merged prompt.
         num_added (`int`): `merged - tokens`.
+        read_ids (`torch.LongTensor` of shape `(rows, read)`): the ids and what was generated since, as far as known.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     num_added: int
+    read_ids: torch.Tensor
 
-    def next_mask(self, cached: int, input_ids, attention_mask, audio_token_id: int) -> torch.Tensor:
-        """The mask `(rows, cached + tail)` of a next turn, whose ids `(rows, tokens)` begin with this prompt's.
+    def count_held(self, cache: Cache, input_ids: torch.Tensor, audio_token_id: int) -> int:
+        """How many ids of a next turn `(rows, tokens)` the cache holds: those before the first that it read otherwise.
 
-        Args: cached: positions in the cache; where it was cropped, all clips must still be in it.
+        At least one is left to be read. A cache that holds more is to be cropped.
 
-        Raises: `ValueError` where they do not, hold nothing new, or a clip was cropped.
+        Raises: `ValueError` where not all clips are among them, or the cache would have to be cropped and cannot be.
         """
-        length, begin = self.input_ids.shape[1], cached - self.num_added
-        same = len(input_ids) == len(self.input_ids) and torch.equal(input_ids[:, :length], self.input_ids)
-        cropped = begin < 0 or (self.input_ids[:, begin:] == audio_token_id).any()
-        if not same or cropped or input_ids.shape[1] <= begin:
+        in_cache = int(cache.get_seq_length()) - self.num_added
+        read = self.read_ids[:, : max(in_cache, 0)].to(input_ids.device)
+        length = min(read.shape[1], input_ids.shape[1] - 1)
+        held = 0
+        if len(read) == len(input_ids):
+            same = (read[:, :length] == input_ids[:, :length]).all(dim=0)
+            held = int(same.int().cumprod(dim=0).sum())
+            if held == read.shape[1]:  # nothing that is known speaks against the rest
+                held = min(max(in_cache, 0), input_ids.shape[1] - 1)
+        can_crop = all(type(layer) is DynamicLayer for layer in cache.layers)
+        if (self.input_ids[:, held:] == audio_token_id).any() or (held < in_cache and not can_crop):
             raise ValueError(
-                f"`past_key_values` holds a prompt with clips, {length} ids and what was generated since, and "
-                f"`input_ids` of shape {tuple(input_ids.shape)} is no longer conversation that begins with it: pass "
-                "all ids of the conversation, or leave the cache out and pass all clips."
+                f"`past_key_values` holds a prompt with clips, {self.input_ids.shape[1]} ids and what was generated "
+                f"since, and `input_ids` of shape {tuple(input_ids.shape)} is no longer conversation that begins with "
+                "it: pass all ids of the conversation, or leave the cache out and pass all clips."
             )
-        new_ids = input_ids[:, length:]
-        new_mask = torch.ones_like(new_ids) if attention_mask is None else attention_mask[:, length:]
-        return torch.cat([self.attention_mask, new_mask.to(self.attention_mask)], dim=1)
+        return held
+
+    def next_mask(self, held: int, input_ids, attention_mask) -> torch.Tensor:
+        """The mask of a next turn of which the cache holds so many ids: `(rows, tokens + num_added)`."""
+        known = min(held, self.input_ids.shape[1])
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        read = self.attention_mask[:, : known + self.num_added].to(attention_mask)
+        return torch.cat([read, attention_mask[:, known:]], dim=1)
+
+
+class ContextReminder(StoppingCriteria):
+    """Stops nothing: warns once where an answer runs beyond the LLM's context, as the library does for an LLM alone.
+
+    Args:
+        context (`int`): positions that the LLM was made for.
+        most_ids (`int`): the caller's ids that have their positions, and the clips theirs, within it.
+        max_length (`int`): ids at which the answer ends, the last of them unread.
+    """
+
+    def __init__(self, context: int, most_ids: int, max_length: int):
+        self.context, self.most_ids, self.max_length = context, most_ids, max_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
+        if self.most_ids < input_ids.shape[1] < self.max_length:
+            logger.warning_once(
+                f"The answer runs beyond the LLM's context: `max_position_embeddings` is {self.context}, and the "
+                "positions of the clips count. What follows may be worse, or fail. Give a lower `max_new_tokens`, or "
+                "shorter clips."
+            )
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
@@ -102,8 +145,11 @@ class SoundwaveGenerationMixin(GenerationMixin):
         caller_inputs = {**clips, "attention_mask": model_kwargs.get("attention_mask")}
         mask, num_added = caller_inputs["attention_mask"], 0
         if prompt is not None:
-            mask = prompt.next_mask(cached, inputs, mask, self.config.audio_token_id)
-            num_added = prompt.num_added
+            held = prompt.count_held(cache, inputs, self.config.audio_token_id)
+            mask, num_added = prompt.next_mask(held, inputs, mask), prompt.num_added
+            if held + num_added < cached:
+                cache.crop(held + num_added - cached)
+                cached = held + num_added
         elif cached >= inputs.shape[1]:
             raise ValueError(
                 f"`past_key_values` holds {cached} positions and `input_ids` has shape {tuple(inputs.shape)}: pass "
@@ -130,6 +176,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
             return torch.ones_like(input_ids)
         return (input_ids != pad).long().cumsum(dim=1).clamp(max=1)
 
+    def _device_for(self, input_ids: torch.Tensor) -> torch.device:
+        """Where the model reads these ids: on its own device, unless it is offloaded and its hooks move them."""
+        return input_ids.device if self.device.type == "meta" else self.device
+
     def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict) -> dict:
         """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds."""
         if not clips:
@@ -137,18 +187,21 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 "`input_ids` holds new audio tokens behind those of the prompt in `past_key_values`, and no clip was "
                 "given: pass `input_features` of the new clips, or of all."
             )
-        audio = self.get_audio_features(**clips)
+        # As in the library, inputs may lie on another device than the model, and the row stays where they lie.
+        device = self._device_for(input_ids)
+        audio = self.get_audio_features(**move_to_device(clips, device))
         tail = self.model.merge_audio(
-            *(input_ids[:, begin:], audio.pooler_output, audio.num_positions),
-            attention_mask=mask[:, cached:],
-            before=mask[:, :cached].sum(dim=1),
+            *(input_ids[:, begin:].to(device), audio.pooler_output, audio.num_positions),
+            attention_mask=mask[:, cached:].to(device),
+            before=mask[:, :cached].sum(dim=1).to(device),
         )
+        embeds = tail.inputs_embeds.to(input_ids.device)
         # `generate` takes a whole row and cuts off what its cache holds.
-        read = tail.inputs_embeds.new_zeros(len(input_ids), cached, tail.inputs_embeds.shape[-1])
+        read = embeds.new_zeros(len(input_ids), cached, embeds.shape[-1])
         return {
-            "inputs_embeds": torch.cat([read, tail.inputs_embeds], dim=1),
+            "inputs_embeds": torch.cat([read, embeds], dim=1),
             "attention_mask": torch.cat([mask[:, :cached], tail.attention_mask.to(mask)], dim=1),
-            "num_added": cached + tail.inputs_embeds.shape[1] - input_ids.shape[1],
+            "num_added": cached + embeds.shape[1] - input_ids.shape[1],
         }
 
     def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs):
@@ -176,11 +229,40 @@ class SoundwaveGenerationMixin(GenerationMixin):
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
+        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None:
+            num_padding = 0 if (mask := model_kwargs.get("attention_mask")) is None else int((mask == 0).sum(1).min())
+            most_ids = context + num_padding - (num_added or 0)
+            generation_config._reminder = ContextReminder(context, most_ids, generation_config.max_length)
+
+    def _get_stopping_criteria(self, generation_config, stopping_criteria, **kwargs):
+        criteria = super()._get_stopping_criteria(generation_config, stopping_criteria, **kwargs)
+        if (reminder := getattr(generation_config, "_reminder", None)) is not None:
+            criteria.append(reminder)
+        return criteria
+
+    def _get_logits_processor(
+        self, generation_config, *args, encoder_input_ids=None, negative_prompt_ids=None, **kwargs
+    ):
+        if generation_config.guidance_scale not in (None, 1):
+            without = encoder_input_ids[:, -1:] if negative_prompt_ids is None else negative_prompt_ids
+            if (without == self.config.audio_token_id).any():
+                raise ValueError(
+                    "`guidance_scale` was given, and the pass to be guided away from, which is given no clips, would "
+                    "read an audio token: pass `negative_prompt_ids` of text."
+                )
+        return super()._get_logits_processor(
+            generation_config,
+            *args,
+            encoder_input_ids=encoder_input_ids,
+            negative_prompt_ids=negative_prompt_ids,
+            **kwargs,
+        )
 
     def _cached_prompt(self, prompt_ids, num_added: int, attention_mask=None, **kwargs) -> CachedPrompt:
         if attention_mask is None:  # `generate` drops a mask of ones
             attention_mask = prompt_ids.new_ones(len(prompt_ids), prompt_ids.shape[1] + num_added)
-        return CachedPrompt(prompt_ids, attention_mask, num_added)
+        return CachedPrompt(prompt_ids, attention_mask, num_added, read_ids=prompt_ids)
 
     def _get_candidate_generator(
         self,
@@ -232,6 +314,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         **kwargs,
     ):
         if num_added is not None and past_key_values is not None:
+            past_key_values.prompt.read_ids = input_ids
             if is_draft and not is_first_iteration:  # which the library does not tell drafts
                 is_first_iteration = past_key_values.get_seq_length() < prompt_ids.shape[1] + num_added
             if is_first_iteration:
@@ -246,7 +329,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             whole_row = is_first_iteration or not kwargs.get("use_cache", True)
             new_ids = input_ids[:, prompt_ids.shape[1] :]
             if whole_row and new_ids.shape[1] > 0:
-                new_embeds = self.get_input_embeddings()(new_ids).to(inputs_embeds)
+                new_embeds = self.get_input_embeddings()(new_ids.to(self._device_for(new_ids))).to(inputs_embeds)
                 inputs_embeds = torch.cat([inputs_embeds, new_embeds], dim=1)
             is_first_iteration = whole_row
         return super().prepare_inputs_for_generation(

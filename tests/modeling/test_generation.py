@@ -1,11 +1,9 @@
-import random
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, CompileConfig, LogitsProcessor
 
-from soundwave_hf import SoundwaveForConditionalGeneration
+from soundwave_hf.modeling import generation_soundwave
 from tests.tiny import tiny_tokenizer as byte_tokenizer
 from tests.tiny_models import (
     AUDIO,
@@ -13,7 +11,6 @@ from tests.tiny_models import (
     pad_batch,
     pad_rows,
     spread_weights,
-    tiny_config,
     tiny_model,
     tiny_text_config,
 )
@@ -255,6 +252,77 @@ def test_an_audio_token_without_a_clip_is_refused():
 def test_more_clips_than_audio_tokens_are_refused():
     with pytest.raises(ValueError, match="holds 1 audio tokens .* and 2 clips were given"):
         tiny_model().generate(input_ids=torch.tensor([[3, AUDIO]]), input_features=make_clips([80, 80])[0], **GREEDY)
+
+
+# ---- What runs beyond the LLM's context, guidance
+
+
+def reminders(monkeypatch) -> list[str]:
+    warnings = []
+    monkeypatch.setattr(generation_soundwave.logger, "warning_once", warnings.append)
+    return warnings
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [0, 1, 2]])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_an_answer_that_runs_beyond_the_context_is_warned_of_with_the_clips_counted(monkeypatch, rows, use_cache):
+    positions = int(tiny_model().get_audio_features(*make_clips(MEL_FRAMES)).num_positions[:2].sum())
+    longest = 4 + positions if 0 in rows else 3  # true positions of the prompt; the last new id is not read
+    assert positions > 10
+    model = tiny_model(text_fields={"max_position_embeddings": longest + 4})
+    inputs = padded_batch() if len(rows) > 1 else single_row(rows[0])
+    warnings = reminders(monkeypatch)
+    model.generate(**inputs, **{**GREEDY, "max_new_tokens": 5}, use_cache=use_cache)
+    assert warnings == []
+    model.generate(**inputs, **{**GREEDY, "max_new_tokens": 6}, use_cache=use_cache)
+    assert len(warnings) == 1
+    assert f"`max_position_embeddings` is {longest + 4}, and the positions of the clips count" in warnings[0]
+
+
+def test_padding_is_no_reason_to_warn_of_the_context(monkeypatch):
+    model = tiny_model(text_fields={"max_position_embeddings": 3 + 7})
+    inputs, warnings = {"input_ids": torch.tensor([[0, 0, 0, 0, 7, 8, 9]])}, reminders(monkeypatch)
+    inputs["attention_mask"] = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
+    model.generate(**inputs, **GREEDY)
+    assert warnings == []
+
+
+@torch.no_grad()
+def guided_by_hand(model, inputs: dict, away: torch.Tensor, scale: float) -> torch.Tensor:
+    """Greedy new ids, guided away from what the LLM says after the ids `away`, by whole forward passes."""
+    ids = inputs["input_ids"]
+    for _ in range(8):
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        with_clips = model(**{**inputs, "input_ids": ids}).logits[:, -1].log_softmax(dim=-1)
+        without = model(input_ids=torch.cat([away, new], dim=1)).logits[:, -1].log_softmax(dim=-1)
+        scores = without + scale * (with_clips - without)
+        ids = torch.cat([ids, scores[:, :AUDIO].argmax(dim=-1, keepdim=True)], dim=1)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("negative", [None, [[7, 8]]])
+def test_guidance_leads_away_from_what_is_said_without_the_clips(negative):
+    model, inputs = tiny_model(), single_row(0)
+    away = torch.tensor([[6]] if negative is None else negative)
+    options = {} if negative is None else {"negative_prompt_ids": away}
+    found = new_ids(model, inputs, guidance_scale=3.0, **options)
+    assert torch.equal(found, guided_by_hand(model, inputs, away, 3.0))
+    assert not torch.equal(found, new_ids(model, inputs))
+
+
+def test_guidance_away_from_an_audio_token_is_refused():
+    with pytest.raises(ValueError, match="`guidance_scale` was given, and the pass .* pass `negative_prompt_ids`"):
+        new_ids(tiny_model(), single_row(2), guidance_scale=3.0)
+    with pytest.raises(ValueError, match="would read an audio token"):
+        new_ids(tiny_model(), single_row(0), guidance_scale=3.0, negative_prompt_ids=torch.tensor([[AUDIO, 4]]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 2}])
+def test_inputs_may_stay_on_the_cpu(options):
+    model, batch = tiny_model().cuda(), padded_batch()
+    there = {name: value.cuda() for name, value in batch.items()}
+    assert torch.equal(new_ids(model, batch, **options), new_ids(model, there, **options).cpu())
 
 
 # ---- A next turn on the cache of the one before
@@ -545,6 +613,35 @@ def test_a_cache_cropped_behind_its_clips_serves_a_turn_that_takes_another_way()
     assert torch.equal(new_ids(model, {"input_ids": ids}, past_key_values=first.past_key_values), expected)
 
 
+def test_an_answer_that_the_caller_changed_is_read_anew_and_no_clip_is():
+    model, inputs = tiny_model(), padded_batch()
+    again, cache = next_turn(model, inputs, [[5, 6], [8, 9], [2, 3]])
+    again["input_ids"][1, 6 + 3] = 1 + again["input_ids"][1, 6 + 3] % 20  # the fourth id of one row's answer
+    expected = new_ids(model, again)
+    seen, read = watch_encoder(model), []
+    model.lm_head.register_forward_pre_hook(lambda module, args: read.append(cache.get_seq_length()))
+    assert torch.equal(new_ids(model, without_clips(again), past_key_values=cache), expected)
+    assert seen == []
+    added = int(cache.prompt.num_added)
+    assert read[0] == again["input_ids"].shape[1] + added
+
+
+def test_another_answer_to_the_same_prompt_reads_its_last_id_alone():
+    model, inputs = tiny_model(), single_row(0)
+    cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
+    assert torch.equal(new_ids(model, without_clips(inputs), past_key_values=cache), new_ids(model, inputs))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_an_answer_that_was_changed_is_refused_where_the_cache_cannot_be_cropped(family):
+    model = tiny_model(family, text_fields={"sliding_window": 16} if family == "gemma2" else {})
+    options = {} if family == "gemma2" else {"cache_implementation": "static"}
+    inputs, cache = next_turn(model, single_row(0), [[5, 6]], **options)
+    inputs["input_ids"][0, 6 + 3] = 1 + inputs["input_ids"][0, 6 + 3] % 20
+    with pytest.raises(ValueError, match="is no longer conversation that begins with it: pass all ids"):
+        new_ids(model, without_clips(inputs), past_key_values=cache)
+
+
 class Recorder:
     """A streamer that keeps what it is given."""
 
@@ -590,52 +687,3 @@ def test_a_compiled_decode_step_is_one_graph_and_changes_no_id():
     assert torch.equal(new_ids(model, batch, **options), expected)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-
-
-MIX_FRAMES = [30, 31, 57, 100, 333, 1200, 2999, 3000]  # mel frames: 0.3 s to 30 s
-
-
-def random_mix(generator: random.Random) -> tuple[list[list[int]], list[int]]:
-    """One to eight prompts with none, one or two clips, and the lengths of all clips."""
-    rows, frames = [], []
-    for _ in range(generator.randint(1, 8)):
-        row = [generator.randrange(2, AUDIO) for _ in range(generator.randint(1, 9))]
-        for _ in range(generator.choice([0, 1, 1, 1, 2])):
-            if len(frames) < 8:
-                row.insert(generator.randint(0, len(row)), AUDIO)
-                frames.append(generator.choice([*MIX_FRAMES[:6], *MIX_FRAMES[:6], *MIX_FRAMES]))
-        rows.append(row)
-    return rows, frames
-
-
-def long_window_model(family: str):
-    """A tiny model whose encoder hears 30 s at once."""
-    config = tiny_config(family, {"max_position_embeddings": 4096})
-    config.audio_config.max_source_positions = 1500
-    model = spread_weights(SoundwaveForConditionalGeneration(config))
-    model.model.ctc_head.blank_bias.data.fill_(7.0)
-    return model.eval()
-
-
-@pytest.mark.parametrize("part", range(10))
-@torch.no_grad()
-def test_random_mixes_of_clips_and_text_give_what_each_row_gives_alone(part):
-    model, generator = long_window_model(["llama", "qwen3"][part % 2]), random.Random(part)
-    options = {**GREEDY, "max_new_tokens": 3}
-    for _ in range(10):
-        rows, frames = random_mix(generator)
-        batch = pad_batch(rows, frames or [30])
-        if not frames:
-            batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        ids, logits = new_ids(model, batch, **options), model(**batch).logits
-        clips_before = 0
-        for index, row in enumerate(rows):
-            inputs = {"input_ids": torch.tensor([row])}
-            own = slice(clips_before, clips_before + row.count(AUDIO))
-            clips_before = own.stop
-            if row.count(AUDIO):
-                longest = max(frames[own])
-                inputs["input_features"] = batch["input_features"][own, :, :longest]
-                inputs["input_features_mask"] = batch["input_features_mask"][own, :longest]
-            assert torch.equal(new_ids(model, inputs, **options)[0], ids[index])
-            torch.testing.assert_close(logits[index, -len(row) :], model(**inputs).logits[0], rtol=0, atol=1e-4)

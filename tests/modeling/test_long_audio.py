@@ -117,16 +117,33 @@ def test_a_long_clip_is_generated_from_and_trained_on():
 
 
 @torch.no_grad()
-def test_ten_minutes_are_encoded_a_few_pieces_at_once(monkeypatch):
-    model = tiny_model().model
+def test_ten_minutes_are_generated_from_and_encoded_a_few_pieces_at_once(monkeypatch):
+    model = tiny_model(text_fields={"max_position_embeddings": 16_384})
     features = make_clips([60_000])[0]
-    groups: list[tuple[int, ...]] = []
-    encode = model.audio_tower.forward
-    monkeypatch.setattr(
-        model.audio_tower, "forward", lambda clips, mask, **options: groups.append(clips.shape) or encode(clips, mask)
-    )
+    inputs = {"input_ids": torch.tensor([[3, AUDIO, 4]]), "input_features": features}
+    options = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [AUDIO], "return_dict_in_generate": True}
     audio = model.get_audio_features(features)
+    groups: list[tuple[int, ...]] = []
+    encode = model.model.audio_tower.forward
+    monkeypatch.setattr(
+        model.model.audio_tower,
+        "forward",
+        lambda clips, mask, **options: groups.append(clips.shape) or encode(clips, mask),
+    )
+    output = model.generate(**inputs, **options, output_logits=True)
     assert audio.num_frames.tolist() == [15_000]
     assert audio.num_positions.item() > 5000
+    assert output.past_key_values.get_seq_length() == 2 + audio.num_positions.item() + 2
     assert all(pieces <= PIECES_AT_ONCE and length <= WINDOW for pieces, _, length in groups)
     assert len(groups) > 90  # of 750 pieces or more
+    embed = model.get_input_embeddings()
+    row = torch.cat([embed(torch.tensor([[3]])), audio.pooler_output[None], embed(torch.tensor([[4]]))], dim=1)
+    last = model.lm_head(model.model.language_model(inputs_embeds=row).last_hidden_state[:, -1])
+    torch.testing.assert_close(output.logits[0], last, rtol=0, atol=1e-4)
+
+
+def test_more_than_the_context_holds_is_refused_with_both_numbers():
+    features = make_clips([6_000])[0]
+    positions = int(tiny_model().get_audio_features(features).num_positions)
+    with pytest.raises(ValueError, match=rf"has {positions + 1} positions .* the LLM's context is 256 .*cut the clip"):
+        tiny_model().generate(torch.tensor([[AUDIO, 4]]), input_features=features, max_new_tokens=3)
