@@ -30,7 +30,7 @@ class SoundwaveCollator:
 
     A row holds `audio` (path of a clip), `text` (its transcript) and, for instructions, `question` and `answer`;
     without these the question is the paper's ("What does the person say?") and the answer the transcript. An empty
-    question leaves the clip alone in the user's turn.
+    question leaves the clip alone in the user's turn. `task_id`, where rows have one, is handed on as `task_ids`.
 
     Args:
         processor (`SoundwaveProcessor`): the model's.
@@ -71,6 +71,8 @@ class SoundwaveCollator:
                 batch["ctc_candidates"] = self._draw_candidates(rows)
         if "ce" in self.losses:
             batch.update(self._prompts(rows))
+        if "task_id" in rows[0]:
+            batch["task_ids"] = torch.tensor([row["task_id"] for row in rows])
         return batch
 
     def set_negatives(self, texts: Iterable[str], negatives: int):
