@@ -31,7 +31,7 @@ class SoundwaveCollator:
 
     A row holds `audio` (path of a clip), `text` (its transcript) and, for instructions, `question` and `answer`;
     without these the question is the paper's ("What does the person say?") and the answer the transcript. An empty
-    question leaves the clip alone in the user's turn.
+    question leaves the clip alone in the user's turn. `task_id`, where rows have one, is handed on as `task_ids`.
 
     Args:
         processor (`SoundwaveProcessor`): the model's.
@@ -68,7 +68,7 @@ class SoundwaveCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """`list` of rows -> a batch of tensors, as `SoundwaveForConditionalGeneration.forward` takes them."""
         if self.encoder_cache is None:
-            batch = self.features(rows, [self.epoch] * len(rows))
+            batch = self.features(rows, [(self.seed, self.epoch, row["row"]) for row in rows])
         else:
             variant = self.epoch % self.encoder_cache.variants
             batch = self.encoder_cache.read([self.clip_name(row, variant) for row in rows])
@@ -79,6 +79,8 @@ class SoundwaveCollator:
                 batch["ctc_candidates"] = self._draw_candidates(rows)
         if "ce" in self.losses:
             batch.update(self._prompts(rows))
+        if "task_id" in rows[0]:
+            batch["task_ids"] = torch.tensor([row["task_id"] for row in rows])
         return batch
 
     def set_negatives(self, texts: Iterable[str], negatives: int):
@@ -99,12 +101,10 @@ class SoundwaveCollator:
         others = rng.choice(len(self.processor.tokenizer), size=self.negatives, replace=False)
         return torch.cat([self.spoken_ids, torch.from_numpy(others)]).unique()
 
-    def features(self, rows: list[dict], epochs: list[int]) -> dict[str, torch.Tensor]:
-        """Log-mel `input_features` of the rows' clips, each augmented as it is heard in an epoch, and their mask."""
+    def features(self, rows: list[dict], draws: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """Log-mel `input_features` of the rows' clips, each augmented as its `draws` (a seed) say, and their mask."""
         extractor = self.processor.feature_extractor
-        generators = [
-            np.random.default_rng((self.seed, epoch, row["row"])) for row, epoch in zip(rows, epochs, strict=True)
-        ]
+        generators = [np.random.default_rng(draw) for draw in draws]
         clips = self.processor.load_clips([str(self.folder / row["audio"]) for row in rows])
         clips = [
             self.augmentation.change_samples(clip, extractor.sampling_rate, rng)
@@ -116,13 +116,20 @@ class SoundwaveCollator:
             features[:, :length] = self.augmentation.mask_features(features[:, :length], rng)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def clip_name(self, row: dict, epoch: int) -> str:
-        """What follows the same from clip and augmentation has the same name: see `EncoderCache`."""
+    def clip_name(self, row: dict, variant: int) -> str:
+        """The name of one version of a clip in an `EncoderCache`: the same where clip and augmentation are."""
+        changes = vars(self.augmentation)
+        drawn = [changes, self.clip_draw(row, variant)] if any(changes.values()) else None
+        return version_name(self._digest(row), self.processor.trailing_silence, drawn)
+
+    def clip_draw(self, row: dict, variant: int) -> tuple[int, ...]:
+        """The seed that one version of a clip is augmented with, whichever row has it."""
+        return self.seed, variant, int(self._digest(row)[:16], 16)
+
+    def _digest(self, row: dict) -> str:
         if (digest := self._digests.get(row["audio"])) is None:
             digest = self._digests[row["audio"]] = clip_digest(self.folder / row["audio"])
-        changes = vars(self.augmentation)
-        drawn = [changes, self.seed, epoch, row["row"]] if any(changes.values()) else None
-        return version_name(digest, self.processor.trailing_silence, drawn)
+        return digest
 
     def _prompts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         end = torch.tensor([self.processor.tokenizer.eos_token_id])

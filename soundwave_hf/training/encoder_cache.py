@@ -181,7 +181,8 @@ def _groups(clips: list) -> Iterable[list]:
 
 @torch.no_grad()
 def _encode(model, collator, group: list) -> list[torch.Tensor]:
-    batch = collator.features([row for _, (row, _) in group], [variant for _, (_, variant) in group])
+    clips = [clip for _, clip in group]  # a row and a version each
+    batch = collator.features([row for row, _ in clips], [collator.clip_draw(*clip) for clip in clips])
     states, mask = model.encode(
         batch["input_features"].to(model.device), batch["input_features_mask"].to(model.device)
     )

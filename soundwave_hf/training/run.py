@@ -13,8 +13,6 @@ import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone, soundwave_home
@@ -24,8 +22,10 @@ from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, Sou
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
+from .checkpoints import PREEMPTED, PreemptionCallback, last_checkpoint
 from .collator import SoundwaveCollator
 from .encoder_cache import EncoderCache
+from .mixture import Mixture
 from .record import describe_run
 from .stages import ADAPTERS, LORA_TARGETS, STAGES, Stage, freeze_all_but
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
@@ -39,6 +39,7 @@ SECTIONS = {
     "lora": {f.name for f in fields(LoraConfig)} - {"target_modules", "modules_to_save"},
     "augment": {f.name for f in fields(Augmentation)},
     "encoder_cache": {"gigabytes", "variants"},
+    "mixture": {f.name for f in fields(Mixture)},
 }
 # Keys of the library that would be overruled, or that it does not read.
 OVERRULED = {
@@ -91,6 +92,15 @@ class RecipeArguments:
             "so many augmented `variants` of each clip; by default they are computed anew in every epoch"
         },
     )
+    mixture: dict[str, float] = field(
+        default_factory=dict,
+        metadata={
+            "help": "fields of Mixture: shares of tasks, epoch by epoch; by default each row comes once an epoch"
+        },
+    )
+    max_batch_seconds: float | None = field(
+        default=None, metadata={"help": "audio of a batch, padding counted; it has at most the batch size's clips"}
+    )
 
     written: dict[str, Any] = field(default_factory=dict, metadata={"help": "the keys as they were read"})
 
@@ -105,6 +115,7 @@ class RecipeArguments:
             raise ValueError("`warm_start` is given, and `start_from` holds trained adapters: leave one of them out.")
         if self.ctc_negatives is not None and "ctc" not in STAGES[self.stage].losses:
             raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` takes no CTC loss: leave it out.")
+        Mixture(**self.mixture)  # which checks its values
 
     @cached_property
     def backbones(self) -> tuple[str, str]:
@@ -147,7 +158,12 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     written = dict(values)
     values["output_dir"] = str(_at_home(values["output_dir"]))
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
-    for section, section_class in (("augment", Augmentation), ("model", SoundwaveConfig), ("lora", LoraConfig)):
+    for section, section_class in (
+        ("augment", Augmentation),
+        ("model", SoundwaveConfig),
+        ("lora", LoraConfig),
+        ("mixture", Mixture),
+    ):
         ours[section] = _typed(ours.get(section, {}), section_class)
     recipe = RecipeArguments(**_typed(ours, RecipeArguments), written=written)
     (arguments,) = HfArgumentParser(SoundwaveTrainingArguments).parse_dict(
@@ -223,7 +239,8 @@ def read_rows(manifest: Path, repeat: dict[str, int]) -> Dataset:
     if unknown:
         raise ValueError(f"`repeat` names {sorted(unknown)}, and no row of `{manifest}` has that source.")
     rows = [row for row in rows for _ in range(repeat.get(row.get("source"), 1))]
-    return Dataset.from_list([{**row, "row": index} for index, row in enumerate(rows)])
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return Dataset.from_list([{**dict.fromkeys(columns), **row, "row": index} for index, row in enumerate(rows)])
 
 
 def _read_row(line: str, name: str) -> dict:
@@ -290,7 +307,10 @@ def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None)
 
 
 def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) -> str:
-    """Train one stage and write what it trained to `arguments.output_dir`; see `read_recipe`."""
+    """Train one stage and write what it trained to `arguments.output_dir`; see `read_recipe`.
+
+    Raises: `SystemExit` of code 143 after a SIGTERM, with a checkpoint; `OSError` where one cannot be written.
+    """
     if arguments.n_gpu > 1:
         raise ValueError(
             f"One process would train on {arguments.n_gpu} GPUs: start one a GPU, `torchrun --nproc_per_node "
@@ -317,21 +337,24 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
         data_collator=collator,
         processing_class=processor,
         stage=stage,
+        mixture=Mixture(**recipe.mixture) if recipe.mixture else None,
+        max_batch_seconds=recipe.max_batch_seconds,
         record=describe_run(recipe.written, manifest, rows),
     )
     _announce(recipe, arguments, model, rows)
     if collator.encoder_cache is not None:
         collator.encoder_cache.fill(trainer.audio_model, collator, rows)
-    trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir))
+    with PreemptionCallback(trainer.accelerator) as preemption:
+        trainer.add_callback(preemption)
+        trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir))
+    if preemption.stopped:
+        print(
+            f"SIGTERM: saved {last_checkpoint(arguments.output_dir)}; the same command goes on from there.", flush=True
+        )
+        raise SystemExit(PREEMPTED)
     trainer.save_model()
     trainer.save_state()
     return arguments.output_dir
-
-
-def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest checkpoint of a run that was written to its end: the trainer writes its own state last."""
-    whole = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[-1]))) if whole else None
 
 
 def _announce(recipe, arguments, model, rows):

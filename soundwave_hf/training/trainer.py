@@ -4,13 +4,17 @@ import os
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
 from .arguments import SoundwaveTrainingArguments
-from .sampler import LengthGroupedSampler
+from .checkpoints import writing_checkpoint
+from .mixture import DrawnRows, LengthGroups, Mixture, MixtureBatchSampler, MixtureStream, number_tasks
 from .stages import Stage, check_trainable
 from .watch import CollapseCallback, PlotCallback
 
@@ -39,8 +43,8 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         epoch = int(state.epoch or 0)
         self.trainer.data_collator.epoch = epoch
-        if self.trainer.length_sampler is not None:
-            self.trainer.length_sampler.set_epoch(epoch)
+        if self.trainer.mixture_sampler is not None:
+            self.trainer.mixture_sampler.set_epoch(epoch)
 
 
 class SoundwaveTrainerMixin:
@@ -49,17 +53,30 @@ class SoundwaveTrainerMixin:
     Logged: `ctc_loss` and `ce_loss` where taken, `positions_per_second` (of all that is heard, trailing silence too),
     `blank_share` (of the frames' CTC labels), `targets_per_frame` (CTC labels of the transcripts, for each frame) and
     `ctc_skipped` (clips whose targets do not fit into their frames). With `ctc_negatives` the frames' labels are those
-    over the candidates.
+    over the candidates. With a mixture, `share/TASK` of the clips.
+
+    Rows need `seconds` where batches are of like length (`train_sampling_strategy="group_by_length"`) or a mixture's.
 
     Args:
         stage (`Stage`, *optional*): where given, exactly its parameters must train.
         record (`dict[str, str]`, *optional*): files, by name, that every checkpoint and the output folder hold too.
+        mixture (`Mixture`, *optional*): shares of tasks, epoch by epoch; a row's task is its `task`, or its `source`.
+        max_batch_seconds (`float`, *optional*): audio of a batch; it then has at most the arguments' batch size.
     """
 
-    def __init__(self, *args, stage: Stage | None = None, record: dict[str, str] | None = None, **kwargs):
-        self.stage = stage
+    def __init__(
+        self,
+        *args,
+        stage: Stage | None = None,
+        record: dict[str, str] | None = None,
+        mixture: Mixture | None = None,
+        max_batch_seconds: float | None = None,
+        **kwargs,
+    ):
+        self.stage, self.mixture, self.max_batch_seconds = stage, mixture, max_batch_seconds
         self.record = record or {}
-        self.length_sampler = None
+        self.mixture_sampler: MixtureBatchSampler | None = None
+        self.tasks: list[str] = []
         self._sums: dict[str, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
         self.add_callback(EpochCallback(self))
@@ -119,14 +136,55 @@ class SoundwaveTrainerMixin:
             check_trainable(self.model, self.stage)
         return super().create_optimizer(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        self.length_sampler = LengthGroupedSampler(
-            list(rows["seconds"]), self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            if (task_ids := batch.pop("task_ids", None)) is not None:
+                for task_id, task in enumerate(self.tasks):
+                    self._add(f"share/{task}", (task_ids == task_id).sum(), len(task_ids))
+        return batches, num_items
+
+    def get_train_dataloader(self):
+        rows, args = self.train_dataset, self.args
+        grouped = args.train_sampling_strategy == "group_by_length"
+        options = {
+            "collate_fn": self.data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "in_order": args.dataloader_in_order,
+        }
+        if isinstance(rows, MixtureStream):
+            self.tasks = rows.tasks
+            size = None if rows.groups.max_batch_seconds is not None else self._train_batch_size
+            # Processes share the streams already: the accelerator would split them once more.
+            return DataLoaderShard(rows, device=args.device, batch_size=size, **options)
+        if not grouped and self.mixture is None and self.max_batch_seconds is None:
+            return super().get_train_dataloader()
+        groups = LengthGroups(
+            self._train_batch_size,
+            group=args.gradient_accumulation_steps * args.world_size,
+            pool=50 if grouped else 1,
+            max_batch_seconds=self.max_batch_seconds,
+            drop_last=args.dataloader_drop_last,
         )
-        return self.length_sampler
+        task_ids = None
+        if self.mixture is not None:
+            self.tasks, task_ids = number_tasks(rows)
+        self.mixture_sampler = MixtureBatchSampler(list(rows["seconds"]), groups, task_ids, self.mixture, args.seed)
+        return self.accelerator.prepare(
+            DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
+        )
+
+    def _save_checkpoint(self, model, trial):
+        with writing_checkpoint(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # The trainer's state, by which a checkpoint is known to be whole, waits for what all processes write.
+        self.accelerator.wait_for_everyone()
 
 
 class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):

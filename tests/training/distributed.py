@@ -1,6 +1,6 @@
 """Trains cases as one of several processes: `torchrun --nproc_per_node 2 -m tests.training.distributed CASES OUT`.
 
-CASES is JSON: a recipe for each name, and with `"fsdp": true` in it parameters are sharded. OUT gets `NAME.pt` of each.
+CASES is JSON, a recipe for each name; where it has `fsdp`, parameters are sharded. OUT gets `NAME.pt` of each.
 """
 
 import json

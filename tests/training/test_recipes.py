@@ -82,6 +82,8 @@ def test_there_are_three_shipped_recipes():
         ({"model": {"lok_back": "all"}}, "`model` of .* has the key `lok_back`, .* Did you mean `look_back`?"),
         ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which nobody reads. Its keys are"),
         ({"attn_implementation": {"text_confg": "eager"}}, "the key `text_confg`, .* Did you mean `text_config`?"),
+        ({"mixture": {"temprature": 1}}, "`mixture` of .* has the key `temprature`, .* Did you mean `temperature`?"),
+        ({"mixture": {"temperature": 0}}, "`mixture` is a temperature of 0 and a step of 5.0 an epoch: the first"),
         ({"augment": 0.1}, "`augment` of .* is 0.1; give `key: value` pairs"),
         ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
         ({"repeat": {"s0": 2, "absent": 3}}, r"`repeat` names \['absent'\], and no row of .* has that source"),
@@ -195,6 +197,13 @@ def test_rows_of_a_source_are_repeated_and_told_apart(tmp_path):
     found = read_rows(write_manifest(tmp_path / "rows.jsonl", rows), {"a": 2})
     assert found["text"] == ["one", "one", "two", "three", "three"]
     assert found["row"] == [0, 1, 2, 3, 4]
+
+
+def test_columns_that_only_later_rows_have_are_kept(tmp_path):
+    rows = [ROW, ROW | {"question": "Who?", "answer": "I.", "task": "who"}]
+    found = read_rows(write_manifest(tmp_path / "rows.jsonl", rows), {})
+    assert found["answer"] == [None, "I."]
+    assert found["task"] == [None, "who"]
 
 
 def test_rows_need_no_source_unless_it_is_repeated(tmp_path):

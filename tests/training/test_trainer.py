@@ -259,6 +259,7 @@ def long_recipe(workspace: Workspace, chain, stage: str, folder: Path) -> dict:
         gradient_accumulation_steps=2,
         save_steps=1,
         augment=EVERY_AUGMENTATION,
+        mixture={"temperature": 1, "step": 5},
         train_sampling_strategy="group_by_length",
         **start_of(stage, chain),
         **({"lora": SMALL_LORA} if stage == "shrink" else {}),
@@ -300,9 +301,32 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(workspace, chain, uninterru
     stop_after(recipe, step)
     resumed = train(recipe)
     assert resumed.trainer.state.global_step == 6
-    assert resumed.trainer.length_sampler.epoch == resumed.trainer.data_collator.epoch == 1
+    assert resumed.trainer.mixture_sampler.epoch == resumed.trainer.data_collator.epoch == 1
     assert resumed.moved()  # the rest was trained, not read
     assert_same_run(resumed, uninterrupted(stage))
+
+
+def test_a_stopped_run_with_batches_by_seconds_goes_on_as_if_it_had_not_been(workspace, chain, tmp_path):
+    whole = long_recipe(workspace, chain, "align", tmp_path / "whole") | {"max_batch_seconds": 2.0}
+    expected = train(whole)
+    recipe = whole | {"output_dir": str(tmp_path / "out")}
+    stop_after(recipe, 4)
+    assert_same_run(train(recipe), expected)
+    loader = expected.trainer.get_train_dataloader()
+    # Without the 0.3 s of silence that each clip ends with; none is over 2 s with its padding.
+    padded = [
+        len(mask) * (mask.sum(dim=1).max().item() / 100 - 0.3) for mask in (b["input_features_mask"] for b in loader)
+    ]
+    assert max(padded) < 2.0 * 1.2  # a changed speed makes a clip longer
+
+
+def test_the_shares_of_a_mixture_are_logged(workspace, tmp_path):
+    recipe = workspace.recipe("align", tmp_path / "out", max_steps=9, mixture={"temperature": 1, "step": 5})
+    logs = train(recipe).logs
+    epochs = [[entry["share/sound"] for entry in logs[start : start + 3]] for start in (0, 3, 6)]
+    # 9 and 3 clips of twelve: 3 of sounds, then 12 x 0.454 = 5.45 and 12 x 0.475 = 5.70.
+    assert [sum(epoch) / 3 * 12 for epoch in epochs] == pytest.approx([3, 5, 6])
+    assert all(entry["share/asr"] + entry["share/sound"] == pytest.approx(1) for entry in logs)
 
 
 def test_a_checkpoint_broken_off_in_writing_is_passed_over(workspace, chain, uninterrupted, tmp_path):
@@ -319,7 +343,7 @@ def test_the_last_checkpoint_is_the_last_by_number(tmp_path):
     assert last_checkpoint(tmp_path / "absent") is None
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-11").mkdir()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 

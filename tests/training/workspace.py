@@ -73,6 +73,7 @@ def make_workspace(folder: Path) -> Workspace:
     tokenizer.save_pretrained(llm)
     rows = [
         {"audio": f"clips/{index}.wav", "text": text, "seconds": seconds, "voice": "tiny", "source": f"s{index % 2}"}
+        | {"task": "asr" if index % 4 else "sound"}
         for index, (text, seconds) in enumerate(zip(TEXTS, SECONDS, strict=True))
     ]
     data = folder / "data"

@@ -1,0 +1,100 @@
+"""What is left when a run is killed, pre-empted or out of disk, and what the next one goes on from."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+PREEMPTED = 128 + signal.SIGTERM  # 143, as a shell says of a process that this signal ended
+
+
+def last_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The newest checkpoint of a run that was written to its end."""
+    whole = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[-1]))) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    # The trainer writes its own state last.
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def writing_checkpoint(checkpoint: str | os.PathLike) -> Iterator[None]:
+    """Where a checkpoint cannot be written to its end, free what it took and say what is left.
+
+    Raises: `OSError`, from what a full disk raises in any of the libraries that write.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if _is_whole(Path(checkpoint)):
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        run = Path(checkpoint).parent
+        last = last_checkpoint(run)
+        kept = "there is none before it" if last is None else f"the last whole one is `{last}`"
+        begins = "anew" if last is None else "there"
+        raise OSError(
+            f"`{checkpoint}` could not be written and was removed; {kept}. {shutil.disk_usage(run).free / 1e6:.0f} MB "
+            f"are free there: make room and start the run again, it begins {begins}. What came: {error}"
+        ) from error
+
+
+class PreemptionCallback(TrainerCallback):
+    """Within its context SIGTERM lets a run end after the step it is in, with a checkpoint; then `stopped` is true.
+
+    The library's `enable_jit_checkpoint` may save between the two halves of a step, whose random numbers are then
+    gone: a resumed run would be another one. And it lets the run end as if it were complete.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.stopped = False
+        self._signalled = False
+
+    def __enter__(self) -> "PreemptionCallback":
+        # Elsewhere than in the main thread Python lets nobody take a signal.
+        self._takes = threading.current_thread() is threading.main_thread()
+        if self._takes:
+            self._before = signal.signal(signal.SIGTERM, self._take)
+        return self
+
+    def __exit__(self, *error):
+        if self._takes:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _take(self, number, frame):
+        self._signalled = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._any_signalled() and state.global_step < state.max_steps:
+            self.stopped = True
+            # Logged as well: a resumed run knows nothing of the steps since the last log.
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def _any_signalled(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self._signalled
+        # The signal reaches processes at different times, and all must stop after the same step.
+        if self._signalled:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+
+__all__ = ["PREEMPTED", "PreemptionCallback", "last_checkpoint", "writing_checkpoint"]
