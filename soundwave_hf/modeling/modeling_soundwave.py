@@ -495,6 +495,12 @@ class SoundwavePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def post_init(self):
+        super().post_init()
+        # The library gathers these names of all parts, and Whisper's are its decoder's too: sharding looks for each.
+        here = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = here & set(self._no_split_modules)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -695,6 +701,23 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
                 "rows are padded with -100 on the right."
             )
 
+    def token_table(self) -> torch.Tensor | None:
+        """The embeddings `(vocabulary, width)` that the tied CTC head scores with: whole and here, where they are
+        offloaded or sharded too. None where the model holds none, because its head has weights of its own."""
+        embeddings = self.get_input_embeddings()
+        if embeddings is None:
+            return None
+        if not embeddings.weight.is_meta:
+            # Sharded (FSDP2), it is whole only while the embedding itself runs.
+            gather = getattr(embeddings.weight, "full_tensor", None)
+            return embeddings.weight if gather is None else gather()
+        try:
+            from accelerate.utils import align_module_device
+        except ImportError as error:
+            raise ImportError("The LLM's embeddings are offloaded: install `accelerate`.") from error
+        with align_module_device(embeddings):
+            return embeddings.weight.data
+
     def keep_mask(self, ctc_best: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Frames which become positions, `(clips, frames)`: the first of each run, at least one of each clip."""
         keep = first_of_run(ctc_best) & mask
@@ -794,8 +817,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         """
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
         _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
-        embeddings = None if self.token_embeddings is None else self.token_embeddings.weight
-        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips, ctc_candidates)
+        audio = self.label(aligned, mask, self.token_table(), ctc_labels, num_ctc_clips, ctc_candidates)
         return SoundwaveCausalLMOutputWithPast(
             loss=audio.ctc_loss,
             ctc_loss=audio.ctc_loss,
@@ -853,18 +875,6 @@ class SoundwaveModel(SoundwaveAudioModel):
 
     def set_input_embeddings(self, value):
         self.language_model.set_input_embeddings(value)
-
-    def token_table(self) -> torch.Tensor:
-        """The embeddings `(vocabulary, width)` that the tied CTC head scores with, brought here where offloaded."""
-        embeddings = self.get_input_embeddings()
-        if not embeddings.weight.is_meta:
-            return embeddings.weight
-        try:
-            from accelerate.utils import align_module_device
-        except ImportError as error:
-            raise ImportError("The LLM's embeddings are offloaded: install `accelerate`.") from error
-        with align_module_device(embeddings):
-            return embeddings.weight.data
 
     @can_return_tuple
     def get_audio_features(
@@ -977,6 +987,11 @@ class SoundwaveModel(SoundwaveAudioModel):
         """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
         if self.language_model.is_activation_checkpointing:  # recomputed in the backward pass, a layer keeps none
             return False
+        # Sharded layers (FSDP2, ZeRO-3) are gathered where a gradient comes in by what a layer returned, not by a cache.
+        if any(hasattr(module, "unshard") for module in self.language_model.modules()):
+            return False
+        if hasattr(next(self.language_model.parameters()), "ds_id"):
+            return False
         layers = DynamicCache(config=self.language_model.config).layers
         return all(type(layer) is DynamicLayer for layer in layers)
 
@@ -996,7 +1011,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             )
         if not self.shares_prefix():
             raise ValueError(
-                "`shared_prefix` was given, and this LLM, or gradient checkpointing, keeps no whole cache."
+                "`shared_prefix` was given, and this LLM, gradient checkpointing or sharding keeps no whole cache."
             )
         cache = self.language_model(input_ids=prefix[:1], use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(input_ids))

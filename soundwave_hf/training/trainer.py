@@ -121,6 +121,8 @@ class SoundwaveTrainerMixin:
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:  # where parameters are sharded, the library calls all processes
+            return
         super()._save(output_dir, state_dict)
         self._save_beside(output_dir or self.args.output_dir)
 
@@ -224,13 +226,16 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         return (loss, output) if return_outputs else loss
 
     def _save(self, output_dir=None, state_dict=None):
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "peft_config") or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
         # The frozen parts are on the hub already: a checkpoint holds what trained.
         folder = output_dir or self.args.output_dir
         os.makedirs(folder, exist_ok=True)
-        trained = {name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad}
+        # Where parameters are sharded, whole ones are in the state that the library gathered.
+        whole = dict(self.model.named_parameters()) if state_dict is None else state_dict
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        trained = {name: whole[name].detach().cpu().contiguous() for name in names}
         save_file(trained, os.path.join(folder, TRAINED_FILE), metadata={"format": "pt"})
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
