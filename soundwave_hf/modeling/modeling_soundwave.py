@@ -987,7 +987,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
         if self.language_model.is_activation_checkpointing:  # recomputed in the backward pass, a layer keeps none
             return False
-        # Sharded layers (FSDP2, ZeRO-3) are gathered where a gradient comes in by what a layer returned, not by a cache.
+        # Sharded layers (FSDP2, ZeRO-3) are gathered where a gradient enters by what a layer returned, not by a cache.
         if any(hasattr(module, "unshard") for module in self.language_model.modules()):
             return False
         if hasattr(next(self.language_model.parameters()), "ds_id"):
