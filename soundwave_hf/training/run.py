@@ -24,7 +24,7 @@ from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, Sou
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .augment import Augmentation
 from .collator import SoundwaveCollator
-from .stages import ADAPTERS, LORA_TARGETS, STAGES, Stage, freeze_all_but
+from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 
 
@@ -33,7 +33,8 @@ SECTIONS = {
     "model": {f.name for f in fields(SoundwaveConfig)}
     - {f.name for f in fields(PreTrainedConfig)}
     - {"audio_config", "text_config", "audio_token_id"},
-    "lora": {f.name for f in fields(LoraConfig)} - {"target_modules", "modules_to_save"},
+    # Exactly the LoRA trains: no bias beside it, and no more modules.
+    "lora": {f.name for f in fields(LoraConfig)} - {"bias", "modules_to_save", "trainable_token_indices"},
     "augment": {f.name for f in fields(Augmentation)},
 }
 # Keys of the library that would be overruled, or that it does not read.
@@ -244,9 +245,9 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     elif start is not None:
         load_adapter(model, start)
     if stage.has_llm and not has_lora:
-        model = get_peft_model(
-            model, LoraConfig(target_modules=LORA_TARGETS, modules_to_save=list(ADAPTERS), **recipe.lora)
-        )
+        targets = lora_targets(model.model.language_model, recipe.lora.get("target_modules"))
+        lora = {**recipe.lora, "target_modules": targets, "modules_to_save": list(ADAPTERS)}
+        model = get_peft_model(model, LoraConfig(**lora))
     freeze_all_but(model, stage)
     return model
 
