@@ -61,6 +61,10 @@ class RecipeArguments:
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of SoundwaveConfig"})
     lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of PEFT's LoraConfig"})
+    quantization: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "the frozen LLM's, as in transformers (`{quant_method: bitsandbytes, load_in_4bit: true}`)"},
+    )
     attn_implementation: Any = field(
         default=None, metadata={"help": "attention of all parts, or a mapping (`{text_config: eager}`)"}
     )
@@ -86,6 +90,8 @@ class RecipeArguments:
             raise ValueError(f"`warm_start` is {self.warm_start!r}; give true or false.")
         if self.warm_start is not None and self.start_from is not None:
             raise ValueError("`warm_start` is given, and `start_from` holds trained adapters: leave one of them out.")
+        if self.quantization and not STAGES[self.stage].has_llm:
+            raise ValueError(f"`quantization` is given, and stage `{self.stage}` has no LLM: leave it out.")
         if self.ctc_negatives is not None and "ctc" not in STAGES[self.stage].losses:
             raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` takes no CTC loss: leave it out.")
 
@@ -230,6 +236,8 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     _check_start(recipe, stage, start_fields, has_lora)
     model_fields = {**start_fields, **recipe.model}
     model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
+    if recipe.quantization:
+        model_fields["quantization_config"] = recipe.quantization
     model = model_class.from_backbones(
         encoder, llm, dtype=dtype, warm_start=recipe.warm_start is not False and start is None, **model_fields
     )

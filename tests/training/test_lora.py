@@ -85,3 +85,18 @@ def test_the_variants_of_peft_train_and_nothing_else_moves(workspace, chain, tmp
     assert all(torch.equal(value, second.before[name]) for name, value in third.before.items() if "base_layer" in name)
     config = third.model.peft_config["default"]
     assert getattr(config, option)
+
+
+def test_a_lora_trains_on_a_frozen_llm_of_four_bits(workspace, chain, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    four_bits = {"quantization": {"quant_method": "bitsandbytes", "load_in_4bit": True}, "max_steps": 2}
+    start = str(chain["align"].folder)
+    second = train(workspace.recipe("shrink", tmp_path / "shrink", start_from=start, **four_bits))
+    third = train(workspace.recipe("instruct", tmp_path / "out", start_from=str(second.folder), **four_bits))
+    quantized = [name for name, m in third.model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len({name.replace(".base_layer", "") for name in quantized}) == 2 * 7  # four of attention, three behind it
+    assert all(".language_model.layers." in name for name in quantized)
+    of_lora = {name for name in third.before if ".lora_" in name}
+    assert len(of_lora) == 2 * 4 * 2
+    assert third.moved() == of_lora
+    assert len({round(loss, 6) for loss in third.losses()}) == 2
