@@ -7,10 +7,13 @@ import re
 import numpy as np
 import pytest
 import soundfile
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import soundwave_hf
+from soundwave_hf.modeling.backbones_soundwave import load_lora
 from soundwave_hf.modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
+from soundwave_hf.training.stages import ADAPTERS, lora_targets
 from tests.tiny_models import save_tiny_llm, save_tiny_soundwave, save_tiny_whisper
 
 
@@ -24,6 +27,7 @@ DOCUMENTED = [
     *(model.forward for model in MODELS),
     soundwave_hf.SoundwaveModel.get_audio_features,
     soundwave_hf.SoundwaveForConditionalGeneration.from_backbones,
+    load_lora,
 ]
 
 
@@ -38,8 +42,26 @@ def names(tmp_path_factory) -> dict:
     (folder / "encoder" / "preprocessor_config.json").write_text(
         '{"feature_extractor_type": "WhisperFeatureExtractor"}'
     )
+    adapter = str(save_tiny_lora(folder / "adapter", encoder, llm))
     model, processor = AutoModelForMultimodalLM.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
-    return {"home": folder, "folder": saved, "encoder": encoder, "llm": llm, "model": model, "processor": processor}
+    return {
+        "home": folder,
+        "folder": saved,
+        "encoder": encoder,
+        "llm": llm,
+        "adapter": adapter,
+        "model": model,
+        "processor": processor,
+    }
+
+
+def save_tiny_lora(folder, encoder: str, llm: str):
+    """What the stages with an LLM leave. Returns the folder."""
+    joined = soundwave_hf.SoundwaveForConditionalGeneration.from_backbones(encoder, llm)
+    lora = LoraConfig(r=2, target_modules=lora_targets(joined.model.language_model), modules_to_save=list(ADAPTERS))
+    get_peft_model(joined, lora).save_pretrained(folder)
+    joined.config.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda documented: documented.__qualname__)

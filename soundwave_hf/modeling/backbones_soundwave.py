@@ -83,12 +83,14 @@ def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, i
     return audio_token_id, max(num_rows, audio_token_id + 1)
 
 
-@torch.no_grad()
 def refuse_other_heads(language, llm: str):
     """Raises: `ValueError` where an LLM's scores are not its head's rows times its states, as Soundwave takes them."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=language.device)
-    expected = language(input_ids=ids).logits
-    found = language.base_model(input_ids=ids).last_hidden_state @ language.get_output_embeddings().weight.T
+    # bitsandbytes packs a 4-bit layer for inference, for good, where no gradient passes it on some CPUs.
+    language.enable_input_require_grads()
+    expected = language(input_ids=ids).logits.detach()
+    found = language.base_model(input_ids=ids).last_hidden_state.detach() @ language.get_output_embeddings().weight.T
+    language.disable_input_require_grads()
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
         raise ValueError(
             f"`{llm}` ({type(language).__name__}) caps, scales or shifts its scores after its head, which Soundwave "
@@ -183,6 +185,21 @@ def load_lora(model, adapter: str, is_trainable: bool = False):
     """Put the LoRA and the adapters of a PEFT folder around a joined model. Returns the `PeftModel`.
 
     Raises: `ValueError` where the folder lacks a weight of the LoRA or of an adapter.
+
+    Example: train on from a folder, one of the Hub after `adapter = huggingface_hub.snapshot_download(name)`.
+
+    ```python
+    >>> from soundwave_hf import SoundwaveForConditionalGeneration
+    >>> from soundwave_hf.modeling.backbones_soundwave import adapter_fields, load_lora
+    >>> from soundwave_hf.training.stages import STAGES, check_trainable, freeze_all_but
+
+    >>> fields = adapter_fields(adapter, encoder, llm)
+    >>> model = SoundwaveForConditionalGeneration.from_backbones(encoder, llm, **fields)
+    >>> model = load_lora(model, adapter, is_trainable=True)
+    >>> freeze_all_but(model, STAGES["instruct"])  # the LoRA alone trains
+
+    >>> check_trainable(model, STAGES["instruct"])
+    ```
     """
     try:
         from peft import PeftModel, get_peft_model_state_dict

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 
 @dataclass
@@ -31,45 +32,86 @@ def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-class _TokenNormalizer(torch.autograd.Function):
-    """Log-sum-exp and arg-max of `frames @ token_weight.T` over the vocabulary, the column `skip` left out."""
+def _scores(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`frames @ rows.mT` `(..., frames, rows)`, in float32 or better."""
+    rows = rows.to(frames.dtype)
+    if frames.dtype != torch.float16:
+        return _at_least_float32(frames @ rows.mT)
+    # float16 ends at 65,504. No product is larger than its two norms, and dividing by a power of two rounds nothing.
+    norms = [torch.linalg.vector_norm(values.detach(), dim=-1, dtype=torch.float32) for values in (frames, rows)]
+    longest = nn.functional.pad(norms[1].flatten(), (0, 1)).max()  # 0 where there are no rows
+    scale = (norms[0] * longest / 65_504).log2().ceil().clamp(min=0).exp2()[..., None]
+    return ((frames / scale).half() @ rows.mT).float() * scale
+
+
+class _TokenScores(torch.autograd.Function):
+    """Of all true frames' scores `frames @ token_weight.T`: the log-sum-exp, the best, and the columns `ids`.
+
+    The log-sum-exp is taken over `candidates`, by default over all tokens but `skip`. Its gradient is the mean of the
+    tokens' rows, each with the token's probability: where it will be asked for (`with_mean`), the forward takes it
+    from the scores that it has at hand, and only the gradient of the head itself scores again. One gradient of the
+    head holds what normaliser and columns give it.
+    """
 
     @staticmethod
-    def _chunks(frames, token_weight, skip, chunk_size):
-        for start in range(0, token_weight.shape[0], chunk_size):
-            rows = token_weight[start : start + chunk_size].to(frames.dtype)
-            scores = _at_least_float32(frames @ rows.T)  # [frames, chunk]
+    def _chunks(states, token_weight, candidates, skip, chunk_size):
+        for start in range(0, len(token_weight if candidates is None else candidates), chunk_size):
+            tokens = slice(start, start + chunk_size)
+            rows = token_weight[tokens if candidates is None else candidates[tokens]].to(states.dtype)
+            scores = _scores(states, rows)  # [true frames, chunk]
             if start <= skip < start + chunk_size:
-                scores[:, skip - start] = -torch.inf
+                scores[:, skip - start] = torch.finfo(scores.dtype).min  # no infinity, which may be alone in its chunk
             yield start, rows, scores
 
     @staticmethod
-    def forward(ctx, frames, token_weight, skip, chunk_size):
-        best_score = _at_least_float32(frames.new_full(frames.shape[:1], -torch.inf))
+    def forward(ctx, frames, token_weight, valid, ids, candidates, skip, chunk_size, with_mean):
+        states = frames[valid]  # [true frames, width]
+        best_score = _at_least_float32(states.new_full(states.shape[:1], -torch.inf))
         best = torch.zeros_like(best_score, dtype=torch.long)
         normalizer = best_score.clone()
-        for start, _, scores in _TokenNormalizer._chunks(frames, token_weight, skip, chunk_size):
+        mean = _at_least_float32(torch.zeros_like(states)) if with_mean else None
+        chunks = _TokenScores._chunks(states, token_weight, candidates, skip, chunk_size)
+        for start, rows, scores in chunks:
             chunk_score, chunk_best = scores.max(dim=1)
             best = torch.where(chunk_score > best_score, chunk_best + start, best)
             best_score = torch.maximum(best_score, chunk_score)
-            normalizer = torch.logaddexp(normalizer, scores.logsumexp(dim=1))
-        ctx.save_for_backward(frames, token_weight, normalizer)
+            total = scores.sub_(chunk_score[:, None]).exp_().sum(dim=1)
+            chunk_normalizer = chunk_score + total.log()
+            before, normalizer = normalizer, torch.logaddexp(normalizer, chunk_normalizer)
+            if with_mean:
+                chunk_mean = scores.div_(total[:, None]).to(states.dtype) @ rows
+                mean.mul_((before - normalizer).exp_()[:, None])
+                mean.addcmul_(chunk_mean, (chunk_normalizer - normalizer).exp_()[:, None])
+        ctx.save_for_backward(frames, token_weight, valid, ids, candidates, normalizer, mean)
         ctx.skip, ctx.chunk_size = skip, chunk_size
         ctx.mark_non_differentiable(best, best_score)
-        return normalizer, best_score, best
+        return normalizer, _scores(frames, token_weight[ids]), best_score, best
 
     @staticmethod
-    def backward(ctx, grad_normalizer, *_):
-        frames, token_weight, normalizer = ctx.saved_tensors
-        grad_frames = torch.zeros_like(_at_least_float32(frames)) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(token_weight) if ctx.needs_input_grad[1] else None
-        for start, rows, scores in _TokenNormalizer._chunks(frames, token_weight, ctx.skip, ctx.chunk_size):
-            share = (scores - normalizer[:, None]).exp_().mul_(grad_normalizer[:, None]).to(frames.dtype)
-            if grad_frames is not None:
-                grad_frames += share @ rows
-            if grad_weight is not None:
-                grad_weight[start : start + rows.shape[0]] = (share.T @ frames).to(grad_weight.dtype)
-        return None if grad_frames is None else grad_frames.to(frames.dtype), grad_weight, None, None
+    @once_differentiable
+    def backward(ctx, grad_normalizer, grad_columns, *_):
+        frames, token_weight, valid, ids, _, _, mean = ctx.saved_tensors
+        grad_frames = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_frames = grad_columns @ token_weight[ids].to(grad_columns.dtype)
+            grad_frames[valid] += mean * grad_normalizer[:, None]
+            grad_frames = grad_frames.to(frames.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _TokenScores._normalizer_grad(ctx, grad_normalizer)
+            grad_rows = (grad_columns.mT @ frames.to(grad_columns.dtype)).flatten(0, 1).to(grad_weight.dtype)
+            grad_weight.index_put_((ids.flatten(),), grad_rows, accumulate=True)
+        return grad_frames, grad_weight, *[None] * 6
+
+    @staticmethod
+    def _normalizer_grad(ctx, grad_normalizer):
+        frames, token_weight, valid, _, candidates, normalizer, _ = ctx.saved_tensors
+        states = frames[valid]
+        grad = torch.zeros_like(token_weight)
+        for start, rows, scores in _TokenScores._chunks(states, token_weight, candidates, ctx.skip, ctx.chunk_size):
+            tokens = slice(start, start + len(rows))
+            share = scores.sub_(normalizer[:, None]).exp_().mul_(grad_normalizer[:, None]).to(states.dtype)
+            grad[tokens if candidates is None else candidates[tokens]] = (share.T @ states).to(grad.dtype)
+        return grad
 
 
 class _CTCOfColumns(torch.autograd.Function):
@@ -81,20 +123,23 @@ class _CTCOfColumns(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, log_probs, targets, frame_lengths, target_lengths):
+        # The sums over a long clip leave float32 few digits for the posteriors; Apple's GPUs have no float64.
+        exact = torch.float32 if log_probs.device.type == "mps" else torch.float64
         with torch.enable_grad():
-            leaf = log_probs.detach().requires_grad_()
+            leaf = log_probs.detach().to(exact).requires_grad_()
             losses = nn.functional.ctc_loss(leaf, targets, frame_lengths, target_lengths, reduction="none")
             (grad,) = torch.autograd.grad(losses.sum(), leaf)
-        losses = losses.detach()
+        losses = losses.detach().to(log_probs.dtype)
         feasible = torch.isfinite(losses)
         frame = torch.arange(leaf.shape[0], device=leaf.device)
         counts = (frame[:, None] < frame_lengths[None]) & feasible[None]  # [frames, clips]
-        posterior = torch.where(counts[..., None], leaf.detach().exp() - grad, 0.0)
+        posterior = torch.where(counts[..., None], leaf.detach().exp() - grad, 0.0).to(log_probs.dtype)
         ctx.save_for_backward(posterior)
         ctx.mark_non_differentiable(feasible)
         return torch.where(feasible, losses, 0.0), feasible
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_losses, _):
         (posterior,) = ctx.saved_tensors
         return -posterior * grad_losses[None, :, None], None, None, None
@@ -141,33 +186,37 @@ def large_vocabulary_ctc(
         frames = frames.to(torch.get_autocast_dtype(frames.device.type))
     clips, num_frames, _ = frames.shape
     valid = torch.arange(num_frames, device=frames.device)[None] < frame_lengths[:, None]
-    blank_scores = frames @ (token_weight[blank_id] if blank_weight is None else blank_weight).to(frames.dtype)
-    if blank_bias is not None:
-        blank_scores = blank_scores + blank_bias
-    competing, skip = token_weight, blank_id
+    ids = frame_lengths.new_empty(clips, 0)
+    if targets is not None:
+        targets = nn.functional.pad(targets, (0, 1), value=-100)  # a column even where no clip has a target
+        ids = targets.clamp(min=0)
+    skip = blank_id
     if candidates is not None:
         if targets is not None:
-            candidates = torch.cat([candidates, targets[targets.ne(-100)]])
+            candidates = torch.cat([candidates, ids[targets.ne(-100)]])
         candidates = candidates.unique()
-        candidates = candidates[candidates != blank_id]
-        competing, skip = token_weight[candidates], -1
-    normalizer, best_score, valid_best = _TokenNormalizer.apply(frames[valid], competing, skip, chunk_size)
+        candidates, skip = candidates[candidates != blank_id], -1
+    columns = ids if blank_weight is not None else nn.functional.pad(ids, (1, 0), value=blank_id)
+    with_mean = targets is not None and frames.requires_grad and torch.is_grad_enabled()
+    normalizer, scores, best_score, valid_best = _TokenScores.apply(
+        frames, token_weight, valid, columns, candidates, skip, chunk_size, with_mean
+    )
+    if blank_weight is not None:
+        scores = torch.cat([_scores(frames, blank_weight[None]), scores], dim=-1)  # [clips, frames, 1 + targets]
+    if blank_bias is not None:
+        scores = torch.cat([scores[..., :1] + blank_bias, scores[..., 1:]], dim=-1)
+    valid_blank_scores = scores[..., 0][valid]
     if candidates is not None:
         valid_best = candidates[valid_best]
-    valid_blank_scores = blank_scores[valid]
     valid_best = torch.where(valid_blank_scores - blank_margin >= best_score, blank_id, valid_best)
-    normalizer = torch.logaddexp(normalizer, _at_least_float32(valid_blank_scores))
     best = torch.full_like(valid, blank_id, dtype=torch.long).masked_scatter(valid, valid_best)
     if targets is None:
         return CTCResult(best)
-    normalizer = normalizer.new_zeros(valid.shape).masked_scatter(valid, normalizer)
 
-    targets = nn.functional.pad(targets, (0, 1), value=-100)  # a column even where no clip has a target
-    target_lengths = targets.ne(-100).sum(dim=1)
-    ids = targets.clamp(min=0)
-    token_scores = torch.einsum("cfw,ctw->cft", frames, token_weight[ids].to(frames.dtype))
-    scores = _at_least_float32(torch.cat([blank_scores[..., None], token_scores], dim=-1))
+    normalizer = torch.logaddexp(normalizer, valid_blank_scores)
+    normalizer = normalizer.new_zeros(valid.shape).masked_scatter(valid, normalizer)
     log_probs = torch.where(valid[..., None], scores - normalizer[..., None], 0.0).transpose(0, 1)
+    target_lengths = targets.ne(-100).sum(dim=1)
     # Equal targets must share one class, or CTC would not ask for a blank between two of them.
     classes = (ids[:, :, None] == ids[:, None, :]).float().argmax(dim=-1) + 1
     losses, feasible = _CTCOfColumns.apply(log_probs, classes, frame_lengths, target_lengths)

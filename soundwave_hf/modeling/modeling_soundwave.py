@@ -111,6 +111,15 @@ def quantize_llm_alone(quantization_config):
     return config
 
 
+def take_quantizer(model: nn.Module, language: nn.Module):
+    """Give a joined model what transformers, PEFT and the trainers read of the quantized LLM inside it."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(language, name):
+            setattr(model, name, getattr(language, name))
+    model.config.quantization_config = model.config.text_config.quantization_config
+    del model.config.text_config.quantization_config
+
+
 def refuse_misspelt(forward: Callable, given: dict):
     """Refuse keywords that nearly are an argument of a `forward`; others are passed on to the LLM.
 
@@ -1162,6 +1171,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         audio_token: str = AUDIO_TOKEN,
         dtype=None,
         warm_start: bool = True,
+        quantization_config=None,
         **fields,
     ):
         """Join any Whisper encoder and any causal LM.
@@ -1175,6 +1185,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             dtype (`torch.dtype`, *optional*): of all weights; by default the backbones' own, float32 adapters.
             warm_start (`bool`): let a fresh alignment adapter with a tied CTC head begin at what Whisper's decoder
                 reads off a frame, where the two vocabularies share words enough; otherwise, and where not, at random.
+            quantization_config (`dict` or config of a quantizer, *optional*): of the LLM's layers, as in
+                `from_pretrained`; the LoRA of an `adapter` is rounded where it is merged into them.
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
         Raises: `ValueError` where the adapter was trained for backbones of other widths or with another value of a
@@ -1195,7 +1207,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             trained = adapter_fields(adapter, encoder, llm)
             refuse_other_fields(fields, trained, adapter)
             fields = {**trained, **fields}
-        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+        if quantization_config is not None:
+            quantization_config = quantize_llm_alone(quantization_config)
+        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, quantization_config=quantization_config)
         refuse_other_heads(language, llm)
         embeddings = language.get_input_embeddings()
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, embeddings.weight.shape[0])
@@ -1211,6 +1225,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         model.model.language_model = language.base_model
         model.lm_head = language.get_output_embeddings()
         model.generation_config = language.generation_config
+        if quantization_config is not None:
+            take_quantizer(model, language)
         # An audio token in an answer would stand for a clip that nobody gave.
         suppressed = [*(model.generation_config.suppress_tokens or []), audio_token_id]
         model.generation_config.suppress_tokens = suppressed

@@ -27,7 +27,7 @@ from .collator import SoundwaveCollator
 from .encoder_cache import EncoderCache
 from .mixture import Mixture
 from .record import describe_run
-from .stages import ADAPTERS, LORA_TARGETS, STAGES, Stage, freeze_all_but
+from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 
 
@@ -36,7 +36,8 @@ SECTIONS = {
     "model": {f.name for f in fields(SoundwaveConfig)}
     - {f.name for f in fields(PreTrainedConfig)}
     - {"audio_config", "text_config", "audio_token_id"},
-    "lora": {f.name for f in fields(LoraConfig)} - {"target_modules", "modules_to_save"},
+    # Exactly the LoRA trains: no bias beside it, and no more modules.
+    "lora": {f.name for f in fields(LoraConfig)} - {"bias", "modules_to_save", "trainable_token_indices"},
     "augment": {f.name for f in fields(Augmentation)},
     "encoder_cache": {"gigabytes", "variants"},
     "mixture": {f.name for f in fields(Mixture)},
@@ -70,6 +71,10 @@ class RecipeArguments:
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of SoundwaveConfig"})
     lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of PEFT's LoraConfig"})
+    quantization: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "the frozen LLM's, as in transformers (`{quant_method: bitsandbytes, load_in_4bit: true}`)"},
+    )
     attn_implementation: Any = field(
         default=None, metadata={"help": "attention of all parts, or a mapping (`{text_config: eager}`)"}
     )
@@ -113,6 +118,8 @@ class RecipeArguments:
             raise ValueError(f"`warm_start` is {self.warm_start!r}; give true or false.")
         if self.warm_start is not None and self.start_from is not None:
             raise ValueError("`warm_start` is given, and `start_from` holds trained adapters: leave one of them out.")
+        if self.quantization and not STAGES[self.stage].has_llm:
+            raise ValueError(f"`quantization` is given, and stage `{self.stage}` has no LLM: leave it out.")
         if self.ctc_negatives is not None and "ctc" not in STAGES[self.stage].losses:
             raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` takes no CTC loss: leave it out.")
         Mixture(**self.mixture)  # which checks its values
@@ -266,6 +273,8 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     _check_start(recipe, stage, start_fields, has_lora)
     model_fields = {**start_fields, **recipe.model}
     model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
+    if recipe.quantization:
+        model_fields["quantization_config"] = recipe.quantization
     model = model_class.from_backbones(
         encoder, llm, dtype=dtype, warm_start=recipe.warm_start is not False and start is None, **model_fields
     )
@@ -281,9 +290,9 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     elif start is not None:
         load_adapter(model, start)
     if stage.has_llm and not has_lora:
-        model = get_peft_model(
-            model, LoraConfig(target_modules=LORA_TARGETS, modules_to_save=list(ADAPTERS), **recipe.lora)
-        )
+        targets = lora_targets(model.model.language_model, recipe.lora.get("target_modules"))
+        lora = {**recipe.lora, "target_modules": targets, "modules_to_save": list(ADAPTERS)}
+        model = get_peft_model(model, LoraConfig(**lora))
     freeze_all_but(model, stage)
     return model
 

@@ -1,13 +1,14 @@
 """The three stages of the paper (section 3, Table 14) as one table: what trains, and on which losses."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 
-# LoRA on the attention projections of the LLM alone; the encoder's and the adapters' carry the same names.
-LORA_TARGETS = r".*language_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
+# The attention projections of Llama, Qwen, Mistral, SmolLM and Gemma, which get a LoRA where a recipe names no others.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ADAPTERS = ("alignment_adapter", "ctc_head", "shrinking_adapter")
 
 
@@ -57,6 +58,37 @@ def freeze_all_but(model: nn.Module, stage: Stage):
             )
 
 
+def lora_targets(language_model: nn.Module, names: Sequence[str] | None = None) -> str:
+    """The regular expression that gives PEFT the modules of these names in the LLM, and none of the encoder's.
+
+    Args:
+        language_model (`nn.Module`): the LLM inside a Soundwave model, `model.model.language_model`.
+        names (`Sequence[str]`, *optional*): last parts of modules' names; `LORA_TARGETS` by default.
+
+    Raises: `ValueError` where the LLM has no module of one of the names.
+    """
+    wanted = LORA_TARGETS if names is None else names
+    last_parts = {name.rpartition(".")[2] for name, _ in language_model.named_modules()}
+    if isinstance(wanted, str) or not wanted or (missing := [name for name in wanted if name not in last_parts]):
+        # Projections have rows and columns, as GPT-2's `Conv1D` has too; embeddings are no targets.
+        linear = {
+            name.rpartition(".")[2]
+            for name, module in language_model.named_modules()
+            if getattr(getattr(module, "weight", None), "dim", int)() == 2 and not isinstance(module, nn.Embedding)
+        }
+        what = (
+            f"`lora.target_modules` is {names!r}" if names is not None else f"LoRA goes to {list(wanted)} by default"
+        )
+        lacks = (
+            "" if isinstance(wanted, str) or not wanted else f", and {type(language_model).__name__} has no {missing}"
+        )
+        raise ValueError(
+            f"{what}{lacks}: list names of its modules in the recipe, `lora: {{target_modules: [...]}}`, "
+            f"from {sorted(linear)}."
+        )
+    return rf".*\blanguage_model\.(.*\.)?({'|'.join(map(re.escape, wanted))})"
+
+
 def check_trainable(model: nn.Module, stage: Stage):
     """Raise `ValueError` unless exactly the stage's parameters train."""
     for name, parameter in model.named_parameters():
@@ -65,4 +97,13 @@ def check_trainable(model: nn.Module, stage: Stage):
             raise ValueError(f"`{name}` {state}, against the stage's table ({', '.join(stage.trains)}).")
 
 
-__all__ = ["ADAPTERS", "LORA_TARGETS", "STAGES", "Stage", "check_trainable", "freeze_all_but", "trains"]
+__all__ = [
+    "ADAPTERS",
+    "LORA_TARGETS",
+    "STAGES",
+    "Stage",
+    "check_trainable",
+    "freeze_all_but",
+    "lora_targets",
+    "trains",
+]

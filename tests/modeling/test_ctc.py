@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc
 
@@ -103,12 +104,14 @@ def test_targets_that_do_not_fit_are_marked_and_leave_no_gradient():
     assert frames_grad[2].abs().max() == 0
 
 
-def test_a_frozen_head_gets_no_gradient_and_changes_none_of_the_frames():
-    leaves, frozen = problem(), problem()
+@pytest.mark.parametrize("free_head", [True, False], ids=["free", "tied"])
+def test_frozen_rows_get_no_gradient_and_change_no_other(free_head):
+    leaves, frozen = problem(free_head), problem(free_head)
     frozen["token_weight"].requires_grad_(False)
     found = large_vocabulary_ctc(**frozen, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS, chunk_size=4)
-    found_gradients = gradients(found.losses, frozen)
-    assert_equal_gradients(found_gradients, {"frames": gradients(plain_ctc(leaves), leaves)["frames"]})
+    expected = gradients(plain_ctc(leaves), leaves)
+    del expected["token_weight"]
+    assert_equal_gradients(gradients(found.losses, frozen), expected)
 
 
 def test_frozen_frames_leave_the_heads_gradient():
@@ -149,26 +152,192 @@ def test_the_best_label_is_the_arg_max_of_all_scores(free_head, chunk_size):
     assert result.losses is None
 
 
+# ---- PyTorch's fused cross-entropy, which takes its normaliser in chunks too
+
+needs_linear_cross_entropy = pytest.mark.skipif(
+    not hasattr(nn.functional, "linear_cross_entropy"), reason="this PyTorch has no linear_cross_entropy"
+)
+
+
+def fused_cross_entropy(frames, token_weight, targets, blank_weight=None, blank_bias=None) -> torch.Tensor:
+    """Negative log-probability of one label a frame: `(frames, width)` and `(frames,)` -> `(frames,)`."""
+    bias = None
+    if blank_weight is not None:
+        is_blank = torch.arange(len(token_weight)) == BLANK
+        token_weight = torch.where(is_blank[:, None], blank_weight, token_weight)
+        bias = torch.where(is_blank, blank_bias, 0.0)
+    return nn.functional.linear_cross_entropy(
+        frames,
+        token_weight,
+        targets,
+        linear_bias=bias,
+        reduction="none",
+        options=nn.LinearCrossEntropyOptions(batch_chunk_size=4),
+    )
+
+
+def ctc_by_recursion(leaves: dict, clip: int) -> torch.Tensor:
+    """One clip's loss: the forward recursion over its targets with a blank around each."""
+    frames, heads = leaves["frames"][clip, : LENGTHS[clip]], {k: v for k, v in leaves.items() if k != "frames"}
+    labels = [BLANK]
+    for target in TARGETS[clip][TARGETS[clip].ne(-100)].tolist():
+        labels += [target, BLANK]
+    entropies = [fused_cross_entropy(frames, targets=torch.full((len(frames),), v), **heads) for v in labels]
+    log_probs = -torch.stack(entropies, dim=1)  # [frames, labels]
+    never = log_probs.new_tensor(-torch.inf)
+    reached = [log_probs[0, 0], *log_probs[0, 1:2], *[never] * (len(labels) - 2)]
+    for log_prob in log_probs[1:]:
+        before = [never, never, *reached]
+        for place in range(len(labels)):
+            skips = place > 1 and labels[place] != labels[place - 2]  # over a blank, between unequal tokens
+            ways = [way for way in before[place + (0 if skips else 1) : place + 3] if way > never]
+            reached[place] = torch.stack(ways).logsumexp(0) + log_prob[place] if ways else never
+    return -torch.stack([way for way in reached[-2:] if way > never]).logsumexp(0)
+
+
+@needs_linear_cross_entropy
+@pytest.mark.parametrize("free_head", [True, False], ids=["free", "tied"])
+@pytest.mark.parametrize("clip", [0, 1, 3])
+def test_the_loss_is_the_recursion_over_fused_cross_entropies(free_head, clip):
+    leaves = problem(free_head)
+    expected = ctc_by_recursion(leaves, clip)
+    found = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS, chunk_size=3)
+    torch.testing.assert_close(found.losses[clip], expected, rtol=1e-9, atol=0)
+    found_gradients, expected_gradients = (
+        dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
+        for loss in (found.losses[clip], expected)
+    )
+    assert_equal_gradients(found_gradients, expected_gradients)
+
+
+@needs_linear_cross_entropy
 def test_one_frame_and_one_token_is_cross_entropy():
-    # PyTorch's fused cross-entropy, which takes its normaliser in chunks too.
     leaves = problem()
-    frames, targets = leaves["frames"][0][:, None], torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
+    states, targets = leaves["frames"][0], torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
     result = large_vocabulary_ctc(
-        frames, torch.ones(9, dtype=torch.long), leaves["token_weight"], BLANK, targets=targets[:, None], chunk_size=3
+        states[:, None],
+        torch.ones(9, dtype=torch.long),
+        leaves["token_weight"],
+        BLANK,
+        targets=targets[:, None],
+        chunk_size=3,
     )
-    expected = nn.functional.linear_cross_entropy(
-        frames[:, 0], leaves["token_weight"], targets, reduction="none", options=nn.LinearCrossEntropyOptions()
-    )
+    expected = fused_cross_entropy(states, leaves["token_weight"], targets)
     torch.testing.assert_close(result.losses, expected, rtol=1e-9, atol=0)
+    weights = torch.linspace(-1, 2, 9, dtype=torch.float64)
+    found_gradients, expected_gradients = (
+        dict(zip(leaves, torch.autograd.grad((losses * weights).sum(), leaves.values()), strict=True))
+        for losses in (result.losses, expected)
+    )
+    assert_equal_gradients(found_gradients, expected_gradients)
 
 
-def test_bfloat16_frames_give_float32_losses_near_the_exact_ones():
+# ---- Precisions
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["inputs", "autocast"])
+@pytest.mark.parametrize("free_head", [True, False], ids=["free", "tied"])
+def test_half_precision_gives_float32_losses_and_gradients_near_the_exact_ones(free_head, autocast, dtype):
+    exact = problem(free_head)
+    leaves = {name: leaf.detach().float().requires_grad_() for name, leaf in exact.items()}
+    if not autocast:
+        leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in leaves.items()}
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        found = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS, chunk_size=4)
+    assert found.losses.dtype == torch.float32
+    precision = 4 * torch.finfo(dtype).eps
+    expected = plain_ctc(exact)
+    torch.testing.assert_close(found.losses.double(), expected, rtol=precision, atol=0)
+    expected = gradients(expected, exact)
+    for name, gradient in gradients(found.losses, leaves).items():
+        assert gradient.dtype == leaves[name].dtype
+        assert (gradient - expected[name]).abs().max() <= precision * expected[name].abs().max(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["inputs", "autocast"])
+@pytest.mark.parametrize("free_head", [True, False], ids=["free", "tied"])
+def test_scores_beyond_float16_overflow_nothing(free_head, autocast, dtype):
+    # Of small whole numbers times 256 every score is a small multiple of 65,536, which no step here rounds.
+    exact = {name: (leaf.detach().round() * 256).requires_grad_() for name, leaf in problem(free_head).items()}
+    leaves = {name: leaf.detach().to(torch.float32 if autocast else dtype) for name, leaf in exact.items()}
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    assert plain_scores(**exact).abs().max() > 4 * torch.finfo(torch.float16).max
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        found = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS, chunk_size=4)
+    expected = plain_ctc(exact)
+    torch.testing.assert_close(found.losses.double(), expected, rtol=1e-6, atol=0)
+    expected = gradients(expected, exact)
+    for name, gradient in gradients(found.losses, leaves).items():
+        assert (gradient - expected[name]).abs().max() <= 1e-2 * expected[name].abs().max(), name
+
+
+def test_float16_scores_without_targets_are_labels_of_the_exact_ones():
+    leaves = {name: (leaf.detach().round() * 256).half() for name, leaf in problem(free_head=False).items()}
+    found = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK)
+    exact = large_vocabulary_ctc(
+        **{name: leaf.double() for name, leaf in leaves.items()}, frame_lengths=LENGTHS, blank_id=BLANK
+    )
+    assert torch.equal(found.best, exact.best)
+
+
+def test_float32_gradients_of_a_long_clip_keep_six_digits():
+    # 1,500 frames at some 8 nats: a sum of which float32 keeps a thousandth, and the posteriors no more than that.
+    generator = torch.Generator().manual_seed(0)
+    exact = {
+        "frames": torch.randn(1, 1500, WIDTH, generator=generator, dtype=torch.float64).requires_grad_(),
+        "token_weight": 3 * torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64),
+    }
+    options = {"frame_lengths": torch.tensor([1500]), "blank_id": BLANK, "targets": torch.tensor([[3, 3, 0, 10] * 20])}
+    leaves = {name: leaf.detach().float() for name, leaf in exact.items()}
+    leaves["frames"].requires_grad_()
+    (expected,) = torch.autograd.grad(large_vocabulary_ctc(**exact, **options).losses, exact["frames"])
+    (found,) = torch.autograd.grad(large_vocabulary_ctc(**leaves, **options).losses, leaves["frames"])
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+# ---- Memory
+
+
+class Sizes(TorchDispatchMode):
+    """Numbers of elements of the tensors that operations make, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.made[tensor.numel()] = self.made.get(tensor.numel(), 0) + 1
+        return result
+
+
+@pytest.mark.parametrize("with_candidates", [False, True], ids=["whole", "candidates"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_no_step_makes_all_scores_and_the_head_has_one_gradient(frozen, with_candidates):
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randn(4, 9, WIDTH, generator=generator).requires_grad_()
+    weight = torch.randn(1000, WIDTH, generator=generator).requires_grad_(not frozen)
+    leaves = {"frames": frames} if frozen else {"frames": frames, "token_weight": weight}
+    options = {"candidates": torch.arange(0, 1000, 2)} if with_candidates else {}
+    with Sizes() as sizes:
+        found = large_vocabulary_ctc(frames, LENGTHS, weight, BLANK, targets=TARGETS, chunk_size=64, **options)
+        gradients(found.losses, leaves)
+    scores_of_chunk = int(LENGTHS.sum()) * 64
+    assert sizes.made.pop(weight.numel(), 0) == (0 if frozen else 1)
+    assert max(sizes.made) == scores_of_chunk
+
+
+def test_a_second_derivative_is_refused():
     leaves = problem()
-    rounded = {name: leaf.detach().bfloat16().requires_grad_() for name, leaf in leaves.items()}
-    result = large_vocabulary_ctc(**rounded, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS)
-    assert result.losses.dtype == torch.float32
-    exact = plain_ctc({name: leaf.double() for name, leaf in rounded.items()})
-    torch.testing.assert_close(result.losses.double(), exact, rtol=2e-2, atol=0)
+    losses = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK, targets=TARGETS).losses
+    (gradient,) = torch.autograd.grad(losses.sum(), leaves["frames"], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
 
 
 def test_no_targets_at_all_is_the_loss_of_blanks_alone():

@@ -76,8 +76,8 @@ def test_there_are_three_shipped_recipes():
         ({"augment": {"speed": 1.5}}, "augmentation `speed` is 1.5; give a share of 0 to 1"),
         ({"stage": "shrink", "lora": {"lora_alfa": 1}}, "`lora` of .* the key `lora_alfa`, .* you mean `lora_alpha`?"),
         (
-            {"stage": "shrink", "lora": {"target_modules": "all"}},
-            "`lora` of .* the key `target_modules`, which nobody",
+            {"stage": "shrink", "lora": {"modules_to_save": ["lm_head"]}},
+            "`lora` of .* the key `modules_to_save`, which nobody",
         ),
         ({"model": {"lok_back": "all"}}, "`model` of .* has the key `lok_back`, .* Did you mean `look_back`?"),
         ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which nobody reads. Its keys are"),

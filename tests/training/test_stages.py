@@ -180,6 +180,7 @@ def test_training_refuses_a_parameter_against_the_table(workspace, tmp_path):
         ("align", "shrink", {}, "which holds LoRA: stage `align` has no LLM for it"),
         ("align", None, {"lora": {"r": 4}}, "`lora` is given, and the stage has no LLM: leave it out"),
         ("instruct", "shrink", {"lora": {"r": 4}}, "`lora` is given, and .* holds a LoRA already: leave it out"),
+        ("align", None, {"quantization": {"load_in_4bit": True}}, "`quantization` is given, and stage `align` has no"),
         ("shrink", "align", {"warm_start": True}, "`warm_start` is given, and `start_from` holds trained adapters"),
         ("instruct", "shrink", {"ctc_negatives": 4}, "`ctc_negatives` is given, and stage `instruct` takes no CTC"),
         ("shrink", "align", {"model": {"alignment_attention": "frame"}}, "to 'frame', and .* trained with 'sequence'"),
