@@ -79,6 +79,20 @@ def test_a_part_on_disk_changes_nothing(part, tmp_path):
     assert torch.equal(ids, model.generate(**batch, max_new_tokens=3, do_sample=False))
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@torch.no_grad()
+def test_device_map_auto_puts_on_disk_what_memory_does_not_hold(tied, tmp_path):
+    model, batch = tiny_model(text_fields={"tie_word_embeddings": tied}), mixed_batch()
+    model.save_pretrained(tmp_path / "saved")
+    loaded = AutoModel.from_pretrained(
+        tmp_path / "saved", device_map="auto", max_memory={"cpu": "40KB"}, offload_folder=tmp_path / "offload"
+    )
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    ids = loaded.generate(**batch, max_new_tokens=3, do_sample=False)
+    assert torch.equal(ids, model.generate(**batch, max_new_tokens=3, do_sample=False))
+
+
 @torch.no_grad()
 def test_device_map_auto_places_whole_layers(tmp_path):
     model, batch = tiny_model(), mixed_batch()
@@ -131,6 +145,26 @@ def test_a_quantized_llm_leaves_encoder_and_adapters_as_they_are(name, tmp_path)
     logits, whole = loaded(**batch).logits, model(**batch).logits
     assert logits.isfinite().all()
     assert (logits - whole).norm() < (0.1 if "8" in name else 0.5) * whole.norm()
+
+
+@pytest.mark.parametrize("name", ["torchao int8", "bitsandbytes 8 bit", "bitsandbytes 4 bit"])
+@torch.no_grad()
+def test_a_quantized_model_is_the_same_when_saved_and_loaded(name, tmp_path):
+    config = quantization(name)
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    model, batch = tiny_model(text_fields=wide, adapter_heads=2), mixed_batch()
+    model.save_pretrained(tmp_path / "whole")
+    quantized = AutoModel.from_pretrained(tmp_path / "whole", quantization_config=config, dtype=torch.float32)
+    quantized.save_pretrained(tmp_path / "quantized")
+    loaded = AutoModel.from_pretrained(tmp_path / "quantized")
+    assert quantized_parts(loaded) == quantized_parts(quantized) != set()
+    whole = dict(model.named_parameters())
+    kept = {name: value for name, value in loaded.named_parameters() if name.startswith(HIGH_PRECISION_PARTS)}
+    assert len(kept) > 40
+    assert all(value.dtype == torch.float32 and torch.equal(value, whole[name]) for name, value in kept.items())
+    assert torch.equal(loaded(**batch).logits, quantized(**batch).logits)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(loaded.generate(**batch, **options), quantized.generate(**batch, **options))
 
 
 def test_a_quantizer_that_names_modules_or_comes_as_a_dict_is_understood():
