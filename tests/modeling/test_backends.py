@@ -4,7 +4,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModel, BitsAndBytesConfig, TorchAoConfig
+from torch._dynamo.utils import counters
+from torch._inductor.cpp_builder import get_cpp_compiler
+from transformers import AutoModel, BitsAndBytesConfig, CompileConfig, TorchAoConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -64,6 +66,24 @@ def test_attention_backends_agree(implementation, tmp_path):
     found = loaded(**batch)
     assert torch.equal(found.num_positions, expected.num_positions)
     torch.testing.assert_close(found.logits[true], expected.logits[true], rtol=0, atol=1e-4)
+
+
+def test_a_decode_step_through_the_whole_compiler_changes_no_id():
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f"the compiler of PyTorch's CPU kernels is not there: {error}")
+    model, batch = tiny_model(text_fields={"num_hidden_layers": 1}), pad_batch([[3, AUDIO, 5]], [51])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    torch._dynamo.reset()
+    counters.clear()
+    compile_config = CompileConfig(backend="inductor", fullgraph=True, mode="default")
+    compile_config._compile_all_devices = True  # otherwise `generate` compiles on accelerators alone
+    found = model.generate(**batch, **options, cache_implementation="static", compile_config=compile_config)
+    assert torch.equal(found, expected)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["aot_autograd"]["ok"] == 1
 
 
 @pytest.mark.parametrize("part", ["model.audio_tower", "model.language_model", "model.alignment_adapter", "lm_head"])
