@@ -86,6 +86,18 @@ def test_a_decode_step_through_the_whole_compiler_changes_no_id():
     assert counters["aot_autograd"]["ok"] == 1
 
 
+def test_a_forward_compiled_as_evaluation_scripts_do_changes_no_id():
+    model, batch = tiny_model(text_fields={"num_hidden_layers": 1}), pad_batch([[3, AUDIO, 5]], [51])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    torch._dynamo.reset()
+    counters.clear()
+    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+    assert torch.equal(model.generate(**batch, **options, cache_implementation="static"), expected)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+
+
 @pytest.mark.parametrize("part", ["model.audio_tower", "model.language_model", "model.alignment_adapter", "lm_head"])
 @torch.no_grad()
 def test_a_part_on_disk_changes_nothing(part, tmp_path):
