@@ -22,6 +22,7 @@ MODELS = [soundwave_hf.SoundwaveForConditionalGeneration, soundwave_hf.Soundwave
 DOCUMENTED = [
     soundwave_hf.SoundwaveConfig,
     soundwave_hf.SoundwaveProcessor,
+    soundwave_hf.SoundwaveProcessor.apply_transcription_request,
     SoundwaveSpeechRecognitionPipeline,
     *MODELS,
     *(model.forward for model in MODELS),

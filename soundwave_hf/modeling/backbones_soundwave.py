@@ -1,5 +1,6 @@
 """What joining two backbones needs of their files: the audio token's place, the embedding table, trained adapters."""
 
+import difflib
 import json
 import os
 
@@ -70,6 +71,41 @@ def read_decoder(encoder: str) -> nn.Module | None:
     return None if report["missing_keys"] else whisper.decoder
 
 
+def settable_fields() -> set[str]:
+    """`SoundwaveConfig` fields that a caller of `from_backbones` may set; the others follow from the backbones."""
+    return SoundwaveConfig.own_fields() - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}
+
+
+def refuse_unsettable(fields: dict):
+    """Raises: `ValueError` where a keyword of `from_backbones` is none of `settable_fields`."""
+    known = settable_fields()
+    for name in fields.keys() - known:
+        if near := difflib.get_close_matches(name, {*known, "dtype", "adapter", "audio_token", "warm_start"}, n=1):
+            hint = f"Did you mean `{near[0]}`?"
+        else:
+            hint = (
+                f"It takes a dtype and the fields {sorted(known)}. Save the joined model first and give "
+                "`from_pretrained` how to load it (`device_map`), or use `set_attn_implementation`."
+            )
+        raise ValueError(f"`from_backbones` got `{name}`, which it does not take. {hint}")
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype that a caller names, as `from_pretrained` has it; `None` ("auto" too) where backbones keep their own.
+
+    Raises: `ValueError` where it is no floating point dtype.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise ValueError(
+        f'`dtype` is {dtype!r}; expected a floating point `torch.dtype`, its name such as "bfloat16", or "auto" for '
+        "the backbones' own."
+    )
+
+
 def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, int]:
     """Id of the audio token in an LLM's vocabulary, and the rows its embedding table needs for it.
 
@@ -138,9 +174,7 @@ def adapter_fields(adapter: str, encoder: str, llm: str) -> dict:
             f"The adapters in `{adapter}` join an encoder of width {expected[0]} to an LLM of width {expected[1]}, "
             f"and `{encoder}` has width {found[0]}, `{llm}` {found[1]}. Name the backbones they were trained with."
         )
-    # The others follow from the backbones.
-    names = SoundwaveConfig.own_fields() - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}
-    return {name: getattr(config, name) for name in sorted(names)}
+    return {name: getattr(config, name) for name in sorted(settable_fields())}
 
 
 def _check_files(adapter: str):
@@ -261,6 +295,7 @@ __all__ = [
     "LORA_FILES",
     "TRAINED_FILE",
     "adapter_fields",
+    "as_dtype",
     "audio_token_place",
     "load_adapter",
     "load_lora",
@@ -271,4 +306,6 @@ __all__ = [
     "read_shards",
     "refuse_other_fields",
     "refuse_other_heads",
+    "refuse_unsettable",
+    "settable_fields",
 ]

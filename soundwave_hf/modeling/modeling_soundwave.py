@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .backbones_soundwave import (
     AUDIO_TOKEN,
     adapter_fields,
+    as_dtype,
     audio_token_place,
     load_adapter,
     read_encoder,
@@ -33,6 +34,7 @@ from .backbones_soundwave import (
     read_shards,
     refuse_other_fields,
     refuse_other_heads,
+    refuse_unsettable,
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
 from .ctc_soundwave import large_vocabulary_ctc
@@ -773,6 +775,8 @@ class SoundwaveForCTC(SoundwaveAudioModel):
 
         Arguments as in `SoundwaveForConditionalGeneration.from_backbones`.
         """
+        refuse_unsettable(fields)
+        dtype = as_dtype(dtype)
         rows = read_input_embeddings(llm)
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, len(rows))
         text_config = AutoConfig.from_pretrained(llm)
@@ -1182,16 +1186,17 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             adapter (`str`, *optional*): folder of trained adapters (what `soundwave-hf train` writes): they are
                 loaded, their LoRA merged into the LLM. Without it the adapters are fresh.
             audio_token (`str`): the token which stands for a clip.
-            dtype (`torch.dtype`, *optional*): of all weights; by default the backbones' own, float32 adapters.
+            dtype (`torch.dtype` or `str`, *optional*): of all weights, or its name; by default, and where it is
+                "auto", the backbones' own and float32 adapters.
             warm_start (`bool`): let a fresh alignment adapter with a tied CTC head begin at what Whisper's decoder
                 reads off a frame, where the two vocabularies share words enough; otherwise, and where not, at random.
             quantization_config (`dict` or config of a quantizer, *optional*): of the LLM's layers, as in
                 `from_pretrained`; the LoRA of an `adapter` is rounded where it is merged into them.
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
-        Raises: `ValueError` where the adapter was trained for backbones of other widths or with another value of a
-        field that its weights fix, or lacks weights, or the LLM does more to its scores than its head does;
-        `FileNotFoundError` where the adapter's folder lacks a file.
+        Raises: `ValueError` for a keyword that is no such field, or no dtype, where the adapter was trained for
+        backbones of other widths or with another value of a field that its weights fix, or lacks weights, or the LLM
+        does more to its scores than its head does; `FileNotFoundError` where the adapter's folder lacks a file.
 
         Example:
 
@@ -1203,6 +1208,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         True
         ```
         """
+        refuse_unsettable(fields)
+        dtype = as_dtype(dtype)
         if adapter is not None:
             trained = adapter_fields(adapter, encoder, llm)
             refuse_other_fields(fields, trained, adapter)

@@ -27,6 +27,8 @@ SYSTEM_PROMPT = (
 )
 ASR_QUESTION = "What does the person say?"
 
+LANGUAGE_NAMES = {**LANGUAGES, "fil": "filipino"}  # Whisper's, and the one of Qwen3-ASR's that Whisper lacks
+RETURN_FORMATS = ("raw", "parsed", "transcription_only")
 TRAILING_SILENCE = 0.3  # seconds; Whisper's encoder never heard speech that ends where its input ends
 MIN_MEL_FRAMES = 4  # 40 ms: two mel frames make an encoder frame, two encoder frames make one position
 
@@ -449,9 +451,14 @@ class SoundwaveProcessor(ProcessorMixin):
         language: str | list[str | None] | None = None,
         prompt: str | list[str | None] | None = None,
         tokenize: bool = True,
+        *,
+        model_id: str | None = None,
+        format: str | list[str] | None = None,
         **kwargs,
     ) -> BatchFeature | list[str]:
         """Inputs that ask for the transcript of each clip, one conversation per clip.
+
+        Takes what the processors of Voxtral and Qwen3-ASR take, so that scripts written for them run as they are.
 
         Args:
             audio: a clip or a list of clips, in any form that the call takes. An array without its rate counts as
@@ -460,23 +467,58 @@ class SoundwaveProcessor(ProcessorMixin):
                 training data, leaves the question as it is; another one is named in it.
             prompt: question in place of "What does the person say?", one for all or one per clip.
             tokenize: `False` returns the prompts as strings and leaves the audio alone.
-            kwargs: passed to [`~SoundwaveProcessor.apply_chat_template`], such as `sampling_rate`.
+            model_id, format: what Voxtral's request names, the model and the container that arrays are packed in.
+                Nothing here depends on them.
+            kwargs: passed to [`~SoundwaveProcessor.apply_chat_template`], such as `sampling_rate` in Hz.
+
+        Returns: as [`~SoundwaveProcessor.apply_chat_template`] with `return_dict=True, add_generation_prompt=True`.
+
+        Raises: `ValueError` for no clip, an unknown language, lists of another length than the
+        clips' and audio that cannot be used as it is.
+
+        Example:
+
+        ```python
+        >>> inputs = processor.apply_transcription_request("speech.wav", language="en")
+        >>> ids = model.generate(**inputs, max_new_tokens=100)
+        >>> texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ```
         """
         clips = flatten_clips(audio)
         if not clips:
             raise ValueError("No clip arrived to transcribe; expected at least one in `audio`.")
-        given = self._resolve_audio_loading_params(kwargs.get("processor_kwargs") or {})["array_sampling_rate"]
+        options = {"audio_kwargs": kwargs.get("audio_kwargs") or {}, **(kwargs.get("processor_kwargs") or {})}
+        given = self._resolve_audio_loading_params(options)["array_sampling_rate"]
         if kwargs.get("sampling_rate") is None and given is None and any(map(lacks_rate, clips)):
             kwargs["sampling_rate"] = self._assume_rate()
-        languages = prepare_language_inputs(language, len(clips), LANGUAGES, return_code=False)
+        languages = prepare_language_inputs(language, len(clips), LANGUAGE_NAMES, return_code=False)
         prompts = prepare_prompt_input(prompt, len(clips), input_name="prompt")
         conversations = []
         for clip, prompt_text, language_name in zip(clips, prompts, languages, strict=True):
             question = {"type": "text", "text": transcription_question(prompt_text, language_name)}
             conversations.append([{"role": "user", "content": [{"type": "audio", "audio": clip}, question]}])
-        return self.apply_chat_template(
-            conversations, tokenize=tokenize, return_dict=True, add_generation_prompt=True, **kwargs
-        )
+        usual = {"return_dict": True, "add_generation_prompt": True}
+        return self.apply_chat_template(conversations, tokenize=tokenize, **{**usual, **kwargs})
+
+    def decode(self, *args, return_format: str = "raw", **kwargs) -> str | list[str] | dict | list[dict]:
+        """The tokenizer's `decode`: ids `(tokens,)` to a text, ids `(batch, tokens)` to a list of texts.
+
+        Args:
+            return_format: as in Qwen3-ASR, `"raw"` for what the tokenizer returns, `"transcription_only"` for the text
+                without special tokens and outer blanks, `"parsed"` for a dict of it, whose "language" is `None`: the
+                model answers with the transcript alone.
+
+        Raises: `ValueError` for another format.
+        """
+        if return_format not in RETURN_FORMATS:
+            raise ValueError(f"`return_format` is {return_format!r}; expected one of {RETURN_FORMATS}.")
+        if return_format == "raw":
+            return super().decode(*args, **kwargs)
+        decoded = super().decode(*args, **{**kwargs, "skip_special_tokens": True})
+        texts = [text.strip() for text in ([decoded] if isinstance(decoded, str) else decoded)]
+        if return_format == "parsed":
+            texts = [{"language": None, "transcription": text} for text in texts]
+        return texts[0] if isinstance(decoded, str) else texts
 
 
 def check_clips_per_text(text: list[str] | None, audio, audio_token: str):

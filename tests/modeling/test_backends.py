@@ -4,7 +4,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModel, BitsAndBytesConfig, TorchAoConfig
+from torch._dynamo.utils import counters
+from torch._inductor.cpp_builder import get_cpp_compiler
+from transformers import AutoModel, BitsAndBytesConfig, CompileConfig, TorchAoConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -66,6 +68,36 @@ def test_attention_backends_agree(implementation, tmp_path):
     torch.testing.assert_close(found.logits[true], expected.logits[true], rtol=0, atol=1e-4)
 
 
+def test_a_decode_step_through_the_whole_compiler_changes_no_id():
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f"the compiler of PyTorch's CPU kernels is not there: {error}")
+    model, batch = tiny_model(text_fields={"num_hidden_layers": 1}), pad_batch([[3, AUDIO, 5]], [51])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    torch._dynamo.reset()
+    counters.clear()
+    compile_config = CompileConfig(backend="inductor", fullgraph=True, mode="default")
+    compile_config._compile_all_devices = True  # otherwise `generate` compiles on accelerators alone
+    found = model.generate(**batch, **options, cache_implementation="static", compile_config=compile_config)
+    assert torch.equal(found, expected)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["aot_autograd"]["ok"] == 1
+
+
+def test_a_forward_compiled_as_evaluation_scripts_do_changes_no_id():
+    model, batch = tiny_model(text_fields={"num_hidden_layers": 1}), pad_batch([[3, AUDIO, 5]], [51])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    torch._dynamo.reset()
+    counters.clear()
+    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+    assert torch.equal(model.generate(**batch, **options, cache_implementation="static"), expected)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+
+
 @pytest.mark.parametrize("part", ["model.audio_tower", "model.language_model", "model.alignment_adapter", "lm_head"])
 @torch.no_grad()
 def test_a_part_on_disk_changes_nothing(part, tmp_path):
@@ -74,6 +106,20 @@ def test_a_part_on_disk_changes_nothing(part, tmp_path):
     parts = ["audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter", "language_model"]
     device_map = {**{f"model.{name}": "cpu" for name in parts}, "lm_head": "cpu", part: "disk"}
     loaded = AutoModel.from_pretrained(tmp_path / "saved", device_map=device_map, offload_folder=tmp_path / "offload")
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    ids = loaded.generate(**batch, max_new_tokens=3, do_sample=False)
+    assert torch.equal(ids, model.generate(**batch, max_new_tokens=3, do_sample=False))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@torch.no_grad()
+def test_device_map_auto_puts_on_disk_what_memory_does_not_hold(tied, tmp_path):
+    model, batch = tiny_model(text_fields={"tie_word_embeddings": tied}), mixed_batch()
+    model.save_pretrained(tmp_path / "saved")
+    loaded = AutoModel.from_pretrained(
+        tmp_path / "saved", device_map="auto", max_memory={"cpu": "40KB"}, offload_folder=tmp_path / "offload"
+    )
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     ids = loaded.generate(**batch, max_new_tokens=3, do_sample=False)
     assert torch.equal(ids, model.generate(**batch, max_new_tokens=3, do_sample=False))
@@ -131,6 +177,26 @@ def test_a_quantized_llm_leaves_encoder_and_adapters_as_they_are(name, tmp_path)
     logits, whole = loaded(**batch).logits, model(**batch).logits
     assert logits.isfinite().all()
     assert (logits - whole).norm() < (0.1 if "8" in name else 0.5) * whole.norm()
+
+
+@pytest.mark.parametrize("name", ["torchao int8", "bitsandbytes 8 bit", "bitsandbytes 4 bit"])
+@torch.no_grad()
+def test_a_quantized_model_is_the_same_when_saved_and_loaded(name, tmp_path):
+    config = quantization(name)
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    model, batch = tiny_model(text_fields=wide, adapter_heads=2), mixed_batch()
+    model.save_pretrained(tmp_path / "whole")
+    quantized = AutoModel.from_pretrained(tmp_path / "whole", quantization_config=config, dtype=torch.float32)
+    quantized.save_pretrained(tmp_path / "quantized")
+    loaded = AutoModel.from_pretrained(tmp_path / "quantized")
+    assert quantized_parts(loaded) == quantized_parts(quantized) != set()
+    whole = dict(model.named_parameters())
+    kept = {name: value for name, value in loaded.named_parameters() if name.startswith(HIGH_PRECISION_PARTS)}
+    assert len(kept) > 40
+    assert all(value.dtype == torch.float32 and torch.equal(value, whole[name]) for name, value in kept.items())
+    assert torch.equal(loaded(**batch).logits, quantized(**batch).logits)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(loaded.generate(**batch, **options), quantized.generate(**batch, **options))
 
 
 def test_a_quantizer_that_names_modules_or_comes_as_a_dict_is_understood():

@@ -751,6 +751,43 @@ def test_fields_and_dtype_are_given_on(backbones):
     assert model.model.ctc_head.weight.shape == (33, 16)
 
 
+@pytest.mark.parametrize("joins", [SoundwaveForConditionalGeneration, SoundwaveForCTC])
+def test_a_dtype_may_be_named_as_for_from_pretrained(backbones, tmp_path, joins):
+    own = save_tiny_llm(tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(own, dtype=torch.bfloat16).save_pretrained(own)
+    for dtype in ("bfloat16", "torch.bfloat16"):
+        assert {value.dtype for value in joins.from_backbones(*backbones, dtype=dtype).parameters()} == {
+            torch.bfloat16
+        }
+    for dtype in ("auto", None):
+        kept = joins.from_backbones(backbones[0], own, dtype=dtype)
+        assert kept.get_input_embeddings().weight.dtype == torch.bfloat16
+        assert {value.dtype for value in kept.base_model.audio_tower.parameters()} == {torch.float32}
+        assert {value.dtype for value in kept.base_model.alignment_adapter.parameters()} == {torch.float32}
+    for dtype in ("bf16", "int8", torch.int8, {"text_config": torch.bfloat16}):
+        with pytest.raises(ValueError, match="`dtype` is .*; expected a floating point `torch.dtype`, its name such"):
+            joins.from_backbones(*backbones, dtype=dtype)
+
+
+@pytest.mark.parametrize("joins", [SoundwaveForConditionalGeneration, SoundwaveForCTC])
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        (
+            "device_map",
+            "got `device_map`, which it does not take. It takes a dtype and the fields .*'adapter_dropout'",
+        ),
+        ("max_memory", r"Save the joined model first and give `from_pretrained` how to load it"),
+        ("attn_implementation", "or `set_attn_implementation`"),
+        ("torch_dtype", "got `torch_dtype`, which it does not take. Did you mean `dtype`?"),
+        ("keep_blank", "Did you mean `keep_blanks`?"),
+    ],
+)
+def test_a_keyword_that_joining_does_not_take_is_refused(joins, keyword, message):
+    with pytest.raises(ValueError, match=message):
+        joins.from_backbones("no encoder", "no llm", **{keyword: "auto"})
+
+
 @torch.no_grad()
 def test_stage_one_joins_the_same_embeddings_without_the_llm(backbones):
     whole, stage_one = (cls.from_backbones(*backbones) for cls in (SoundwaveForConditionalGeneration, SoundwaveForCTC))
