@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from .modeling.configuration_soundwave import SoundwaveConfig
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
     from .processing.processing_soundwave import SoundwaveProcessor
+    from .training.arguments import SoundwaveTrainingArguments
+    from .training.collator import SoundwaveCollator
     from .training.run import run_stage
     from .training.stages import STAGES
-    from .training.trainer import SoundwaveTrainer
+    from .training.trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 
 _MODULE_OF = {
     "SoundwaveConfig": "modeling.configuration_soundwave",
@@ -25,19 +27,25 @@ _MODULE_OF = {
     "SoundwaveForCTC": "modeling.modeling_soundwave",
     "SoundwaveForConditionalGeneration": "modeling.modeling_soundwave",
     "SoundwaveProcessor": "processing.processing_soundwave",
+    "SoundwaveCollator": "training.collator",
+    "SoundwaveTrainingArguments": "training.arguments",
     "SoundwaveTrainer": "training.trainer",
+    "SoundwaveSFTTrainer": "training.trainer",
     "STAGES": "training.stages",
     "run_stage": "training.run",
 }
 
 __all__ = [
     "STAGES",
+    "SoundwaveCollator",
     "SoundwaveConfig",
     "SoundwaveForCTC",
     "SoundwaveForConditionalGeneration",
     "SoundwaveModel",
     "SoundwaveProcessor",
+    "SoundwaveSFTTrainer",
     "SoundwaveTrainer",
+    "SoundwaveTrainingArguments",
     "run_stage",
 ]
 

@@ -20,6 +20,16 @@ class SoundwaveTrainingArguments(SFTConfig):
             which a warning says that the CTC head has collapsed.
         plot_loss (`bool`, *optional*, defaults to `True`): whether to draw `loss.png` in the output folder at every
             save. Needs matplotlib.
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import SoundwaveTrainingArguments
+
+    >>> arguments = SoundwaveTrainingArguments("trained", learning_rate=3e-5, per_device_train_batch_size=16)
+    >>> arguments.remove_unused_columns, arguments.max_length
+    (False, None)
+    ```
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate for AdamW."})

@@ -35,16 +35,26 @@ class SoundwaveCollator:
 
     Args:
         processor (`SoundwaveProcessor`): the model's.
-        folder (`Path`): what the rows' paths are relative to.
+        folder (`Path` or `str`): what the rows' paths are relative to.
         losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`; "ce" adds `input_ids`, `attention_mask`, `labels`.
         augmentation (`Augmentation`): drawn anew for each row and epoch.
         seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches.
         spoken_ids (`torch.LongTensor`, *optional*), negatives (`int`): see `set_negatives`.
         encoder_cache (`EncoderCache`, *optional*): gives the clips' encoder states, in place of their log-mel.
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import SoundwaveCollator
+
+    >>> collator = SoundwaveCollator(processor, ".", ("ce", "ctc"))
+    >>> sorted(collator([{"row": 0, "audio": "speech.wav", "text": "hello"}]))
+    ['attention_mask', 'ctc_labels', 'input_features', 'input_features_mask', 'input_ids', 'labels']
+    ```
     """
 
     processor: Any
-    folder: Path
+    folder: str | Path
     losses: tuple[str, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
@@ -54,6 +64,7 @@ class SoundwaveCollator:
     encoder_cache: EncoderCache | None = None
 
     def __post_init__(self):
+        self.folder = Path(self.folder)
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
         self._digests: dict[str, str] = {}
 

@@ -193,6 +193,30 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     """Stages I and II: CTC over the LLM's vocabulary, alone or beside the next-token loss (paper section 3).
 
     Both losses are means over the whole accumulated batch of all processes: next-token over labels, CTC over clips.
+
+    Args:
+        stage (`Stage`, *optional*): a row of `STAGES`; where given, exactly its parameters must train.
+        args, kwargs: as in `Trainer`; `args` best of [`SoundwaveTrainingArguments`]. Rows are the collator's.
+
+    Raises: `ValueError` in `train` where what trains is not what the stage says.
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import STAGES, SoundwaveCollator, SoundwaveForCTC, SoundwaveProcessor
+    >>> from soundwave_hf import SoundwaveTrainer, SoundwaveTrainingArguments
+
+    >>> trainer = SoundwaveTrainer(
+    ...     model=SoundwaveForCTC.from_backbones(encoder, llm),
+    ...     args=SoundwaveTrainingArguments("trained", max_steps=1, report_to="none", disable_tqdm=True),
+    ...     train_dataset=[{"row": 0, "audio": "speech.wav", "text": "what the clip says"}],
+    ...     data_collator=SoundwaveCollator(SoundwaveProcessor.from_backbones(encoder, llm), ".", ("ctc",)),
+    ...     stage=STAGES["align"],
+    ... )
+    >>> trainer.train().global_step
+    1
+    >>> trainer.save_model()  # what trained, for `from_backbones(encoder, llm, adapter="trained")`
+    ```
     """
 
     loss_is_scaled_for_ga = True
@@ -250,7 +274,30 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
 
 
 class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
-    """Stage III: TRL's supervised fine-tuning, its loss untouched."""
+    r"""Stage III: TRL's supervised fine-tuning, its loss untouched; arguments as in [`SoundwaveTrainer`].
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from soundwave_hf import SoundwaveCollator, SoundwaveForConditionalGeneration, SoundwaveProcessor
+    >>> from soundwave_hf import SoundwaveSFTTrainer, SoundwaveTrainingArguments
+
+    >>> joined = SoundwaveForConditionalGeneration.from_backbones(encoder, llm)
+    >>> lora = LoraConfig(target_modules=r".*language_model.*\.(q|v)_proj")
+    >>> row = {"row": 0, "audio": "speech.wav", "text": "hi", "question": "Who speaks?", "answer": "A guest."}
+    >>> trainer = SoundwaveSFTTrainer(
+    ...     model=get_peft_model(joined, lora),
+    ...     args=SoundwaveTrainingArguments("tuned", max_steps=1, report_to="none", disable_tqdm=True),
+    ...     train_dataset=Dataset.from_list([row]),
+    ...     data_collator=SoundwaveCollator(SoundwaveProcessor.from_backbones(encoder, llm), ".", ("ce",)),
+    ...     processing_class=SoundwaveProcessor.from_backbones(encoder, llm),
+    ... )
+    >>> trainer.train().global_step
+    1
+    ```
+    """
 
 
 __all__ = ["SoundwaveSFTTrainer", "SoundwaveTrainer"]
