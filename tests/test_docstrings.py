@@ -14,6 +14,7 @@ import soundwave_hf
 from soundwave_hf.modeling.backbones_soundwave import load_lora
 from soundwave_hf.modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
 from soundwave_hf.training.stages import ADAPTERS, lora_targets
+from tests.tiny import tiny_tokenizer
 from tests.tiny_models import MEL_BINS, save_tiny_llm, save_tiny_soundwave, save_tiny_whisper
 
 
@@ -43,7 +44,9 @@ def names(tmp_path_factory) -> dict:
     soundfile.write(folder / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
     encoder = save_tiny_whisper(folder / "encoder")
     saved = str(save_tiny_soundwave(folder / "saved"))
-    llm = save_tiny_llm(folder / "llm")
+    tokenizer = tiny_tokenizer(audio_token=None)
+    llm = save_tiny_llm(folder / "llm", vocab_size=len(tokenizer), tie_word_embeddings=True)
+    tokenizer.save_pretrained(llm)
     (folder / "encoder" / "preprocessor_config.json").write_text(
         f'{{"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": {MEL_BINS}}}'
     )

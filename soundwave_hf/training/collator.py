@@ -65,6 +65,11 @@ class SoundwaveCollator:
 
     def __post_init__(self):
         self.folder = Path(self.folder)
+        if "ce" in self.losses and self.processor.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The LLM's tokenizer has no `eos_token`, with which an answer ends: set "
+                "`processor.tokenizer.eos_token` to the token that closes a turn of its chat template."
+            )
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
         self._digests: dict[str, str] = {}
 

@@ -214,6 +214,7 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     ...     stage=STAGES["align"],
     ... )
     >>> trainer.train().global_step
+    {...}
     1
     >>> trainer.save_model()  # what trained, for `from_backbones(encoder, llm, adapter="trained")`
     ```
@@ -295,6 +296,7 @@ class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
     ...     processing_class=SoundwaveProcessor.from_backbones(encoder, llm),
     ... )
     >>> trainer.train().global_step
+    {...}
     1
     ```
     """

@@ -213,3 +213,11 @@ def test_a_clip_longer_than_the_encoders_window_is_taken_whole(processor, tmp_pa
 def test_a_missing_clip_is_named(collator):
     with pytest.raises(FileNotFoundError, match="absent.wav"):
         collator()([{"audio": "clips/absent.wav", "text": "x", "row": 0}])
+
+
+def test_a_tokenizer_without_an_end_is_refused_where_answers_need_one(workspace):
+    processor = workspace.processor()
+    processor.tokenizer.eos_token = None
+    SoundwaveCollator(processor, workspace.data, ("ctc",))
+    with pytest.raises(ValueError, match="no `eos_token`.*set `processor.tokenizer.eos_token`"):
+        SoundwaveCollator(processor, workspace.data, BOTH)
