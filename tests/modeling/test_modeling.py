@@ -778,7 +778,7 @@ def test_a_dtype_may_be_named_as_for_from_pretrained(backbones, tmp_path, joins)
             "got `device_map`, which it does not take. It takes a dtype and the fields .*'adapter_dropout'",
         ),
         ("max_memory", r"Save the joined model first and give `from_pretrained` how to load it"),
-        ("attn_implementation", "or `set_attn_implementation`"),
+        ("attn_implementation", "or use `set_attn_implementation`"),
         ("torch_dtype", "got `torch_dtype`, which it does not take. Did you mean `dtype`?"),
         ("keep_blank", "Did you mean `keep_blanks`?"),
     ],
