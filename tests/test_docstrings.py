@@ -11,7 +11,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import soundwave_hf
 from soundwave_hf.modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
-from tests.tiny_models import save_tiny_llm, save_tiny_soundwave, save_tiny_whisper
+from tests.tiny_models import MEL_BINS, save_tiny_llm, save_tiny_soundwave, save_tiny_whisper
 
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -21,6 +21,7 @@ DOCUMENTED = [
     soundwave_hf.SoundwaveProcessor,
     soundwave_hf.SoundwaveProcessor.apply_transcription_request,
     SoundwaveSpeechRecognitionPipeline,
+    soundwave_hf.SoundwaveTrainer,
     *MODELS,
     *(model.forward for model in MODELS),
     soundwave_hf.SoundwaveModel.get_audio_features,
@@ -37,7 +38,7 @@ def names(tmp_path_factory) -> dict:
     saved = str(save_tiny_soundwave(folder / "saved"))
     llm = save_tiny_llm(folder / "llm")
     (folder / "encoder" / "preprocessor_config.json").write_text(
-        '{"feature_extractor_type": "WhisperFeatureExtractor"}'
+        f'{{"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": {MEL_BINS}}}'
     )
     model, processor = AutoModelForMultimodalLM.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
     return {"home": folder, "folder": saved, "encoder": encoder, "llm": llm, "model": model, "processor": processor}
@@ -56,8 +57,24 @@ def test_the_example_runs(documented, names, monkeypatch):
     assert failed == 0, "".join(output)
 
 
-def test_forward_says_something_of_each_argument():
-    forward = soundwave_hf.SoundwaveForConditionalGeneration.forward
-    text = inspect.getdoc(forward)
-    names = [name for name in inspect.signature(forward).parameters if name not in ("self", "kwargs")]
+CALLS = [
+    *(model.forward for model in MODELS),
+    soundwave_hf.SoundwaveModel.get_audio_features,
+    soundwave_hf.SoundwaveForConditionalGeneration.from_backbones,
+    soundwave_hf.SoundwaveProcessor.__call__,
+    soundwave_hf.SoundwaveProcessor.apply_chat_template,
+    soundwave_hf.SoundwaveProcessor.apply_transcription_request,
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__qualname__)
+def test_a_call_says_something_of_each_argument(call):
+    text = inspect.getdoc(call)
+    names = [name for name in inspect.signature(call).parameters if name not in ("self", "kwargs", "fields")]
     assert [name for name in names if not re.search(rf"^ *(\w+, )*{name}(, \w+)*( \(|:)", text, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("public", soundwave_hf.__all__)
+def test_each_public_name_has_a_documented_example_or_is_no_class(public):
+    value = getattr(soundwave_hf, public)
+    assert value in DOCUMENTED or not inspect.isclass(value)

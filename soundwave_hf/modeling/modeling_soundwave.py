@@ -885,10 +885,19 @@ class SoundwaveModel(SoundwaveAudioModel):
         ctc_candidates: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveAudioOutput:
-        """Clips -> positions: encode, align, shrink. Arguments as in `forward`.
+        """Clips -> positions: encode, align, shrink.
 
-        `output_hidden_states` and `output_attentions` are those of the encoder, for clips within its window; None
-        where a clip is longer.
+        Args:
+            input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel, 10 ms a frame.
+            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
+            encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
+            ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates: as in `forward`.
+            kwargs: `output_hidden_states` and `output_attentions`, those of the encoder, for clips within its window;
+                None where a clip is longer.
+
+        Returns: `SoundwaveAudioOutput`, its `pooler_output` the positions `(sum of num_positions, width)`.
+
+        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, or a CTC label is no token.
 
         Example:
 
@@ -1028,8 +1037,30 @@ class SoundwaveModel(SoundwaveAudioModel):
         shared_prefix: int = 0,
         **kwargs,
     ) -> SoundwaveModelOutputWithPast:
-        """Arguments as in `SoundwaveForConditionalGeneration.forward`; `position_ids` of a prompt with audio are
-        counted over its positions. Returns one state per input token, none for those of a `shared_prefix`.
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): text, one audio token a clip.
+            input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`, *optional*): log-mel of all
+                clips of the batch, 10 ms a frame, in the order of their audio tokens.
+            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
+            attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 at true tokens.
+            position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): of text alone; those of a prompt
+                with clips are counted over its positions.
+            past_key_values (`Cache`, *optional*): keys and values of what the LLM has read before.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
+                no clip is merged into them.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`.
+            encoder_states, encoder_mask: outputs of `encode`, in place of the features and their mask.
+            ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
+            output_ctc_logits (`bool`): whether `audio_output` has `ctc_logits`.
+            num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
+            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with
+                `ctc_labels` in this step; by default the whole vocabulary.
+            shared_prefix (`int`): in training, tokens of text that all rows begin with, read once for the batch.
+
+        Returns: `SoundwaveModelOutputWithPast` with one state per input token, none for those of a `shared_prefix`.
+
+        Raises: `ValueError` as in `SoundwaveForConditionalGeneration.forward`.
 
         Example:
 

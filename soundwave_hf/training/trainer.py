@@ -103,6 +103,38 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     """Stages I and II: CTC over the LLM's vocabulary, alone or beside the next-token loss (paper section 3).
 
     Both losses are means over the whole accumulated batch of all processes: next-token over labels, CTC over clips.
+
+    Args:
+        stage (`Stage`, *optional*): a row of `STAGES`; where given, exactly its parameters must train.
+        args, kwargs: as in `Trainer`. Rows are the collator's (`SoundwaveCollator`): `remove_unused_columns=False`.
+
+    Raises: `ValueError` in `train` where what trains is not what the stage says.
+
+    Example:
+
+    ```python
+    >>> from pathlib import Path
+    >>> from transformers import TrainingArguments
+    >>> from soundwave_hf import STAGES, SoundwaveForCTC, SoundwaveProcessor, SoundwaveTrainer
+    >>> from soundwave_hf.training.collator import SoundwaveCollator
+
+    >>> stage = STAGES["align"]
+    >>> trainer = SoundwaveTrainer(
+    ...     model=SoundwaveForCTC.from_backbones(encoder, llm),
+    ...     args=TrainingArguments(
+    ...         "trained", max_steps=1, remove_unused_columns=False, report_to="none", disable_tqdm=True, use_cpu=True
+    ...     ),
+    ...     train_dataset=[{"row": 0, "audio": "speech.wav", "text": "what the clip says"}],
+    ...     data_collator=SoundwaveCollator(
+    ...         SoundwaveProcessor.from_backbones(encoder, llm), Path("."), stage.losses
+    ...     ),
+    ...     stage=stage,
+    ... )
+    >>> trainer.train().global_step  # prints what it measured as well
+    {'train_runtime': ...}
+    1
+    >>> trainer.save_model()  # what trained, for `from_backbones(encoder, llm, adapter="trained")`
+    ```
     """
 
     loss_is_scaled_for_ga = True
