@@ -60,16 +60,22 @@ def tiny_audio_config(**fields) -> WhisperConfig:
     return WhisperConfig(**{**defaults, **fields})
 
 
+# Width 16, two layers; the names are the same in every family of causal LMs.
+LLM_SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
 def tiny_text_config(family: str = "llama", **fields):
     """A causal LM of width 16 with two layers and no end-of-text token, so that `generate` runs to its limit."""
     defaults = {
+        **LLM_SIZES,
         "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
         "max_position_embeddings": 256,
         "tie_word_embeddings": False,
         "pad_token_id": None,

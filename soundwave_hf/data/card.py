@@ -1,6 +1,7 @@
 """The data card: what the built manifests hold, counted from the files themselves."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from .manifest import read_rows
@@ -32,11 +33,13 @@ No training text equals a validation text after Whisper's English normaliser.
 """
 
 
-def count_rows(rows: list[dict]) -> dict[tuple[str, str], tuple[int, float]]:
-    """Clips and seconds by (source, voice)."""
-    counts: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
+def count_rows(
+    rows: Iterable[dict], columns: tuple[str, ...] = ("source", "voice")
+) -> dict[tuple[str, ...], tuple[int, float]]:
+    """Clips and seconds by the values of these columns."""
+    counts: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0, 0.0])
     for line in rows:
-        entry = counts[line["source"], line["voice"]]
+        entry = counts[tuple(line[column] for column in columns)]
         entry[0] += 1
         entry[1] += line["seconds"]
     return {key: (int(clips), seconds) for key, (clips, seconds) in sorted(counts.items())}

@@ -24,13 +24,18 @@ class CachedPrompt:
         input_ids (`torch.LongTensor` of shape `(rows, tokens)`): the caller's ids, one audio token a clip.
         attention_mask (`torch.LongTensor` of shape `(rows, merged)`): 1 at true positions of the merged prompt.
         num_added (`int`): `merged - tokens`.
-        read_ids (`torch.LongTensor` of shape `(rows, read)`): the ids and what was generated since, as far as known.
+        read_ids (`torch.LongTensor` of shape `(rows, read)`): the ids and what was generated since, as far as known;
+            by default the prompt's.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     num_added: int
-    read_ids: torch.Tensor
+    read_ids: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if self.read_ids is None:
+            self.read_ids = self.input_ids
 
     def count_held(self, cache: Cache, input_ids: torch.Tensor, audio_token_id: int) -> int:
         """How many ids of a next turn `(rows, tokens)` the cache holds: those before the first that it read otherwise.
@@ -262,7 +267,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
     def _cached_prompt(self, prompt_ids, num_added: int, attention_mask=None, **kwargs) -> CachedPrompt:
         if attention_mask is None:  # `generate` drops a mask of ones
             attention_mask = prompt_ids.new_ones(len(prompt_ids), prompt_ids.shape[1] + num_added)
-        return CachedPrompt(prompt_ids, attention_mask, num_added, read_ids=prompt_ids)
+        return CachedPrompt(prompt_ids, attention_mask, num_added)
 
     def _get_candidate_generator(
         self,

@@ -1149,9 +1149,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         if merged is not None and outputs.past_key_values is not None and not shared_prefix:
             # `generate` may go on from it.
             added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
-            outputs.past_key_values.prompt = CachedPrompt(
-                prompt_ids, merged.attention_mask, added, read_ids=prompt_ids
-            )
+            outputs.past_key_values.prompt = CachedPrompt(prompt_ids, merged.attention_mask, added)
         if merged is not None:
             hidden = hidden.gather(1, merged.last_position[..., None].expand(-1, -1, hidden.shape[-1]))
         return SoundwaveModelOutputWithPast(

@@ -62,6 +62,7 @@ class SoundwaveCollator:
     spoken_ids: torch.Tensor | None = None
     negatives: int = 0
     encoder_cache: EncoderCache | None = None
+    _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # of clips, by their path
 
     def __post_init__(self):
         self.folder = Path(self.folder)
@@ -71,7 +72,6 @@ class SoundwaveCollator:
                 "`processor.tokenizer.eos_token` to the token that closes a turn of its chat template."
             )
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
-        self._digests: dict[str, str] = {}
 
     def __getstate__(self):
         # Where workers are spawned, not forked, the collator goes to them as a pickle, which a cache cannot.

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 
+FRAMES_PER_SECOND = 50  # of a Whisper encoder
 SHARD_BYTES = 256 << 20
 FRAMES_AT_ONCE = 16_000  # 20 ms each, padding counted: 5 minutes of speech
 GIGABYTE = 1 << 30
@@ -53,6 +54,9 @@ class EncoderCache:
     def open(self, encoder: nn.Module):
         """Find what is cached of this encoder."""
         self.folder = Path(self.root) / fingerprint(encoder)
+        self._list_shards()
+
+    def _list_shards(self):
         self.shards = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as shard:
@@ -114,7 +118,7 @@ class EncoderCache:
             self.write(pending)
         bar.close()
         state.wait_for_everyone()
-        self.open(model.audio_tower)
+        self._list_shards()
 
     def _missing(self, collator, rows: Iterable[dict]) -> dict[str, tuple[dict, int]]:
         """Row and version of each name that no shard holds."""
@@ -128,7 +132,7 @@ class EncoderCache:
 
     def _check_size(self, model, missing: dict[str, tuple[dict, int]]):
         config = model.config.audio_config
-        longest = config.max_source_positions / 50
+        longest = config.max_source_positions / FRAMES_PER_SECOND
         for row, _ in missing.values():
             if row["seconds"] > longest:
                 raise ValueError(
@@ -137,7 +141,7 @@ class EncoderCache:
                 )
         width = config.d_model * next(model.audio_tower.parameters()).element_size()
         there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        needed = there + sum(row["seconds"] for row, _ in missing.values()) * 50 * width
+        needed = there + sum(row["seconds"] for row, _ in missing.values()) * FRAMES_PER_SECOND * width
         if needed > self.gigabytes * GIGABYTE:
             raise ValueError(
                 f"The encoder's states of {len(missing)} clips, with what `{self.folder}` holds, take "
@@ -170,7 +174,7 @@ def _groups(clips: list) -> Iterable[list]:
     """Clips in order of length -> batches of at most `FRAMES_AT_ONCE` frames, padding counted."""
     group = []
     for clip in clips:
-        frames = 50 * (clip[1][0]["seconds"] + 1)
+        frames = FRAMES_PER_SECOND * (clip[1][0]["seconds"] + 1)
         if group and frames * (len(group) + 1) > FRAMES_AT_ONCE:
             yield group
             group = []

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import platform
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 from datasets import Dataset
+
+from ..data.card import count_rows
 
 
 PACKAGES = ("soundwave-hf", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors")
@@ -28,20 +29,18 @@ def describe_run(values: dict, manifest: Path, rows: Dataset) -> dict[str, str]:
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return {
         "recipe.yaml": recipe,
-        "data_card.md": data_card(manifest, rows),
+        "data_card.md": describe_data(manifest, rows),
         "versions.json": json.dumps(versions, indent=2) + "\n",
     }
 
 
-def data_card(manifest: Path, rows: Dataset) -> str:
+def describe_data(manifest: Path, rows: Dataset) -> str:
     """Markdown: rows and hours by source, the manifest's digest, and the card that stands beside it."""
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    clips, seconds = Counter(), Counter()
     sources = rows["source"] if "source" in rows.column_names else [None] * len(rows)
-    for source, length in zip(sources, rows["seconds"], strict=True):
-        clips[source or "-"] += 1
-        seconds[source or "-"] += length
-    lines = [f"| {source} | {clips[source]} | {seconds[source] / 3600:.2f} |" for source in sorted(clips)]
+    pairs = zip(sources, rows["seconds"], strict=True)
+    counts = count_rows(({"source": source or "-", "seconds": length} for source, length in pairs), ("source",))
+    lines = [f"| {source} | {clips} | {seconds / 3600:.2f} |" for (source,), (clips, seconds) in counts.items()]
     own = manifest.parent / "README.md"
     return "\n".join(
         [
@@ -58,4 +57,4 @@ def data_card(manifest: Path, rows: Dataset) -> str:
     )
 
 
-__all__ = ["data_card", "describe_run"]
+__all__ = ["describe_data", "describe_run"]

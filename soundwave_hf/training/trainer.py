@@ -14,12 +14,10 @@ from trl import SFTTrainer
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import writing_checkpoint
+from .encoder_cache import FRAMES_PER_SECOND
 from .mixture import DrawnRows, LengthGroups, Mixture, MixtureBatchSampler, MixtureStream, number_tasks
 from .stages import Stage, check_trainable
 from .watch import CollapseCallback, PlotCallback
-
-
-AUDIO_FRAMES_PER_SECOND = 50  # of a Whisper encoder
 
 
 def shared_prefix(inputs: dict[str, torch.Tensor], audio_token_id: int) -> int:
@@ -97,7 +95,7 @@ class SoundwaveTrainerMixin:
         audio = getattr(output, "audio_output", output)
         if not module.training or audio is None:
             return
-        seconds = audio.num_frames.sum() * module.config.stack_factor / AUDIO_FRAMES_PER_SECOND
+        seconds = audio.num_frames.sum() * module.config.stack_factor / FRAMES_PER_SECOND
         frames = torch.arange(audio.ctc_best.shape[1], device=audio.num_frames.device) < audio.num_frames[:, None]
         blanks = (audio.ctc_best == module.config.audio_token_id) & frames
         self._add("positions_per_second", audio.num_positions.sum(), seconds)
@@ -123,15 +121,17 @@ class SoundwaveTrainerMixin:
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:  # where parameters are sharded, the library calls all processes
             return
-        super()._save(output_dir, state_dict)
-        self._save_beside(output_dir or self.args.output_dir)
-
-    def _save_beside(self, folder: str):
-        """Write the config, which PEFT does not, and the run's record."""
+        folder = output_dir or self.args.output_dir
+        self._save_trained(folder, state_dict)
+        # PEFT writes no config.
         base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         base.config.save_pretrained(folder)
         for name, text in self.record.items():
             Path(folder, name).write_text(text, encoding="utf-8")
+
+    def _save_trained(self, folder: str, state_dict: dict[str, torch.Tensor] | None):
+        """Write weights and processor as the library does."""
+        super()._save(folder, state_dict)
 
     def create_optimizer(self, *args, **kwargs):
         if self.stage is not None:
@@ -250,12 +250,11 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         loss = output.loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
-    def _save(self, output_dir=None, state_dict=None):
-        if hasattr(self.model, "peft_config") or not self.args.should_save:
-            super()._save(output_dir, state_dict)
+    def _save_trained(self, folder, state_dict):
+        if hasattr(self.model, "peft_config"):
+            super()._save_trained(folder, state_dict)
             return
         # The frozen parts are on the hub already: a checkpoint holds what trained.
-        folder = output_dir or self.args.output_dir
         os.makedirs(folder, exist_ok=True)
         # Where parameters are sharded, whole ones are in the state that the library gathered.
         whole = dict(self.model.named_parameters()) if state_dict is None else state_dict
@@ -264,7 +263,6 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         save_file(trained, os.path.join(folder, TRAINED_FILE), metadata={"format": "pt"})
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
-        self._save_beside(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         trained = os.path.join(resume_from_checkpoint, TRAINED_FILE)

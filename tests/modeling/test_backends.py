@@ -160,14 +160,20 @@ def quantization(name: str):
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
 
 
+def quantize(name: str, folder):
+    """A tiny model wide enough for the quantizers, saved whole, and that model loaded with a quantized LLM."""
+    config = quantization(name)
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    model = tiny_model(text_fields=wide, adapter_heads=2)
+    model.save_pretrained(folder)
+    return model, AutoModel.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("name", ["torchao int8", "bitsandbytes 8 bit", "bitsandbytes 4 bit"])
 @torch.no_grad()
 def test_a_quantized_llm_leaves_encoder_and_adapters_as_they_are(name, tmp_path):
-    config = quantization(name)
-    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
-    model, batch = tiny_model(text_fields=wide, adapter_heads=2), mixed_batch()
-    model.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
+    model, loaded = quantize(name, tmp_path)
+    batch = mixed_batch()
     found = quantized_parts(loaded)
     assert len(found) == 2 * 7  # of each of two layers: four projections of attention, three of the feed-forward
     assert all(part.startswith("model.language_model.layers.") for part in found)
@@ -182,11 +188,8 @@ def test_a_quantized_llm_leaves_encoder_and_adapters_as_they_are(name, tmp_path)
 @pytest.mark.parametrize("name", ["torchao int8", "bitsandbytes 8 bit", "bitsandbytes 4 bit"])
 @torch.no_grad()
 def test_a_quantized_model_is_the_same_when_saved_and_loaded(name, tmp_path):
-    config = quantization(name)
-    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
-    model, batch = tiny_model(text_fields=wide, adapter_heads=2), mixed_batch()
-    model.save_pretrained(tmp_path / "whole")
-    quantized = AutoModel.from_pretrained(tmp_path / "whole", quantization_config=config, dtype=torch.float32)
+    model, quantized = quantize(name, tmp_path / "whole")
+    batch = mixed_batch()
     quantized.save_pretrained(tmp_path / "quantized")
     loaded = AutoModel.from_pretrained(tmp_path / "quantized")
     assert quantized_parts(loaded) == quantized_parts(quantized) != set()

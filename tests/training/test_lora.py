@@ -9,19 +9,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from soundwave_hf.training.stages import lora_targets
+from tests.tiny_models import LLM_SIZES
 from tests.training.workspace import SMALL_LORA, train
 
 
-SIZES = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
+SIZES = {**LLM_SIZES, "vocab_size": 32, "pad_token_id": 0}
 SEPARATE = ["llama", "qwen3", "smollm3", "gemma3_text"]
 FUSED = {
     "phi3": ["qkv_proj", "o_proj"],
