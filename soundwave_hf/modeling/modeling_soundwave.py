@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask
@@ -31,7 +31,8 @@ from .backbones_soundwave import (
     load_adapter,
     read_encoder,
     read_input_embeddings,
-    read_shards,
+    read_language_model,
+    reading_weights,
     refuse_other_fields,
     refuse_other_heads,
     refuse_unsettable,
@@ -531,18 +532,16 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         `quantization_config` of bitsandbytes or torchao that names no modules to leave out quantizes the LLM's layers
         alone: another CTC label here and there would be another number of positions.
 
-        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where weights are missing or have other
-        shapes, or the checkpoint is in the published layout.
+        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
+        missing or have other shapes, or the checkpoint is in the published layout.
         """
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        if os.path.isfile(index := os.path.join(folder, "model.safetensors.index.json")):
-            read_shards(index)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_llm_alone(kwargs["quantization_config"])
         asked = {name: kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes")}
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with reading_weights(folder):
+            model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **reported, **kwargs)
         if report["mismatched_keys"] and not asked["ignore_mismatched_sizes"]:
             raise ValueError(_describe_mismatches(report["mismatched_keys"], pretrained_model_name_or_path))
         if report["missing_keys"] and not asked["output_loading_info"]:
@@ -958,8 +957,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
             before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions that the LLM has read before.
 
-        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, or a row
-        is longer than the LLM's context.
+        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, ids and
+        mask differ in shape, or a row is longer than the LLM's context.
         """
         check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         is_audio = input_ids == self.config.audio_token_id
@@ -970,6 +969,11 @@ class SoundwaveModel(SoundwaveAudioModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` {tuple(input_ids.shape)}: "
+                "give one value a token, whatever positions its clip has."
+            )
         batch = len(input_ids)
         spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
         lengths = spans.sum(dim=1)
@@ -1224,8 +1228,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
         Raises: `ValueError` for a keyword that is no such field, or no dtype, where the adapter was trained for
-        backbones of other widths or with another value of a field that its weights fix, or lacks weights, or the LLM
-        does more to its scores than its head does; `FileNotFoundError` where the adapter's folder lacks a file.
+        backbones of other widths or with another value of a field that its weights fix, or a checkpoint lacks
+        weights or has a file broken off, or the LLM does more to its scores than its head does; `FileNotFoundError`
+        where the adapter's folder lacks a file, or a checkpoint a shard.
 
         Example:
 
@@ -1245,7 +1250,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             fields = {**trained, **fields}
         if quantization_config is not None:
             quantization_config = quantize_llm_alone(quantization_config)
-        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, quantization_config=quantization_config)
+        language = read_language_model(llm, dtype, quantization_config)
         refuse_other_heads(language, llm)
         embeddings = language.get_input_embeddings()
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, embeddings.weight.shape[0])
@@ -1331,8 +1336,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 the batch, and neither scores them nor learns their labels.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
-        features and mask differ, a clip is empty, a prompt is longer than the LLM's context, or a CTC label is no
-        token.
+        inputs and of their masks or labels differ, a clip is empty, a prompt is longer than the LLM's context, or a
+        CTC label is no token.
 
         Example:
 
@@ -1369,9 +1374,13 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
             check_ids("labels", labels[labels.ne(-100)], vocabulary)
-            ce_loss = self.loss_function(
-                logits, labels[:, shared_prefix:][:, kept], vocabulary, num_items_in_batch=num_items_in_batch
-            )
+            learnt = labels[:, shared_prefix:][:, kept]
+            if learnt.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}, which is not that of `input_ids`: give one label a "
+                    "token, one for an audio token too, however many positions its clip has."
+                )
+            ce_loss = self.loss_function(logits, learnt, vocabulary, num_items_in_batch=num_items_in_batch)
         audio = outputs.audio_output or SoundwaveAudioOutput()
         return SoundwaveCausalLMOutputWithPast(
             loss=self._weigh(ce_loss, audio.ctc_loss),
