@@ -103,6 +103,14 @@ def read_overrides(words: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
+def own_words(error: Exception) -> str:
+    """The message of an error; of one in a data loader's worker, which comes with its traceback, the last part."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
     parser = argparse.ArgumentParser(
@@ -169,7 +177,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in CONFIG_ERRORS):
             raise
-        print(f"soundwave-hf {arguments.run.__name__}: {error}", file=sys.stderr)
+        print(f"soundwave-hf {arguments.run.__name__}: {own_words(error)}", file=sys.stderr)
         return 2
     return 0
 

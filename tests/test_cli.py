@@ -4,6 +4,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from soundwave_hf import cli
 from soundwave_hf.evaluation.shipped import ENCODER, LLM
@@ -81,6 +82,24 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.err == "soundwave-hf convert: `nowhere` has no config.json\n"
     assert printed.out == ""
+
+
+class BadClip(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError("audio[0] (a.wav) arrived with 2 channels.\nAverage them.")
+
+
+def test_a_mistake_that_a_worker_finds_is_told_without_its_traceback(monkeypatch, capsys):
+    def load(recipe, overrides):
+        next(iter(DataLoader(BadClip(), num_workers=1)))
+
+    replace_module(monkeypatch, "soundwave_hf.training.run", run_recipe=load)
+    assert cli.main(["train", "recipe.yaml"]) == 2
+    expected = "soundwave-hf train: audio[0] (a.wav) arrived with 2 channels.\nAverage them.\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_debug_shows_the_traceback(monkeypatch):
