@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 # What a user can mend. Anything else is a fault of this package and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
-# What a typed config raises, by name: importing huggingface_hub for its classes would slow every start.
-CONFIG_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
+# Of libraries whose import would slow every start, by name: what a typed config raises, and safetensors where a disk
+# is full or a file broken off.
+NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 
 
 def train(arguments: argparse.Namespace):
@@ -175,7 +176,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print("Stopped.", file=sys.stderr)
         return 130
     except Exception as error:
-        if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in CONFIG_ERRORS):
+        if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in NAMED_ERRORS):
             raise
         print(f"soundwave-hf {arguments.run.__name__}: {own_words(error)}", file=sys.stderr)
         return 2

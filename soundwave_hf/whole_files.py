@@ -3,37 +3,63 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A place to write a file, which is put at `path` once the block ends, and removed where it fails."""
+    """A place to write a file, which is put at `path` once the block ends, and removed where it fails.
+
+    Raises: `OSError` where safetensors cannot write there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with _place_beside(path) as part:
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` once the block ends, and is removed where it fails."""
+    """A folder to write into, which becomes `path` once the block ends, and is removed where it fails.
+
+    Raises: `OSError` where safetensors cannot write there.
+    """
     path = Path(path).resolve()
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
-    part.mkdir(parents=True)
+    with _place_beside(path) as part:
+        shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
+        part.mkdir()
+        try:
+            yield part
+            if path.exists():
+                path.rmdir()  # empty, as `refuse_used` asks
+            part.replace(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _place_beside(path: Path) -> Iterator[Path]:
+    """A path in the same folder, which is made, and goes again where the block fails."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield part
-        if path.exists():
-            path.rmdir()  # empty, as `refuse_used` asks
-        part.replace(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        yield path.with_name(f".{path.name}.part")
+    except BaseException as error:
+        for folder in made:
+            with suppress(OSError):  # another process has put something there
+                folder.rmdir()
+        if isinstance(error, SafetensorError):
+            raise OSError(
+                f"`{path}` could not be written, and nothing there was changed: {error}. Make room, or name another "
+                "place."
+            ) from error
+        raise
 
 
 def refuse_used(folder: str | os.PathLike):

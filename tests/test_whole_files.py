@@ -1,4 +1,8 @@
+import resource
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from soundwave_hf.whole_files import refuse_used, whole_file, whole_folder
 
@@ -41,6 +45,30 @@ def test_a_folder_that_fails_leaves_nothing_even_of_a_run_that_was_killed(tmp_pa
     with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "model") as part:
         assert list(part.iterdir()) == []
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_were_made_for_what_fails_go_again(tmp_path):
+    for whole in (whole_file, whole_folder):
+        with pytest.raises(ValueError, match="diverged"), whole(tmp_path / "a" / "b" / "c"):
+            raise ValueError("diverged")
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_named(tmp_path, full_disk):
+    path = tmp_path / "shipped" / "model.safetensors"
+    message = f"`{path}` could not be written, and nothing there was changed: .*too large.*Make room"
+    with pytest.raises(OSError, match=message), whole_file(path) as part:
+        save_file({"weight": torch.zeros(1_000)}, part)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,7 +17,8 @@ WEIGHTS = "adapter_model.safetensors"
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Path:
     """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
 
-    Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value.
+    Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value,
+    `OSError` where the destination cannot be written; it is then as it was.
     """
     run, destination = Path(run), Path(destination)
     needed = [WEIGHTS, "adapter_config.json", "config.json", "processor_config.json"]
@@ -29,7 +30,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
     with ExitStack() as files:  # all of them, or none: old weights go with no new config
-        parts = {name: files.enter_context(whole_file(destination / name)) for name in needed}
+        parts = {name: files.enter_context(whole_file(destination / name)) for name in [*needed[1:], WEIGHTS]}
         save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
             config = _without_places(json.loads((run / name).read_text(encoding="utf-8")))

@@ -62,9 +62,11 @@ def test_an_export_that_fails_leaves_weights_and_configs_of_before(chain, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(chain["instruct"].folder, run)
     (run / "processor_config.json").write_text("{")  # read last
-    with pytest.raises(ValueError, match="Expecting property name"):
-        export_adapter(run, shipped)
+    for destination in (shipped, tmp_path / "new" / "folder"):
+        with pytest.raises(ValueError, match="Expecting property name"):
+            export_adapter(run, destination)
     assert {path.name: path.read_bytes() for path in shipped.iterdir()} == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_folder_of_the_machine_is_shipped(chain, tmp_path):
