@@ -378,7 +378,8 @@ class SoundwaveAlignmentAdapter(nn.Module):
         missing = -length % self.stack_factor
         stacked = nn.functional.pad(encoder_states, (0, 0, 0, missing))
         stacked = stacked.reshape(clips, -1, self.linear.in_features)  # [clips, frames, stack_factor * encoder_width]
-        mask = encoder_mask[:, :: self.stack_factor]
+        # Whole in memory: over a mask of strides, PyTorch compiles no flex attention on CPU.
+        mask = encoder_mask[:, :: self.stack_factor].contiguous()
         hidden = self.linear(stacked)
         attention_mask = create_bidirectional_mask(self.config, hidden, mask)
         for layer in self.layers:
@@ -427,6 +428,14 @@ class SoundwaveCTCHead(nn.Module):
         logits = aligned @ token_embeddings.T.to(aligned.dtype)
         logits[..., self.blank_id] = aligned @ self.blank_weight.to(aligned.dtype) + self.blank_bias
         return logits
+
+    @torch.no_grad()
+    def resize(self, vocabulary: int):
+        """Cut the matrix of a free head to so many rows, or add rows: the mean of the others, which wins no frame."""
+        if self.weight is not None and len(self.weight) != vocabulary:
+            added = self.weight.mean(dim=0, keepdim=True).expand(max(vocabulary - len(self.weight), 0), -1)
+            rows = torch.cat([self.weight[:vocabulary], added])
+            self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
 
     @torch.no_grad()
     def start_blank(self, token_embeddings: torch.Tensor):
@@ -522,6 +531,20 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.blank_weight)
                 init.zeros_(module.blank_bias)
 
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """As in transformers, and the CTC head with it.
+
+        Raises: `ValueError` where the audio token, which is the CTC blank, would be cut off.
+        """
+        if new_num_tokens is not None and new_num_tokens <= self.config.audio_token_id:
+            raise ValueError(
+                f"`new_num_tokens` is {new_num_tokens} and the audio token has id {self.config.audio_token_id}: give "
+                f"{self.config.audio_token_id + 1} or more."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.base_model.ctc_head.resize(embeddings.weight.shape[0])
+        return embeddings
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
@@ -596,9 +619,10 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         self.audio_tower.requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """As in PyTorch; the frozen encoder stays in eval mode."""
+        """As in PyTorch; an encoder that is frozen stays in eval mode."""
         super().train(mode)
-        self.audio_tower.eval()
+        if not any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
+            self.audio_tower.eval()
         return self
 
     def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -754,6 +778,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
     ```"""
 
     main_input_name = "input_features"
+    _input_embed_layer = "token_embeddings"
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__(config)

@@ -464,18 +464,28 @@ def test_losses_may_be_means_over_a_whole_accumulated_batch():
     assert_near(output.ctc_loss, here.ctc_loss / 2)
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    batch = mixed_batch()
-    gradients = []
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(train_encoder, use_reentrant):
+    batch, gradients, read = mixed_batch(), [], []
+    layers = {"audio_tower": "fc1", "alignment_adapter": "fc1", "language_model": "mlp"}
     for checkpointing in (False, True):
-        model = tiny_model(adapter_dropout=0.0).train()
+        model = tiny_model(adapter_dropout=0.0)
+        model.model.audio_tower.requires_grad_(train_encoder)
+        model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+            for part, inner in layers.items():
+                module = model.model.get_submodule(f"{part}.layers.0.{inner}")
+                module.register_forward_pre_hook(lambda *_, part=part: read.append(part))
         model(**batch, labels=labels_of(batch), ctc_labels=CTC_LABELS).loss.backward()
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert_near(gradients[1][name], gradient)
+    # Once forward, and once more in the backward pass, but for an encoder that is frozen.
+    encoder_runs = 2 if train_encoder else 1
+    assert {part: read.count(part) for part in layers} == dict(zip(layers, (encoder_runs, 2, 2), strict=True))
 
 
 @torch.no_grad()
@@ -590,6 +600,9 @@ def test_the_encoder_is_frozen_and_stays_in_eval_mode():
     model = tiny_model().train()
     assert model.model.alignment_adapter.training
     assert not any(module.training for module in model.model.audio_tower.modules())
+    model.model.audio_tower.layers[1].requires_grad_(True)
+    assert model.train().model.audio_tower.training  # of one that its user trains, dropout and checkpoints act
+    model.model.audio_tower.requires_grad_(False)
     assert frozen_parts(model) == {name for name, _ in model.named_parameters() if ".audio_tower." in name}
 
 
