@@ -241,7 +241,7 @@ class SoundwaveEncoder(WhisperEncoder):
             true_mel = input_features_mask[:, None].to(hidden.dtype)
             # The second convolution reads one frame past a clip of odd length.
             hidden = nn.functional.gelu(self.conv1(hidden * true_mel)) * true_mel
-            frame_mask = input_features_mask[:, ::2]
+            frame_mask = input_features_mask[:, ::2].contiguous()  # as flex attention on CPU needs it
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # [clips, mel_frames / 2, width]
         hidden = hidden + self.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
         attention_mask = create_bidirectional_mask(self.config, hidden, frame_mask)
@@ -409,7 +409,7 @@ class SoundwaveCTCHead(nn.Module):
     def forward(self, aligned, num_frames, token_embeddings, ctc_labels=None, candidates=None):
         """Labels and losses of aligned frames `(clips, frames, width)`; see `large_vocabulary_ctc`."""
         token_weight = token_embeddings if self.weight is None else self.weight
-        return large_vocabulary_ctc(
+        ctc = large_vocabulary_ctc(
             aligned,
             num_frames,
             token_weight,
@@ -420,6 +420,10 @@ class SoundwaveCTCHead(nn.Module):
             self.blank_margin,
             candidates,
         )
+        if ctc_labels is None and self.weight is None and self.training and self.blank_bias.requires_grad:
+            # Distributed training waits for a gradient of each parameter: without labels, the blank's are zero.
+            ctc.losses = 0 * (self.blank_weight.sum() + self.blank_bias).expand(len(aligned))
+        return ctc
 
     def logits(self, aligned: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
         """All scores of aligned frames: `(clips, frames, width)` -> `(clips, frames, vocabulary)`."""
@@ -621,9 +625,12 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def train(self, mode: bool = True):
         """As in PyTorch; an encoder that is frozen stays in eval mode."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
-            self.audio_tower.eval()
+        self.audio_tower.train(mode and self.encoder_trains())
         return self
+
+    def encoder_trains(self) -> bool:
+        """Whether the encoder was unfrozen."""
+        return any(parameter.requires_grad for parameter in self.audio_tower.parameters())
 
     def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Clips of at most the encoder's window: log-mel `(clips, mel_bins, mel_frames)` -> encoder states
@@ -634,6 +641,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def _encode(self, input_features, input_features_mask=None, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
         if input_features_mask is not None:
             self._check_mask(input_features, input_features_mask)
+        if self.training and not self.audio_tower.training and self.encoder_trains():  # unfrozen since `train()`
+            self.audio_tower.train()
         outputs = self.audio_tower(input_features, input_features_mask, **kwargs)
         return outputs, None if input_features_mask is None else input_features_mask[:, ::2].bool()
 
@@ -712,6 +721,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         if ctc_candidates is not None:
             check_ids("ctc_candidates", ctc_candidates, self.config.text_config.vocab_size)
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
+        if ctc_labels is None and ctc.losses is not None:
+            aligned = aligned + ctc.losses[:, None, None].to(aligned.dtype)
         output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
@@ -959,7 +970,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         audio.last_hidden_state = encoded.last_hidden_state
         audio.hidden_states, audio.attentions = encoded.hidden_states, encoded.attentions
         keep = self.keep_mask(audio.ctc_best, mask)
-        audio.pooler_output = self.shrinking_adapter(aligned, mask, keep)
+        audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
             audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(audio.ctc_best[keep])
         audio.num_positions = keep.sum(dim=1)

@@ -601,7 +601,10 @@ def test_the_encoder_is_frozen_and_stays_in_eval_mode():
     assert model.model.alignment_adapter.training
     assert not any(module.training for module in model.model.audio_tower.modules())
     model.model.audio_tower.layers[1].requires_grad_(True)
-    assert model.train().model.audio_tower.training  # of one that its user trains, dropout and checkpoints act
+    assert not model.model.audio_tower.training
+    model.get_audio_features(*make_clips([80]))
+    assert model.model.audio_tower.training  # of one that its user trains, dropout and checkpoints act
+    assert not model.eval().model.audio_tower.training
     model.model.audio_tower.requires_grad_(False)
     assert frozen_parts(model) == {name for name, _ in model.named_parameters() if ".audio_tower." in name}
 
