@@ -1,7 +1,6 @@
 """`soundwave-hf train RECIPE`: one function runs any stage from a YAML recipe."""
 
 import difflib
-import json
 import os
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -16,6 +15,7 @@ from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments, 
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone, soundwave_home
+from ..data.card import count_rows
 from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, load_lora, refuse_other_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
@@ -25,7 +25,8 @@ from .augment import Augmentation
 from .checkpoints import PREEMPTED, PreemptionCallback, last_checkpoint
 from .collator import SoundwaveCollator
 from .encoder_cache import EncoderCache
-from .mixture import Mixture
+from .manifests import find_manifests, open_streams, read_lines, read_rows
+from .mixture import LengthGroups, Mixture, MixtureStream
 from .record import describe_run
 from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
@@ -58,6 +59,7 @@ OVERRULED = {
 # Keys of TRL that the trainer of stages I and II does not read.
 SFT_KEYS = {f.name for f in fields(SFTConfig)} - {f.name for f in fields(TrainingArguments)} - OVERRULED.keys()
 NOT_KEYS = {"written"}
+STREAM_POOL = 500  # steps of clips among which a stream's are shuffled and put side by length; rows are small
 
 
 @dataclass
@@ -67,7 +69,12 @@ class RecipeArguments:
     stage: str = field(metadata={"help": "align, shrink or instruct"})
     encoder: str = field(metadata={"help": "Whisper model: hub name or folder"})
     llm: str = field(metadata={"help": "causal LM: hub name or folder"})
-    data: str = field(metadata={"help": "manifest (JSON lines); a relative path begins at $SOUNDWAVE_HOME"})
+    data: str = field(
+        metadata={
+            "help": "manifest (JSON lines), or a pattern of several in one folder (`data/train-*.jsonl`); a relative "
+            "path begins at $SOUNDWAVE_HOME"
+        }
+    )
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of SoundwaveConfig"})
     lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of PEFT's LoraConfig"})
@@ -106,6 +113,13 @@ class RecipeArguments:
     max_batch_seconds: float | None = field(
         default=None, metadata={"help": "audio of a batch, padding counted; it has at most the batch size's clips"}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read rows as they are trained on, each process its share, in place of holding all in memory; a "
+            "run is then of `max_steps`, its batches of clips of like length, and manifests are best in random order"
+        },
+    )
 
     written: dict[str, Any] = field(default_factory=dict, metadata={"help": "the keys as they were read"})
 
@@ -114,8 +128,16 @@ class RecipeArguments:
             raise ValueError(f"`stage` is {self.stage!r}; it must be one of {', '.join(STAGES)}.")
         if self.stage == "instruct" and self.start_from is None:
             raise ValueError("Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`.")
-        if self.warm_start not in (None, True, False):
-            raise ValueError(f"`warm_start` is {self.warm_start!r}; give true or false.")
+        for name in ("warm_start", "streaming"):
+            if (value := getattr(self, name)) not in (None, True, False):
+                raise ValueError(f"`{name}` is {value!r}; give true or false.")
+        if self.streaming and self.repeat:
+            raise ValueError("`repeat` is given, and a stream gives each row once: weigh tasks with `mixture`.")
+        if self.streaming and self.encoder_cache is not None:
+            raise ValueError(
+                "`encoder_cache` is given, and encoding all clips beforehand is what `streaming` avoids: leave one of "
+                "them out."
+            )
         if self.warm_start is not None and self.start_from is not None:
             raise ValueError("`warm_start` is given, and `start_from` holds trained adapters: leave one of them out.")
         if self.quantization and not STAGES[self.stage].has_llm:
@@ -176,7 +198,21 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     (arguments,) = HfArgumentParser(SoundwaveTrainingArguments).parse_dict(
         _typed(values, SoundwaveTrainingArguments), allow_extra_keys=False
     )
+    _check_sampling(recipe, arguments)
     return recipe, arguments
+
+
+def _check_sampling(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments):
+    """Raise `ValueError` where keys of the library ask for another order than those of the recipe."""
+    strategy = arguments.train_sampling_strategy
+    wanting = [name for name in ("streaming", "mixture", "max_batch_seconds") if getattr(recipe, name)]
+    if wanting and strategy not in ("random", "group_by_length"):
+        raise ValueError(
+            f"`train_sampling_strategy` is {strategy!r}, and `{wanting[0]}` draws the clips itself: leave it out, or "
+            "give `group_by_length`."
+        )
+    if recipe.streaming and arguments.max_steps <= 0:
+        raise ValueError("`streaming` is given, and streams have no end: say with `max_steps` how long to train.")
 
 
 def _read_yaml(text: str, name: str):
@@ -228,39 +264,6 @@ def _as_number(key: str, value, kind: str):
 
 def _at_home(path: str) -> Path:
     return Path(path) if Path(path).is_absolute() or path.startswith(".") else soundwave_home() / path
-
-
-def read_rows(manifest: Path, repeat: dict[str, int]) -> Dataset:
-    """Rows of a manifest, those of a source named in `repeat` several times; column `row` tells repeats apart.
-
-    Raises: `FileNotFoundError`; `ValueError` for a line that is no row, and where `repeat` names a source that no row
-    has.
-    """
-    if not manifest.is_file():
-        raise FileNotFoundError(f"There is no data manifest `{manifest}`: `soundwave-hf data` builds the demo's.")
-    with open(manifest, encoding="utf-8") as file:
-        rows = [_read_row(line, f"line {number} of `{manifest}`") for number, line in enumerate(file, start=1)]
-    if not rows:
-        raise ValueError(f"`{manifest}` is empty: it needs one JSON object a line, a clip each.")
-    unknown = set(repeat) - {row.get("source") for row in rows}
-    if unknown:
-        raise ValueError(f"`repeat` names {sorted(unknown)}, and no row of `{manifest}` has that source.")
-    rows = [row for row in rows for _ in range(repeat.get(row.get("source"), 1))]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return Dataset.from_list([{**dict.fromkeys(columns), **row, "row": index} for index, row in enumerate(rows)])
-
-
-def _read_row(line: str, name: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is no JSON: {error}.") from error
-    missing = [key for key in ("audio", "text", "seconds") if not isinstance(row, dict) or key not in row]
-    if missing:
-        raise ValueError(f"{name} lacks {missing}: a row names its clip, the transcript and the length.")
-    if row.get("question") and not row.get("answer"):
-        raise ValueError(f"{name} has a `question` and no `answer`: give both, or neither for a transcript.")
-    return row
 
 
 def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
@@ -326,16 +329,19 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
             f"{arguments.n_gpu} -m soundwave_hf.cli train ...`, or choose one with CUDA_VISIBLE_DEVICES."
         )
     stage = STAGES[recipe.stage]
-    manifest = _at_home(recipe.data)
-    rows = read_rows(manifest, recipe.repeat)
+    path = _at_home(recipe.data)
+    rows = _open_rows(recipe, arguments, path)
+    light = read_lines(path) if recipe.streaming else rows.select_columns({"source", "seconds"} & {*rows.column_names})
+    counts = count_rows(
+        ({"source": row.get("source") or "-", "seconds": row["seconds"]} for row in light), ("source",)
+    )
     set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
-    collator = SoundwaveCollator(
-        processor, manifest.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed
-    )
+    collator = SoundwaveCollator(processor, path.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed)
     if recipe.ctc_negatives is not None:
-        collator.set_negatives(rows["text"], recipe.ctc_negatives)
+        texts = (row["text"] for row in read_lines(path)) if recipe.streaming else rows["text"]
+        collator.set_negatives(texts, recipe.ctc_negatives)
     if recipe.encoder_cache is not None:
         collator.encoder_cache = EncoderCache(soundwave_home() / "encoder_states", **recipe.encoder_cache)
     trainer_class = SoundwaveSFTTrainer if recipe.stage == "instruct" else SoundwaveTrainer
@@ -346,11 +352,11 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
         data_collator=collator,
         processing_class=processor,
         stage=stage,
-        mixture=Mixture(**recipe.mixture) if recipe.mixture else None,
-        max_batch_seconds=recipe.max_batch_seconds,
-        record=describe_run(recipe.written, manifest, rows),
+        mixture=Mixture(**recipe.mixture) if recipe.mixture and not recipe.streaming else None,
+        max_batch_seconds=None if recipe.streaming else recipe.max_batch_seconds,
+        record=describe_run(recipe.written, find_manifests(path), counts),
     )
-    _announce(recipe, arguments, model, rows)
+    _announce(recipe, arguments, model, counts)
     if collator.encoder_cache is not None:
         collator.encoder_cache.fill(trainer.audio_model, collator, rows)
     with PreemptionCallback(trainer.accelerator) as preemption:
@@ -366,13 +372,32 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
     return arguments.output_dir
 
 
-def _announce(recipe, arguments, model, rows):
+def _open_rows(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, path: Path) -> Dataset | MixtureStream:
+    """The recipe's data: all rows in memory, or this process's share of the streams."""
+    if not recipe.streaming:
+        return read_rows(path, recipe.repeat)
+    groups = LengthGroups(
+        arguments.per_device_train_batch_size,
+        group=arguments.gradient_accumulation_steps,
+        pool=STREAM_POOL,
+        max_batch_seconds=recipe.max_batch_seconds,
+    )
+    if recipe.max_batch_seconds is not None:
+        groups.check([row["seconds"] for row in read_lines(path)])
+    streams, sizes = open_streams(path, by_task=bool(recipe.mixture))
+    mixture = Mixture(**recipe.mixture) if recipe.mixture else Mixture(step=0)
+    return MixtureStream(
+        streams, sizes, groups, mixture, arguments.seed, arguments.process_index, arguments.world_size
+    )
+
+
+def _announce(recipe, arguments, model, counts):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    hours = sum(rows["seconds"]) / 3600
+    clips, seconds = (sum(column) for column in zip(*counts.values(), strict=True))
     size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     print(
         f"Stage {recipe.stage}: {trained / 1e6:.2f} M parameters on {' + '.join(STAGES[recipe.stage].losses)}, "
-        f"{len(rows)} clips ({hours:.1f} h), {size} a step, to {arguments.output_dir}",
+        f"{clips} clips ({seconds / 3600:.1f} h), {size} a step, to {arguments.output_dir}",
         flush=True,
     )
 
