@@ -157,21 +157,19 @@ def recipe_of(workspace: Workspace, chain, stage: str, folder: Path, **changes) 
     """Six steps of two batches, over two epochs of twelve clips, with all that draws at random."""
     name = "instruct.jsonl" if stage == "instruct" else "train.jsonl"
     start = {"shrink": "align", "instruct": "shrink"}.get(stage)
-    return workspace.recipe(
-        stage,
-        folder / "out",
-        data=in_shards(workspace, folder / "data", count=12, name=name),
-        streaming=True,
-        max_steps=6,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        save_steps=1,
-        plot_loss=False,
-        augment=EVERY_AUGMENTATION,
-        mixture=PAPER,
-        **({"start_from": str(chain[start].folder)} if start else {}),
-        **changes,
-    )
+    values = {
+        "data": in_shards(workspace, folder / "data", count=12, name=name),
+        "streaming": True,
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_steps": 1,
+        "plot_loss": False,
+        "augment": EVERY_AUGMENTATION,
+        "mixture": PAPER,
+    }
+    start = {"start_from": str(chain[start].folder)} if start else {}
+    return workspace.recipe(stage, folder / "out", **values | start | changes)
 
 
 def assert_same_run(found: Trained, expected: Trained):
