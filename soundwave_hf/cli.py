@@ -26,7 +26,7 @@ def export(arguments: argparse.Namespace):
 def merge(arguments: argparse.Namespace):
     from .hub import merge_adapter
 
-    merge_adapter(arguments.adapter, arguments.destination, arguments.encoder, arguments.llm)
+    merge_adapter(arguments.adapter, arguments.destination, **given_backbones(arguments))
 
 
 def convert(arguments: argparse.Namespace):
@@ -42,14 +42,20 @@ def demo(arguments: argparse.Namespace):
 
 
 def evaluate(arguments: argparse.Namespace):
+    if arguments.model and arguments.llm:
+        raise ValueError("`--llm` says what adapters belong to, and `--model` has its own LLM: leave one of them out.")
+    if arguments.model and arguments.encoder and not arguments.baseline:
+        raise ValueError(
+            "`--encoder` says what adapters belong to, and `--model` has its own encoder: leave one of them out, or "
+            "score the Whisper of that name beside the model with `--baseline`."
+        )
     from .evaluation.evaluate import SETS, run_evaluation
 
     run_evaluation(
         sets=arguments.sets.split(",") if arguments.sets else SETS,
         checkpoint=arguments.model,
         adapter=arguments.adapter,
-        encoder=arguments.encoder,
-        llm=arguments.llm,
+        **given_backbones(arguments),
         with_baseline=arguments.baseline,
         batch_size=arguments.batch_size,
         output=arguments.output,
@@ -76,9 +82,12 @@ def add_backbones(verb: argparse.ArgumentParser):
     from .evaluation.shipped import ENCODER, LLM
 
     for name, default in (("--encoder", ENCODER), ("--llm", LLM)):
-        verb.add_argument(
-            name, metavar="NAME", default=default, help="what the adapters belong to; default: %(default)s"
-        )
+        verb.add_argument(name, metavar="NAME", help=f"what the adapters belong to; default: {default}")
+
+
+def given_backbones(arguments: argparse.Namespace) -> dict[str, str]:
+    """Those of `--encoder` and `--llm` that were given; the functions have the defaults."""
+    return {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`soundwave-hf train RECIPE`: one function runs any stage from a YAML recipe."""
 
 import difflib
+import inspect
 import os
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -12,6 +13,7 @@ import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments, set_seed
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone, soundwave_home
@@ -175,6 +177,7 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     for section, its_known in SECTIONS.items():
         section_name = f"`{section}` of `{path}`"
         _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
+    _check_quantization(values.get("quantization", {}), f"`quantization` of `{path}`")
     if isinstance(attention := values.get("attn_implementation"), dict):
         # The library passes over any other part.
         parts = {"audio_config", "text_config"}
@@ -200,6 +203,25 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     )
     _check_sampling(recipe, arguments)
     return recipe, arguments
+
+
+def _check_quantization(given: dict, name: str):
+    """Raise `ValueError` for a key that the quantizer's config in transformers would pass over."""
+    if given == {}:
+        return
+    known = {"quant_method", "load_in_4bit", "load_in_8bit"}
+    if isinstance(given, dict):
+        bits = next((f"_{bits}bit" for bits in (4, 8) if given.get(f"load_in_{bits}bit")), "")
+        method = "bitsandbytes" + bits if bits else given.get("quant_method")
+        if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+            methods = sorted(AUTO_QUANTIZATION_CONFIG_MAPPING.keys() - {"bitsandbytes_4bit", "bitsandbytes_8bit"})
+            raise ValueError(
+                f"{name} has the `quant_method` {method!r}: give `load_in_4bit: true` or `load_in_8bit: true` for "
+                f"bitsandbytes, or a method of {methods}."
+            )
+        parameters = inspect.signature(AUTO_QUANTIZATION_CONFIG_MAPPING[method].__init__).parameters
+        known = {"quant_method", *parameters} - {"self", "kwargs"}
+    _refuse_unknown(given, known, name, f"Its keys are {sorted(known)}.")
 
 
 def _check_sampling(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments):

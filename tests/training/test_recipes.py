@@ -84,6 +84,23 @@ def test_there_are_three_shipped_recipes():
         ({"attn_implementation": {"text_confg": "eager"}}, "the key `text_confg`, .* Did you mean `text_config`?"),
         ({"mixture": {"temprature": 1}}, "`mixture` of .* has the key `temprature`, .* Did you mean `temperature`?"),
         ({"mixture": {"temperature": 0}}, "`mixture` is a temperature of 0 and a step of 5.0 an epoch: the first"),
+        (
+            {"stage": "shrink", "quantization": {"load_in_4bit": True, "bnb_4bit_quant_typ": "nf4"}},
+            "`quantization` of .* the key `bnb_4bit_quant_typ`, .* Did you mean `bnb_4bit_quant_type`?",
+        ),
+        (
+            {"stage": "shrink", "quantization": {"quant_method": "torchao", "quant_type": "int8", "zzzz": 1}},
+            "the key `zzzz`, .* Its keys are .*'modules_to_not_convert', 'quant_method', 'quant_type'",
+        ),
+        (
+            {"stage": "shrink", "quantization": {"load_in_4bits": True}},
+            "`quantization` of .* has the `quant_method` None: give `load_in_4bit: true` or `load_in_8bit: true`",
+        ),
+        (
+            {"stage": "shrink", "quantization": {"quant_method": "bitsandbytes"}},
+            "has the `quant_method` 'bitsandbytes': give `load_in_4bit: true` or .* or a method of .*'torchao'",
+        ),
+        ({"stage": "shrink", "quantization": 4}, "`quantization` of .* is 4; give `key: value` pairs"),
         ({"augment": 0.1}, "`augment` of .* is 0.1; give `key: value` pairs"),
         ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
         ({"repeat": {"s0": 2, "absent": 3}}, r"`repeat` names \['absent'\], and no row of .* has that source"),
