@@ -1326,7 +1326,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
             logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
-            num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch).
+            num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch);
+                without `num_ctc_clips`, `ctc_loss` counts by the share of them that are in this part.
             shared_prefix (`int`): in training, tokens of text that all rows begin with: the LLM reads them once for
                 the batch, and neither scores them nor learns their labels.
 
@@ -1373,14 +1374,19 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 logits, labels[:, shared_prefix:][:, kept], vocabulary, num_items_in_batch=num_items_in_batch
             )
         audio = outputs.audio_output or SoundwaveAudioOutput()
+        ctc_loss = audio.ctc_loss
+        counts_labels_alone = num_items_in_batch is not None and kwargs.get("num_ctc_clips") is None
+        if ctc_loss is not None and labels is not None and counts_labels_alone:
+            # As `Trainer` does, which adds the losses of an accumulated batch up: each part has its share of the CTC.
+            ctc_loss = ctc_loss * labels[:, 1:].ne(-100).sum() / num_items_in_batch
         return SoundwaveCausalLMOutputWithPast(
-            loss=self._weigh(ce_loss, audio.ctc_loss),
+            loss=self._weigh(ce_loss, ctc_loss),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             ce_loss=ce_loss,
-            ctc_loss=audio.ctc_loss,
+            ctc_loss=ctc_loss,
             num_positions=audio.num_positions,
             num_frames=audio.num_frames,
             num_ctc_skipped=audio.num_ctc_skipped,
