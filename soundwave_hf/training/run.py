@@ -103,7 +103,8 @@ class RecipeArguments:
         default=None,
         metadata={
             "help": "keep the encoder's states in `$SOUNDWAVE_HOME/encoder_states`: at most so many `gigabytes`, and "
-            "so many augmented `variants` of each clip; by default they are computed anew in every epoch"
+            "so many augmented `variants` of each clip, one an epoch by turns; by default they are computed anew in "
+            "every epoch"
         },
     )
     mixture: dict[str, float] = field(
@@ -133,13 +134,13 @@ class RecipeArguments:
         for name in ("warm_start", "streaming"):
             if (value := getattr(self, name)) not in (None, True, False):
                 raise ValueError(f"`{name}` is {value!r}; give true or false.")
+        for source, times in self.repeat.items():
+            if not isinstance(times, int) or times < 1:
+                raise ValueError(f"`repeat` has {times!r} for `{source}`; give a whole number, 1 or more.")
+        if self.encoder_cache is not None:
+            self._check_cache()
         if self.streaming and self.repeat:
             raise ValueError("`repeat` is given, and a stream gives each row once: weigh tasks with `mixture`.")
-        if self.streaming and self.encoder_cache is not None:
-            raise ValueError(
-                "`encoder_cache` is given, and encoding all clips beforehand is what `streaming` avoids: leave one of "
-                "them out."
-            )
         if self.warm_start is not None and self.start_from is not None:
             raise ValueError("`warm_start` is given, and `start_from` holds trained adapters: leave one of them out.")
         if self.quantization and not STAGES[self.stage].has_llm:
@@ -147,6 +148,25 @@ class RecipeArguments:
         if self.ctc_negatives is not None and "ctc" not in STAGES[self.stage].losses:
             raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` takes no CTC loss: leave it out.")
         Mixture(**self.mixture)  # which checks its values
+
+    def _check_cache(self):
+        variants = EncoderCache(Path(), **self.encoder_cache).variants  # which checks its values
+        augments = any(self.augment.values())
+        if self.streaming:
+            raise ValueError(
+                "`encoder_cache` is given, and encoding all clips beforehand is what `streaming` avoids: leave one of "
+                "them out."
+            )
+        if augments and "variants" not in self.encoder_cache:
+            raise ValueError(
+                "`augment` draws anew in every epoch, and `encoder_cache` keeps what it drew: say with "
+                "`encoder_cache.variants` how many versions of each clip, 1 if every epoch is to hear the same."
+            )
+        if variants > 1 and not augments:
+            raise ValueError(
+                f"`encoder_cache` has `variants` {variants}, and without `augment` all versions of a clip are one: "
+                "leave it out."
+            )
 
     @cached_property
     def backbones(self) -> tuple[str, str]:
@@ -195,8 +215,10 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
         ("model", SoundwaveConfig),
         ("lora", LoraConfig),
         ("mixture", Mixture),
+        ("encoder_cache", EncoderCache),
     ):
-        ours[section] = _typed(ours.get(section, {}), section_class)
+        if section in ours:
+            ours[section] = _typed(ours[section], section_class)
     recipe = RecipeArguments(**_typed(ours, RecipeArguments), written=written)
     (arguments,) = HfArgumentParser(SoundwaveTrainingArguments).parse_dict(
         _typed(values, SoundwaveTrainingArguments), allow_extra_keys=False

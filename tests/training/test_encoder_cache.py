@@ -84,6 +84,20 @@ def test_training_on_cached_states_is_training(workspace, tmp_path, stage):
     assert list((tmp_path / "encoder_states").glob("*/*.safetensors"))
 
 
+def test_masks_are_drawn_anew_in_every_epoch_and_come_back_where_they_are_cached(workspace, tmp_path, monkeypatch):
+    """SpecAugment: epochs of one step, of the same weights."""
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    recipe = workspace.recipe("align", tmp_path / "fresh", max_steps=4, per_device_train_batch_size=12)
+    recipe |= {"augment": {"spec_augment": 1.0}, "learning_rate": 0.0, "plot_loss": False}
+    recipe["train_sampling_strategy"] = "sequential"
+    fresh = train(recipe, change=without_dropout).losses()
+    cached = recipe | {"output_dir": str(tmp_path / "cached"), "encoder_cache": {"variants": 2}}
+    losses = train(cached, change=without_dropout).losses()
+    assert len(set(fresh)) == 4
+    assert losses[2:] == losses[:2]
+    assert losses[0] != losses[1]
+
+
 def test_what_is_there_is_not_computed_again(model, rows, collator, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_cache, "SHARD_BYTES", 1)
     monkeypatch.setattr(encoder_cache, "FRAMES_AT_ONCE", 200)
