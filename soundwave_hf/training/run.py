@@ -61,7 +61,7 @@ OVERRULED = {
 # Keys of TRL that the trainer of stages I and II does not read.
 SFT_KEYS = {f.name for f in fields(SFTConfig)} - {f.name for f in fields(TrainingArguments)} - OVERRULED.keys()
 NOT_KEYS = {"written"}
-STREAM_POOL = 500  # steps of clips among which a stream's are shuffled and put side by length; rows are small
+STREAM_ROWS = 20_000  # of a stream among which they are shuffled and put side by length; they hold no audio
 
 
 @dataclass
@@ -420,12 +420,9 @@ def _open_rows(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, p
     """The recipe's data: all rows in memory, or this process's share of the streams."""
     if not recipe.streaming:
         return read_rows(path, recipe.repeat)
-    groups = LengthGroups(
-        arguments.per_device_train_batch_size,
-        group=arguments.gradient_accumulation_steps,
-        pool=STREAM_POOL,
-        max_batch_seconds=recipe.max_batch_seconds,
-    )
+    batch_size, group = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    pool = max(1, STREAM_ROWS // (batch_size * group))
+    groups = LengthGroups(batch_size, group, pool, recipe.max_batch_seconds)
     if recipe.max_batch_seconds is not None:
         groups.check([row["seconds"] for row in read_lines(path)])
     streams, sizes = open_streams(path, by_task=bool(recipe.mixture))

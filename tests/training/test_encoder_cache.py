@@ -164,6 +164,13 @@ def test_another_content_of_a_file_is_another_clip(model, rows, collator, tmp_pa
     assert collator(noise=0.5).clip_name(row, 0) != collator().clip_name(row, 0)
 
 
+def test_clip_that_is_no_file_is_refused(model, collator, tmp_path):
+    cache = EncoderCache(tmp_path)
+    row = {"audio": {"path": None, "bytes": b"RIFF"}, "text": "a", "seconds": 1.0, "row": 0}
+    with pytest.raises(ValueError, match="`encoder_cache` is for clips in files, and one arrived as dict: give paths"):
+        cache.fill(model, collator(cache), [row])
+
+
 def test_states_that_do_not_fit_are_refused_before_the_first(model, rows, collator, tmp_path):
     cache = EncoderCache(tmp_path, gigabytes=1e-6)
     with pytest.raises(ValueError, match=r"12 clips.*`encoder_cache.gigabytes` is 1e-06: raise it"):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
+from soundwave_hf.modeling.modeling_soundwave import SoundwaveForCTC
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.collator import SoundwaveCollator
@@ -296,6 +297,42 @@ def test_a_loader_reads_what_the_sampler_gives(trainer_of):
     assert isinstance(loader.dataset, GivenRows)
     (batch,) = loader
     assert batch["input_features"].shape[0] == len(batch["task_ids"]) == 4
+
+
+def test_clips_may_lie_inside_the_shards_of_a_data_set(workspace, tmp_path):
+    """Parquet files as on the Hub, read as a stream, beside the same clips in files."""
+    rows = read_rows(workspace.data / "train.jsonl", {}).select_columns(["audio", "text", "seconds"]).to_list()
+    for shard in range(2):
+        part = rows[shard::2]
+        stored = [
+            {**row, "audio": {"path": None, "bytes": (workspace.data / row["audio"]).read_bytes()}} for row in part
+        ]
+        Dataset.from_list(stored).to_parquet(tmp_path / f"part-{shard}.parquet")
+        write_manifest(tmp_path / f"part-{shard}.jsonl", part)
+    files = str(tmp_path / "part-*.parquet")
+    inside = load_dataset("parquet", data_files=files, split="train", streaming=True, cache_dir=tmp_path / "cache")
+    beside, _ = open_streams(tmp_path / "part-*.jsonl", by_task=False)
+    losses = []
+    for stream in (inside, *beside.values()):
+        stream = MixtureStream({"asr": stream}, {"asr": 12}, LengthGroups(4, pool=3), Mixture())
+        torch.manual_seed(0)
+        model = SoundwaveForCTC.from_backbones(workspace.encoder, workspace.llm)
+        arguments = SoundwaveTrainingArguments(
+            str(tmp_path / "out"),
+            max_steps=3,
+            per_device_train_batch_size=4,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            plot_loss=False,
+        )
+        collator = SoundwaveCollator(workspace.processor(), workspace.data, ("ctc",))
+        trainer = SoundwaveTrainer(model=model, args=arguments, train_dataset=stream, data_collator=collator)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert inside.num_shards == 2
+    assert len(set(losses[0])) == 3
+    assert losses[0] == losses[1]
 
 
 def test_a_checkpoint_without_the_streams_is_refused(workspace, chain, tmp_path):
