@@ -250,7 +250,8 @@ def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
         recipe, arguments = read(problem, stage, variant, output)
         set_seed(arguments.seed)
         manifest = soundwave_home() / recipe.data
-        rows = draw_rows(read_rows(manifest, {}), problem.clips)
+        all_rows = read_rows(manifest, {})
+        rows = draw_rows(all_rows, problem.clips)
         model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
         processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
         collator = variant.collator(processor, manifest.parent, STAGES[stage].losses, seed=arguments.seed)
@@ -260,7 +261,7 @@ def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
             head = own_head(find_audio_model(model).ctc_head)
             head.forward = types.MethodType(plain_ctc, head)
         if recipe.ctc_negatives is not None and name != "published":
-            collator.set_negatives(rows["text"], recipe.ctc_negatives)
+            collator.set_negatives(all_rows["text"], recipe.ctc_negatives)
         if variant.cached:
             collator.encoder_cache = EncoderCache(Path(problem.cache))
             collator.encoder_cache.fill(find_audio_model(model), collator, rows)

@@ -12,6 +12,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
+CHUNK_SCORES = 1 << 21  # held at once: more take more memory, and no less time
+
+
 @dataclass
 class CTCResult:
     """What `large_vocabulary_ctc` found.
@@ -155,7 +158,7 @@ def large_vocabulary_ctc(
     targets: torch.Tensor | None = None,
     blank_margin: float = 0.0,
     candidates: torch.Tensor | None = None,
-    chunk_size: int = 8192,
+    chunk_size: int | None = None,
 ) -> CTCResult:
     """CTC labels and, given targets, CTC losses of frames scored against a large vocabulary.
 
@@ -177,7 +180,8 @@ def large_vocabulary_ctc(
             and the blank, in the normaliser and for `best`; by default all. The tokens of all training transcripts
             and a sample of the others take their share of the time of the whole, and leave out a normaliser's tail:
             losses over different candidates are not to be compared.
-        chunk_size (`int`): tokens scored at a time.
+        chunk_size (`int`, *optional*): tokens scored at a time; by default so many that the chunk has about two
+            million scores, at least 1,024 and at most 8,192.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
     """
@@ -186,6 +190,8 @@ def large_vocabulary_ctc(
         frames = frames.to(torch.get_autocast_dtype(frames.device.type))
     clips, num_frames, _ = frames.shape
     valid = torch.arange(num_frames, device=frames.device)[None] < frame_lengths[:, None]
+    if chunk_size is None:
+        chunk_size = min(max(CHUNK_SCORES // max(clips * num_frames, 1), 1024), 8192)
     ids = frame_lengths.new_empty(clips, 0)
     if targets is not None:
         targets = nn.functional.pad(targets, (0, 1), value=-100)  # a column even where no clip has a target
