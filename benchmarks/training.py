@@ -314,8 +314,9 @@ def train_published(problem, stage, model, arguments, rows, collator) -> dict[st
     epochs = [order.permutation(problem.clips) for _ in range(problem.steps * problem.batch // problem.clips)]
     for step in np.concatenate(epochs).reshape(problem.steps, problem.batch).tolist():
         for index in step:
+            inputs = collator([rows[index]])
             with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
-                loss = published_loss(model, collator([rows[index]])) / problem.batch
+                loss = published_loss(model, inputs) / problem.batch
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-CHUNK_SCORES = 1 << 21  # held at once: more take more memory, and no less time
+CHUNK_SCORES = 1 << 20  # held at once: more take more memory, and no less time
 
 
 @dataclass
@@ -180,7 +180,7 @@ def large_vocabulary_ctc(
             and the blank, in the normaliser and for `best`; by default all. The tokens of all training transcripts
             and a sample of the others take their share of the time of the whole, and leave out a normaliser's tail:
             losses over different candidates are not to be compared.
-        chunk_size (`int`, *optional*): tokens scored at a time; by default so many that the chunk has about two
+        chunk_size (`int`, *optional*): tokens scored at a time; by default so many that the chunk has about a
             million scores, at least 1,024 and at most 8,192.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
