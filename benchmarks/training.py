@@ -12,22 +12,27 @@ against ours without each of our measures, one at a time (`--variants`):
     plain_ctc         ours, a score for every frame and token, `log_softmax`, `torch.nn.functional.ctc_loss`
     whole_vocabulary  ours, every token in the CTC's normaliser (no `ctc_negatives`)
     random_batches    ours, clips of any length together
+    by_seconds        ours, batches of at most 30 s, padding counted: the audio that the published way has at once. Two
+                      are accumulated
     one_by_one        ours, clip by clip, as many accumulated
 
-All train on the same clips of the recipes' data, without augmentation, on the CPU, in the recipes' precision; stage I
+All train on the same clips of the recipes' data (of the batches of like length that a pool of 50 makes, some at even
+places in order of length), without augmentation, on the CPU, in the recipes' precision; stage I
 from fresh adapters, stage II from the shipped ones, whose head the published way gets as a matrix of its own. Decoding
 and log-mel are in the time, in the training process (no loader workers). Each run is a process of its own, and the
 variants take turns, so that other work on the machine meets all alike; ratios are medians over rounds.
 
 Memory is the growth of the process's resident memory, at its highest (Linux: `VmHWM`, set back just before), over what
-was there when model, rows and trainer were made and one clip had gone forth and back: gradients, states of the
-optimizer and all that a step needs, without weights and libraries.
+was there when model, rows and trainer were made, one clip had gone forth and back, and what was free had gone back to
+the system: gradients, states of the optimizer and all that a step needs, without weights and libraries. Ours needs
+more where the longest clips of a batch are longer, unless `max_batch_seconds` bounds it.
 
 At the end: a stage II step over a stage I step on the same batches, and the epochs after which the time that the
 encoder cache saves has paid for writing it.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -190,6 +195,7 @@ VARIANTS = {
     "plain_ctc": Variant({"ctc_negatives": "null"}, plain_ctc=True),
     "whole_vocabulary": Variant({"ctc_negatives": "null"}),
     "random_batches": Variant({"train_sampling_strategy": "random"}),
+    "by_seconds": Variant({"max_batch_seconds": "30", "gradient_accumulation_steps": "2"}),
     "one_by_one": Variant(one_by_one=True),
 }
 
@@ -202,14 +208,14 @@ class Problem:
     """What is trained on what; `None` is what the recipe says.
 
     Args:
-        clips (`int`), batch (`int`), steps (`int`): clips drawn from the data, clips of a step, steps.
+        clips (`int`), batch (`int`), epochs (`int`): clips drawn from the data, clips of a step, passes over all.
         adapter (`str`): what stage II starts from.
         cache (`str`): folder of the encoder's states.
     """
 
     clips: int
     batch: int
-    steps: int
+    epochs: int
     adapter: str
     cache: str
     encoder: str | None = None
@@ -231,15 +237,16 @@ class Clock(TrainerCallback):
 def read(problem: Problem, stage: str, variant: Variant, output: str):
     """The recipe of a stage and its training arguments, for one variant."""
     given = {name: getattr(problem, name) for name in ("encoder", "llm", "data")}
-    changes = {name: value for name, value in given.items() if value is not None} | variant.changes
-    changes |= {"output_dir": output, "augment": "{}", "repeat": "{}", "max_steps": str(problem.steps)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    changes |= {"output_dir": output, "augment": "{}", "repeat": "{}"}
+    changes |= {"max_steps": "-1", "num_train_epochs": str(problem.epochs)}
     changes |= {"use_cpu": "true", "dataloader_num_workers": "0", "dataloader_pin_memory": "false"}
     changes |= {"save_strategy": "'no'", "disable_tqdm": "true", "plot_loss": "false", "logging_strategy": "'no'"}
     size, accumulated = (1, problem.batch) if variant.one_by_one else (problem.batch, 1)
     changes |= {"per_device_train_batch_size": str(size), "gradient_accumulation_steps": str(accumulated)}
     # The head's start tells nothing of the time.
     changes |= {"warm_start": "false"} if stage == "align" else {"start_from": problem.adapter, "lora": "{}"}
-    return read_recipe(REPOSITORY / "recipes" / RECIPES[stage], changes)
+    return read_recipe(REPOSITORY / "recipes" / RECIPES[stage], changes | variant.changes)
 
 
 def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
@@ -251,7 +258,7 @@ def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
         set_seed(arguments.seed)
         manifest = soundwave_home() / recipe.data
         all_rows = read_rows(manifest, {})
-        rows = draw_rows(all_rows, problem.clips)
+        rows = draw_rows(all_rows, problem)
         model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
         processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
         collator = variant.collator(processor, manifest.parent, STAGES[stage].losses, seed=arguments.seed)
@@ -269,11 +276,15 @@ def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
         return train(problem, stage, model, arguments, rows, collator)
 
 
-def draw_rows(rows, count: int):
-    """So many rows, the same in every run."""
-    if len(rows) < count:
-        raise ValueError(f"`--clips` is {count} and the data has {len(rows)} clips: give fewer.")
-    return rows.select(np.random.default_rng(0).permutation(len(rows))[:count])
+def draw_rows(rows, problem: Problem):
+    """The clips of some batches, at even places among those that a pool of the recipes' sampler makes."""
+    if len(rows) < problem.clips:
+        raise ValueError(f"`--clips` is {problem.clips} and the data has {len(rows)} clips: give fewer.")
+    pool = np.random.default_rng(0).permutation(len(rows))[: max(50 * problem.batch, problem.clips)]
+    pool = pool[np.argsort(np.asarray(rows["seconds"])[pool], kind="stable")]
+    count, there = problem.clips // problem.batch, len(pool) // problem.batch
+    places = (np.arange(count) + 0.5) / count * there
+    return rows.select(pool[: there * problem.batch].reshape(there, -1)[places.astype(int)].flatten())
 
 
 def warm_up(loss_of, model: nn.Module, collator: SoundwaveCollator, rows) -> Memory:
@@ -284,6 +295,7 @@ def warm_up(loss_of, model: nn.Module, collator: SoundwaveCollator, rows) -> Mem
     loss_of(inputs).backward()
     model.zero_grad()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return Memory("cpu")
 
 
@@ -311,8 +323,9 @@ def train_published(problem, stage, model, arguments, rows, collator) -> dict[st
     clock.on_train_begin()
     optimizer = torch.optim.AdamW(trained, arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
     order, total = np.random.default_rng(arguments.seed), 0.0
-    epochs = [order.permutation(problem.clips) for _ in range(problem.steps * problem.batch // problem.clips)]
-    for step in np.concatenate(epochs).reshape(problem.steps, problem.batch).tolist():
+    drawn = np.concatenate([order.permutation(problem.clips) for _ in range(problem.epochs)])
+    steps = drawn.reshape(-1, problem.batch).tolist()
+    for step in steps:
         for index in step:
             inputs = collator([rows[index]])
             with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
@@ -323,11 +336,11 @@ def train_published(problem, stage, model, arguments, rows, collator) -> dict[st
         optimizer.step()
         optimizer.zero_grad()
         clock.on_step_end()
-    return results(problem, clock, memory, total / problem.steps)
+    return results(problem, clock, memory, total / len(steps))
 
 
 def results(problem: Problem, clock: Clock, memory: Memory, loss: float) -> dict[str, float]:
-    clips = problem.steps * problem.batch
+    clips = problem.epochs * problem.clips
     return {
         "clips_per_second": clips / clock.seconds,
         "cpu_seconds_per_clip": clock.cpu_seconds / clips,
@@ -342,7 +355,7 @@ def write_cache(problem: Problem) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as output:
         recipe, arguments = read(problem, "align", VARIANTS["cached"], output)
     manifest = soundwave_home() / recipe.data
-    rows = draw_rows(read_rows(manifest, {}), problem.clips)
+    rows = draw_rows(read_rows(manifest, {}), problem)
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     processor = SoundwaveProcessor.from_backbones(*recipe.backbones)
     collator = SoundwaveCollator(processor, manifest.parent, ("ctc",))
@@ -427,7 +440,7 @@ def read_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=64, help="drawn from the data, each trained on equally often")
     parser.add_argument("--batch", type=int, default=16, help="clips of a step")
-    parser.add_argument("--steps", type=int, help="of whole epochs; default: one epoch")
+    parser.add_argument("--steps", type=int, help="steps, of whole epochs; default: one epoch")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each variant")
     parser.add_argument("--stages", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="ratios: of the first")
@@ -438,7 +451,7 @@ def read_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON to write all runs to")
     given = parser.parse_args(words)
     given.steps = given.clips // given.batch if given.steps is None else given.steps
-    if not given.steps or given.steps * given.batch % given.clips:
+    if given.clips % given.batch or not given.steps or given.steps * given.batch % given.clips:
         parser.error(
             f"{given.steps} steps of {given.batch} are no whole epochs of {given.clips} clips: let `--clips` be a "
             "multiple of `--batch`, and leave `--steps` out or let them make whole epochs."
@@ -449,8 +462,8 @@ def read_arguments(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]):
     """Measure and print."""
     given = read_arguments(words)
-    sizes = {name: getattr(given, name) for name in ("clips", "batch", "steps", "adapter", "encoder", "llm", "data")}
-    problem = Problem(**sizes, cache="")
+    sizes = {name: getattr(given, name) for name in ("clips", "batch", "adapter", "encoder", "llm", "data")}
+    problem = Problem(**sizes, epochs=given.steps * given.batch // given.clips, cache="")
     print(
         f"{given.clips} clips, {given.steps} steps of {given.batch}, medians of {given.rounds} rounds, "
         f"{torch.get_num_threads()} threads\n"

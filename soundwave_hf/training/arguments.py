@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+
 KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # PyTorch's and oneDNN's
 
 
