@@ -1,4 +1,4 @@
-"""python benchmarks/training.py [--clips 64 --batch 16 --rounds 3 --stages align shrink --output FILE]
+"""python benchmarks/training.py [--clips 48 --batch 16 --rounds 3 --stages align shrink --output FILE]
 
 Clips a second and peak memory of stages I and II as the recipes train them, against the published code's way and
 against ours without each of our measures, one at a time (`--variants`):
@@ -287,12 +287,14 @@ def draw_rows(rows, problem: Problem):
     return rows.select(pool[: there * problem.batch].reshape(there, -1)[places.astype(int)].flatten())
 
 
-def warm_up(loss_of, model: nn.Module, collator: SoundwaveCollator, rows) -> Memory:
+def warm_up(loss_of, model: nn.Module, collator: SoundwaveCollator, rows, in_bf16: bool) -> Memory:
     """One short clip forth and back, which starts threads and libraries; then memory counts."""
     shortest = rows[int(np.argmin(rows["seconds"]))]
     inputs = SoundwaveCollator(collator.processor, collator.folder, collator.losses)([shortest])
     model.train()
-    loss_of(inputs).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        loss = loss_of(inputs)
+    loss.backward()
     model.zero_grad()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -310,7 +312,7 @@ def train_ours(problem, stage, model, arguments, rows, collator) -> dict[str, fl
         stage=STAGES[stage],
         callbacks=[clock],
     )
-    memory = warm_up(lambda inputs: model(**inputs).loss, model, collator, rows)
+    memory = warm_up(lambda inputs: model(**inputs).loss, model, collator, rows, arguments.bf16)
     loss = trainer.train().training_loss
     return results(problem, clock, memory, loss)
 
@@ -319,7 +321,7 @@ def train_published(problem, stage, model, arguments, rows, collator) -> dict[st
     """Train as one would with the published modules and plain PyTorch, and measure."""
     clock = Clock()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    memory = warm_up(lambda inputs: published_loss(model, inputs), model, collator, rows)
+    memory = warm_up(lambda inputs: published_loss(model, inputs), model, collator, rows, arguments.bf16)
     clock.on_train_begin()
     optimizer = torch.optim.AdamW(trained, arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
     order, total = np.random.default_rng(arguments.seed), 0.0
@@ -397,7 +399,7 @@ def table(rounds: list[dict], stage: str, names: list[str]) -> str:
     """Markdown: a row a variant; ratios are of the first variant's."""
     first = f"{stage} {names[0]}"
     lines = [
-        f"| {stage} | clips a second | CPU s a clip | MiB | loss | speed over {names[0]} | memory over {names[0]} |",
+        f"| {stage} | clips a second | CPU s a clip | MiB | loss | speed / {names[0]} | memory / {names[0]} |",
         "|---" * 7 + "|",
     ]
     for name in names:
@@ -438,7 +440,7 @@ def summary(rounds: list[dict], stages: list[str], names: list[str]) -> str:
 
 def read_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=64, help="drawn from the data, each trained on equally often")
+    parser.add_argument("--clips", type=int, default=48, help="drawn from the data, each trained on equally often")
     parser.add_argument("--batch", type=int, default=16, help="clips of a step")
     parser.add_argument("--steps", type=int, help="steps, of whole epochs; default: one epoch")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each variant")

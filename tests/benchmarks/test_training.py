@@ -108,7 +108,7 @@ def test_its_table_has_each_variant_in_each_stage(problem, tmp_path):
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     assert printed.startswith("8 clips, 2 steps of 4, medians of 1 rounds, 1 threads\n")
     (runs,) = json.loads(sizes["output"].read_text())["rounds"]
-    assert len(runs) == 1 + 2 * 8
+    assert len(runs) == 1 + 2 * 9
     for name, run in runs.items():
         assert all(value > 0 for value in run.values()), name
     for stage in ("align", "shrink"):
