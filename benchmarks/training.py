@@ -64,6 +64,7 @@ from soundwave_hf.training.trainer import SoundwaveTrainer
 
 
 RECIPES = {"align": "1_align.yaml", "shrink": "2_shrink.yaml"}
+RECIPE_KEYS = ("encoder", "llm", "data", "ctc_negatives")  # which the command may replace
 
 
 # ---- the published way ----
@@ -221,6 +222,7 @@ class Problem:
     encoder: str | None = None
     llm: str | None = None
     data: str | None = None
+    ctc_negatives: str | None = None
 
 
 class Clock(TrainerCallback):
@@ -236,10 +238,12 @@ class Clock(TrainerCallback):
 
 def read(problem: Problem, stage: str, variant: Variant, output: str):
     """The recipe of a stage and its training arguments, for one variant."""
-    given = {name: getattr(problem, name) for name in ("encoder", "llm", "data")}
+    given = {name: getattr(problem, name) for name in RECIPE_KEYS}
     changes = {name: value for name, value in given.items() if value is not None}
     changes |= {"output_dir": output, "augment": "{}", "repeat": "{}"}
     changes |= {"max_steps": "-1", "num_train_epochs": str(problem.epochs)}
+    # So small that the losses of all variants are those of the same weights.
+    changes |= {"learning_rate": "1e-6", "lr_scheduler_type": "constant", "warmup_steps": "0"}
     changes |= {"use_cpu": "true", "dataloader_num_workers": "0", "dataloader_pin_memory": "false"}
     changes |= {"save_strategy": "'no'", "disable_tqdm": "true", "plot_loss": "false", "logging_strategy": "'no'"}
     size, accumulated = (1, problem.batch) if variant.one_by_one else (problem.batch, 1)
@@ -446,9 +450,8 @@ def read_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each variant")
     parser.add_argument("--stages", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="ratios: of the first")
-    parser.add_argument("--encoder", help="Whisper model; default: the recipes'")
-    parser.add_argument("--llm", help="causal LM; default: the recipes'")
-    parser.add_argument("--data", help="manifest; default: the recipes'")
+    for key in RECIPE_KEYS:
+        parser.add_argument(f"--{key}", help="default: the recipes'")
     parser.add_argument("--adapter", default=str(ADAPTER), help="what stage II starts from; default: the shipped one")
     parser.add_argument("--output", type=Path, help="JSON to write all runs to")
     given = parser.parse_args(words)
@@ -464,7 +467,7 @@ def read_arguments(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]):
     """Measure and print."""
     given = read_arguments(words)
-    sizes = {name: getattr(given, name) for name in ("clips", "batch", "adapter", "encoder", "llm", "data")}
+    sizes = {name: getattr(given, name) for name in ("clips", "batch", "adapter", *RECIPE_KEYS)}
     problem = Problem(**sizes, epochs=given.steps * given.batch // given.clips, cache="")
     print(
         f"{given.clips} clips, {given.steps} steps of {given.batch}, medians of {given.rounds} rounds, "

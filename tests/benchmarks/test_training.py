@@ -97,7 +97,8 @@ def problem(tmp_path_factory) -> dict[str, str]:
     model = {"keep_blanks": False, "blank_margin": 1.0, "label_embeddings": True}  # the recipe's
     adapter = train(workspace.recipe("shrink", folder / "adapter", model=model, max_steps=1)).folder
     data = str(workspace.data / "train.jsonl")
-    return {"encoder": workspace.encoder, "llm": workspace.llm, "data": data, "adapter": str(adapter)}
+    backbones = {"encoder": workspace.encoder, "llm": workspace.llm}
+    return {**backbones, "data": data, "adapter": str(adapter), "ctc_negatives": "20"}
 
 
 def test_its_table_has_each_variant_in_each_stage(problem, tmp_path):
