@@ -35,7 +35,7 @@ from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 SECTIONS = {
     "model": {f.name for f in fields(SoundwaveConfig)}
     - {f.name for f in fields(PreTrainedConfig)}
-    - {"audio_config", "text_config", "audio_token_id"},
+    - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"},
     # Exactly the LoRA trains: no bias beside it, and no more modules.
     "lora": {f.name for f in fields(LoraConfig)} - {"bias", "modules_to_save", "trainable_token_indices"},
     "augment": {f.name for f in fields(Augmentation)},

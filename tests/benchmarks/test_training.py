@@ -17,7 +17,6 @@ from tests.training.workspace import make_workspace, train
 
 
 ROOT = Path(__file__).parents[2]
-CLIPS, BATCH = 8, 4
 TARGETS = torch.tensor([[4, 9, 9]])
 PROMPT = torch.tensor([[5, 6, AUDIO, 7, 8, 3, 2]])
 LABELS = torch.tensor([[-100, -100, -100, -100, 8, 3, 2]])
@@ -90,33 +89,52 @@ def test_the_plain_ctc_takes_the_models_own_loss(training, clip):
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory) -> dict[str, str]:
-    """Options of the command for tiny backbones and an adapter trained for a step."""
+def options(tmp_path_factory) -> dict[str, str]:
+    """Those of the command for tiny backbones and an adapter trained for a step."""
     folder = tmp_path_factory.mktemp("benchmark")
     workspace = make_workspace(folder)
     model = {"keep_blanks": False, "blank_margin": 1.0, "label_embeddings": True}  # the recipe's
     adapter = train(workspace.recipe("shrink", folder / "adapter", model=model, max_steps=1)).folder
-    data = str(workspace.data / "train.jsonl")
-    backbones = {"encoder": workspace.encoder, "llm": workspace.llm}
-    return {**backbones, "data": data, "adapter": str(adapter), "ctc_negatives": "20"}
+    backbones = {"encoder": workspace.encoder, "llm": workspace.llm, "adapter": str(adapter)}
+    return {**backbones, "data": str(workspace.data / "train.jsonl"), "ctc_negatives": "20"}
 
 
-def test_its_table_has_each_variant_in_each_stage(problem, tmp_path):
-    sizes = {"clips": CLIPS, "batch": BATCH, "rounds": 1, "output": tmp_path / "runs.json"}
-    words = [word for name, value in {**problem, **sizes}.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), *words]
+@pytest.mark.parametrize("stage", ["align", "shrink"])
+def test_each_variant_trains_and_those_that_compute_the_same_have_the_same_loss(training, options, tmp_path, stage):
+    problem = training.Problem(clips=8, batch=4, epochs=1, cache=str(tmp_path), **options)
+    runs = {name: training.measure(problem, stage, name) for name in training.VARIANTS}
+    for name, run in runs.items():
+        assert run["clips_per_second"] > 0 and run["cpu_seconds_per_clip"] > 0, name
+    loss = {name: run["loss"] for name, run in runs.items()}
+    # In bfloat16.
+    assert loss["cached"] == pytest.approx(loss["ours"], rel=0.01)
+    assert loss["plain_ctc"] == pytest.approx(loss["whole_vocabulary"], rel=0.01)
+    assert loss["ours"] < 0.9 * loss["whole_vocabulary"]  # fewer tokens compete
+    assert loss["padded"] > 1.02 * loss["ours"]  # frames of silence
+
+
+def test_its_tables_have_the_variants_of_each_stage_and_what_the_cache_pays(options, tmp_path):
+    sizes = {"clips": 8, "batch": 4, "rounds": 1, "output": tmp_path / "runs.json"}
+    words = [word for name, value in {**options, **sizes}.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), *words, "--variants", "ours", "cached"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     assert printed.startswith("8 clips, 2 steps of 4, medians of 1 rounds, 1 threads\n")
     (runs,) = json.loads(sizes["output"].read_text())["rounds"]
-    assert len(runs) == 1 + 2 * 9
-    for name, run in runs.items():
-        assert all(value > 0 for value in run.values()), name
+    assert list(runs) == ["write_cache", "align ours", "align cached", "shrink ours", "shrink cached"]
     for stage in ("align", "shrink"):
-        loss = {name.split()[1]: run["loss"] for name, run in runs.items() if name.startswith(stage)}
-        # bfloat16, dropout; in the second step weights that differ by the batch.
-        assert loss["plain_ctc"] == pytest.approx(loss["whole_vocabulary"], rel=0.02)
-        assert loss["cached"] == pytest.approx(loss["ours"], rel=0.02)
         assert f"| {stage} | clips a second |" in printed
-    assert "A step of stage II over one of stage I on the same batch: " in printed
-    assert "Writing the encoder cache takes " in printed
+        speed = runs[f"{stage} cached"]["clips_per_second"] / runs[f"{stage} ours"]["clips_per_second"]
+        memory = runs[f"{stage} cached"]["mebibytes"] / runs[f"{stage} ours"]["mebibytes"]
+        assert f"| {speed:.3f} | {memory:.3f} |\n" in printed
+    ratio = runs["align ours"]["clips_per_second"] / runs["shrink ours"]["clips_per_second"]
+    assert f"A step of stage II over one of stage I on the same batch: {ratio:.2f}." in printed
+    assert f"Writing the encoder cache takes {runs['write_cache']['seconds_per_clip']:.4f} s a clip" in printed
+
+
+def test_clips_that_make_no_whole_steps_are_refused(training, capsys):
+    for words in (["--clips", "20", "--batch", "16"], ["--clips", "32", "--batch", "16", "--steps", "3"]):
+        with pytest.raises(SystemExit):
+            training.read_arguments(words)
+        assert "are no whole epochs of" in capsys.readouterr().err
+    assert training.read_arguments(["--clips", "32", "--batch", "16", "--steps", "4"]).steps == 4

@@ -10,6 +10,7 @@ import yaml
 from trl import SFTConfig
 
 from soundwave_hf import SoundwaveTrainingArguments
+from soundwave_hf.modeling.backbones_soundwave import settable_fields
 from soundwave_hf.training.run import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
 
 
@@ -34,6 +35,10 @@ def test_it_names_the_keys_that_are_no_others():
 @pytest.mark.parametrize("section", sorted(SECTIONS.keys() - {"lora"}))
 def test_it_names_the_keys_of_a_section(section):
     assert sorted(keys_under(f"`{section}`")) == sorted(SECTIONS[section])
+
+
+def test_a_recipe_may_set_the_fields_that_backbones_leave_open():
+    assert SECTIONS["model"] == settable_fields()
 
 
 def test_it_names_what_a_lora_may_not_have():
