@@ -42,6 +42,7 @@ import tempfile
 import time
 import types
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -257,7 +258,7 @@ def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
     """Clips a second, CPU seconds a clip, mebibytes and mean loss of one variant, in this process."""
     disable_progress_bar()
     variant = VARIANTS[name]
-    with tempfile.TemporaryDirectory() as output:
+    with tempfile.TemporaryDirectory() as output, redirect_stdout(sys.stderr):  # the trainer prints its logs
         recipe, arguments = read(problem, stage, variant, output)
         set_seed(arguments.seed)
         manifest = soundwave_home() / recipe.data
@@ -471,7 +472,8 @@ def main(words: list[str]):
     problem = Problem(**sizes, epochs=given.steps * given.batch // given.clips, cache="")
     print(
         f"{given.clips} clips, {given.steps} steps of {given.batch}, medians of {given.rounds} rounds, "
-        f"{torch.get_num_threads()} threads\n"
+        f"{torch.get_num_threads()} threads\n",
+        flush=True,
     )
     rounds = [run_round(problem, given.stages, given.variants) for _ in range(given.rounds)]
     print(summary(rounds, given.stages, given.variants))
