@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments, 
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone, soundwave_home
+from ..data.tiny import TINY_DATA, make_folder, write_tiny_data
 from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, load_lora, refuse_other_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
@@ -29,6 +30,7 @@ from .mixture import Mixture
 from .record import describe_run
 from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
 from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
+from .watch import PaceCallback
 
 
 # What the mappings of a recipe may hold; the other fields follow from the backbones and the stage's table.
@@ -53,6 +55,8 @@ OVERRULED = {
     **dict.fromkeys(("dataset_text_field", "dataset_num_proc"), "the rows have columns of their own"),
     "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir`",
 }
+# Keys in which the recipes of one file differ.
+OF_ONE_RECIPE = ("stage", "start_from", "output_dir")
 
 
 # Keys of TRL that the trainer of stages I and II does not read.
@@ -133,35 +137,59 @@ class RecipeArguments:
     def start_folder(self) -> str | None:
         return None if self.start_from is None else str(_at_home(self.start_from))
 
+    @property
+    def manifest(self) -> Path:
+        return _at_home(self.data)
 
-def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None):
-    """A YAML recipe and `--key value` overrides (`--augment.speed 0.1` for a nested one) -> its two argument classes.
+
+def read_recipes(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> list[tuple]:
+    """A YAML file of one recipe, or of several apart by `---`, and `--key value` overrides (`--augment.speed 0.1` for
+    a nested one) -> the two argument classes of each.
 
     Raises: `FileNotFoundError`; `ValueError` for a file that is no recipe and for a key that nobody reads.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no recipe `{path}`; the repository's own are in `recipes/`.")
-    values = _read_yaml(Path(path).read_text(encoding="utf-8"), f"`{path}`")
+    documents = _read_yaml(Path(path).read_text(encoding="utf-8"), f"`{path}`", yaml.safe_load_all) or [None]
+    several = len(documents) > 1
+    if several and (one := [key for key in OF_ONE_RECIPE if key in (overrides or {})]):
+        raise ValueError(
+            f"`{path}` holds {len(documents)} recipes, and `--{one[0]}` would be that of each: change the file."
+        )
+    names = [f"recipe {number} of `{path}`" if several else f"`{path}`" for number in range(1, len(documents) + 1)]
+    return [_check_recipe(values, name, overrides or {}) for values, name in zip(documents, names, strict=True)]
+
+
+def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> tuple:
+    """As `read_recipes`, of a file that holds one."""
+    recipes = read_recipes(path, overrides)
+    if len(recipes) > 1:
+        raise ValueError(f"`{path}` holds {len(recipes)} recipes and one was expected: give them a file each.")
+    return recipes[0]
+
+
+def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
+    """The keys of one recipe, of the name `path`, -> its two argument classes."""
     if not isinstance(values, dict):
-        raise ValueError(f"`{path}` holds no `key: value` lines; see `recipes/1_align.yaml` for one that does.")
-    for key, value in (overrides or {}).items():
+        raise ValueError(f"{path} holds no `key: value` lines; see `recipes/1_align.yaml` for one that does.")
+    for key, value in overrides.items():
         _override(values, key, _read_yaml(value, f"`--{key}`"))
     known = {f.name for c in (RecipeArguments, SoundwaveTrainingArguments) for f in fields(c)} - NOT_KEYS
     if values.get("stage") != "instruct":
         known -= SFT_KEYS
-    _refuse_unknown(values, known, f"`{path}`", f"See the fields of {SoundwaveTrainingArguments.__name__}.")
+    _refuse_unknown(values, known, path, f"See the fields of {SoundwaveTrainingArguments.__name__}.")
     for section, its_known in SECTIONS.items():
-        section_name = f"`{section}` of `{path}`"
+        section_name = f"`{section}` of {path}"
         _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
     if isinstance(attention := values.get("attn_implementation"), dict):
         # The library passes over any other part.
         parts = {"audio_config", "text_config"}
-        _refuse_unknown(attention, parts, f"`attn_implementation` of `{path}`", f"Its keys are {sorted(parts)}.")
+        _refuse_unknown(attention, parts, f"`attn_implementation` of {path}", f"Its keys are {sorted(parts)}.")
     for key in set(values) & set(OVERRULED):
-        raise ValueError(f"`{path}` sets `{key}`, which a recipe cannot: {OVERRULED[key]}. Leave it out.")
+        raise ValueError(f"{path} sets `{key}`, which a recipe cannot: {OVERRULED[key]}. Leave it out.")
     missing = [name for name in ("stage", "encoder", "llm", "data", "output_dir") if name not in values]
     if missing:
-        raise ValueError(f"`{path}` lacks {missing}: a recipe needs them.")
+        raise ValueError(f"{path} lacks {missing}: a recipe needs them.")
     written = dict(values)
     values["output_dir"] = str(_at_home(values["output_dir"]))
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
@@ -179,9 +207,10 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     return recipe, arguments
 
 
-def _read_yaml(text: str, name: str):
+def _read_yaml(text: str, name: str, load=yaml.safe_load):
     try:
-        return yaml.safe_load(text)
+        values = load(text)
+        return list(values) if load is yaml.safe_load_all else values
     except yaml.YAMLError as error:
         raise ValueError(f"{name} cannot be read as YAML: {error}") from error
 
@@ -310,9 +339,10 @@ def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_
 
 
 def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> str:
-    """Train one stage as its recipe says, from its last checkpoint if there is one; returns the output folder."""
-    recipe, arguments = read_recipe(path, overrides)
-    return run_stage(recipe, arguments)
+    """Train as a file of recipes says, one after the other, each from its last checkpoint if there is one; returns the
+    last one's output folder."""
+    recipes = read_recipes(path, overrides)
+    return [run_stage(recipe, arguments) for recipe, arguments in recipes][-1]
 
 
 def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) -> str:
@@ -326,7 +356,9 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
             f"{arguments.n_gpu} -m soundwave_hf.cli train ...`, or choose one with CUDA_VISIBLE_DEVICES."
         )
     stage = STAGES[recipe.stage]
-    manifest = _at_home(recipe.data)
+    manifest = recipe.manifest
+    if not manifest.is_file() and manifest.parent == soundwave_home() / TINY_DATA:
+        make_folder(write_tiny_data, manifest.parent)
     rows = read_rows(manifest, recipe.repeat)
     set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
@@ -353,6 +385,7 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
     _announce(recipe, arguments, model, rows)
     if collator.encoder_cache is not None:
         collator.encoder_cache.fill(trainer.audio_model, collator, rows)
+    trainer.add_callback(PaceCallback())
     with PreemptionCallback(trainer.accelerator) as preemption:
         trainer.add_callback(preemption)
         trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir))
@@ -377,4 +410,13 @@ def _announce(recipe, arguments, model, rows):
     )
 
 
-__all__ = ["RecipeArguments", "build_model", "last_checkpoint", "read_recipe", "read_rows", "run_recipe", "run_stage"]
+__all__ = [
+    "RecipeArguments",
+    "build_model",
+    "last_checkpoint",
+    "read_recipe",
+    "read_recipes",
+    "read_rows",
+    "run_recipe",
+    "run_stage",
+]

@@ -6,12 +6,13 @@ import soundfile
 import torch
 from safetensors import safe_open
 
+from soundwave_hf.data.tiny import RATE
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForCTC
 from soundwave_hf.training import encoder_cache
 from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.collator import SoundwaveCollator
 from soundwave_hf.training.encoder_cache import EncoderCache
-from tests.training.workspace import EVERY_AUGMENTATION, RATE, train, without_dropout
+from tests.training.workspace import EVERY_AUGMENTATION, train, without_dropout
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from soundwave_hf.data.tiny import SECONDS
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveAudioModel
 from soundwave_hf.training.run import last_checkpoint
 from soundwave_hf.training.trainer import shared_prefix
 from tests.training.workspace import (
     EVERY_AUGMENTATION,
-    SECONDS,
     SMALL_LORA,
     Trained,
     Workspace,
