@@ -17,6 +17,13 @@ def train(arguments: argparse.Namespace):
     run_recipe(arguments.recipe, read_overrides(arguments.overrides))
 
 
+def plan(arguments: argparse.Namespace):
+    from .training.plan import Gpus, plan_recipe
+
+    gpus = Gpus.read(arguments.gpus, tflops=arguments.tflops, utilisation=arguments.utilisation)
+    plan_recipe(arguments.recipe, gpus, read_overrides(arguments.overrides))
+
+
 def export(arguments: argparse.Namespace):
     from .training.export import export_adapter
 
@@ -119,6 +126,20 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add_verb(train, "run one recipe", usage="soundwave-hf train [-h] [--debug] RECIPE [--key value ...]")
     verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
 
+    verb = add_verb(
+        plan,
+        "memory and time of one recipe, without running it",
+        usage="soundwave-hf plan [-h] [--debug] RECIPE --gpus 8x80GB [--tflops T] [--utilisation U] [--key value ...]",
+    )
+    verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
+    verb.add_argument("--gpus", required=True, help="number of GPUs and memory of each, such as 8x80GB")
+    verb.add_argument(
+        "--tflops", type=float, default=312.0, help="of a GPU in bfloat16; default: %(default)g, an A100's"
+    )
+    verb.add_argument(
+        "--utilisation", type=float, default=0.4, help="share of them that training reaches; default: %(default)g"
+    )
+
     verb = add_verb(export, "write what a run trained as a folder to ship, in half precision")
     verb.add_argument("run_folder", metavar="RUN", help="output folder of stage II or III")
     verb.add_argument("destination", metavar="DST", help="folder to write")
@@ -158,7 +179,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, or 2 after an error that the user can mend."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
-    if rest and arguments.run is not train:
+    if rest and arguments.run not in (train, plan):
         parser.error(f"`{arguments.run.__name__}` does not know {' '.join(rest)}")
     arguments.overrides = rest
     try:

@@ -1,6 +1,6 @@
 """What one batch costs, part by part: floating-point operations and the bytes that wait for the backward pass.
 
-Counted by hand from the forward of each part, for an LLM that is built like Llama; tests hold the counts to real steps.
+Counted by hand from each part's forward, for an LLM that is built like Llama; tests hold the counts to real steps.
 Matrix products and attention are counted, a multiplication and an addition each; the rest is not felt beside them.
 """
 
@@ -12,6 +12,7 @@ from ..modeling.configuration_soundwave import SoundwaveConfig
 
 FLOAT32 = 4
 CTC_CHUNK = 8192  # tokens scored at a time, in `large_vocabulary_ctc`
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # modules of the LLM that read the same
 FUSED_HEAD_TILE = (4096, 32_768)  # tokens and vocabulary scored at a time by TRL's head
 
 
@@ -67,10 +68,11 @@ class Numerics:
     def mixed(self) -> bool:
         return self.size < FLOAT32
 
-    def attention_weights(self, part: str, heads: int, keys: int) -> int:
+    def attention_weights(self, part: str, heads: int, keys: int, masked: bool = True) -> int:
         """Bytes that attention keeps for a query beside queries, keys, values and output."""
         if part not in self.eager:
-            return heads * FLOAT32 + keys * self.size  # the normaliser of each head; the mask, which heads share
+            # The normaliser of each head; the mask, which heads share.
+            return heads * FLOAT32 + masked * keys * self.size
         return heads * keys * (FLOAT32 + (self.size if self.mixed else 0))
 
 
@@ -99,8 +101,8 @@ class LoraSizes:
             own = sum(widths.values()) * size  # each casts or drops for itself
         else:
             # Modules that read the same keep it once, and what attention gives is kept already.
-            shared = {{"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(n, n): w for n, w in widths.items()}
-            own = sum(width for name, width in shared.items() if name != "o_proj") * size
+            shared = {SAME_INPUT.get(name, name): width for name, width in widths.items() if name != "o_proj"}
+            own = sum(shared.values()) * size
         masks = sum(widths.values()) if numerics.lora_dropout else 0
         return own + masks + self.rank * len(widths) * size
 
@@ -182,25 +184,24 @@ def llm_part(
 
     Args: matrices (`int`), lora_weights (`int`): numbers in the frozen and in the trained matrices of all layers.
     """
-    text, size = config.text_config, numerics.size
-    heads = text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    rows, merged, keys = batch.clips, batch.merged, batch.prefix + batch.merged
-    positions = rows * merged + batch.prefix
-    attended = text.num_hidden_layers * 4 * heads * head_width * (rows * merged * keys + batch.prefix**2)
-    forward = 2 * positions * (matrices + lora_weights) + attended
+    text, size, prefix = config.text_config, numerics.size, batch.prefix
+    heads, layers = text.num_attention_heads, text.num_hidden_layers
+    width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
+    own, keys = batch.clips * batch.merged, prefix + batch.merged  # positions of all rows; keys of each
+    attended = layers * 4 * width * (own * keys + prefix**2)
+    forward = 2 * (own + prefix) * (matrices + lora_weights) + attended
+    # Of the prefix the last layer gives keys and values alone, and most of it gets no gradient.
+    positions = own + prefix * (layers - 1) / layers
     backward = 2 * positions * (matrices + 2 * lora_weights) + 2 * attended
-    weights = numerics.attention_weights("llm", heads, keys)
-    norms = 2 * text.hidden_size * FLOAT32
-    attention = 2 * heads * head_width * size + weights  # queries and output
-    feed_forward = 3 * text.intermediate_size * size
-    layer = positions * (norms + attention + feed_forward + lora.kept(numerics))
-    layer += 2 * (rows * keys + batch.prefix) * heads * head_width * size  # keys and values, repeated for all heads
-    kept, passing = text.num_hidden_layers * layer, 0
+    norms, feed_forward = 2 * text.hidden_size * FLOAT32, 3 * text.intermediate_size * size
+    layer = (own + prefix) * (norms + feed_forward + 2 * width * size + lora.kept(numerics))  # with queries and output
+    layer += own * numerics.attention_weights("llm", heads, keys)
+    layer += prefix * numerics.attention_weights("llm", heads, prefix, masked=False)
+    layer += 2 * (batch.clips * keys + prefix) * width * size  # keys and values, repeated for all heads
+    last = own * text.hidden_size * FLOAT32  # read by the last norm
     if numerics.checkpointing:
-        forward, backward = forward, backward + forward
-        kept, passing = text.num_hidden_layers * positions * text.hidden_size * size, layer
-    return Part("LLM", forward, backward, kept + positions * text.hidden_size * FLOAT32, passing)
+        return Part("LLM", forward, backward + forward, layers * own * text.hidden_size * size + last, layer)
+    return Part("LLM", forward, backward, layers * layer + last)
 
 
 def head_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, fused: bool) -> Part:
@@ -209,7 +210,10 @@ def head_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, fused: 
     scores = 2 * batch.scored * vocabulary * width
     if fused:
         tile = min(batch.scored, FUSED_HEAD_TILE[0]) * min(vocabulary, FUSED_HEAD_TILE[1])
-        return Part("next-token head", scores, 2 * scores, passing=tile * numerics.size + batch.scored * width * FLOAT32)
+        states = batch.scored * width
+        return Part(
+            "next-token head", scores, 2 * scores, states * numerics.size, (tile * numerics.size + states * FLOAT32)
+        )
     log_probabilities = batch.scored * vocabulary * FLOAT32
     given = batch.scored * vocabulary * numerics.size  # the output's logits, and again as their gradient
     return Part("next-token head", scores, scores, log_probabilities, log_probabilities + 2 * given)

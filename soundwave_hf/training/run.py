@@ -319,11 +319,17 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     elif start is not None:
         load_adapter(model, start)
     if stage.has_llm and not has_lora:
-        targets = lora_targets(model.model.language_model, recipe.lora.get("target_modules"))
-        lora = {**recipe.lora, "target_modules": targets, "modules_to_save": list(ADAPTERS)}
-        model = get_peft_model(model, LoraConfig(**lora))
+        model = add_lora(model, recipe.lora)
     freeze_all_but(model, stage)
     return model
+
+
+def add_lora(model: SoundwaveForConditionalGeneration, fields: dict):
+    """Put a fresh LoRA, by the fields of a recipe, into the LLM of a model, and its adapters under PEFT's care."""
+    targets = lora_targets(model.model.language_model, fields.get("target_modules"))
+    return get_peft_model(
+        model, LoraConfig(**{**fields, "target_modules": targets, "modules_to_save": list(ADAPTERS)})
+    )
 
 
 def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_lora: bool):
@@ -412,6 +418,7 @@ def _announce(recipe, arguments, model, rows):
 
 __all__ = [
     "RecipeArguments",
+    "add_lora",
     "build_model",
     "last_checkpoint",
     "read_recipe",
