@@ -68,6 +68,10 @@ class Numerics:
     def mixed(self) -> bool:
         return self.size < FLOAT32
 
+    def attention_backward(self, part: str) -> float:
+        """Operations of attention's backward pass for each of its forward: where it kept no weights, it makes them."""
+        return 2.0 if part in self.eager else 2.5
+
     def attention_weights(self, part: str, heads: int, keys: int, masked: bool = True) -> int:
         """Bytes that attention keeps for a query beside queries, keys, values and output."""
         if part not in self.eager:
@@ -132,7 +136,8 @@ def alignment_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, tr
     forward = frames * (2 * stacked * width + config.alignment_layers * (linear + attended))
     if not trains:
         return Part("alignment adapter", forward)
-    backward = frames * (2 * stacked * width + config.alignment_layers * 2 * (linear + attended))
+    again = numerics.attention_backward("adapters") * attended
+    backward = frames * (2 * stacked * width + config.alignment_layers * (2 * linear + again))
     attention = (3 if over_sequence else 1) * width * size  # queries, keys and values; or the values alone
     normed = width * size  # under mixed precision each of three projections casts it for itself
     if over_sequence:
@@ -168,13 +173,14 @@ def shrinking_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, tr
     width, size = config.text_config.hidden_size, numerics.size
     length = batch.frames(config.stack_factor) if config.look_back == "all" else batch.positions
     keys, queries = batch.clips * length, batch.clips * batch.positions
-    forward = 2 * width**2 * 2 * (keys + queries) + 4 * queries * length * width
+    linear, attended = 4 * width**2 * (keys + queries), 4 * queries * length * width
     if not trains:
-        return Part("shrinking adapter", forward)
+        return Part("shrinking adapter", linear + attended)
     read = 2 * width * size if numerics.mixed else 0  # by keys and values; the aligned frames themselves are kept
     weights = numerics.attention_weights("adapters", config.adapter_heads, length)
     kept = keys * (2 * width * size + read + 8) + queries * (3 * width * size + width * FLOAT32 + weights)
-    return Part("shrinking adapter", forward, 2 * forward, kept)
+    backward = 2 * linear + numerics.attention_backward("adapters") * attended
+    return Part("shrinking adapter", linear + attended, backward, kept)
 
 
 def llm_part(
@@ -192,7 +198,7 @@ def llm_part(
     forward = 2 * (own + prefix) * (matrices + lora_weights) + attended
     # Of the prefix the last layer gives keys and values alone, and most of it gets no gradient.
     positions = own + prefix * (layers - 1) / layers
-    backward = 2 * positions * (matrices + 2 * lora_weights) + 2 * attended
+    backward = 2 * positions * (matrices + 2 * lora_weights) + numerics.attention_backward("llm") * attended
     norms, feed_forward = 2 * text.hidden_size * FLOAT32, 3 * text.intermediate_size * size
     layer = (own + prefix) * (norms + feed_forward + 2 * width * size + lora.kept(numerics))  # with queries and output
     layer += own * numerics.attention_weights("llm", heads, keys)

@@ -406,14 +406,15 @@ def _heading(name: str, plan: Plan) -> str:
     trained, frozen = plan.weights.trained, plan.weights.frozen
     each = ", ".join(f"{part} {_millions(number)}" for part, number in trained.items())
     others = ", ".join(f"{part} {_millions(number)}" for part, number in frozen.items())
+    machines = f"{gpus.count} GPU{'s' * (gpus.count > 1)}"
     return "\n".join(
         [
-            f"{name}: stage {plan.recipe.stage} on {gpus.count} GPU{'s' * (gpus.count > 1)} of {gpus.memory / GIB:g} GB",
+            f"{name}: stage {plan.recipe.stage} on {machines} of {gpus.memory / GIB:g} GB",
             f"trains {_millions(sum(trained.values()))}: {each}",
             f"frozen {_millions(sum(frozen.values()))}: {others}",
             f"{arguments.per_device_train_batch_size} clips x {arguments.gradient_accumulation_steps} accumulated x "
-            f"{gpus.count} GPU{'s' * (gpus.count > 1)} = {plan.clips_of_step:,} a step, of {speech.mean:.1f} s and {speech.longest:.1f} s at "
-            f"most ({speech.source})",
+            f"{machines} = {plan.clips_of_step:,} a step",
+            f"clips of {speech.mean:.1f} s, {speech.longest:.1f} s at most ({speech.source})",
         ]
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import Trainer, WhisperFeatureExtractor
 
 from soundwave_hf import cli
@@ -24,8 +24,14 @@ from tests.training.test_recipes import RECIPES
 from tests.training.workspace import Workspace, train
 
 
-# Sizes of encoder and LLM, clips of a batch, attention, and bytes of a number. The operations of `sdpa` on CPU are not
-# counted by PyTorch, and under mixed precision a CPU casts at other places than a GPU.
+# Operations of attention on a CPU, which PyTorch counts on GPUs alone.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
+}
+# Sizes of encoder and LLM, clips of a batch, and attention.
 SIZES = {
     "narrow": ({}, {}, 4, "eager"),
     "deep": (
@@ -109,7 +115,7 @@ def measure(trainer, model, inputs: dict, run: Callable) -> tuple[torch.Tensor, 
 
     handle = trainer.audio_model.register_forward_hook(look)
     trainer.compute_loss = watched
-    with FlopCounterMode(display=False) as flops:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
         loss = run()
     handle.remove()
     del trainer.compute_loss
@@ -195,25 +201,32 @@ def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(steps, stage)
 def test_operations_are_those_of_a_real_step(steps, stage):
     step = steps[stage]
     _, flops = expected(stage, step)
-    if step.model.config._attn_implementation == "sdpa":
-        pytest.skip("PyTorch counts no operations of scaled_dot_product_attention on a CPU")
     assert flops == pytest.approx(step.flops, rel=0.12)
 
 
-@pytest.fixture(scope="module")
-def checkpointed(tmp_path_factory) -> Step:
-    """A real step of stage `shrink` that computes the LLM's layers again."""
-    audio, text, clips, attention = SIZES["deep"]
-    folder = tmp_path_factory.mktemp("checkpointed")
-    recipe = recipes_of(make_sized(folder, audio, text), folder, clips, attention)["shrink"]
-    recipe |= {"start_from": None, "model": {"adapter_dropout": 0.0}, "gradient_checkpointing": True}
-    return train_measured(recipe)
+@pytest.fixture
+def shrink_step(tmp_path) -> Callable[..., Step]:
+    """A real step of stage `shrink` alone, of these sizes and other values in its recipe."""
+
+    def run(name: str, **changes) -> Step:
+        audio, text, clips, attention = SIZES[name]
+        recipe = recipes_of(make_sized(tmp_path, audio, text), tmp_path, clips, attention)["shrink"]
+        return train_measured(recipe | {"start_from": None, "model": {"adapter_dropout": 0.0}, **changes})
+
+    return run
 
 
-def test_checkpointing_costs_another_forward(checkpointed):
-    assert checkpointed.batch.prefix == 0  # which needs the cache that a checkpointed layer does not fill
-    _, flops = expected("shrink", checkpointed, checkpointing=True)
-    assert flops == pytest.approx(checkpointed.flops, rel=0.12)
+def test_checkpointing_costs_another_forward(shrink_step):
+    step = shrink_step("deep", gradient_checkpointing=True)
+    assert step.batch.prefix == 0  # which needs the cache that a checkpointed layer does not fill
+    _, flops = expected("shrink", step, checkpointing=True)
+    assert flops == pytest.approx(step.flops, rel=0.12)
+
+
+def test_bytes_kept_under_mixed_precision_are_those_of_a_real_step(shrink_step):
+    step = shrink_step("wide", bf16=True)
+    kept, _ = expected("shrink", step, size=2)
+    assert kept == pytest.approx(step.kept, rel=0.1)
 
 
 # ---- parameters ----
