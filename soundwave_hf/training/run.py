@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments, set_seed
@@ -363,9 +364,12 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
         )
     stage = STAGES[recipe.stage]
     manifest = recipe.manifest
-    if not manifest.is_file() and manifest.parent == soundwave_home() / TINY_DATA:
-        make_folder(write_tiny_data, manifest.parent)
-    rows = read_rows(manifest, recipe.repeat)
+    # What is missing is made by one process: in the others the library's `save_pretrained` writes nothing.
+    with PartialState().main_process_first():
+        if not manifest.is_file() and manifest.parent == soundwave_home() / TINY_DATA:
+            make_folder(write_tiny_data, manifest.parent)
+        rows = read_rows(manifest, recipe.repeat)
+        recipe.backbones  # noqa: B018 (found or made at the first call)
     set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
@@ -388,7 +392,8 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
         max_batch_seconds=recipe.max_batch_seconds,
         record=describe_run(recipe.written, manifest, rows),
     )
-    _announce(recipe, arguments, model, rows)
+    if trainer.is_world_process_zero():
+        _announce(recipe, arguments, model, rows)
     if collator.encoder_cache is not None:
         collator.encoder_cache.fill(trainer.audio_model, collator, rows)
     trainer.add_callback(PaceCallback())
@@ -402,13 +407,14 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
         raise SystemExit(PREEMPTED)
     trainer.save_model()
     trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # the next stage begins with what one process has written
     return arguments.output_dir
 
 
 def _announce(recipe, arguments, model, rows):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     hours = sum(rows["seconds"]) / 3600
-    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     print(
         f"Stage {recipe.stage}: {trained / 1e6:.2f} M parameters on {' + '.join(STAGES[recipe.stage].losses)}, "
         f"{len(rows)} clips ({hours:.1f} h), {size} a step, to {arguments.output_dir}",

@@ -1,6 +1,7 @@
 """Trains cases as one of several processes: `torchrun --nproc_per_node 2 -m tests.training.distributed CASES OUT`.
 
-CASES is JSON, a recipe for each name; where it has `fsdp`, parameters are sharded. OUT gets `NAME.pt` of each.
+CASES is JSON, a recipe for each name; where it has `fsdp`, or `accelerate launch` says so, parameters are sharded. OUT
+gets `NAME.pt` of each.
 """
 
 import json
@@ -30,7 +31,7 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
 def run_case(name: str, recipe: dict, out: Path):
     def change(model):
         without_dropout(model)
-        if recipe.get("fsdp"):
+        if recipe.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP") == "true":
             pretend_to_be_gpus()
 
     recipe_path = out / f"{name}.{os.environ['RANK']}.yaml"
@@ -43,6 +44,7 @@ def run_case(name: str, recipe: dict, out: Path):
             "processes": trained.trainer.accelerator.num_processes,
             "logs": trained.logs,
             "weights": weights,
+            "sharded": sorted(n for n, p in model.named_parameters() if isinstance(p, DTensor)),
         }
         torch.save(result, out / f"{name}.pt")
 
