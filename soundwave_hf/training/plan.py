@@ -36,16 +36,12 @@ GIB = 2**30
 KEPT_FREE = 0.08  # of a GPU's memory: CUDA, NCCL, and what the allocator cannot join
 # Sizes of backbones that are large, or that the hub gives to those alone who have agreed to a licence.
 KNOWN_SIZES = {
-    "openai/whisper-large-v3": WhisperConfig(
-        vocab_size=51_866,
+    "openai/whisper-large-v3": WhisperConfig(  # its encoder
         num_mel_bins=128,
         d_model=1280,
         encoder_layers=32,
         encoder_attention_heads=20,
         encoder_ffn_dim=5120,
-        decoder_layers=32,
-        decoder_attention_heads=20,
-        decoder_ffn_dim=5120,
         dtype=torch.float16,
     ),
     "meta-llama/Llama-3.1-8B-Instruct": LlamaConfig(
@@ -162,7 +158,7 @@ def skeleton(recipe: RecipeArguments, config: SoundwaveConfig) -> nn.Module:
         if _starts_from(recipe, "adapter_config.json"):
             model = get_peft_model(model, LoraConfig.from_pretrained(recipe.start_folder))
         elif stage.has_llm:
-            model = add_lora(model, recipe.lora or PAPER_LORA if recipe.stage == "instruct" else recipe.lora)
+            model = add_lora(model, recipe.lora or (PAPER_LORA if recipe.stage == "instruct" else {}))
     freeze_all_but(model, stage)
     return model
 
@@ -250,8 +246,12 @@ class Plan:
         self.recipe, self.arguments, self.gpus = recipe, arguments, gpus
         self.stage, self.config, self.speech = STAGES[recipe.stage], soundwave_config(recipe), Speech.of(recipe)
         self.model = skeleton(recipe, self.config)
+        self.llm = llm_sizes(self.model) if self.stage.has_llm else {}
         self.backbone_bytes = {"encoder": self._bytes_of("audio_config"), "LLM": self._bytes_of("text_config")}
         self.weights = Weights.count(self.model, self.backbone_bytes)
+        if recipe.quantization:
+            saved = self.backbone_bytes["LLM"] - quantized_bytes(recipe.quantization)
+            self.weights.frozen_bytes["LLM"] -= self.llm["matrices"] * saved
 
     def _bytes_of(self, part: str) -> int:
         if self.arguments.bf16:
@@ -279,7 +279,7 @@ class Plan:
         return Numerics(
             torch.bfloat16.itemsize if self.arguments.bf16 or self.arguments.fp16 else FLOAT32,
             frozenset(eager),
-            self.recipe.lora.get("lora_dropout", 0.0),
+            self.model.peft_config["default"].lora_dropout if self.stage.has_llm else 0.0,
             bool(self.arguments.gradient_checkpointing),
         )
 
@@ -287,14 +287,21 @@ class Plan:
         shares_prefix = not sharded and not self.arguments.gradient_checkpointing
         return batch_of(self.recipe, self.arguments.per_device_train_batch_size, seconds, shares_prefix)
 
+    def heaviest_batch(self, sharded: bool) -> Batch:
+        """That of the longest clips, or, of a batch within `max_batch_seconds`, of as many clips as it may have."""
+        lengths = {self.speech.longest}
+        if (limit := self.recipe.max_batch_seconds) is not None:
+            lengths.add(min(self.speech.longest, limit / self.arguments.per_device_train_batch_size))
+        batches = [self.batch(seconds, sharded) for seconds in lengths]
+        return max(batches, key=lambda batch: sum(part.kept for part in self.parts(batch)))
+
     def parts(self, batch: Batch) -> list[Part]:
         """The costs of one batch; those of the encoder are left out where its states are cached."""
         candidates = self.config.text_config.vocab_size - 1
         if self.recipe.ctc_negatives is not None and self.speech.words is not None:
             candidates = min(candidates, self.recipe.ctc_negatives + self.speech.words)
-        llm = llm_sizes(self.model) if self.stage.has_llm else {}
         numerics, encoder_bytes = self.numerics(), self.backbone_bytes["encoder"]
-        parts = list(batch_parts(self.stage, self.config, batch, numerics, encoder_bytes, candidates, llm))
+        parts = list(batch_parts(self.stage, self.config, batch, numerics, encoder_bytes, candidates, self.llm))
         return parts if self.recipe.encoder_cache is None else parts[1:]
 
     @property
@@ -310,7 +317,7 @@ class Plan:
         return sum(self.step_flops.values()) / (self.gpus.tflops * 1e12 * self.gpus.utilisation)
 
     def memory(self, sharded: bool) -> dict[str, float]:
-        """Bytes of one GPU at the peak of a step over the longest clips, by what they are for."""
+        """Bytes of one GPU at the peak of a step over its heaviest batch, by what they are for."""
         share = self.gpus.count if sharded else 1
         # `recipes/accelerate/fsdp2.yaml` leaves the encoder whole on each.
         frozen = {
@@ -319,7 +326,7 @@ class Plan:
         }
         numbers = sum(self.weights.trained.values())
         mixed = self.numerics().mixed
-        parts = self.parts(self.batch(self.speech.longest, sharded))
+        parts = self.parts(self.heaviest_batch(sharded))
         # What passes does so at different times, that of the optimizer after the gradients are there.
         passing = max(numbers * FLOAT32 / share, *(part.passing for part in parts))
         return {
@@ -357,8 +364,18 @@ class Plan:
         table = text.vocab_size * text.hidden_size * size
         if not self.stage.has_llm:
             return table
-        matrices = llm_sizes(self.model)["matrices"]
-        return 2 * matrices * size / text.num_hidden_layers + (1 if text.tie_word_embeddings else 2) * table
+        return (
+            2 * self.llm["matrices"] * size / text.num_hidden_layers + (1 if text.tie_word_embeddings else 2) * table
+        )
+
+
+def quantized_bytes(quantization: dict) -> float:
+    """Of a number in a matrix of the LLM, by the two keys of bitsandbytes. Raises: `ValueError` for any other."""
+    sizes = {"load_in_4bit": 0.5 + FLOAT32 / 64, "load_in_8bit": 1.0}  # 4 bits, and a scale for each 64 numbers
+    for key, size in sizes.items():
+        if quantization.get(key):
+            return size
+    raise ValueError(f"`quantization` is {quantization!r}, and a plan knows the sizes of {' and '.join(sizes)}.")
 
 
 def llm_sizes(model: nn.Module) -> dict:
@@ -421,7 +438,7 @@ def _heading(name: str, plan: Plan) -> str:
 
 def _memory_table(plan: Plan) -> str:
     columns = [plan.memory(sharded) for sharded in _ways(plan)]
-    lines = [_line("GiB of a GPU, at the longest clips", *_ways(plan).values())]
+    lines = [_line("GiB of a GPU, at its heaviest batch", *_ways(plan).values())]
     for row in columns[0]:
         if any(column[row] for column in columns):
             lines.append(_line(f"  {row}", *(f"{column[row] / GIB:.2f}" for column in columns)))
@@ -476,7 +493,7 @@ def _notes(plan: Plan) -> str:
         lora = f" `{plan.recipe.start_from}` is not there yet: its LoRA is taken for one of rank {PAPER_LORA['r']}."
     else:
         lora = ""
-    batch = plan.batch(plan.speech.longest, sharded=False)
+    batch = plan.heaviest_batch(sharded=False)
     answers = batch.clips * (batch.prefix + batch.merged + ANSWER_TOKENS)
     cache = cache_bytes(plan.config, answers, plan.backbone_bytes["LLM"]) / GIB
     return (

@@ -304,6 +304,25 @@ def test_what_does_not_fit_is_told_with_a_knob_that_helps(llama_plans):
     assert "of 48 GiB. It does with `gradient_checkpointing: true`" in text
 
 
+def test_a_quantized_llm_takes_its_bits(llama_plans):
+    plan = llama_plans["2_shrink"]
+    recipe = replace(plan.recipe, quantization={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    quantized = Plan(recipe, plan.arguments, plan.gpus)
+    # 32 layers of 218,103,808 numbers in matrices; the rest, 1.05 milliards, in bfloat16.
+    row, matrices = "frozen weights: LLM", 32 * 218_103_808
+    assert quantized.memory(False)[row] == plan.memory(False)[row] - matrices * (2 - 0.5625)
+    with pytest.raises(ValueError, match="'quant_method': 'torchao'}, and a plan knows the sizes of load_in_4bit and"):
+        Plan(replace(recipe, quantization={"quant_method": "torchao"}), plan.arguments, plan.gpus)
+
+
+def test_the_heaviest_batch_within_seconds_may_be_of_short_clips(llama_plans):
+    plan = llama_plans["2_shrink"]
+    limited = Plan(replace(plan.recipe, max_batch_seconds=120.0), plan.arguments, plan.gpus)
+    assert limited.batch(30.0, False).clips == 4 and limited.batch(7.5, False).clips == 16
+    assert limited.heaviest_batch(False) == limited.batch(7.5, False)
+    assert plan.heaviest_batch(False) == plan.batch(30.0, False)
+
+
 def test_half_the_batch_and_twice_the_steps_are_the_same_work(llama_plans):
     plan = llama_plans["1_align"]
     (change, half), *_ = knobs(plan)
