@@ -12,6 +12,7 @@ prints a line, or, called while transformers is being imported, import the model
 import importlib.abc
 import importlib.machinery
 import sys
+from collections import ChainMap
 from types import ModuleType
 
 
@@ -21,7 +22,8 @@ CONFIG_CLASS = "SoundwaveConfig"
 PROCESSOR_CLASS = "SoundwaveProcessor"
 PIPELINE_TASK = "soundwave-asr"
 PIPELINE_CLASS = "soundwave_hf.modeling.pipeline_soundwave.SoundwaveSpeechRecognitionPipeline"
-MODEL_CLASS = "SoundwaveForConditionalGeneration"  # for `AutoModel` too, as in speech models with remote code
+MODEL_CLASS = "SoundwaveForConditionalGeneration"
+BARE_CLASS = "SoundwaveModel"
 
 # module of transformers -> its table -> our class in that table
 TABLES: dict[str, dict[str, str]] = {
@@ -30,7 +32,7 @@ TABLES: dict[str, dict[str, str]] = {
     "transformers.pipelines": {},
     "transformers.models.auto.configuration_auto": {"CONFIG_MAPPING": CONFIG_CLASS},
     "transformers.models.auto.modeling_auto": {
-        "MODEL_MAPPING": MODEL_CLASS,
+        "MODEL_MAPPING": BARE_CLASS,
         "MODEL_FOR_MULTIMODAL_LM_MAPPING": MODEL_CLASS,
         "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING": MODEL_CLASS,
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING": MODEL_CLASS,
@@ -62,6 +64,16 @@ def fill_tables(module: ModuleType):
         # Built from the config names when its module was imported, which may have been before this entry.
         reverse = getattr(getattr(module, table), "_reverse_config_mapping", {})
         reverse[CONFIG_CLASS] = MODEL_TYPE
+        if table == "MODEL_MAPPING":
+            give_generating_model(getattr(module, table), getattr(module, f"{table}_NAMES"))
+
+
+def give_generating_model(mapping, names: dict):
+    """`AutoModel` gives the model that generates, as in speech models with remote code.
+
+    The names stay those of bare models, from which the library reads which classes take no labels.
+    """
+    mapping._model_mapping = ChainMap({MODEL_TYPE: MODEL_CLASS}, names)
 
 
 def add_names(transformers: ModuleType):

@@ -7,14 +7,22 @@ from collections.abc import Callable, Sequence
 
 # What a user can mend. Anything else is a fault of this package and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
-# What a typed config raises, by name: importing huggingface_hub for its classes would slow every start.
-CONFIG_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
+# Of libraries whose import would slow every start, by name: what a typed config raises, and safetensors where a disk
+# is full or a file broken off.
+NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 
 
 def train(arguments: argparse.Namespace):
     from .training.run import run_recipe
 
     run_recipe(arguments.recipe, read_overrides(arguments.overrides))
+
+
+def plan(arguments: argparse.Namespace):
+    from .training.plan import Gpus, plan_recipe
+
+    gpus = Gpus.read(arguments.gpus, tflops=arguments.tflops, utilisation=arguments.utilisation)
+    plan_recipe(arguments.recipe, gpus, read_overrides(arguments.overrides))
 
 
 def export(arguments: argparse.Namespace):
@@ -26,7 +34,7 @@ def export(arguments: argparse.Namespace):
 def merge(arguments: argparse.Namespace):
     from .hub import merge_adapter
 
-    merge_adapter(arguments.adapter, arguments.destination, arguments.encoder, arguments.llm)
+    merge_adapter(arguments.adapter, arguments.destination, **given_backbones(arguments))
 
 
 def convert(arguments: argparse.Namespace):
@@ -42,14 +50,20 @@ def demo(arguments: argparse.Namespace):
 
 
 def evaluate(arguments: argparse.Namespace):
+    if arguments.model and arguments.llm:
+        raise ValueError("`--llm` says what adapters belong to, and `--model` has its own LLM: leave one of them out.")
+    if arguments.model and arguments.encoder and not arguments.baseline:
+        raise ValueError(
+            "`--encoder` says what adapters belong to, and `--model` has its own encoder: leave one of them out, or "
+            "score the Whisper of that name beside the model with `--baseline`."
+        )
     from .evaluation.evaluate import SETS, run_evaluation
 
     run_evaluation(
         sets=arguments.sets.split(",") if arguments.sets else SETS,
         checkpoint=arguments.model,
         adapter=arguments.adapter,
-        encoder=arguments.encoder,
-        llm=arguments.llm,
+        **given_backbones(arguments),
         with_baseline=arguments.baseline,
         batch_size=arguments.batch_size,
         output=arguments.output,
@@ -76,9 +90,12 @@ def add_backbones(verb: argparse.ArgumentParser):
     from .evaluation.shipped import ENCODER, LLM
 
     for name, default in (("--encoder", ENCODER), ("--llm", LLM)):
-        verb.add_argument(
-            name, metavar="NAME", default=default, help="what the adapters belong to; default: %(default)s"
-        )
+        verb.add_argument(name, metavar="NAME", help=f"what the adapters belong to; default: {default}")
+
+
+def given_backbones(arguments: argparse.Namespace) -> dict[str, str]:
+    """Those of `--encoder` and `--llm` that were given; the functions have the defaults."""
+    return {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, str]:
@@ -103,6 +120,14 @@ def read_overrides(words: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
+def own_words(error: Exception) -> str:
+    """The message of an error; of one in a data loader's worker, which comes with its traceback, the last part."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
     parser = argparse.ArgumentParser(
@@ -118,6 +143,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = add_verb(train, "run one recipe", usage="soundwave-hf train [-h] [--debug] RECIPE [--key value ...]")
     verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
+
+    verb = add_verb(
+        plan,
+        "memory and time of one recipe, without running it",
+        usage="soundwave-hf plan [-h] [--debug] RECIPE --gpus 8x80GB [--tflops T] [--utilisation U] [--key value ...]",
+    )
+    verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
+    verb.add_argument("--gpus", required=True, help="number of GPUs and memory of each, such as 8x80GB")
+    verb.add_argument(
+        "--tflops", type=float, default=312.0, help="of a GPU in bfloat16; default: %(default)g, an A100's"
+    )
+    verb.add_argument(
+        "--utilisation", type=float, default=0.4, help="share of them that training reaches; default: %(default)g"
+    )
 
     verb = add_verb(export, "write what a run trained as a folder to ship, in half precision")
     verb.add_argument("run_folder", metavar="RUN", help="output folder of stage II or III")
@@ -158,7 +197,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, or 2 after an error that the user can mend."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
-    if rest and arguments.run is not train:
+    if rest and arguments.run not in (train, plan):
         parser.error(f"`{arguments.run.__name__}` does not know {' '.join(rest)}")
     arguments.overrides = rest
     try:
@@ -167,9 +206,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print("Stopped.", file=sys.stderr)
         return 130
     except Exception as error:
-        if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in CONFIG_ERRORS):
+        if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in NAMED_ERRORS):
             raise
-        print(f"soundwave-hf {arguments.run.__name__}: {error}", file=sys.stderr)
+        print(f"soundwave-hf {arguments.run.__name__}: {own_words(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,10 +1,10 @@
 """`soundwave-hf merge ADAPTER DST`: backbones, adapters and LoRA as one checkpoint that `from_pretrained` loads."""
 
 import os
-import shutil
 from pathlib import Path
 
 from .evaluation.shipped import ENCODER, LLM, load_adapter
+from .whole_files import refuse_used, whole_folder
 
 
 def merge_adapter(
@@ -18,21 +18,14 @@ def merge_adapter(
         adapter: folder that `soundwave-hf train` or `export` wrote.
         encoder, llm: what it was trained with, by hub name or folder.
 
-    Raises: `FileExistsError` where the destination holds files; what `load_adapter` raises.
+    Raises: `FileExistsError` where the destination is no new or empty folder; what `load_adapter` raises.
     """
     destination = Path(destination)
-    if destination.is_dir() and any(destination.iterdir()):
-        raise FileExistsError(f"`{destination}` holds files: name a new folder, or remove it.")
+    refuse_used(destination)
     model, processor = load_adapter(adapter, encoder, llm)
-    part = destination.parent / f".{destination.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        model.save_pretrained(part)
-        processor.save_pretrained(part)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(destination)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(destination) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     print(f"{destination}: {sum(file.stat().st_size for file in destination.iterdir()) / 1e6:.0f} MB")
     return destination
 

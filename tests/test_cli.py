@@ -1,11 +1,14 @@
+import inspect
 import re
 import subprocess
 import sys
 from types import ModuleType
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from soundwave_hf import cli
+from soundwave_hf import cli, hub
+from soundwave_hf.evaluation import evaluate
 from soundwave_hf.evaluation.shipped import ENCODER, LLM
 
 
@@ -25,7 +28,7 @@ def test_help_names_every_verb_and_loads_no_library():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "0 []"
     verbs = re.findall(r"^    (\w+)", result.stdout, re.MULTILINE)
-    assert verbs == ["train", "export", "merge", "convert", "demo", "evaluate", "data", "backbones"]
+    assert verbs == ["train", "plan", "export", "merge", "convert", "demo", "evaluate", "data", "backbones"]
 
 
 def test_recipe_overrides_are_read_in_both_forms():
@@ -59,16 +62,56 @@ def test_train_hands_recipe_and_overrides_on(monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "backbones"),
-    [([], (ENCODER, LLM)), (["--llm", "mine"], (ENCODER, "mine")), (["--encoder=a"], ("a", LLM))],
+    [([], {}), (["--llm", "mine"], {"llm": "mine"}), (["--encoder=a"], {"encoder": "a"})],
 )
 def test_merge_and_evaluate_take_the_backbones_of_other_adapters(monkeypatch, given, backbones):
-    seen = []
-    replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=lambda *given: seen.append(given))
-    evaluation = {"SETS": ("human",), "run_evaluation": lambda encoder, llm, **rest: seen.append((encoder, llm))}
-    replace_module(monkeypatch, "soundwave_hf.evaluation.evaluate", **evaluation)
+    seen = catch_merge_and_evaluate(monkeypatch)
     assert cli.main(["merge", "adapter", "out", *given]) == 0
     assert cli.main(["evaluate", *given]) == 0
-    assert seen == [("adapter", "out", *backbones), backbones]
+    assert seen == [backbones, backbones]
+    defaults = {"encoder": ENCODER, "llm": LLM}
+    for function in (hub.merge_adapter, evaluate.run_evaluation):
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in defaults} == defaults
+
+
+def catch_merge_and_evaluate(monkeypatch) -> list[dict]:
+    """A list that gets the backbones which the two verbs hand on."""
+    seen = []
+
+    def catch(*positional, **given):
+        seen.append({name: given[name] for name in ("encoder", "llm") if name in given})
+
+    replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=catch)
+    replace_module(monkeypatch, "soundwave_hf.evaluation.evaluate", SETS=("human",), run_evaluation=catch)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--llm", "mine"],
+            "`--llm` says what adapters belong to, and `--model` has its own LLM: leave one of them out",
+        ),
+        (
+            ["--encoder", "mine"],
+            "`--encoder` says what adapters belong to, and `--model` has its own encoder: leave one",
+        ),
+        (["--llm", "mine", "--encoder", "mine", "--baseline"], "`--llm` says what adapters belong to"),
+    ],
+)
+def test_backbones_beside_a_whole_model_are_refused(monkeypatch, capsys, given, message):
+    seen = catch_merge_and_evaluate(monkeypatch)
+    assert cli.main(["evaluate", "--model", "folder", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not seen
+
+
+def test_a_whole_model_may_be_scored_beside_a_whisper_of_ones_choice(monkeypatch):
+    seen = catch_merge_and_evaluate(monkeypatch)
+    assert cli.main(["evaluate", "--model", "folder", "--encoder", "mine", "--baseline"]) == 0
+    assert seen == [{"encoder": "mine"}]
 
 
 def failing_convert(source, destination):
@@ -81,6 +124,24 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.err == "soundwave-hf convert: `nowhere` has no config.json\n"
     assert printed.out == ""
+
+
+class BadClip(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError("audio[0] (a.wav) arrived with 2 channels.\nAverage them.")
+
+
+def test_a_mistake_that_a_worker_finds_is_told_without_its_traceback(monkeypatch, capsys):
+    def load(recipe, overrides):
+        next(iter(DataLoader(BadClip(), num_workers=1)))
+
+    replace_module(monkeypatch, "soundwave_hf.training.run", run_recipe=load)
+    assert cli.main(["train", "recipe.yaml"]) == 2
+    expected = "soundwave-hf train: audio[0] (a.wav) arrived with 2 channels.\nAverage them.\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_debug_shows_the_traceback(monkeypatch):

@@ -70,6 +70,26 @@ def test_every_parameter_that_trains_gets_a_gradient(tie_ctc_head):
     assert not any(weight.requires_grad for weight in model.model.audio_tower.parameters())
 
 
+def test_without_ctc_labels_the_blank_gets_a_gradient_of_zero_and_the_others_keep_theirs():
+    model, batch = tiny_model(adapter_dropout=0.0), batch_with_labels()
+    batch.pop("ctc_labels")
+    model.eval()(**batch).loss.backward()
+    expected = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert not any("ctc_head" in name for name in expected)
+    model.zero_grad()
+    output = model.train()(**batch)
+    assert output.ctc_loss is None
+    output.loss.backward()
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert {name for name in found if name not in expected} == {
+        "model.ctc_head.blank_weight",
+        "model.ctc_head.blank_bias",
+    }
+    assert not any(value.any() for name, value in found.items() if "ctc_head" in name)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
 @torch.no_grad()
 def test_embeddings_give_what_their_ids_give():
     model = tiny_model()

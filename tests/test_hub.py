@@ -33,7 +33,7 @@ def test_a_merged_folder_is_the_model_with_its_adapter(trained, tmp_path):
 def test_a_folder_with_files_is_left_alone(trained, tmp_path):
     workspace, run = trained
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="holds files: name a new folder, or remove it"):
+    with pytest.raises(FileExistsError, match="exists and is not an empty folder: name a new one, or remove it"):
         hub.merge_adapter(run, tmp_path, workspace.encoder, workspace.llm)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 

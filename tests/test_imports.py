@@ -113,6 +113,9 @@ autos = (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelFo
 models = {auto._model_mapping[type(config)] for auto in autos}
 assert models == {soundwave_hf.SoundwaveForConditionalGeneration}, models
 assert type(config) is soundwave_hf.SoundwaveConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+assert MODEL_MAPPING_NAMES["soundwave"] == "SoundwaveModel"  # by name, the classes that take no labels
+assert AutoModel._model_mapping.get(type(config), None) is soundwave_hf.SoundwaveForConditionalGeneration
 assert PROCESSOR_MAPPING[type(config)] is soundwave_hf.SoundwaveProcessor
 assert processor_class_from_name("SoundwaveProcessor") is soundwave_hf.SoundwaveProcessor
 print("found")

@@ -1,12 +1,14 @@
-"""README's Python runs as it stands there, on the shipped weights and real backbones."""
+"""README's Python runs as it stands there, on the shipped weights and real backbones; its table is what was scored."""
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
 
-from soundwave_hf.evaluation.shipped import ENCODER, LLM
+from soundwave_hf.evaluation.evaluate import Scores, score_table
+from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM
 from tests.evaluation.test_shipped import backbone_on_disk
 
 
@@ -28,6 +30,14 @@ def checkout(tmp_path, monkeypatch):
         os.symlink(REPOSITORY / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", ADAPTER / "README.md"], ids=["README", "card"])
+def test_the_table_is_what_was_measured(page):
+    report = json.loads((ADAPTER / "evaluation.json").read_text(encoding="utf-8"))
+    assert report["weights"] == ADAPTER.name
+    table = score_table({name: Scores(**scores) for name, scores in report["sets"].items()})
+    assert table in page.read_text(encoding="utf-8")
 
 
 def test_six_lines_transcribe(checkout, capsys):

@@ -7,9 +7,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
     SmolLM3Config,
@@ -33,6 +35,8 @@ FAMILIES = {
     "gpt2": GPT2Config,
     "gemma": GemmaConfig,
     "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
+    "mistral": MistralConfig,
 }
 
 

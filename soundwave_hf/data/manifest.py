@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+from ..whole_files import whole_file
+
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """A manifest, one JSON object a line, put in place in one step."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows), encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict]:

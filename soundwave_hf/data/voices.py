@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from ..whole_files import whole_file
 from .debian import debian_root
 
 
@@ -87,10 +88,8 @@ def clip_seconds(path: Path) -> float | None:
 
 def write_clip(path: Path, samples: np.ndarray) -> None:
     """16 kHz mono FLAC, put in place in one step so that an interrupted build leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    soundfile.write(part, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    part.replace(path)
+    with whole_file(path) as part:
+        soundfile.write(part, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
 
 
 def flite_samples(text: str, voice: str, stretch: float, pitch_shift: float) -> np.ndarray:

@@ -11,7 +11,9 @@ import torch
 from tqdm import tqdm
 
 from ..data.backbones import resolve_backbone
+from ..data.manifest import read_rows, write_rows
 from ..processing.processing_soundwave import ASR_QUESTION
+from ..whole_files import whole_file
 from .metrics import collapse_ctc, positions_per_second, word_error_rate
 from .shipped import ADAPTER, ENCODER, EXAMPLES, LLM, load_adapter, load_checkpoint
 
@@ -180,7 +182,6 @@ def read_set(name: str) -> list[dict]:
     if name == "librivox":
         return read_clips(EXAMPLES / "librivox")
     from ..data.build import demo_data_folder
-    from ..data.manifest import read_rows
 
     folder = demo_data_folder()
     # The human manifest lists the audiobook clips too, which are a set of their own here.
@@ -280,9 +281,10 @@ def run_evaluation(
             "weights": str(checkpoint or adapter or ADAPTER.name),
             "sets": {n: asdict(s) for n, s in scores.items()},
         }
-        write_text(output, json.dumps(report, indent=2) + "\n")
+        with whole_file(output) as part:
+            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if transcripts:
-        write_text(transcripts, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_rows(Path(transcripts), lines)
     return scores
 
 
@@ -302,12 +304,3 @@ def transcript_lines(name: str, rows: Sequence[dict], found: Transcripts, baseli
         }
         for row, text, ctc_text, positions, whisper_text in columns
     ]
-
-
-def write_text(path: str, text: str):
-    """Write a file in one step, with the folders above it."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(target)

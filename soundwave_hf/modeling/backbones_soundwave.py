@@ -3,9 +3,11 @@
 import difflib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -54,15 +56,34 @@ class WhisperDecoderAlone(WhisperPreTrainedModel):
 def read_encoder(encoder: str, dtype=None) -> nn.Module:
     """The encoder of a Whisper, by hub name or folder, in `dtype` (by default its own).
 
-    Raises: `ValueError` where the checkpoint lacks a weight of it.
+    Raises: `ValueError` where the checkpoint lacks a weight of it; what `reading_weights` raises.
     """
-    whisper, report = WhisperEncoderAlone.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
+    with reading_weights(encoder):
+        whisper, report = WhisperEncoderAlone.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"`{encoder}` lacks {len(missing)} weights of a Whisper encoder: {missing[:8]}. Name a Whisper model, or "
             "download this one again."
         )
     return whisper.encoder
+
+
+def read_language_model(llm: str, dtype=None, quantization_config=None) -> nn.Module:
+    """A causal LM, by hub name or folder, in `dtype` (by default its own).
+
+    Raises: `ValueError` where the checkpoint lacks a weight of it, which transformers would make up; what
+    `reading_weights` raises.
+    """
+    with reading_weights(llm):
+        language, report = AutoModelForCausalLM.from_pretrained(
+            llm, dtype=dtype, quantization_config=quantization_config, output_loading_info=True
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"`{llm}` lacks {len(missing)} weights of {type(language).__name__}: {missing[:8]}. Name a causal LM with "
+            "its head, or download this one again."
+        )
+    return language
 
 
 def read_decoder(encoder: str) -> nn.Module | None:
@@ -240,7 +261,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False):
     except ImportError as error:
         raise ImportError(f"`{adapter}` holds LoRA weights: install `peft` to load them.") from error
     path = os.path.join(adapter, "adapter_model.safetensors")
-    with safe_open(path, "pt") as weights:
+    with reading_weights(adapter), safe_open(path, "pt") as weights:
         found = set(weights.keys())
     _refuse_missing({f"base_model.model.{name}" for name in _adapter_names(model)} - found, path)
     loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
@@ -253,7 +274,8 @@ def load_trained(model, path: str):
 
     Raises: `ValueError` where one is missing, or has no place in the model.
     """
-    weights = load_file(path)
+    with reading_weights(os.path.dirname(path)):
+        weights = load_file(path)
     audio_model = model if hasattr(model, "alignment_adapter") else model.base_model
     expected = _adapter_names(audio_model, ("alignment_adapter", "ctc_head"))
     unexpected = sorted(weights.keys() - audio_model.state_dict().keys())
@@ -273,6 +295,32 @@ def _refuse_missing(missing: set[str], path: str):
             f"`{path}` lacks {len(missing)} weights that belong to the adapters or their LoRA: {sorted(missing)[:8]}. "
             "Copy the file again from the run that wrote it, or name another folder."
         )
+
+
+@contextmanager
+def reading_weights(folder: str) -> Iterator[None]:
+    """Around what reads the weights of a local checkpoint; a hub name is the library's to check.
+
+    Raises: `FileNotFoundError` where a shard is missing, `ValueError` where a file is broken off, each named.
+    """
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if os.path.isfile(index) and not os.path.isfile(os.path.join(folder, "model.safetensors")):
+        read_shards(index)
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{_broken_file(folder)} cannot be read ({error}): download or copy it again.") from error
+
+
+def _broken_file(folder: str) -> str:
+    for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):
+        if name.endswith(".safetensors"):
+            path = os.path.join(folder, name)
+            try:
+                safe_open(path, "pt")
+            except SafetensorError:
+                return f"`{path}`"
+    return f"A safetensors file of `{folder}`"
 
 
 def read_shards(index: str | os.PathLike) -> list[str]:
@@ -303,7 +351,9 @@ __all__ = [
     "read_decoder",
     "read_encoder",
     "read_input_embeddings",
+    "read_language_model",
     "read_shards",
+    "reading_weights",
     "refuse_other_fields",
     "refuse_other_heads",
     "refuse_unsettable",

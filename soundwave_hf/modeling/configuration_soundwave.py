@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WhisperConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
@@ -42,6 +42,18 @@ _INHERITED_KEYWORDS = {
     "quantization_config",
     "torch_dtype",
     "use_cache",
+}
+# Of both backbones: as a config, each is checked by its own class; nothing can be built of 0.
+_SIZES = {
+    "d_model",
+    "encoder_attention_heads",
+    "encoder_layers",
+    "hidden_size",
+    "max_source_positions",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_mel_bins",
+    "vocab_size",
 }
 
 
@@ -140,6 +152,9 @@ class SoundwaveConfig(PreTrainedConfig):
             # Another unknown name may be a loader's keyword (`device_map`), or an attribute that a user saved.
             if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
                 raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. Did you mean `{near[0]}`?")
+        for part in cls.sub_configs_defaults.keys() & kwargs.keys():
+            saved = config_dict.get(part) or {}
+            cls._refuse_mistaken_part(part, kwargs[part], saved.get("model_type") if isinstance(saved, dict) else None)
         given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
         added = {name: config_dict[name] for name in config_dict.keys() - _known_names(cls) if name[:1] != "_"}
         known = {name: value for name, value in config_dict.items() if name not in added}
@@ -150,6 +165,8 @@ class SoundwaveConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
+        for part in self.sub_configs_defaults:
+            self._refuse_mistaken_part(part, getattr(self, part))
         for name, value in COMPAT[self.compat].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -172,6 +189,28 @@ class SoundwaveConfig(PreTrainedConfig):
             raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. {hint}")
 
     @classmethod
+    def _refuse_mistaken_part(cls, part: str, given, model_type: str | None = None):
+        """Refuse sizes below 1 and misspelt names in the dict of a backbone, which no class of its own checks.
+
+        Names that are nothing like a field pass: the config.json of a checkpoint may hold more than its class reads.
+        """
+        if not isinstance(given, dict):
+            return
+        model_type = given.get("model_type") or model_type or cls.sub_configs_defaults[part].model_type
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f'`{part}` has model type "{model_type}", which this transformers does not know: pass the config '
+                "itself, such as `AutoConfig.from_pretrained` returns it."
+            )
+        known = _known_names(CONFIG_MAPPING[model_type]) | CONFIG_MAPPING[model_type].attribute_map.keys()
+        for name, value in given.items():
+            if name in _SIZES and isinstance(value, int) and value < 1:
+                raise ValueError(f"`{part}.{name}` is {value}; give 1 or more.")
+            near = difflib.get_close_matches(name, known - given.keys(), n=1, cutoff=0.85)
+            if name not in known and name[:1] != "_" and near and abs(len(near[0]) - len(name)) < 2:
+                raise ValueError(f"`{part}` got `{name}`, which it does not have. Did you mean `{near[0]}`?")
+
+    @classmethod
     def own_fields(cls) -> set[str]:
         """Names of the fields that this class adds to `PreTrainedConfig`."""
         return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
@@ -179,6 +218,7 @@ class SoundwaveConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Refuse values that no model can be built from. Raises: `ValueError`."""
         text = self.text_config
+        self._refuse_other_backbones()
         if not 0 <= self.audio_token_id < text.vocab_size:
             raise ValueError(
                 f"`audio_token_id` is {self.audio_token_id} and the LLM's vocabulary has {text.vocab_size} ids: add "
@@ -199,6 +239,23 @@ class SoundwaveConfig(PreTrainedConfig):
             raise ValueError(f"`blank_margin` is {self.blank_margin}; give a finite number of nats, 0 for plain CTC.")
         if not 0 <= self.ctc_loss_weight < float("inf"):
             raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; give 0 (no CTC loss) or more.")
+
+    def _refuse_other_backbones(self):
+        audio, text = self.audio_config, self.text_config
+        if text.is_encoder_decoder:
+            raise ValueError(
+                f'`text_config` has model type "{text.model_type}", an encoder-decoder: give that of a causal LM.'
+            )
+        if not isinstance(audio, WhisperConfig):
+            raise ValueError(
+                f'`audio_config` has model type "{audio.model_type}" and "whisper" was expected: give the config of a '
+                "Whisper model."
+            )
+        if audio.d_model % audio.encoder_attention_heads:
+            raise ValueError(
+                f"`audio_config.encoder_attention_heads` is {audio.encoder_attention_heads} and does not divide the "
+                f"encoder's width {audio.d_model} (`d_model`). Choose a divisor of the width."
+            )
 
 
 def _known_names(config_class: type) -> set[str]:

@@ -6,7 +6,6 @@ SRC holds a `config.json` with model type "Soundwave" and weights in safetensors
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, WhisperFeatureExtractor
 
+from ..whole_files import refuse_used, whole_folder
 from .backbones_soundwave import read_shards
 from .configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveConfig
 from .modeling_soundwave import SoundwaveForConditionalGeneration
@@ -240,21 +240,6 @@ def make_processor(tokenizer, config: SoundwaveConfig):
     )
 
 
-def write_folder(dst: Path, parts: list):
-    """Save all parts into a new folder, which appears only once it is complete."""
-    partial = dst.with_name(f".{dst.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an earlier run that was killed
-    partial.mkdir(parents=True)
-    try:
-        for part in parts:
-            part.save_pretrained(partial)
-        if dst.exists():
-            dst.rmdir()  # empty, as checked
-        partial.rename(dst)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def convert_published(src: str, dst: str):
     """Write a native checkpoint `dst` of a published one `src`: config, weights, generation config, processor.
 
@@ -262,8 +247,7 @@ def convert_published(src: str, dst: str):
     `ValueError` where `src` is no published checkpoint, or its tensors or widths are not those of its config.
     """
     src, dst = Path(src), Path(dst).resolve()
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise FileExistsError(f"`{dst}` exists and is not an empty folder: name a new one.")
+    refuse_used(dst)
     published = read_published_config(src)
     config = native_config(published, src)
     tokenizer = read_tokenizer(src, published)
@@ -276,7 +260,9 @@ def convert_published(src: str, dst: str):
         print(f"`{src}` holds no tokenizer: the model alone is written.")
     else:
         parts.append(make_processor(tokenizer, config))
-    write_folder(dst, parts)
+    with whole_folder(dst) as folder:
+        for part in parts:
+            part.save_pretrained(folder)
     print(f"Wrote `{dst}`: {sum(value.numel() for value in model.parameters()) / 1e6:.1f}M parameters, {model.dtype}.")
 
 

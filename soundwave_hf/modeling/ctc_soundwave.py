@@ -12,6 +12,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
+CHUNK_SCORES = 1 << 20  # held at once: more take more memory, and no less time
+
+
+def tokens_at_once(num_frames: int) -> int:
+    """How many tokens `large_vocabulary_ctc` scores at a time, for so many frames of all clips: 1,024 to 8,192."""
+    return min(max(CHUNK_SCORES // max(num_frames, 1), 1024), 8192)
+
+
 @dataclass
 class CTCResult:
     """What `large_vocabulary_ctc` found.
@@ -155,7 +163,7 @@ def large_vocabulary_ctc(
     targets: torch.Tensor | None = None,
     blank_margin: float = 0.0,
     candidates: torch.Tensor | None = None,
-    chunk_size: int = 8192,
+    chunk_size: int | None = None,
 ) -> CTCResult:
     """CTC labels and, given targets, CTC losses of frames scored against a large vocabulary.
 
@@ -177,7 +185,8 @@ def large_vocabulary_ctc(
             and the blank, in the normaliser and for `best`; by default all. The tokens of all training transcripts
             and a sample of the others take their share of the time of the whole, and leave out a normaliser's tail:
             losses over different candidates are not to be compared.
-        chunk_size (`int`): tokens scored at a time.
+        chunk_size (`int`, *optional*): tokens scored at a time; by default `tokens_at_once`, so many that there
+            are about a million scores.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
     """
@@ -186,6 +195,8 @@ def large_vocabulary_ctc(
         frames = frames.to(torch.get_autocast_dtype(frames.device.type))
     clips, num_frames, _ = frames.shape
     valid = torch.arange(num_frames, device=frames.device)[None] < frame_lengths[:, None]
+    if chunk_size is None:
+        chunk_size = tokens_at_once(clips * num_frames)
     ids = frame_lengths.new_empty(clips, 0)
     if targets is not None:
         targets = nn.functional.pad(targets, (0, 1), value=-100)  # a column even where no clip has a target
@@ -223,4 +234,4 @@ def large_vocabulary_ctc(
     return CTCResult(best, losses, feasible)
 
 
-__all__ = ["CTCResult", "large_vocabulary_ctc"]
+__all__ = ["CTCResult", "large_vocabulary_ctc", "tokens_at_once"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask
@@ -31,7 +31,8 @@ from .backbones_soundwave import (
     load_adapter,
     read_encoder,
     read_input_embeddings,
-    read_shards,
+    read_language_model,
+    reading_weights,
     refuse_other_fields,
     refuse_other_heads,
     refuse_unsettable,
@@ -241,7 +242,7 @@ class SoundwaveEncoder(WhisperEncoder):
             true_mel = input_features_mask[:, None].to(hidden.dtype)
             # The second convolution reads one frame past a clip of odd length.
             hidden = nn.functional.gelu(self.conv1(hidden * true_mel)) * true_mel
-            frame_mask = input_features_mask[:, ::2]
+            frame_mask = input_features_mask[:, ::2].contiguous()  # as flex attention on CPU needs it
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # [clips, mel_frames / 2, width]
         hidden = hidden + self.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
         attention_mask = create_bidirectional_mask(self.config, hidden, frame_mask)
@@ -378,7 +379,8 @@ class SoundwaveAlignmentAdapter(nn.Module):
         missing = -length % self.stack_factor
         stacked = nn.functional.pad(encoder_states, (0, 0, 0, missing))
         stacked = stacked.reshape(clips, -1, self.linear.in_features)  # [clips, frames, stack_factor * encoder_width]
-        mask = encoder_mask[:, :: self.stack_factor]
+        # Whole in memory: over a mask of strides, PyTorch compiles no flex attention on CPU.
+        mask = encoder_mask[:, :: self.stack_factor].contiguous()
         hidden = self.linear(stacked)
         attention_mask = create_bidirectional_mask(self.config, hidden, mask)
         for layer in self.layers:
@@ -408,7 +410,7 @@ class SoundwaveCTCHead(nn.Module):
     def forward(self, aligned, num_frames, token_embeddings, ctc_labels=None, candidates=None):
         """Labels and losses of aligned frames `(clips, frames, width)`; see `large_vocabulary_ctc`."""
         token_weight = token_embeddings if self.weight is None else self.weight
-        return large_vocabulary_ctc(
+        ctc = large_vocabulary_ctc(
             aligned,
             num_frames,
             token_weight,
@@ -419,6 +421,10 @@ class SoundwaveCTCHead(nn.Module):
             self.blank_margin,
             candidates,
         )
+        if ctc_labels is None and self.weight is None and self.training and self.blank_bias.requires_grad:
+            # Distributed training waits for a gradient of each parameter: without labels, the blank's are zero.
+            ctc.losses = 0 * (self.blank_weight.sum() + self.blank_bias).expand(len(aligned))
+        return ctc
 
     def logits(self, aligned: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
         """All scores of aligned frames: `(clips, frames, width)` -> `(clips, frames, vocabulary)`."""
@@ -427,6 +433,14 @@ class SoundwaveCTCHead(nn.Module):
         logits = aligned @ token_embeddings.T.to(aligned.dtype)
         logits[..., self.blank_id] = aligned @ self.blank_weight.to(aligned.dtype) + self.blank_bias
         return logits
+
+    @torch.no_grad()
+    def resize(self, vocabulary: int):
+        """Cut the matrix of a free head to so many rows, or add rows: the mean of the others, which wins no frame."""
+        if self.weight is not None and len(self.weight) != vocabulary:
+            added = self.weight.mean(dim=0, keepdim=True).expand(max(vocabulary - len(self.weight), 0), -1)
+            rows = torch.cat([self.weight[:vocabulary], added])
+            self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
 
     @torch.no_grad()
     def start_blank(self, token_embeddings: torch.Tensor):
@@ -522,6 +536,20 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.blank_weight)
                 init.zeros_(module.blank_bias)
 
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """As in transformers, and the CTC head with it.
+
+        Raises: `ValueError` where the audio token, which is the CTC blank, would be cut off.
+        """
+        if new_num_tokens is not None and new_num_tokens <= self.config.audio_token_id:
+            raise ValueError(
+                f"`new_num_tokens` is {new_num_tokens} and the audio token has id {self.config.audio_token_id}: give "
+                f"{self.config.audio_token_id + 1} or more."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.base_model.ctc_head.resize(embeddings.weight.shape[0])
+        return embeddings
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
@@ -531,18 +559,16 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         `quantization_config` of bitsandbytes or torchao that names no modules to leave out quantizes the LLM's layers
         alone: another CTC label here and there would be another number of positions.
 
-        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where weights are missing or have other
-        shapes, or the checkpoint is in the published layout.
+        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
+        missing or have other shapes, or the checkpoint is in the published layout.
         """
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        if os.path.isfile(index := os.path.join(folder, "model.safetensors.index.json")):
-            read_shards(index)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_llm_alone(kwargs["quantization_config"])
         asked = {name: kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes")}
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with reading_weights(folder):
+            model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **reported, **kwargs)
         if report["mismatched_keys"] and not asked["ignore_mismatched_sizes"]:
             raise ValueError(_describe_mismatches(report["mismatched_keys"], pretrained_model_name_or_path))
         if report["missing_keys"] and not asked["output_loading_info"]:
@@ -596,10 +622,14 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         self.audio_tower.requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """As in PyTorch; the frozen encoder stays in eval mode."""
+        """As in PyTorch; an encoder that is frozen stays in eval mode."""
         super().train(mode)
-        self.audio_tower.eval()
+        self.audio_tower.train(mode and self.encoder_trains())
         return self
+
+    def encoder_trains(self) -> bool:
+        """Whether the encoder was unfrozen."""
+        return any(parameter.requires_grad for parameter in self.audio_tower.parameters())
 
     def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Clips of at most the encoder's window: log-mel `(clips, mel_bins, mel_frames)` -> encoder states
@@ -610,6 +640,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def _encode(self, input_features, input_features_mask=None, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
         if input_features_mask is not None:
             self._check_mask(input_features, input_features_mask)
+        if self.training and not self.audio_tower.training and self.encoder_trains():  # unfrozen since `train()`
+            self.audio_tower.train()
         outputs = self.audio_tower(input_features, input_features_mask, **kwargs)
         return outputs, None if input_features_mask is None else input_features_mask[:, ::2].bool()
 
@@ -688,6 +720,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         if ctc_candidates is not None:
             check_ids("ctc_candidates", ctc_candidates, self.config.text_config.vocab_size)
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
+        if ctc_labels is None and ctc.losses is not None:
+            aligned = aligned + ctc.losses[:, None, None].to(aligned.dtype)
         output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
@@ -754,6 +788,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
     ```"""
 
     main_input_name = "input_features"
+    _input_embed_layer = "token_embeddings"
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__(config)
@@ -934,7 +969,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         audio.last_hidden_state = encoded.last_hidden_state
         audio.hidden_states, audio.attentions = encoded.hidden_states, encoded.attentions
         keep = self.keep_mask(audio.ctc_best, mask)
-        audio.pooler_output = self.shrinking_adapter(aligned, mask, keep)
+        audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
             audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(audio.ctc_best[keep])
         audio.num_positions = keep.sum(dim=1)
@@ -958,8 +993,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
             before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions that the LLM has read before.
 
-        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, or a row
-        is longer than the LLM's context.
+        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, ids and
+        mask differ in shape, or a row is longer than the LLM's context.
         """
         check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         is_audio = input_ids == self.config.audio_token_id
@@ -970,6 +1005,11 @@ class SoundwaveModel(SoundwaveAudioModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` {tuple(input_ids.shape)}: "
+                "give one value a token, whatever positions its clip has."
+            )
         batch = len(input_ids)
         spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
         lengths = spans.sum(dim=1)
@@ -1224,8 +1264,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
         Raises: `ValueError` for a keyword that is no such field, or no dtype, where the adapter was trained for
-        backbones of other widths or with another value of a field that its weights fix, or lacks weights, or the LLM
-        does more to its scores than its head does; `FileNotFoundError` where the adapter's folder lacks a file.
+        backbones of other widths or with another value of a field that its weights fix, or a checkpoint lacks
+        weights or has a file broken off, or the LLM does more to its scores than its head does; `FileNotFoundError`
+        where the adapter's folder lacks a file, or a checkpoint a shard.
 
         Example:
 
@@ -1245,7 +1286,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             fields = {**trained, **fields}
         if quantization_config is not None:
             quantization_config = quantize_llm_alone(quantization_config)
-        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, quantization_config=quantization_config)
+        language = read_language_model(llm, dtype, quantization_config)
         refuse_other_heads(language, llm)
         embeddings = language.get_input_embeddings()
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, embeddings.weight.shape[0])
@@ -1326,13 +1367,14 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
             logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
-            num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch).
+            num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch);
+                without `num_ctc_clips`, `ctc_loss` counts by the share of them that are in this part.
             shared_prefix (`int`): in training, tokens of text that all rows begin with: the LLM reads them once for
                 the batch, and neither scores them nor learns their labels.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
-        features and mask differ, a clip is empty, a prompt is longer than the LLM's context, or a CTC label is no
-        token.
+        inputs and of their masks or labels differ, a clip is empty, a prompt is longer than the LLM's context, or a
+        CTC label is no token.
 
         Example:
 
@@ -1369,18 +1411,27 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
             check_ids("labels", labels[labels.ne(-100)], vocabulary)
-            ce_loss = self.loss_function(
-                logits, labels[:, shared_prefix:][:, kept], vocabulary, num_items_in_batch=num_items_in_batch
-            )
+            learnt = labels[:, shared_prefix:][:, kept]
+            if learnt.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}, which is not that of `input_ids`: give one label a "
+                    "token, one for an audio token too, however many positions its clip has."
+                )
+            ce_loss = self.loss_function(logits, learnt, vocabulary, num_items_in_batch=num_items_in_batch)
         audio = outputs.audio_output or SoundwaveAudioOutput()
+        ctc_loss = audio.ctc_loss
+        counts_labels_alone = num_items_in_batch is not None and kwargs.get("num_ctc_clips") is None
+        if ctc_loss is not None and labels is not None and counts_labels_alone:
+            # As `Trainer` does, which adds the losses of an accumulated batch up: each part has its share of the CTC.
+            ctc_loss = ctc_loss * labels[:, 1:].ne(-100).sum() / num_items_in_batch
         return SoundwaveCausalLMOutputWithPast(
-            loss=self._weigh(ce_loss, audio.ctc_loss),
+            loss=self._weigh(ce_loss, ctc_loss),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             ce_loss=ce_loss,
-            ctc_loss=audio.ctc_loss,
+            ctc_loss=ctc_loss,
             num_positions=audio.num_positions,
             num_frames=audio.num_frames,
             num_ctc_skipped=audio.num_ctc_skipped,

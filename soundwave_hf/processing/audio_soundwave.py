@@ -12,6 +12,7 @@ import torch
 
 
 URL_TIMEOUT_SECONDS = 30
+LARGEST_SAMPLE = 100.0  # 40 dB above full scale: no gain gets there, and integers as floats do
 
 
 def is_sample_list(audio) -> bool:
@@ -112,7 +113,11 @@ def open_source(source: str, name: str) -> str | io.BytesIO:
             hint = "Check the URL, or download the file and pass its path."
             raise OSError(f"{name} could not be fetched: {error}. {hint}") from error
     if source.startswith("data:"):
-        return io.BytesIO(base64.b64decode(source.partition(",")[2]))
+        try:
+            return io.BytesIO(base64.b64decode(source.partition(",")[2]))
+        except ValueError as error:
+            hint = "Expected `data:audio/wav;base64,...`: encode the bytes of an audio file with `base64.b64encode`."
+            raise ValueError(f"{name} is no base64: {error}. {hint}") from error
     if not os.path.isfile(source):
         raise FileNotFoundError(
             f"{name} is not a file, seen from the folder {os.getcwd()}. "
@@ -181,6 +186,12 @@ def check_samples(samples: np.ndarray, name: str):
         raise ValueError(
             f"{name} holds {bad} NaN or infinite samples of {samples.size}; expected finite floats in [-1, 1]. "
             "Decode it again, or silence them: `numpy.nan_to_num(audio, posinf=0, neginf=0)`."
+        )
+    peak = float(np.abs(samples).max())
+    if peak > LARGEST_SAMPLE:
+        raise ValueError(
+            f"{name} holds samples of up to {peak:g}; expected floats in [-1, 1]. Divide by the full scale: "
+            "`audio / 32768` for 16-bit samples."
         )
 
 

@@ -1,10 +1,14 @@
 """The one arguments class of both trainers."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from trl import SFTConfig
+
+
+KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # PyTorch's and oneDNN's
 
 
 @dataclass
@@ -52,7 +56,12 @@ class SoundwaveTrainingArguments(SFTConfig):
             raise ValueError(f"`max_blank_share` is {self.max_blank_share}; give a share of 0 to 1.")
         # The library refuses bf16 without an accelerator unless the CPU is asked for by name.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.use_cpu:
+            # They keep a compiled kernel, half a megabyte, for each shape in bfloat16, 1,024 of them by default, and
+            # hardly a batch has the shapes of another. Both read this at their first kernel.
+            for name in KERNEL_CACHES:
+                os.environ.setdefault(name, "32")
         super().__post_init__()
 
 
-__all__ = ["SoundwaveTrainingArguments"]
+__all__ = ["KERNEL_CACHES", "SoundwaveTrainingArguments"]

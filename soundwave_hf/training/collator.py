@@ -29,7 +29,8 @@ def ctc_text(text: str) -> str:
 class SoundwaveCollator:
     """Makes batches for the three stages.
 
-    A row holds `audio` (path of a clip), `text` (its transcript) and, for instructions, `question` and `answer`;
+    A row holds `audio` (path of a clip, or the clip as a row of `datasets` has it: `{"path", "bytes"}`, `{"array",
+    "sampling_rate"}`), `text` (its transcript) and, for instructions, `question` and `answer`;
     without these the question is the paper's ("What does the person say?") and the answer the transcript. An empty
     question leaves the clip alone in the user's turn. `task_id`, where rows have one, is handed on as `task_ids`.
 
@@ -121,7 +122,8 @@ class SoundwaveCollator:
         """Log-mel `input_features` of the rows' clips, each augmented as its `draws` (a seed) say, and their mask."""
         extractor = self.processor.feature_extractor
         generators = [np.random.default_rng(draw) for draw in draws]
-        clips = self.processor.load_clips([str(self.folder / row["audio"]) for row in rows])
+        audio = [row["audio"] for row in rows]
+        clips = self.processor.load_clips([str(self.folder / a) if isinstance(a, str | Path) else a for a in audio])
         clips = [
             self.augmentation.change_samples(clip, extractor.sampling_rate, rng)
             for clip, rng in zip(clips, generators, strict=True)
@@ -143,6 +145,11 @@ class SoundwaveCollator:
         return self.seed, variant, int(self._digest(row)[:16], 16)
 
     def _digest(self, row: dict) -> str:
+        if not isinstance(row["audio"], str | Path):
+            raise ValueError(
+                f"`encoder_cache` is for clips in files, and one arrived as {type(row['audio']).__name__}: give "
+                "paths, or train without the cache."
+            )
         if (digest := self._digests.get(row["audio"])) is None:
             digest = self._digests[row["audio"]] = clip_digest(self.folder / row["audio"])
         return digest

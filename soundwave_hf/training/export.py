@@ -2,10 +2,13 @@
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from ..whole_files import whole_file
 
 
 WEIGHTS = "adapter_model.safetensors"
@@ -14,7 +17,8 @@ WEIGHTS = "adapter_model.safetensors"
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Path:
     """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
 
-    Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value.
+    Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value,
+    `OSError` where the destination cannot be written; it is then as it was.
     """
     run, destination = Path(run), Path(destination)
     needed = [WEIGHTS, "adapter_config.json", "config.json", "processor_config.json"]
@@ -25,13 +29,12 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in needed[1:]:
-        config = _without_places(json.loads((run / name).read_text(encoding="utf-8")))
-        (destination / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    part = destination / f".{WEIGHTS}.part"
-    save_file(weights, part, metadata={"format": "pt"})
-    part.replace(destination / WEIGHTS)
+    with ExitStack() as files:  # all of them, or none: old weights go with no new config
+        parts = {name: files.enter_context(whole_file(destination / name)) for name in [*needed[1:], WEIGHTS]}
+        save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
+        for name in needed[1:]:
+            config = _without_places(json.loads((run / name).read_text(encoding="utf-8")))
+            parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination
 

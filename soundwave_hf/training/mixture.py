@@ -1,6 +1,7 @@
 """Which clips are drawn, and which share a batch: the paper's dynamic mixture of tasks, over clips of like length."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -323,8 +324,9 @@ class MixtureStream(IterableDataset):
         """The task of each draw of an epoch here; over all parts they are the quotas, rounded up to whole groups."""
         size = self.groups.batch_size * self.groups.group * parts
         quotas = self.mixture.quotas(self.sizes, epoch, -(-sum(self.sizes) // size) * size)
-        plan = np.repeat(np.arange(len(self.sizes)), quotas)
-        return np.random.default_rng((self.seed, epoch)).permutation(plan)[part::parts]
+        # Dealt out before they are shuffled: parts have the same number of a task's rows, and shall draw as many.
+        mine = np.repeat(np.arange(len(self.sizes)), quotas)[part::parts]
+        return np.random.default_rng((self.seed, epoch, part)).permutation(mine)
 
     def _items(self, rows: list[dict], seed: tuple[int, ...]) -> list:
         seconds = [row["seconds"] for row in rows]
@@ -335,6 +337,58 @@ class MixtureStream(IterableDataset):
             for batch in self.groups.batches(torch.as_tensor(seconds, dtype=torch.float64), generator)
         ]
         return batches if self.groups.max_batch_seconds is not None else list(itertools.chain.from_iterable(batches))
+
+
+class StreamBatchSampler(Sampler[list[dict]]):
+    """Batches of a `MixtureStream`'s rows for a loader over `GivenRows`, and where the stream stood after each.
+
+    The stream is read here, in the loader's own process, and its workers make batches of the rows. So one order does
+    for any number of workers. A loader reads ahead: what is saved is the state after what training has taken.
+
+    Args:
+        stream (`MixtureStream`): of this process.
+        num_batches (`int`): of the whole run.
+    """
+
+    def __init__(self, stream: MixtureStream, num_batches: int):
+        self.stream, self.num_batches = stream, num_batches
+        self._num_passed = 0
+        self._ahead: deque[dict] = deque()
+        self._state: dict | None = None
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        # The library passes over the batches of a resumed run by number; the stream begins after them.
+        yield from itertools.repeat([], self._num_passed)
+        items, groups = iter(self.stream), self.stream.groups
+        for _ in range(self._num_passed, self.num_batches):
+            one_by_one = groups.max_batch_seconds is None
+            batch = list(itertools.islice(items, groups.batch_size)) if one_by_one else next(items)
+            self._ahead.append(self.stream.state_dict())
+            yield batch
+
+    def take(self, num_batches: int):
+        """Say that training has that many more of the batches."""
+        for _ in range(num_batches):
+            self._state = self._ahead.popleft()
+
+    def state_dict(self) -> dict | None:
+        """Where the stream stood after the batches that were taken; `None` before the first."""
+        return self._state
+
+    def load_state_dict(self, state: dict | None, num_passed: int):
+        """Go on from a state; whoever iterates passes over `num_passed` empty batches first."""
+        self.stream.load_state_dict(state)
+        self._state, self._num_passed = state, num_passed
+
+
+class GivenRows(Dataset):
+    """What a `StreamBatchSampler` gives in place of indices."""
+
+    def __getitem__(self, row: dict) -> dict:
+        return row
 
 
 class _Reader:
@@ -368,4 +422,13 @@ class _Reader:
         return row
 
 
-__all__ = ["DrawnRows", "LengthGroups", "Mixture", "MixtureBatchSampler", "MixtureStream", "number_tasks"]
+__all__ = [
+    "DrawnRows",
+    "GivenRows",
+    "LengthGroups",
+    "Mixture",
+    "MixtureBatchSampler",
+    "MixtureStream",
+    "StreamBatchSampler",
+    "number_tasks",
+]

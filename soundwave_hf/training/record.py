@@ -3,25 +3,25 @@
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from datasets import Dataset
-
-from ..data.card import count_rows
 
 
 PACKAGES = ("soundwave-hf", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors")
 
 
-def describe_run(values: dict, manifest: Path, rows: Dataset) -> dict[str, str]:
+def describe_run(
+    values: dict, manifests: Sequence[Path], counts: dict[tuple[str], tuple[int, float]]
+) -> dict[str, str]:
     """Files, by name, that stand beside what a run trained.
 
     Args:
         values (`dict`): the recipe's keys with what replaced them on the command line.
-        manifest (`Path`): of the data; a `README.md` beside it is the data's own card.
-        rows (`Dataset`): as they are trained on, repeats included.
+        manifests (`Sequence[Path]`): of the data, in one folder; a `README.md` beside them is the data's own card.
+        counts (`dict`): clips and seconds by source, as they are trained on, repeats included.
 
     Returns: `recipe.yaml`, which trains the same again, `data_card.md` and `versions.json`.
     """
@@ -29,24 +29,24 @@ def describe_run(values: dict, manifest: Path, rows: Dataset) -> dict[str, str]:
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return {
         "recipe.yaml": recipe,
-        "data_card.md": describe_data(manifest, rows),
+        "data_card.md": describe_data(manifests, counts),
         "versions.json": json.dumps(versions, indent=2) + "\n",
     }
 
 
-def describe_data(manifest: Path, rows: Dataset) -> str:
-    """Markdown: rows and hours by source, the manifest's digest, and the card that stands beside it."""
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    sources = rows["source"] if "source" in rows.column_names else [None] * len(rows)
-    pairs = zip(sources, rows["seconds"], strict=True)
-    counts = count_rows(({"source": source or "-", "seconds": length} for source, length in pairs), ("source",))
+def describe_data(manifests: Sequence[Path], counts: dict[tuple[str], tuple[int, float]]) -> str:
+    """Markdown: clips and hours by source, the manifests' digests, and the card that stands beside them."""
+    digests = []
+    for path in manifests:
+        with open(path, "rb") as file:
+            digests.append(f"`{path.name}`, sha256 `{hashlib.file_digest(file, 'sha256').hexdigest()}`")
     lines = [f"| {source} | {clips} | {seconds / 3600:.2f} |" for (source,), (clips, seconds) in counts.items()]
-    own = manifest.parent / "README.md"
+    own = manifests[0].parent / "README.md"
     return "\n".join(
         [
             "# Data of this run",
             "",
-            f"`{manifest.name}`, sha256 `{digest}`. Rows as often as the recipe repeats them:",
+            f"{'; '.join(digests)}. Rows as often as the recipe repeats them:",
             "",
             "| source | clips | hours |",
             "|---|---|---|",

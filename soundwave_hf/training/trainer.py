@@ -1,5 +1,6 @@
 """Trainers of the three stages: losses normalised over the whole accumulated batch, each logged apart."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,10 +13,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
+from ..whole_files import files_together
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import writing_checkpoint
 from .encoder_cache import FRAMES_PER_SECOND
-from .mixture import DrawnRows, LengthGroups, Mixture, MixtureBatchSampler, MixtureStream, number_tasks
+from .mixture import (
+    DrawnRows,
+    GivenRows,
+    LengthGroups,
+    Mixture,
+    MixtureBatchSampler,
+    MixtureStream,
+    StreamBatchSampler,
+    number_tasks,
+)
 from .stages import Stage, check_trainable
 from .watch import CollapseCallback, PlotCallback
 
@@ -55,6 +66,9 @@ class SoundwaveTrainerMixin:
 
     Rows need `seconds` where batches are of like length (`train_sampling_strategy="group_by_length"`) or a mixture's.
 
+    `train_dataset` may be a `MixtureStream`, for a run of `max_steps`. A checkpoint then holds where the streams of
+    each process stood, and a resumed run reads on from there.
+
     Args:
         stage (`Stage`, *optional*): where given, exactly its parameters must train.
         record (`dict[str, str]`, *optional*): files, by name, that every checkpoint and the output folder hold too.
@@ -74,6 +88,7 @@ class SoundwaveTrainerMixin:
         self.stage, self.mixture, self.max_batch_seconds = stage, mixture, max_batch_seconds
         self.record = record or {}
         self.mixture_sampler: MixtureBatchSampler | None = None
+        self.stream_sampler: StreamBatchSampler | None = None
         self.tasks: list[str] = []
         self._sums: dict[str, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
@@ -121,13 +136,12 @@ class SoundwaveTrainerMixin:
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:  # where parameters are sharded, the library calls all processes
             return
-        folder = output_dir or self.args.output_dir
-        self._save_trained(folder, state_dict)
-        # PEFT writes no config.
         base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        base.config.save_pretrained(folder)
-        for name, text in self.record.items():
-            Path(folder, name).write_text(text, encoding="utf-8")
+        with files_together(output_dir or self.args.output_dir) as folder:
+            self._save_trained(str(folder), state_dict)
+            base.config.save_pretrained(folder)  # PEFT writes none
+            for name, text in self.record.items():
+                (folder / name).write_text(text, encoding="utf-8")
 
     def _save_trained(self, folder: str, state_dict: dict[str, torch.Tensor] | None):
         """Write weights and processor as the library does."""
@@ -140,8 +154,11 @@ class SoundwaveTrainerMixin:
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.stream_sampler is not None:
+            self.stream_sampler.take(len(batches))
         for batch in batches:
-            if (task_ids := batch.pop("task_ids", None)) is not None:
+            task_ids = batch.pop("task_ids", None)
+            if task_ids is not None and len(self.tasks) > 1:
                 for task_id, task in enumerate(self.tasks):
                     self._add(f"share/{task}", (task_ids == task_id).sum(), len(task_ids))
         return batches, num_items
@@ -158,10 +175,11 @@ class SoundwaveTrainerMixin:
             "in_order": args.dataloader_in_order,
         }
         if isinstance(rows, MixtureStream):
+            self._check_stream(rows)
             self.tasks = rows.tasks
-            size = None if rows.groups.max_batch_seconds is not None else self._train_batch_size
+            self.stream_sampler = StreamBatchSampler(rows, args.max_steps * args.gradient_accumulation_steps)
             # Processes share the streams already: the accelerator would split them once more.
-            return DataLoaderShard(rows, device=args.device, batch_size=size, **options)
+            return DataLoaderShard(GivenRows(), device=args.device, batch_sampler=self.stream_sampler, **options)
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
             return super().get_train_dataloader()
         groups = LengthGroups(
@@ -179,12 +197,47 @@ class SoundwaveTrainerMixin:
             DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
         )
 
+    def _check_stream(self, stream: MixtureStream):
+        """Raise `ValueError` where trainer and stream do not say the same."""
+        args, groups = self.args, stream.groups
+        if self.mixture is not None or self.max_batch_seconds is not None:
+            raise ValueError("A `MixtureStream` has a mixture and groups of its own: give them to it alone.")
+        if groups.batch_size != self._train_batch_size:
+            raise ValueError(
+                f"The stream's batches are of {groups.batch_size} clips and `per_device_train_batch_size` is "
+                f"{self._train_batch_size}: give the same number."
+            )
+        if (stream.rank, stream.world_size) != (args.process_index, args.world_size):
+            raise ValueError(
+                f"The stream is part {stream.rank} of {stream.world_size} in process {args.process_index} of "
+                f"{args.world_size}: give it whole streams, `rank=arguments.process_index` and "
+                "`world_size=arguments.world_size`."
+            )
+
     def _save_checkpoint(self, model, trial):
         with writing_checkpoint(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")):
             super()._save_checkpoint(model, trial)
 
+    def _stream_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint, f"stream_state_{self.args.process_index}.json")
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.stream_sampler is None:
+            return
+        if not (path := self._stream_file(checkpoint)).is_file():
+            raise FileNotFoundError(
+                f"There is no `{path}`: the run did not read streams, or had fewer processes. Go on with the data and "
+                "the number of processes that it had."
+            )
+        num_passed = self.state.global_step * self.args.gradient_accumulation_steps
+        self.stream_sampler.load_state_dict(json.loads(path.read_text(encoding="utf-8")), num_passed)
+
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
+        if self.stream_sampler is not None:
+            state = json.dumps(self.stream_sampler.state_dict())
+            self._stream_file(output_dir).write_text(state, encoding="utf-8")
         # The trainer's state, by which a checkpoint is known to be whole, waits for what all processes write.
         self.accelerator.wait_for_everyone()
 
@@ -298,6 +351,15 @@ class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
     1
     ```
     """
+
+    def __init__(self, *args, **kwargs):
+        rows = kwargs.get("train_dataset")
+        if not isinstance(rows, MixtureStream):
+            super().__init__(*args, **kwargs)
+            return
+        # TRL takes what `datasets` itself makes, looks at the columns of its first row, and prepares nothing here.
+        super().__init__(*args, **{**kwargs, "train_dataset": next(iter(rows.streams.values()))})
+        self.train_dataset = rows
 
 
 __all__ = ["SoundwaveSFTTrainer", "SoundwaveTrainer"]

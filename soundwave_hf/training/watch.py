@@ -1,6 +1,7 @@
 """What a user sees of a run: a warning where CTC collapses, and the curves of the losses."""
 
 import os
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 LOGS_OF_COLLAPSE = 3  # one alone may be the first steps, when every CTC says blank
+STEPS_TIMED = 5
 LOSSES = ("loss", "ce_loss", "ctc_loss", "eval_loss")
 SHARES = ("blank_share", "positions_per_second", "targets_per_frame")
 
@@ -32,6 +34,34 @@ class CollapseCallback(TrainerCallback):
                 f"(`max_blank_share` {args.max_blank_share:g}): the CTC head has collapsed and hears nothing. Look "
                 "whether clips and transcripts belong together; else lower `learning_rate`, or warm it up for longer."
             )
+
+
+class PaceCallback(TrainerCallback):
+    """Says once, after the first steps, how long the others will take."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first, self.since = state.global_step, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        done = state.global_step - self.first
+        if done == 1:  # not timed itself: it starts the workers and takes the memory
+            self.since = time.perf_counter()
+        if done == 1 + STEPS_TIMED and state.is_world_process_zero:
+            seconds = (time.perf_counter() - self.since) / STEPS_TIMED
+            left = state.max_steps - state.global_step
+            print(
+                f"{left} steps left, about {describe_duration(left * seconds)}: {seconds:.2g} s each, measured over "
+                f"{STEPS_TIMED}.",
+                flush=True,
+            )
+
+
+def describe_duration(seconds: float) -> str:
+    """`42 s`, `7 min`, `3.5 h` or `10.4 days`."""
+    for unit, length, digits in (("s", 1, 0), ("min", 60, 0), ("h", 3600, 1)):
+        if seconds < 120 * length:
+            return f"{seconds / length:.{digits}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
 
 
 class PlotCallback(TrainerCallback):
@@ -83,4 +113,4 @@ def plot_history(history: list[dict], path: str | os.PathLike):
     os.replace(half, path)
 
 
-__all__ = ["CollapseCallback", "PlotCallback", "curves", "plot_history"]
+__all__ = ["CollapseCallback", "PaceCallback", "PlotCallback", "curves", "describe_duration", "plot_history"]

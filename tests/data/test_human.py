@@ -110,6 +110,12 @@ def test_a_clip_that_is_there_is_not_spoken_again(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.flac"]
 
 
+def test_a_clip_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        write_clip(tmp_path / "clips" / "a.flac", np.zeros(8, dtype=np.complex64))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_broken_clip_counts_as_missing(tmp_path):
     (tmp_path / "a.flac").write_bytes(b"fLaC")
     assert clip_seconds(tmp_path / "a.flac") is None

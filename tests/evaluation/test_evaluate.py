@@ -164,9 +164,3 @@ def test_adapters_are_merged_in_float32_whatever_the_llm_is_stored_in(tmp_path, 
     monkeypatch.setattr(SoundwaveProcessor, "from_backbones", lambda encoder, llm, adapter: "processor")
     load_adapter(tmp_path, str(tmp_path), str(tmp_path))
     assert given == {"adapter": str(tmp_path), "dtype": torch.float32}
-
-
-def test_a_report_is_put_in_place_whole(tmp_path):
-    target = tmp_path / "deep" / "scores.json"
-    evaluate.write_text(str(target), "{}\n")
-    assert [path.name for path in target.parent.iterdir()] == ["scores.json"]

@@ -1,6 +1,8 @@
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForMultimodalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForMultimodalLM, LlamaConfig, T5Config
 
 from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration
 from tests.tiny_models import VOCABULARY, tiny_audio_config, tiny_config, tiny_model, tiny_text_config
@@ -123,6 +125,71 @@ def test_a_keyword_of_the_model_loader_is_checked_like_a_field(tmp_path):
     assert loaded.config.ctc_loss_weight == 1
     with pytest.raises(ValueError, match="`adapter_droput`, which it does not have. Did you mean `adapter_dropout`"):
         AutoModelForMultimodalLM.from_pretrained(tmp_path, adapter_droput=0.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("text_config", {"hidden_sise": 64}, "`text_config` got `hidden_sise`, .* Did you mean `hidden_size`"),
+        (
+            "audio_config",
+            {"d_modle": 64},
+            "`audio_config` got `d_modle`, which it does not have. Did you mean `d_model`",
+        ),
+        ("audio_config", {"encoder_layer": 2}, "`audio_config` got `encoder_layer`, .* Did you mean `encoder_layers`"),
+        ("text_config", {"num_attention_heads": 0}, "`text_config.num_attention_heads` is 0; give 1 or more"),
+        ("audio_config", {"num_mel_bins": 0}, "`audio_config.num_mel_bins` is 0; give 1 or more"),
+        (
+            "text_config",
+            {"model_type": "llamma"},
+            '`text_config` has model type "llamma", which this transformers does',
+        ),
+    ],
+)
+def test_a_mistake_in_the_config_of_a_backbone_is_refused(tmp_path, part, fields, message):
+    with pytest.raises(ValueError, match=message):
+        SoundwaveConfig(**{part: fields})
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        AutoConfig.from_pretrained(tmp_path, **{part: fields})
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    for right in ("hidden_size", "d_model", "encoder_layers"):
+        saved[part].pop(right, None)
+    saved[part].update(fields)
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=message):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def test_what_the_config_of_a_checkpoint_holds_beside_its_fields_is_kept(tmp_path):
+    old = {
+        "rope_theta": 1e4,
+        "torch_dtype": "float32",
+        "sep_token_id": 3,
+        "sliding_window_size": 8,
+        "use_mrope": False,
+    }
+    config = tiny_config(text_fields=old)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path, text_config={"max_position_embeddings": 99}).text_config
+    assert (loaded.sliding_window_size, loaded.max_position_embeddings, loaded.hidden_size) == (8, 99, 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"audio_config": LlamaConfig()}, '`audio_config` has model type "llama" and "whisper" was expected'),
+        (
+            {"audio_config": {"d_model": 10, "encoder_attention_heads": 3}},
+            "heads` is 3 and does not divide .* width 10",
+        ),
+        ({"text_config": T5Config()}, '`text_config` has model type "t5", an encoder-decoder: give that of a causal'),
+    ],
+)
+def test_a_config_of_no_such_backbone_is_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        SoundwaveConfig(**fields)
 
 
 def test_a_checkpoint_of_another_model_type_is_refused(tmp_path):

@@ -22,6 +22,12 @@ SETTINGS = [("llama", "paper"), ("llama", "published"), ("qwen3", "paper"), ("qw
 ROWS = [[3, AUDIO, 4, AUDIO, 5, 6], [7, 8, 9], [11, 12, AUDIO]]
 CLIPS_OF_ROW = [[0, 1], [], [2]]
 MEL_FRAMES = [80, 51, 1]
+SLIDING = {
+    "gemma2": {},
+    "gemma3": {},
+    "mistral": {},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 1},
+}
 # A random model may choose the audio token, which a next forward pass would take for another clip.
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [AUDIO]}
 
@@ -58,6 +64,18 @@ def test_a_left_padded_batch_gives_what_whole_forward_passes_give(family, compat
     model = tiny_model(family, compat=compat)
     expected = torch.cat([greedy_by_hand(model, single_row(row)) for row in range(len(ROWS))])
     assert len({tuple(row) for row in expected.tolist()}) == len(ROWS)  # rows that answer alike would prove little
+    assert torch.equal(new_ids(model, padded_batch()), expected)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["smollm3", "gemma", "gemma2", "gemma3", "mistral", "qwen3"])
+def test_every_family_of_llms_gives_what_whole_forward_passes_give(family, tied):
+    fields = {"tie_word_embeddings": tied}
+    if family in SLIDING:  # over fewer positions than a clip has
+        fields |= {"sliding_window": 6, **SLIDING[family]}
+    model = tiny_model(family, text_fields=fields)
+    assert int(model.get_audio_features(*make_clips(MEL_FRAMES)).num_positions.max()) > 6
+    expected = torch.cat([greedy_by_hand(model, single_row(row)) for row in range(len(ROWS))])
     assert torch.equal(new_ids(model, padded_batch()), expected)
 
 
@@ -673,6 +691,24 @@ def test_a_stop_string_ends_a_row():
     assert stopped.shape[1] < whole.shape[1]
     assert torch.equal(stopped, whole[:, : stopped.shape[1]])
     assert tokenizer.decode(stopped[0, 5:]).count(stop) == 1
+
+
+def test_stop_strings_end_each_row_of_a_padded_batch():
+    tokenizer = byte_tokenizer()
+    audio, pad = len(tokenizer) - 1, tokenizer.pad_token_id
+    letters = set(tokenizer("abcdefghijklmnopqrstuvwxyz")["input_ids"])
+    model, batch = tiny_model(text_fields={"vocab_size": len(tokenizer)}), padded_batch()
+    batch["input_ids"][batch["input_ids"] == AUDIO] = audio
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": pad, "eos_token_id": tokenizer.eos_token_id}
+    options["suppress_tokens"] = [token for token in range(len(tokenizer)) if token not in letters]
+    whole = tokenizer.batch_decode(model.generate(**batch, **options)[:, 6:])
+    stops = [whole[0][2:4], whole[1][3:5]]
+    found = model.generate(**batch, **options, stop_strings=stops, tokenizer=tokenizer)[:, 6:]
+    ends = [min((text.index(stop) + 2 for stop in stops if stop in text), default=12) for text in whole]
+    assert tokenizer.batch_decode(found, skip_special_tokens=True) == [
+        text[:end] for text, end in zip(whole, ends, strict=True)
+    ]
+    assert max(ends[:2]) < 12 and len(set(ends)) > 1
 
 
 def test_a_compiled_decode_step_is_one_graph_and_changes_no_id():

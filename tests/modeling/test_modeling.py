@@ -1,5 +1,6 @@
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -464,18 +465,28 @@ def test_losses_may_be_means_over_a_whole_accumulated_batch():
     assert_near(output.ctc_loss, here.ctc_loss / 2)
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    batch = mixed_batch()
-    gradients = []
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(train_encoder, use_reentrant):
+    batch, gradients, read = mixed_batch(), [], []
+    layers = {"audio_tower": "fc1", "alignment_adapter": "fc1", "language_model": "mlp"}
     for checkpointing in (False, True):
-        model = tiny_model(adapter_dropout=0.0).train()
+        model = tiny_model(adapter_dropout=0.0)
+        model.model.audio_tower.requires_grad_(train_encoder)
+        model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+            for part, inner in layers.items():
+                module = model.model.get_submodule(f"{part}.layers.0.{inner}")
+                module.register_forward_pre_hook(lambda *_, part=part: read.append(part))
         model(**batch, labels=labels_of(batch), ctc_labels=CTC_LABELS).loss.backward()
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert_near(gradients[1][name], gradient)
+    # Once forward, and once more in the backward pass, but for an encoder that is frozen.
+    encoder_runs = 2 if train_encoder else 1
+    assert {part: read.count(part) for part in layers} == dict(zip(layers, (encoder_runs, 2, 2), strict=True))
 
 
 @torch.no_grad()
@@ -590,6 +601,12 @@ def test_the_encoder_is_frozen_and_stays_in_eval_mode():
     model = tiny_model().train()
     assert model.model.alignment_adapter.training
     assert not any(module.training for module in model.model.audio_tower.modules())
+    model.model.audio_tower.layers[1].requires_grad_(True)
+    assert not model.model.audio_tower.training
+    model.get_audio_features(*make_clips([80]))
+    assert model.model.audio_tower.training  # of one that its user trains, dropout and checkpoints act
+    assert not model.eval().model.audio_tower.training
+    model.model.audio_tower.requires_grad_(False)
     assert frozen_parts(model) == {name for name, _ in model.named_parameters() if ".audio_tower." in name}
 
 
@@ -813,6 +830,55 @@ def test_any_joined_llm_is_the_same_when_saved_and_loaded(tmp_path, family, tied
     assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-6)
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
     assert model.generate(**inputs, max_new_tokens=2).shape == (1, 5)
+
+
+def save_in_shards(llm: str, folder) -> list:
+    """Save the LLM of a folder in shards. Returns their paths."""
+    AutoModelForCausalLM.from_pretrained(llm).save_pretrained(folder, max_shard_size="4KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(llm, name), folder)
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_an_llm_that_lacks_a_weight_is_refused(backbones):
+    drop_weight(Path(backbones[1], "model.safetensors"), "model.layers.1.mlp.up_proj.weight")
+    message = r"lacks 1 weights of LlamaForCausalLM: \['model.layers.1.mlp.up_proj.weight'\]. Name a causal LM with"
+    with pytest.raises(ValueError, match=message):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones)
+
+
+def test_an_llm_that_lacks_a_shard_is_refused(backbones, tmp_path):
+    shards = save_in_shards(backbones[1], tmp_path)
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks 1 of the {len(shards)} shards .*{shards[1].name}.*Download"):
+        SoundwaveForConditionalGeneration.from_backbones(backbones[0], str(tmp_path))
+
+
+def test_an_llm_with_a_shard_that_broke_off_is_refused(backbones, tmp_path):
+    shards = save_in_shards(backbones[1], tmp_path)
+    shards[1].write_bytes(shards[1].read_bytes()[:-4])
+    with pytest.raises(ValueError, match=rf"`.*{shards[1].name}` cannot be read \(.*\): download or copy it again"):
+        SoundwaveForConditionalGeneration.from_backbones(backbones[0], str(tmp_path))
+
+
+@pytest.mark.parametrize("stage", ["align", "shrink"])
+def test_adapters_that_broke_off_are_refused(backbones, tmp_path, stage):
+    if stage == "align":
+        save_trained(SoundwaveForCTC.from_backbones(*backbones), tmp_path)
+    else:
+        save_lora(backbones, tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=rf"`.*{weights.name}` cannot be read \(.*\): download or copy it again"):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(tmp_path))
+
+
+def test_a_saved_model_with_a_shard_that_broke_off_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=rf"`.*{shard.name}` cannot be read"):
+        AutoModelForMultimodalLM.from_pretrained(tmp_path)
 
 
 def test_an_llm_that_scales_its_scores_is_refused(backbones, tmp_path):
@@ -1041,6 +1107,14 @@ def test_an_id_outside_the_vocabulary_is_refused(wrong):
 def test_a_label_outside_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="`labels` holds id 40 and the LLM's vocabulary has 32 ids"):
         tiny_model()(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([[-100, 40]]))
+
+
+def test_labels_and_masks_of_another_length_are_refused():
+    model, ids, features = tiny_model(), torch.tensor([[3, AUDIO, 4]]), make_clips([80])[0]
+    with pytest.raises(ValueError, match=r"`labels` has shape \(1, 9\), which is not that of .*: give one label"):
+        model(input_ids=ids, input_features=features, labels=torch.zeros(1, 9, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"`attention_mask` has shape \(1, 9\) and `input_ids` \(1, 3\): give one"):
+        model(input_ids=ids, input_features=features, attention_mask=torch.ones(1, 9))
 
 
 def test_the_encoder_alone_refuses_more_than_its_window():

@@ -175,6 +175,12 @@ REFUSED = {
     "stereo decoder": (FakeDecoder(torch.zeros(2, 8000), 16000), None, r"2 channels.*`samples.mean\(axis=0\)`"),
     "three axes": (np.zeros((1, 1, 8000), np.float32), 16000, r"shape \(1, 1, 8000\); expected one clip, mono"),
     "16-bit integers": (np.ones(8000, np.int16), 16000, r"arrived as int16 samples; expected floats.*/ 32768"),
+    "integers as floats": (
+        np.full(8000, -20_000, np.float32),
+        16000,
+        r"up to 20000; expected floats in \[-1, 1\]. Divide .*/ 32768",
+    ),
+    "no base64": ("data:audio/wav;base64,@@@x", None, r"\(data:audio/wav;base64,@@@x\) is no base64: .* encode the b"),
     "integer tensor": (torch.ones(8000, dtype=torch.int32), 16000, "arrived as int32 samples; expected floats"),
     "not audio": (b"not audio at all", None, "could not be decoded: .* Expected a file .*Convert it: `ffmpeg"),
     "row without audio": (

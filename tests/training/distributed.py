@@ -1,6 +1,7 @@
 """Trains cases as one of several processes: `torchrun --nproc_per_node 2 -m tests.training.distributed CASES OUT`.
 
-CASES is JSON, a recipe for each name; where it has `fsdp`, parameters are sharded. OUT gets `NAME.pt` of each.
+CASES is JSON, a recipe for each name; where it has `fsdp`, or `accelerate launch` says so, parameters are sharded;
+where it has `stop_after`, the run is broken off in the step after that and started again. OUT gets `NAME.pt` of each.
 """
 
 import json
@@ -8,12 +9,18 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
+from soundwave_hf.training.collator import SoundwaveCollator
 from tests.training.workspace import train, without_dropout
+
+
+# Asked before any case: the library sets it for the first that shards, and for all behind that one.
+LAUNCHED_TO_SHARD = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def pretend_to_be_gpus():
@@ -27,22 +34,43 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
     return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().clone()
 
 
+def listen(patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A list that gets the clips of each batch that a collator makes."""
+    heard, collate = [], SoundwaveCollator.__call__
+
+    def collated(collator, rows):
+        heard.append([row["audio"] for row in rows])
+        return collate(collator, rows)
+
+    patch.setattr(SoundwaveCollator, "__call__", collated)
+    return heard
+
+
 def run_case(name: str, recipe: dict, out: Path):
     def change(model):
         without_dropout(model)
-        if recipe.get("fsdp"):
+        if recipe.get("fsdp") or LAUNCHED_TO_SHARD:
             pretend_to_be_gpus()
 
     recipe_path = out / f"{name}.{os.environ['RANK']}.yaml"
-    trained = train(recipe, change=change, path=recipe_path)
+    if stop_after := recipe.pop("stop_after", None):
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, stop_after, change, recipe_path)
+    with pytest.MonkeyPatch.context() as patch:
+        heard = listen(patch)
+        trained = train(recipe, change=change, path=recipe_path)
+    heard_by_all = [None] * trained.trainer.accelerator.num_processes
+    torch.distributed.all_gather_object(heard_by_all, heard)
     model = trained.trainer.model_wrapped
     weights = {n.removeprefix("module."): whole(p) for n, p in model.named_parameters() if p.requires_grad}
     if trained.trainer.is_world_process_zero():
         result = {
             "wrapper": [base.__name__ for base in type(model).__mro__],
             "processes": trained.trainer.accelerator.num_processes,
+            "heard": heard_by_all,
             "logs": trained.logs,
             "weights": weights,
+            "sharded": sorted(n for n, p in model.named_parameters() if isinstance(p, DTensor)),
         }
         torch.save(result, out / f"{name}.pt")
 

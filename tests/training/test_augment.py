@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from soundwave_hf.data.tiny import make_speech
 from soundwave_hf.training.augment import Augmentation
-from tests.training.workspace import make_speech
 
 
 RATE = 16_000

@@ -4,10 +4,11 @@ import pytest
 import soundfile
 import torch
 
+from soundwave_hf.data.tiny import MEL_BINS
 from soundwave_hf.processing.processing_soundwave import SYSTEM_PROMPT
 from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.collator import SoundwaveCollator, ctc_text
-from tests.training.workspace import EVERY_AUGMENTATION, MEL_BINS
+from tests.training.workspace import EVERY_AUGMENTATION
 
 
 AUDIO, EOS, PAD = 259, 256, 257  # 256 bytes, <|im_end|>, <|endoftext|>, <|im_start|>, <|audio|>

@@ -1,16 +1,23 @@
 """Two processes on CPU (gloo) train what one does: data parallel, and with sharded parameters (FSDP2)."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from safetensors.torch import load_file
 
 from tests.training.workspace import SMALL_LORA, train, without_dropout
 
 
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "recipes" / "accelerate"
 STAGES = ("align", "shrink", "instruct")
 NO_DROPOUT = {**SMALL_LORA, "lora_dropout": 0.0}
 # Batch and accumulation of one process; with two, both hold half of the eight clips of a step.
@@ -37,6 +44,21 @@ def recipe_of(workspace, chain, stage: str, folder: Path, **changes) -> dict:
     )
 
 
+def run(command: list[str], **environment: str):
+    """Run a command in the repository; its last words where it fails."""
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def launch(config: str, *words: str, **environment: str):
+    """`accelerate launch` of a module by one of the repository's configs, as two processes on CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    command += ["--num_processes", "2", "--main_process_port", "0", "-m", *words]
+    run(command, ACCELERATE_USE_CPU="true", **environment)
+
+
 @pytest.fixture(scope="module")
 def two_processes(workspace, chain, tmp_path_factory):
     """What rank 0 of two saw of each stage and share of the work."""
@@ -51,8 +73,7 @@ def two_processes(workspace, chain, tmp_path_factory):
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["--standalone", "-m", "tests.training.distributed", str(folder / "cases.json"), str(folder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-6000:]
+    run(command)
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 
 
@@ -104,3 +125,113 @@ def test_two_processes_are_one(one_process, two_processes, stage, share):
     assert any("FSDP" in base for base in result["wrapper"]) == (share == "fsdp")
     assert ("DistributedDataParallel" in result["wrapper"]) == (share != "fsdp")
     assert_same_training(result, one_process[stage, "8x1"])
+
+
+# ---- the configs of `accelerate launch` ----
+
+
+@pytest.fixture(scope="module")
+def launched(workspace, chain, tmp_path_factory):
+    """What rank 0 of two saw, launched by the repository's configs."""
+    results = {}
+    for config, stages in (("ddp", ("shrink",)), ("fsdp2", ("align", "shrink"))):
+        folder = tmp_path_factory.mktemp(config)
+        cases = {stage: recipe_of(workspace, chain, stage, folder / stage, ddp_backend="gloo") for stage in stages}
+        (folder / "cases.json").write_text(json.dumps(cases))
+        launch(config, "tests.training.distributed", str(folder / "cases.json"), str(folder))
+        for stage in stages:
+            results[config, stage] = torch.load(folder / f"{stage}.pt", weights_only=True) | {"folder": folder / stage}
+    return results
+
+
+@pytest.mark.parametrize(("config", "stage"), [("ddp", "shrink"), ("fsdp2", "align"), ("fsdp2", "shrink")])
+def test_a_launch_by_a_config_trains_what_one_process_does(one_process, launched, config, stage):
+    result = launched[config, stage]
+    assert result["processes"] == 2
+    assert any("FSDP" in base for base in result["wrapper"]) == (config == "fsdp2")
+    assert_same_training(result, one_process[stage, "8x1"])
+
+
+@pytest.mark.parametrize("stage", ["align", "shrink"])
+def test_fsdp2_shares_out_all_but_the_encoder(launched, stage):
+    sharded = launched["fsdp2", stage]["sharded"]
+    assert not any("audio_tower" in name for name in sharded)
+    assert launched["fsdp2", stage]["weights"].keys() <= set(sharded)
+    if stage == "shrink":
+        assert any("language_model.layers" in name and "base_layer" in name for name in sharded)
+
+
+def test_fsdp2_saves_whole_weights(launched, one_process):
+    saved = load_file(launched["fsdp2", "shrink"]["folder"] / "adapter_model.safetensors")
+    trained = {
+        name.replace(".default", "").replace(".modules_to_save", ""): weight
+        for name, weight in one_process["shrink", "8x1"]["weights"].items()
+    }
+    assert saved.keys() == trained.keys()
+    for name, weight in saved.items():
+        torch.testing.assert_close(weight, trained[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_the_command_line_is_launched_on_the_tiny_recipe(tmp_path):
+    recipe = str(REPOSITORY / "recipes" / "tiny.yaml")
+    changes = ["--max_steps", "2", "--use_cpu", "true", "--ddp_backend", "gloo", "--disable_tqdm", "true"]
+    launch("ddp", "soundwave_hf.cli", "train", recipe, *changes, SOUNDWAVE_HOME=str(tmp_path))
+    for stage in ("1_align", "2_shrink", "3_instruct"):
+        state = json.loads((tmp_path / "runs" / "tiny" / stage / "trainer_state.json").read_text())
+        assert state["global_step"] == 2
+
+
+def environment_of(config: str) -> dict[str, str]:
+    """What a launch by a config tells the processes."""
+    arguments = launch_command_parser().parse_args(["--config_file", str(CONFIGS / f"{config}.yaml"), "train.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ""  # which `accelerate launch` sets
+        return prepare_deepspeed_cmd_env(arguments)[1]
+    return prepare_multi_gpu_env(arguments)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "told"),
+    [
+        ("ddp", "MULTI_GPU", {}),
+        (
+            "fsdp2",
+            "FSDP",
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+                "FSDP_RESHARD_AFTER_FORWARD": "true",
+                "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+                "FSDP_IGNORED_MODULES": r"(.*\.)?audio_tower",
+                "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+            },
+        ),
+        (
+            "zero3",
+            "DEEPSPEED",
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+                "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+                "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+                "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
+                "ACCELERATE_GRADIENT_CLIPPING": "auto",
+            },
+        ),
+    ],
+)
+def test_accelerate_reads_a_config(config, kind, told):
+    read = load_config_from_file(str(CONFIGS / f"{config}.yaml"))
+    assert (read.distributed_type.value, read.num_processes, read.mixed_precision) == (kind, 8, "no")
+    environment = environment_of(config)
+    assert {name: environment.get(name) for name in told} == told
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"  # the recipe says it
+
+
+def test_every_config_is_tested_and_begins_with_its_command():
+    assert {path.stem for path in CONFIGS.iterdir()} == {"ddp", "fsdp2", "zero3"}
+    for path in CONFIGS.iterdir():
+        command = f"# accelerate launch --config_file recipes/accelerate/{path.name} -m soundwave_hf.cli train RECIPE"
+        assert path.read_text().splitlines()[0] == command

@@ -6,12 +6,13 @@ import soundfile
 import torch
 from safetensors import safe_open
 
+from soundwave_hf.data.tiny import RATE
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForCTC
 from soundwave_hf.training import encoder_cache
 from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.collator import SoundwaveCollator
 from soundwave_hf.training.encoder_cache import EncoderCache
-from tests.training.workspace import EVERY_AUGMENTATION, RATE, train, without_dropout
+from tests.training.workspace import EVERY_AUGMENTATION, train, without_dropout
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,20 @@ def test_training_on_cached_states_is_training(workspace, tmp_path, stage):
     assert list((tmp_path / "encoder_states").glob("*/*.safetensors"))
 
 
+def test_masks_are_drawn_anew_in_every_epoch_and_come_back_where_they_are_cached(workspace, tmp_path, monkeypatch):
+    """SpecAugment: epochs of one step, of the same weights."""
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    recipe = workspace.recipe("align", tmp_path / "fresh", max_steps=4, per_device_train_batch_size=12)
+    recipe |= {"augment": {"spec_augment": 1.0}, "learning_rate": 0.0, "plot_loss": False}
+    recipe["train_sampling_strategy"] = "sequential"
+    fresh = train(recipe, change=without_dropout).losses()
+    cached = recipe | {"output_dir": str(tmp_path / "cached"), "encoder_cache": {"variants": 2}}
+    losses = train(cached, change=without_dropout).losses()
+    assert len(set(fresh)) == 4
+    assert losses[2:] == losses[:2]
+    assert losses[0] != losses[1]
+
+
 def test_what_is_there_is_not_computed_again(model, rows, collator, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_cache, "SHARD_BYTES", 1)
     monkeypatch.setattr(encoder_cache, "FRAMES_AT_ONCE", 200)
@@ -148,6 +163,13 @@ def test_another_content_of_a_file_is_another_clip(model, rows, collator, tmp_pa
     soundfile.write(tmp_path / "a.wav", np.zeros(RATE, dtype=np.float32) + 0.2, RATE)
     assert collator().clip_name(row, 0) != first
     assert collator(noise=0.5).clip_name(row, 0) != collator().clip_name(row, 0)
+
+
+def test_clip_that_is_no_file_is_refused(model, collator, tmp_path):
+    cache = EncoderCache(tmp_path)
+    row = {"audio": {"path": None, "bytes": b"RIFF"}, "text": "a", "seconds": 1.0, "row": 0}
+    with pytest.raises(ValueError, match="`encoder_cache` is for clips in files, and one arrived as dict: give paths"):
+        cache.fill(model, collator(cache), [row])
 
 
 def test_states_that_do_not_fit_are_refused_before_the_first(model, rows, collator, tmp_path):

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -52,6 +54,19 @@ def test_a_weight_without_a_finite_half_is_refused(chain, tmp_path, value):
     with pytest.raises(ValueError, match="`layer.weight` in .*run` has no finite float16 value"):
         export_adapter(run, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
+
+
+def test_an_export_that_fails_leaves_weights_and_configs_of_before(chain, tmp_path):
+    shipped = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
+    before = {path.name: path.read_bytes() for path in shipped.iterdir()}
+    run = tmp_path / "run"
+    shutil.copytree(chain["instruct"].folder, run)
+    (run / "processor_config.json").write_text("{")  # read last
+    for destination in (shipped, tmp_path / "new" / "folder"):
+        with pytest.raises(ValueError, match="Expecting property name"):
+            export_adapter(run, destination)
+    assert {path.name: path.read_bytes() for path in shipped.iterdir()} == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_folder_of_the_machine_is_shipped(chain, tmp_path):

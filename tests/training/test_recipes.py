@@ -1,17 +1,25 @@
+import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from transformers.trainer import TRAINER_STATE_NAME
 
 from soundwave_hf import cli
-from soundwave_hf.data.backbones import PYPI_BACKBONES
+from soundwave_hf.data.backbones import PYPI_BACKBONES, resolve_backbone
+from soundwave_hf.data.tiny import TINY_BACKBONES
+from soundwave_hf.modeling.backbones_soundwave import TRAINED_FILE
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.augment import Augmentation
-from soundwave_hf.training.run import read_recipe, read_rows, run_recipe
+from soundwave_hf.training.run import read_recipe, read_recipes, read_rows, run_recipe
 from tests.training.workspace import write_manifest
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate")
+LAUNCH = "accelerate launch --config_file recipes/accelerate/ddp.yaml -m soundwave_hf.cli"
 ROW = {"audio": "clips/0.wav", "text": "Yes.", "seconds": 1.0, "source": "a"}
 
 
@@ -46,9 +54,80 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     Augmentation(**recipe.augment)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path):
-    assert path.read_text().splitlines()[0] == f"# soundwave-hf train recipes/{path.name}"
+    command = LAUNCH if path.parent.name == "llama-3.1-8b" else "soundwave-hf"
+    assert path.read_text().splitlines()[0] == f"# {command} train recipes/{path.relative_to(RECIPES)}"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_key_of_a_shipped_recipe_is_read(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    for recipe, arguments in read_recipes(path):
+        Augmentation(**recipe.augment)
+        assert arguments.max_steps > 0
+        assert Path(arguments.output_dir).is_relative_to(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "rate", "clips"),
+    [("1_align", 6000, 1e-4, 32 * 8), ("2_shrink", 6000, 3e-5, 16 * 8), ("3_instruct", 4000, 3e-5, 8 * 4)],
+)
+def test_the_recipes_of_llama_have_the_values_of_the_paper(name, steps, rate, clips):
+    recipe, arguments = read_recipe(RECIPES / "llama-3.1-8b" / f"{name}.yaml")
+    assert (recipe.encoder, recipe.llm) == ("openai/whisper-large-v3", "meta-llama/Llama-3.1-8B-Instruct")
+    assert (arguments.max_steps, arguments.learning_rate) == (steps, rate)
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == clips
+    assert recipe.mixture == {"temperature": 1, "step": 5}
+    if name == "2_shrink":
+        assert recipe.model["ctc_loss_weight"] == 0.3
+        assert (recipe.lora["r"], recipe.lora["lora_alpha"]) == (64, 16)
+        assert recipe.lora["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.fixture(scope="module")
+def tiny_home(tmp_path_factory):
+    """An empty home, after the tiny recipe has run there."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOUNDWAVE_HOME", str(home))
+        assert cli.main(["train", str(RECIPES / "tiny.yaml"), "--disable_tqdm", "true", "--use_cpu", "true"]) == 0
+    return home
+
+
+@pytest.mark.parametrize("stage", ["1_align", "2_shrink", "3_instruct"])
+def test_the_tiny_recipe_trains_each_stage_and_downloads_nothing(tiny_home, stage):
+    folder = tiny_home / "runs" / "tiny" / stage
+    history = json.loads((folder / TRAINER_STATE_NAME).read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    weights = load_file(folder / (TRAINED_FILE if stage == "1_align" else "adapter_model.safetensors"))
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_what_the_tiny_recipe_made_is_made_again_alike(tiny_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    before = torch.random.get_rng_state()
+    for name in TINY_BACKBONES:
+        again = load_file(Path(resolve_backbone(name)) / "model.safetensors")
+        first = load_file(tiny_home / "backbones" / name / "model.safetensors")
+        assert all(torch.equal(first[key], again[key]) for key in first.keys() | again.keys())
+    assert torch.equal(torch.random.get_rng_state(), before)  # a run on fresh backbones is the run on kept ones
+
+
+@pytest.mark.parametrize("key", ["output_dir", "stage", "start_from"])
+def test_what_the_recipes_of_one_file_differ_in_is_not_overridden(key):
+    with pytest.raises(ValueError, match=f"`.*tiny.yaml` holds 3 recipes, and `--{key}` would be that of each"):
+        read_recipes(RECIPES / "tiny.yaml", {key: "x"})
+
+
+def test_a_mistake_in_one_of_several_recipes_names_it(tmp_path):
+    path = tmp_path / "several.yaml"
+    path.write_text((RECIPES / "tiny.yaml").read_text().replace("mixture:", "mixtur:"))
+    with pytest.raises(ValueError, match="recipe 2 of `.*several.yaml` has the key `mixtur`, .* mean `mixture`?"):
+        read_recipes(path)
+    with pytest.raises(ValueError, match="tiny.yaml` holds 3 recipes and one was expected"):
+        read_recipe(RECIPES / "tiny.yaml")
 
 
 def test_numbers_of_a_recipe_are_numbers_however_they_are_written(write):
@@ -58,8 +137,10 @@ def test_numbers_of_a_recipe_are_numbers_however_they_are_written(write):
         read_recipe(write(warm_start="perhaps"))
 
 
-def test_there_are_three_shipped_recipes():
-    assert len(list(RECIPES.glob("*.yaml"))) == 3
+def test_the_shipped_recipes_are_these():
+    names = {str(path.relative_to(RECIPES)) for path in SHIPPED}
+    stages = {"1_align.yaml", "2_shrink.yaml", "3_instruct.yaml"}
+    assert names == stages | {f"llama-3.1-8b/{name}" for name in stages} | {"tiny.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +165,31 @@ def test_there_are_three_shipped_recipes():
         ({"attn_implementation": {"text_confg": "eager"}}, "the key `text_confg`, .* Did you mean `text_config`?"),
         ({"mixture": {"temprature": 1}}, "`mixture` of .* has the key `temprature`, .* Did you mean `temperature`?"),
         ({"mixture": {"temperature": 0}}, "`mixture` is a temperature of 0 and a step of 5.0 an epoch: the first"),
+        (
+            {"stage": "shrink", "quantization": {"load_in_4bit": True, "bnb_4bit_quant_typ": "nf4"}},
+            "`quantization` of .* the key `bnb_4bit_quant_typ`, .* Did you mean `bnb_4bit_quant_type`?",
+        ),
+        (
+            {"stage": "shrink", "quantization": {"quant_method": "torchao", "quant_type": "int8", "zzzz": 1}},
+            "the key `zzzz`, .* Its keys are .*'modules_to_not_convert', 'quant_method', 'quant_type'",
+        ),
+        (
+            {"stage": "shrink", "quantization": {"load_in_4bits": True}},
+            "`quantization` of .* has the `quant_method` None: give `load_in_4bit: true` or `load_in_8bit: true`",
+        ),
+        (
+            {"stage": "shrink", "quantization": {"quant_method": "bitsandbytes"}},
+            "has the `quant_method` 'bitsandbytes': give `load_in_4bit: true` or .* or a method of .*'torchao'",
+        ),
+        ({"stage": "shrink", "quantization": 4}, "`quantization` of .* is 4; give `key: value` pairs"),
+        ({"encoder_cache": {"variants": 0}}, "`encoder_cache` has `variants` 0; give a whole number, 1 or more"),
+        ({"encoder_cache": {"gigabytes": "0.0"}}, "`encoder_cache` has `gigabytes` 0.0; give what the disk may hold"),
+        ({"encoder_cache": {"variants": 2}}, "has `variants` 2, and without `augment` all versions of a clip are one"),
+        (
+            {"encoder_cache": {}, "augment": {"spec_augment": 0.5}},
+            "`augment` draws anew in every epoch, and `encoder_cache` keeps .* say with `encoder_cache.variants` how",
+        ),
+        ({"repeat": {"s0": 0}}, "`repeat` has 0 for `s0`; give a whole number, 1 or more"),
         ({"augment": 0.1}, "`augment` of .* is 0.1; give `key: value` pairs"),
         ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
         ({"repeat": {"s0": 2, "absent": 3}}, r"`repeat` names \['absent'\], and no row of .* has that source"),
@@ -240,7 +346,7 @@ def test_a_manifest_that_cannot_be_read_names_the_line(tmp_path, text, message):
 def test_the_command_trains_a_recipe(write, tmp_path, capsys):
     assert cli.main(["train", str(write()), "--max_steps", "1", "--augment.speed=0.1"]) == 0
     assert (tmp_path / "out" / "trained.safetensors").is_file()
-    assert "Stage align: 0.00 M parameters on ctc, 12 clips (0.0 h), 4 a step" in capsys.readouterr().out
+    assert "Stage align: 0.01 M parameters on ctc, 12 clips (0.0 h), 4 a step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

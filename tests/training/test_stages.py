@@ -7,9 +7,10 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
+from soundwave_hf.data.tiny import make_speech
 from soundwave_hf.modeling.backbones_soundwave import TRAINED_FILE
 from soundwave_hf.training.stages import STAGES, check_trainable, freeze_all_but
-from tests.training.workspace import Trained, everything_in, make_speech, train, train_chain
+from tests.training.workspace import Trained, everything_in, train, train_chain
 
 
 LORA = r"language_model\.layers\.[01]\.self_attn\.[qkvo]_proj\.lora_[AB]\.default\.weight$"

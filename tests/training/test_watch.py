@@ -5,7 +5,14 @@ from PIL import Image
 
 from soundwave_hf.training import watch
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
-from soundwave_hf.training.watch import CollapseCallback, PlotCallback, curves, plot_history
+from soundwave_hf.training.watch import (
+    CollapseCallback,
+    PaceCallback,
+    PlotCallback,
+    curves,
+    describe_duration,
+    plot_history,
+)
 
 
 ZERO = SimpleNamespace(is_world_process_zero=True, global_step=7)
@@ -41,6 +48,35 @@ def test_a_collapse_is_told_once(warnings, tmp_path, shares, times):
         callback.on_log(arguments, ZERO, None, logs={"eval_loss": 1.0})
     assert len(warnings) == times
     assert all("Step 7" in text and "`learning_rate`" in text for text in warnings)
+
+
+def run_steps(callback: PaceCallback, first: int, last: int, is_world_process_zero: bool = True):
+    state = SimpleNamespace(global_step=first, max_steps=1007, is_world_process_zero=is_world_process_zero)
+    callback.on_train_begin(None, state, None)
+    for step in range(first + 1, last + 1):
+        state.global_step = step
+        callback.on_step_end(None, state, None)
+
+
+def test_the_time_left_is_told_once_and_leaves_out_the_first_step(monkeypatch, capsys):
+    # Steps of 2 s, the first of 60 s: that of a run that goes on from step 100.
+    clock = iter([60.0, 70.0])
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: next(clock))
+    run_steps(PaceCallback(), first=100, last=130)
+    assert capsys.readouterr().out == "901 steps left, about 30 min: 2 s each, measured over 5.\n"
+
+
+def test_one_process_tells_the_time(capsys):
+    run_steps(PaceCallback(), first=0, last=10, is_world_process_zero=False)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(42.4, "42 s"), (420, "7 min"), (12_600, "3.5 h"), (9e5, "10.4 days")],
+)
+def test_a_duration_is_told_in_its_unit(seconds, text):
+    assert describe_duration(seconds) == text
 
 
 def test_curves_are_what_was_logged():

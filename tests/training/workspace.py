@@ -5,25 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from torch import nn
-from transformers import TrainerCallback, WhisperFeatureExtractor
+from transformers import TrainerCallback
 
+from soundwave_hf.data.tiny import write_tiny_data, write_tiny_llm, write_tiny_whisper
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveAttention
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
 from soundwave_hf.training import run
-from tests.tiny import tiny_tokenizer
-from tests.tiny_models import save_tiny_llm, save_tiny_whisper
 
 
-MEL_BINS = 16
-RATE = 16_000
-TEXTS = ["Yes.", "It's 5!", "No, no.", "Go on", "Well, hi", "A b c", "Stop it!", "Done", "We'll see", "Oh", "Up", "10"]
-SECONDS = [1.0, 1.4, 0.8, 1.2, 1.3, 0.6, 1.1, 0.5, 1.5, 0.7, 0.4, 0.9]  # no two alike; a byte needs a frame of 40 ms
 SMALL_LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 EVERY_AUGMENTATION = {"speed": 0.15, "noise": 0.5, "narrow": 0.5, "room": 0.5, "spec_augment": 0.7}
 
@@ -64,35 +57,10 @@ class Workspace:
 
 def make_workspace(folder: Path) -> Workspace:
     """Write backbones, clips and manifests."""
-    encoder = save_tiny_whisper(folder / "whisper", num_mel_bins=MEL_BINS, max_source_positions=1500)
-    WhisperFeatureExtractor(feature_size=MEL_BINS).save_pretrained(encoder)
-    tokenizer = tiny_tokenizer(audio_token=None)
-    llm = save_tiny_llm(
-        folder / "llm", vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=1024
-    )
-    tokenizer.save_pretrained(llm)
-    rows = [
-        {"audio": f"clips/{index}.wav", "text": text, "seconds": seconds, "voice": "tiny", "source": f"s{index % 2}"}
-        | {"task": "asr" if index % 4 else "sound"}
-        for index, (text, seconds) in enumerate(zip(TEXTS, SECONDS, strict=True))
-    ]
-    data = folder / "data"
-    (data / "clips").mkdir(parents=True)
-    for index, row in enumerate(rows):
-        soundfile.write(data / row["audio"], make_speech(row["seconds"], seed=index), RATE, subtype="FLOAT")
-    write_manifest(data / "train.jsonl", rows)
-    asked = [row | {"question": "Who?", "answer": f"Number {index}."} for index, row in enumerate(rows[:4])]
-    spoken = [row | {"question": "", "answer": f"I am {index}."} for index, row in enumerate(rows[4:8])]
-    write_manifest(data / "instruct.jsonl", asked + spoken + rows[8:])
-    return Workspace(encoder, llm, data)
-
-
-def make_speech(seconds: float, seed: int) -> np.ndarray:
-    """A tone that rises and falls, and noise: `(samples,)`, float32, at 16 kHz."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(int(seconds * RATE)) / RATE
-    tone = np.sin(2 * np.pi * (200 + 40 * seed) * time) * np.sin(2 * np.pi * 3 * time) ** 2
-    return (0.3 * tone + 0.02 * rng.standard_normal(len(time))).astype(np.float32)
+    write_tiny_whisper(folder / "whisper")
+    write_tiny_llm(folder / "llm")
+    write_tiny_data(folder / "data")
+    return Workspace(str(folder / "whisper"), str(folder / "llm"), folder / "data")
 
 
 def write_manifest(path: Path, rows: list[dict]) -> Path:

@@ -1,0 +1,524 @@
+"""`soundwave-hf plan RECIPE --gpus 8x80GB`: whether a recipe fits the GPUs, and how long it takes there.
+
+Nothing is loaded but the backbones' configs: parameters are counted on the model itself without its weights (PyTorch's
+meta device), activations and operations by the formulas of `costs.py`. Not counted: communication between GPUs, and
+waiting for data.
+"""
+
+import copy
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
+
+from ..data.backbones import backbone_folder, hub_answers, resolve_backbone
+from ..data.manifest import read_rows
+from ..data.tiny import TINY_BACKBONES
+from ..modeling.backbones_soundwave import AUDIO_TOKEN, audio_token_place, settable_fields
+from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from .arguments import SoundwaveTrainingArguments
+from .costs import FLOAT32, Batch, LoraSizes, Numerics, Part, batch_parts, cache_bytes
+from .run import RecipeArguments, add_lora, read_recipes
+from .stages import ADAPTERS, STAGES, freeze_all_but
+from .watch import describe_duration
+
+
+GIB = 2**30
+KEPT_FREE = 0.08  # of a GPU's memory: CUDA, NCCL, and what the allocator cannot join
+# Sizes of backbones that are large, or that the hub gives to those alone who have agreed to a licence.
+KNOWN_SIZES = {
+    "openai/whisper-large-v3": WhisperConfig(  # its encoder
+        num_mel_bins=128,
+        d_model=1280,
+        encoder_layers=32,
+        encoder_attention_heads=20,
+        encoder_ffn_dim=5120,
+        dtype=torch.float16,
+    ),
+    "meta-llama/Llama-3.1-8B-Instruct": LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131_072,
+        dtype=torch.bfloat16,
+    ),
+}
+# Bytes of an optimizer's state for each trained number.
+OPTIMIZER_BYTES = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_anyprecision"), 8),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), 2),
+    "sgd": 0,
+}
+# Where no manifest says: lengths of clips, and what is said in them.
+USUAL_SECONDS, LONGEST_SECONDS = 8.0, 30.0  # the paper's data; Whisper's window
+TRAILING_SILENCE = 0.3  # what a processor puts behind a clip
+TARGETS_PER_SECOND = 4.0  # tokens of a transcript
+POSITIONS_PER_SECOND = 5.0  # the paper's
+PROMPT_TOKENS, SHARED_TOKENS = 64, 40  # before the answer; and of these, before the clip
+ANSWER_TOKENS = 256  # of `generate`
+PAPER_LORA = {"r": 64, "lora_alpha": 16}  # where stage `instruct` goes on from a folder that is not there yet
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """How many GPUs, and what each has.
+
+    Args: memory (`float`): bytes; tflops (`float`): of dense matrix products; utilisation (`float`): share of them
+        that training reaches.
+    """
+
+    count: int
+    memory: float
+    tflops: float = 312.0
+    utilisation: float = 0.4
+
+    @classmethod
+    def read(cls, text: str, **rest) -> "Gpus":
+        """`8x80GB`. Raises: `ValueError` for another form."""
+        found = re.fullmatch(r"([1-9]\d*)x(\d+(?:\.\d+)?)GB", text)
+        if found is None:
+            raise ValueError(
+                f"`--gpus` is {text!r}; expected the number of GPUs and the memory of each, such as `8x80GB`."
+            )
+        return cls(int(found[1]), float(found[2]) * GIB, **rest)
+
+    def __post_init__(self):
+        if not (self.tflops > 0 and 0 < self.utilisation <= 1):
+            raise ValueError(
+                f"`--tflops` is {self.tflops:g} and `--utilisation` {self.utilisation:g}; expected more than 0, and a "
+                "share of 0 to 1."
+            )
+
+
+# ---- what a recipe trains ----
+
+
+def backbone_config(name: str) -> PreTrainedConfig:
+    """The config of a backbone: of its folder, of the hub or its cache, or its sizes as they are known here.
+
+    Raises: `FileNotFoundError` where none has it.
+    """
+    if (folder := _folder(name)) is not None:
+        return AutoConfig.from_pretrained(folder)
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=name in KNOWN_SIZES or not hub_answers())
+    except (OSError, ValueError) as error:
+        if name in KNOWN_SIZES:
+            return copy.deepcopy(KNOWN_SIZES[name])
+        raise FileNotFoundError(
+            f"There is no config of `{name}`: it is no folder, the hub did not deliver it, and its sizes are not "
+            f"among those known here, {sorted(KNOWN_SIZES)}. Fetch it: `soundwave-hf backbones {name}`."
+        ) from error
+
+
+def _folder(name: str) -> str | None:
+    """Where a backbone lies that is here already, or is made here."""
+    if name in TINY_BACKBONES or Path(name).expanduser().is_dir() or backbone_folder(name).is_dir():
+        return resolve_backbone(name)
+    return None
+
+
+def soundwave_config(recipe: RecipeArguments) -> SoundwaveConfig:
+    """The config that a run would have, with the audio token in the LLM's vocabulary."""
+    audio, text = backbone_config(recipe.encoder), backbone_config(recipe.llm)
+    # Without a tokenizer here: as in an LLM whose table has no spare rows.
+    audio_token_id, rows = text.vocab_size, text.vocab_size + 1
+    if (folder := _folder(recipe.llm)) is not None:
+        audio_token_id, rows = audio_token_place(folder, AUDIO_TOKEN, text.vocab_size)
+    text.vocab_size = rows
+    fields = {}
+    if _starts_from(recipe, "config.json"):
+        start = SoundwaveConfig.from_pretrained(recipe.start_folder)
+        fields = {name: getattr(start, name) for name in settable_fields()}
+    fields |= recipe.model
+    return SoundwaveConfig(audio_config=audio, text_config=text, audio_token_id=audio_token_id, **fields)
+
+
+def _starts_from(recipe: RecipeArguments, file: str) -> bool:
+    return recipe.start_from is not None and os.path.isfile(os.path.join(recipe.start_folder, file))
+
+
+def skeleton(recipe: RecipeArguments, config: SoundwaveConfig) -> nn.Module:
+    """The model of a run without its weights, and exactly the stage's parameters set to train."""
+    stage = STAGES[recipe.stage]
+    with torch.device("meta"):
+        model = (SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC)(config)
+        if _starts_from(recipe, "adapter_config.json"):
+            model = get_peft_model(model, LoraConfig.from_pretrained(recipe.start_folder))
+        elif stage.has_llm:
+            model = add_lora(model, recipe.lora or (PAPER_LORA if recipe.stage == "instruct" else {}))
+    freeze_all_but(model, stage)
+    return model
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers in the parameters of a model, and the bytes of those that are frozen, by the part they belong to."""
+
+    trained: dict[str, int]
+    frozen: dict[str, int]
+    frozen_bytes: dict[str, float]
+
+    @classmethod
+    def count(cls, model: nn.Module, backbone_bytes: dict[str, float]) -> "Weights":
+        """Args: backbone_bytes: of a number of "encoder" and "LLM"; adapters are in float32."""
+        trained, frozen, frozen_bytes = {}, {}, {}
+        for name, parameter in model.named_parameters():
+            part = part_of(name)
+            numbers = trained if parameter.requires_grad else frozen
+            numbers[part] = numbers.get(part, 0) + parameter.numel()
+            if not parameter.requires_grad:
+                size = backbone_bytes.get(part, FLOAT32)
+                frozen_bytes[part] = frozen_bytes.get(part, 0.0) + parameter.numel() * size
+        return cls(trained, frozen, frozen_bytes)
+
+
+def part_of(name: str) -> str:
+    """The part that the parameter of this name belongs to."""
+    if ".original_module." in name:
+        return "PEFT's copies of the adapters"
+    parts = {"lora_": "LoRA", "audio_tower": "encoder"} | {name: name.replace("_", " ") for name in ADAPTERS}
+    return next((part for piece, part in parts.items() if piece in name), "LLM")
+
+
+# ---- what a run works on ----
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Lengths of the clips of a run, in seconds, and what says so."""
+
+    mean: float
+    longest: float
+    clips: int | None
+    words: int | None
+    source: str
+
+    @classmethod
+    def of(cls, recipe: RecipeArguments) -> "Speech":
+        if not recipe.manifest.is_file():
+            told = f"assumed: there is no `{recipe.manifest}` yet"
+            return cls(USUAL_SECONDS, LONGEST_SECONDS, None, None, told)
+        rows = [row for row in read_rows(recipe.manifest) for _ in range(recipe.repeat.get(row.get("source"), 1))]
+        seconds = [row["seconds"] for row in rows]
+        words = {word for row in rows for word in row["text"].split()}
+        return cls(statistics.fmean(seconds), max(seconds), len(rows), len(words), f"`{recipe.manifest}`")
+
+
+def batch_of(recipe: RecipeArguments, clips: int, seconds: float, shares_prefix: bool) -> Batch:
+    """A batch of clips of this length and of transcripts as they usually are."""
+    if recipe.max_batch_seconds is not None:
+        clips = max(1, min(clips, int(recipe.max_batch_seconds / seconds)))
+    targets = math.ceil(TARGETS_PER_SECOND * seconds)
+    mel_frames = math.ceil(100 * (seconds + TRAILING_SILENCE))
+    if not STAGES[recipe.stage].has_llm:
+        return Batch(clips, mel_frames, targets)
+    return Batch(
+        clips,
+        mel_frames,
+        targets,
+        positions=math.ceil(POSITIONS_PER_SECOND * seconds),
+        tokens=PROMPT_TOKENS + 1 + targets + 1,
+        prefix=SHARED_TOKENS if shares_prefix and recipe.stage == "shrink" else 0,
+        scored=clips * (targets + 2),
+    )
+
+
+class Plan:
+    """What one recipe takes of each GPU.
+
+    `sharded` (`bool`) of its methods: whether parameters are shared out among the GPUs (FSDP2) or each has all (DDP).
+    """
+
+    def __init__(self, recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, gpus: Gpus):
+        self.recipe, self.arguments, self.gpus = recipe, arguments, gpus
+        self.stage, self.config, self.speech = STAGES[recipe.stage], soundwave_config(recipe), Speech.of(recipe)
+        self.model = skeleton(recipe, self.config)
+        self.llm = llm_sizes(self.model) if self.stage.has_llm else {}
+        self.backbone_bytes = {"encoder": self._bytes_of("audio_config"), "LLM": self._bytes_of("text_config")}
+        self.weights = Weights.count(self.model, self.backbone_bytes)
+        if recipe.quantization:
+            saved = self.backbone_bytes["LLM"] - quantized_bytes(recipe.quantization)
+            self.weights.frozen_bytes["LLM"] -= self.llm["matrices"] * saved
+
+    def _bytes_of(self, part: str) -> int:
+        if self.arguments.bf16:
+            return torch.bfloat16.itemsize
+        return (getattr(self.config, part).dtype or torch.float32).itemsize
+
+    @property
+    def steps(self) -> int | None:
+        """Of the whole run; None where it is told in epochs of data that is not there."""
+        if self.arguments.max_steps > 0:
+            return self.arguments.max_steps
+        if self.speech.clips is None:
+            return None
+        return math.ceil(self.arguments.num_train_epochs * self.speech.clips / self.clips_of_step)
+
+    @property
+    def clips_of_step(self) -> int:
+        arguments = self.arguments
+        return self.gpus.count * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+
+    def numerics(self) -> Numerics:
+        attention = self.recipe.attn_implementation
+        chosen = attention if isinstance(attention, dict) else dict.fromkeys(("", "text_config"), attention)
+        eager = {part for key, part in (("", "adapters"), ("text_config", "llm")) if chosen.get(key) == "eager"}
+        return Numerics(
+            torch.bfloat16.itemsize if self.arguments.bf16 or self.arguments.fp16 else FLOAT32,
+            frozenset(eager),
+            self.model.peft_config["default"].lora_dropout if self.stage.has_llm else 0.0,
+            bool(self.arguments.gradient_checkpointing),
+        )
+
+    def batch(self, seconds: float, sharded: bool) -> Batch:
+        shares_prefix = not sharded and not self.arguments.gradient_checkpointing
+        return batch_of(self.recipe, self.arguments.per_device_train_batch_size, seconds, shares_prefix)
+
+    def heaviest_batch(self, sharded: bool) -> Batch:
+        """That of the longest clips, or, of a batch within `max_batch_seconds`, of as many clips as it may have."""
+        lengths = {self.speech.longest}
+        if (limit := self.recipe.max_batch_seconds) is not None:
+            lengths.add(min(self.speech.longest, limit / self.arguments.per_device_train_batch_size))
+        batches = [self.batch(seconds, sharded) for seconds in lengths]
+        return max(batches, key=lambda batch: sum(part.kept for part in self.parts(batch)))
+
+    def parts(self, batch: Batch) -> list[Part]:
+        """The costs of one batch; those of the encoder are left out where its states are cached."""
+        candidates = self.config.text_config.vocab_size - 1
+        if self.recipe.ctc_negatives is not None and self.speech.words is not None:
+            candidates = min(candidates, self.recipe.ctc_negatives + self.speech.words)
+        numerics, encoder_bytes = self.numerics(), self.backbone_bytes["encoder"]
+        parts = list(batch_parts(self.stage, self.config, batch, numerics, encoder_bytes, candidates, self.llm))
+        return parts if self.recipe.encoder_cache is None else parts[1:]
+
+    @property
+    def step_flops(self) -> dict[str, float]:
+        """Of each part, in a whole step of one GPU, over clips of the mean length."""
+        grouped = self.arguments.train_sampling_strategy == "group_by_length"
+        batch = self.batch(self.speech.mean if grouped else self.speech.longest, sharded=False)
+        accumulated = self.arguments.gradient_accumulation_steps
+        return {part.name: accumulated * (part.forward + part.backward) for part in self.parts(batch)}
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.step_flops.values()) / (self.gpus.tflops * 1e12 * self.gpus.utilisation)
+
+    def memory(self, sharded: bool) -> dict[str, float]:
+        """Bytes of one GPU at the peak of a step over its heaviest batch, by what they are for."""
+        share = self.gpus.count if sharded else 1
+        # `recipes/accelerate/fsdp2.yaml` leaves the encoder whole on each.
+        frozen = {
+            f"frozen weights: {part}": size if part == "encoder" else size / share
+            for part, size in self.weights.frozen_bytes.items()
+        }
+        numbers = sum(self.weights.trained.values())
+        mixed = self.numerics().mixed
+        parts = self.parts(self.heaviest_batch(sharded))
+        # What passes does so at different times, that of the optimizer after the gradients are there.
+        passing = max(numbers * FLOAT32 / share, *(part.passing for part in parts))
+        return {
+            **frozen,
+            "trained weights": numbers * FLOAT32 / share,
+            "gradients": numbers * FLOAT32 / share,
+            f"optimizer ({self.arguments.optim.value})": numbers * self._optimizer_bytes() / share,
+            "gradients on their way to the others": 0 if sharded or self.gpus.count == 1 else numbers * FLOAT32,
+            "weights gathered to be used": self._gathered() if share > 1 else 0,
+            "trained weights in half precision": numbers * self.numerics().size if mixed else 0,
+            **{f"kept for the backward pass: {part.name}": part.kept for part in parts if part.kept},
+            "the most that passes": passing,
+            "kept free": KEPT_FREE * self.gpus.memory,
+        }
+
+    def fits(self, sharded: bool) -> bool:
+        return sum(self.memory(sharded).values()) <= self.gpus.memory
+
+    def changed(self, **values) -> "Plan":
+        """The plan of the same recipe with other training arguments."""
+        plan = copy.copy(self)
+        plan.arguments = copy.copy(self.arguments)
+        vars(plan.arguments).update(values)
+        return plan
+
+    def _optimizer_bytes(self) -> int:
+        name = self.arguments.optim.value
+        if name not in OPTIMIZER_BYTES:
+            raise ValueError(f"`optim` is `{name}`, and a plan knows the states of {sorted(OPTIMIZER_BYTES)}.")
+        return OPTIMIZER_BYTES[name]
+
+    def _gathered(self) -> float:
+        """Bytes of a layer at work and of the one fetched meanwhile, and of the tables that stay while used."""
+        size, text = self.backbone_bytes["LLM"], self.config.text_config
+        table = text.vocab_size * text.hidden_size * size
+        if not self.stage.has_llm:
+            return table
+        return (
+            2 * self.llm["matrices"] * size / text.num_hidden_layers + (1 if text.tie_word_embeddings else 2) * table
+        )
+
+
+def quantized_bytes(quantization: dict) -> float:
+    """Of a number in a matrix of the LLM, by the two keys of bitsandbytes. Raises: `ValueError` for any other."""
+    sizes = {"load_in_4bit": 0.5 + FLOAT32 / 64, "load_in_8bit": 1.0}  # 4 bits, and a scale for each 64 numbers
+    for key, size in sizes.items():
+        if quantization.get(key):
+            return size
+    raise ValueError(f"`quantization` is {quantization!r}, and a plan knows the sizes of {' and '.join(sizes)}.")
+
+
+def llm_sizes(model: nn.Module) -> dict:
+    """What `llm_part` asks of an LLM with LoRA: the numbers in its matrices, and what the LoRA of a layer reads."""
+    language = model.get_base_model().model.language_model
+    tables = {id(module.weight) for module in language.modules() if isinstance(module, nn.Embedding)}
+    matrices = lora_weights = 0
+    for name, parameter in language.named_parameters():
+        if "lora_" in name:
+            lora_weights += parameter.numel()
+        elif parameter.dim() == 2 and id(parameter) not in tables:
+            matrices += parameter.numel()
+    layers = {name: module for name, module in language.named_modules() if hasattr(module, "lora_A")}
+    # All layers have the same modules; where they have not, the widest of a name stands for it.
+    inputs: dict[str, int] = {}
+    for name, module in layers.items():
+        last = name.rpartition(".")[2]
+        inputs[last] = max(inputs.get(last, 0), module.in_features)
+    rank = max(max(module.r.values()) for module in layers.values())
+    return {"matrices": matrices, "lora_weights": lora_weights, "lora": LoraSizes(rank, inputs)}
+
+
+# ---- what is said of it ----
+
+
+def knobs(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Changes that make a run smaller and leave what it learns alone, each with the plan that it gives."""
+    arguments = plan.arguments
+    if plan.stage.has_llm and not arguments.gradient_checkpointing:
+        yield "gradient_checkpointing: true", plan.changed(gradient_checkpointing=True)
+    clips, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    while clips > 1 and clips % 2 == 0:
+        clips, accumulated = clips // 2, accumulated * 2
+        change = {"per_device_train_batch_size": clips, "gradient_accumulation_steps": accumulated}
+        yield ", ".join(f"{key}: {value}" for key, value in change.items()), plan.changed(**change)
+
+
+def report(name: str, plan: Plan) -> str:
+    """All that is known of a plan, as text."""
+    return "\n\n".join([_heading(name, plan), _memory_table(plan), _verdicts(plan), _time_table(plan), _notes(plan)])
+
+
+def _heading(name: str, plan: Plan) -> str:
+    arguments, speech, gpus = plan.arguments, plan.speech, plan.gpus
+    trained, frozen = plan.weights.trained, plan.weights.frozen
+    each = ", ".join(f"{part} {_millions(number)}" for part, number in trained.items())
+    others = ", ".join(f"{part} {_millions(number)}" for part, number in frozen.items())
+    machines = f"{gpus.count} GPU{'s' * (gpus.count > 1)}"
+    return "\n".join(
+        [
+            f"{name}: stage {plan.recipe.stage} on {machines} of {gpus.memory / GIB:g} GB",
+            f"trains {_millions(sum(trained.values()))}: {each}",
+            f"frozen {_millions(sum(frozen.values()))}: {others}",
+            f"{arguments.per_device_train_batch_size} clips x {arguments.gradient_accumulation_steps} accumulated x "
+            f"{machines} = {plan.clips_of_step:,} a step",
+            f"clips of {speech.mean:.1f} s, {speech.longest:.1f} s at most ({speech.source})",
+        ]
+    )
+
+
+def _memory_table(plan: Plan) -> str:
+    columns = [plan.memory(sharded) for sharded in _ways(plan)]
+    lines = [_line("GiB of a GPU, at its heaviest batch", *_ways(plan).values())]
+    for row in columns[0]:
+        if any(column[row] for column in columns):
+            lines.append(_line(f"  {row}", *(f"{column[row] / GIB:.2f}" for column in columns)))
+    return "\n".join([*lines, _line("together", *(f"{sum(column.values()) / GIB:.2f}" for column in columns))])
+
+
+def _ways(plan: Plan) -> dict[bool, str]:
+    """How the GPUs may share the work: whether parameters are sharded, and what that is called."""
+    return {False: "alone"} if plan.gpus.count == 1 else {False: "DDP", True: "FSDP2"}
+
+
+def _verdicts(plan: Plan) -> str:
+    lines = []
+    for sharded, way in _ways(plan).items():
+        if plan.fits(sharded):
+            lines.append(f"{way}: fits")
+            continue
+        fitting = [(knob, other) for knob, other in knobs(plan) if other.fits(sharded)]
+        helps = "; ".join(f"`{knob}` ({_total(other, sharded):.1f} GiB)" for knob, other in fitting[:2])
+        least = min((_total(other, sharded) for _, other in knobs(plan)), default=_total(plan, sharded))
+        lines.append(
+            f"{way}: does not fit, {_total(plan, sharded):.1f} of {plan.gpus.memory / GIB:g} GiB. "
+            + (f"It does with {helps}." if fitting else f"Checkpointing or a smaller batch leave {least:.1f} GiB.")
+        )
+    return "\n".join(lines)
+
+
+def _total(plan: Plan, sharded: bool) -> float:
+    return sum(plan.memory(sharded).values()) / GIB
+
+
+def _time_table(plan: Plan) -> str:
+    flops, seconds, gpus = plan.step_flops, plan.step_seconds, plan.gpus
+    lines = [_line("a step on each GPU, at clips of the mean length", "TFLOP", "s")]
+    for part, number in flops.items():
+        share = seconds * number / sum(flops.values())
+        lines.append(_line(f"  {part}", f"{number / 1e12:,.1f}", f"{share:.2f}"))
+    lines.append(_line("together", f"{sum(flops.values()) / 1e12:,.1f}", f"{seconds:.2f}"))
+    rate = f"{gpus.tflops:g} TFLOP/s, of which {gpus.utilisation:.0%} are reached"
+    if plan.steps is None:
+        return "\n".join([*lines, f"with {rate}; set `max_steps`, or build the data, and the run is told too"])
+    hours = plan.steps * plan.clips_of_step * plan.speech.mean / 3600
+    whole = describe_duration(plan.steps * seconds)
+    return "\n".join([*lines, f"{plan.steps:,} steps, {hours:,.0f} h of audio: {whole} with {rate}"])
+
+
+def _notes(plan: Plan) -> str:
+    second = f"{TARGETS_PER_SECOND:g} tokens of transcript"
+    if not plan.stage.has_llm:
+        return f"Assumed of a second of speech: {second}."
+    if plan.recipe.stage == "instruct" and not _starts_from(plan.recipe, "adapter_config.json"):
+        lora = f" `{plan.recipe.start_from}` is not there yet: its LoRA is taken for one of rank {PAPER_LORA['r']}."
+    else:
+        lora = ""
+    batch = plan.heaviest_batch(sharded=False)
+    answers = batch.clips * (batch.prefix + batch.merged + ANSWER_TOKENS)
+    cache = cache_bytes(plan.config, answers, plan.backbone_bytes["LLM"]) / GIB
+    return (
+        f"Assumed of a second of speech: {second} and {POSITIONS_PER_SECOND:g} positions; {PROMPT_TOKENS} tokens of "
+        f"prompt.{lora}\nTraining keeps no cache. `generate` for the same {batch.clips} clips, with answers of "
+        f"{ANSWER_TOKENS} tokens, holds {cache:.2f} GiB of keys and values."
+    )
+
+
+def _line(name: str, *values: str) -> str:
+    return f"{name:<56}" + "".join(f"{value:>11}" for value in values)
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:,.2f} M"
+
+
+def plan_recipe(path: str | os.PathLike, gpus: Gpus, overrides: dict[str, str] | None = None):
+    """Print the plan of each recipe of a file; see `read_recipes` for the overrides.
+
+    Raises: `ValueError` and `FileNotFoundError` for what a run would refuse, and where the size of a backbone or the
+    state of an optimizer is not known.
+    """
+    for recipe, arguments in read_recipes(path, overrides):
+        print(report(str(path), Plan(recipe, arguments, gpus)), end="\n\n")
+
+
+__all__ = ["Gpus", "Plan", "Weights", "backbone_config", "plan_recipe", "report", "skeleton", "soundwave_config"]

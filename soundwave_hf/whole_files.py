@@ -1,0 +1,90 @@
+"""Files and folders that are put in place whole: where writing fails, what stood there before stands there still."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A place to write a file, which is put at `path` once the block ends, and removed where it fails.
+
+    Raises: `OSError` where safetensors cannot write there.
+    """
+    path = Path(path)
+    with _place_beside(path) as part:
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` once the block ends, and is removed where it fails.
+
+    Raises: `OSError` where safetensors cannot write there.
+    """
+    path = Path(path).resolve()
+    with _place_beside(path) as part:
+        shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
+        part.mkdir()
+        try:
+            yield part
+            if path.exists():
+                path.rmdir()  # empty, as `refuse_used` asks
+            part.replace(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def files_together(folder: str | os.PathLike) -> Iterator[Path]:
+    """A place to write files, which are put into `folder` once the block ends, and of which none comes where it fails.
+
+    Raises: `OSError` where safetensors cannot write there.
+    """
+    folder = Path(folder)
+    with _place_beside(folder / "files") as part:
+        shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
+        part.mkdir()
+        try:
+            yield part
+            for path in part.iterdir():
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _place_beside(path: Path) -> Iterator[Path]:
+    """A path in the same folder, which is made, and goes again where the block fails."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path.with_name(f".{path.name}.part")
+    except BaseException as error:
+        for folder in made:
+            with suppress(OSError):  # another process has put something there
+                folder.rmdir()
+        if isinstance(error, SafetensorError):
+            raise OSError(
+                f"`{path}` could not be written, and nothing there was changed: {error}. Make room, or name another "
+                "place."
+            ) from error
+        raise
+
+
+def refuse_used(folder: str | os.PathLike):
+    """Raises: `FileExistsError` where a new folder would be put in the place of something."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")
+
+
+__all__ = ["files_together", "refuse_used", "whole_file", "whole_folder"]

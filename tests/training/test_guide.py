@@ -1,0 +1,90 @@
+"""docs/training.md names each key that a recipe may hold and no other, and its Python runs."""
+
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from trl import SFTConfig
+
+from soundwave_hf import SoundwaveTrainingArguments
+from soundwave_hf.modeling.backbones_soundwave import settable_fields
+from soundwave_hf.training.run import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
+
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def keys_under(heading: str, column: str = "key") -> list[str]:
+    """What the table of this first column names under a heading."""
+    section = GUIDE.split(f"\n### {heading}\n")[1].split("\n#")[0]
+    table = section.split(f"| {column} |")[1].split("\n\n")[0]
+    return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+
+
+def test_it_names_the_keys_that_are_no_others():
+    assert sorted(keys_under("What is trained on what")) == sorted(
+        {f.name for f in fields(RecipeArguments)} - NOT_KEYS
+    )
+
+
+@pytest.mark.parametrize("section", sorted(SECTIONS.keys() - {"lora"}))
+def test_it_names_the_keys_of_a_section(section):
+    assert sorted(keys_under(f"`{section}`")) == sorted(SECTIONS[section])
+
+
+def test_a_recipe_may_set_the_fields_that_backbones_leave_open():
+    assert SECTIONS["model"] == settable_fields()
+
+
+def test_it_names_what_a_lora_may_not_have():
+    text = GUIDE.split("\n### `lora`\n")[1].split("\n#")[0]
+    refused = {"bias", "modules_to_save", "trainable_token_indices"}
+    assert not refused & SECTIONS["lora"]
+    assert refused <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_of_the_librarys_keys_it_names_those_of_the_recipes_and_our_own():
+    named = keys_under("Those of transformers and TRL")
+    known = {f.name for f in fields(SoundwaveTrainingArguments)}
+    recipes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "recipes").glob("[123]_*.yaml")]
+    used = set().union(*recipes) - {f.name for f in fields(RecipeArguments)}
+    ours = known - {f.name for f in fields(SFTConfig)}
+    assert len(recipes) == 3 and ours
+    assert used | ours <= set(named) <= known - OVERRULED.keys()
+    assert len(named) == len(set(named))
+
+
+def test_it_names_the_keys_that_are_refused():
+    assert sorted(keys_under("Those of transformers and TRL", column="refused key")) == sorted(OVERRULED)
+
+
+@pytest.mark.parametrize(
+    ("about", "written"),
+    [
+        ("SoundwaveForCTC.from_backbones", "aligned/trained.safetensors"),
+        ("load_lora", "instructed/adapter_model.safetensors"),
+    ],
+)
+def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written):
+    (block,) = [block for block in BLOCKS if about in block]
+    changes = {
+        "openai/whisper-base": workspace.encoder,
+        "HuggingFaceTB/SmolLM2-135M-Instruct": workspace.llm,
+        "weights/soundwave-small": str(chain["shrink"].folder),
+        "max_steps=100": "max_steps=1",
+    }
+    for name, here in changes.items():
+        block = block.replace(name, here)
+    os.symlink(workspace.data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert (tmp_path / written).is_file()
+
+
+def test_all_its_python_is_run():
+    assert len(BLOCKS) == 2

@@ -1,0 +1,154 @@
+"""The model under `transformers.Trainer` and TRL's `SFTTrainer` as they come, beside this package's own trainers."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave_hf.training.arguments import SoundwaveTrainingArguments
+from soundwave_hf.training.collator import SoundwaveCollator
+from soundwave_hf.training.manifests import read_rows
+from soundwave_hf.training.trainer import SoundwaveSFTTrainer, SoundwaveTrainer
+from tests.training.workspace import Workspace, everything_in, without_dropout
+
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*\.(q|v)_proj"}
+
+
+@pytest.fixture
+def rows(workspace) -> Dataset:
+    return read_rows(workspace.data / "instruct.jsonl", {}).select(range(8))
+
+
+def make_model(workspace: Workspace, lora: bool, model_class=SoundwaveForConditionalGeneration) -> nn.Module:
+    """The same weights at each call: with LoRA it alone trains, without it all but the encoder."""
+    torch.manual_seed(0)
+    model = model_class.from_backbones(workspace.encoder, workspace.llm)
+    model.base_model.audio_tower.requires_grad_(False)
+    if lora:
+        model = get_peft_model(model, LoraConfig(**LORA))
+    without_dropout(model)
+    return model
+
+
+def run(workspace: Workspace, rows: Dataset, folder, trainer_class, model: nn.Module, losses: tuple, parts=1, **more):
+    """Two SGD steps on the eight rows, each in so many parts. Returns the trainer."""
+    kinds = {Trainer: TrainingArguments, SFTTrainer: SFTConfig}
+    arguments_class = kinds.get(trainer_class, SoundwaveTrainingArguments)
+    options = {"remove_unused_columns": False, "bf16": False, "gradient_checkpointing": False}
+    if arguments_class is SoundwaveTrainingArguments:
+        options["plot_loss"] = False
+    if arguments_class is SFTConfig:
+        options |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    arguments = arguments_class(
+        str(folder),
+        max_steps=2,
+        per_device_train_batch_size=8 // parts,
+        gradient_accumulation_steps=parts,
+        train_sampling_strategy="sequential",
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    collator = SoundwaveCollator(workspace.processor(), workspace.data, losses)
+    if issubclass(trainer_class, SFTTrainer):  # which would look for one by the name of the model's folder
+        more["processing_class"] = workspace.processor()
+    trainer = trainer_class(model=model, args=arguments, train_dataset=rows, data_collator=collator, **more)
+    trainer.train()
+    return trainer
+
+
+def logged(trainer, name: str = "loss") -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def assert_same_steps(found, expected):
+    """Losses, gradient norms and all weights after two steps."""
+    for name in ("loss", "grad_norm"):
+        assert logged(found, name) == pytest.approx(logged(expected, name), rel=1e-5), name
+    theirs = everything_in(expected.model)
+    for name, value in everything_in(found.model).items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-5, msg=name)
+    assert len(logged(found)) == 2 and logged(found)[0] != logged(found)[1]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+def test_the_librarys_trainer_takes_the_steps_of_ours_on_both_losses(workspace, rows, tmp_path, lora):
+    plain, ours = (
+        run(workspace, rows, tmp_path, kind, make_model(workspace, lora), ("ce", "ctc"))
+        for kind in (Trainer, SoundwaveTrainer)
+    )
+    assert logged(ours, "ctc_loss")[0] > 0
+    assert_same_steps(plain, ours)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+def test_all_trainers_take_the_same_steps_on_the_next_token_in_one_part_and_in_four(workspace, rows, tmp_path, lora):
+    expected = run(workspace, rows, tmp_path, SoundwaveSFTTrainer, make_model(workspace, lora), ("ce",))
+    for kind, parts in ((SFTTrainer, 1), (SFTTrainer, 4), (Trainer, 1), (Trainer, 4), (SoundwaveTrainer, 1)):
+        found = run(workspace, rows, tmp_path, kind, make_model(workspace, lora), ("ce",), parts)
+        assert_same_steps(found, expected)
+
+
+def test_trl_wraps_the_model_in_a_lora_itself(workspace, rows, tmp_path):
+    given = run(workspace, rows, tmp_path, SFTTrainer, make_model(workspace, lora=True), ("ce",))
+    torch.manual_seed(0)
+    wrapped = run(
+        workspace,
+        rows,
+        tmp_path,
+        SFTTrainer,
+        make_model(workspace, lora=False),
+        ("ce",),
+        peft_config=LoraConfig(**LORA),
+    )
+    trains = [{name for name, p in t.model.named_parameters() if p.requires_grad} for t in (given, wrapped)]
+    assert trains[0] == trains[1]
+    assert len(trains[0]) == 2 * 2 * 2 and all(".language_model." in name for name in trains[0])
+    assert logged(wrapped)[0] == pytest.approx(logged(given)[0], rel=1e-5)  # a fresh LoRA adds nothing yet
+    assert logged(wrapped)[1] < logged(wrapped)[0]
+
+
+def test_parts_of_a_batch_weigh_the_ctc_by_their_labels_under_the_librarys_trainer(workspace, rows, tmp_path):
+    model = make_model(workspace, lora=False)
+    collator = SoundwaveCollator(workspace.processor(), workspace.data, ("ce", "ctc"))
+    with torch.no_grad():
+        outputs = [
+            (model(**(batch := collator(list(rows.select(range(start, start + 2)))))), batch) for start in (0, 2, 4, 6)
+        ]
+    labels = [int(batch["labels"].ne(-100).sum()) for _, batch in outputs]
+    assert len(set(labels)) > 1
+    expected = sum(
+        n * (output.ce_loss + model.config.ctc_loss_weight * output.ctc_loss)
+        for n, (output, _) in zip(labels, outputs, strict=True)
+    ) / sum(labels)
+    trained = run(workspace, rows, tmp_path, Trainer, model, ("ce", "ctc"), parts=4)
+    assert logged(trained)[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_librarys_trainer_takes_the_steps_of_ours_without_an_llm(workspace, rows, tmp_path, parts):
+    plain, ours = (
+        run(workspace, rows, tmp_path, kind, make_model(workspace, False, SoundwaveForCTC), ("ctc",), parts)
+        for kind in (Trainer, SoundwaveTrainer)
+    )
+    assert_same_steps(plain, ours)
+
+
+def test_what_the_librarys_trainer_saves_is_a_whole_model(workspace, rows, tmp_path):
+    trainer = run(workspace, rows, tmp_path, Trainer, make_model(workspace, lora=False), ("ce", "ctc"))
+    trainer.save_model(tmp_path / "saved")
+    loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    for name, value in everything_in(loaded).items():
+        torch.testing.assert_close(value, everything_in(trainer.model)[name], rtol=0, atol=0, msg=name)
