@@ -101,7 +101,8 @@ def refuse_unsettable(fields: dict):
     """Raises: `ValueError` where a keyword of `from_backbones` is none of `settable_fields`."""
     known = settable_fields()
     for name in fields.keys() - known:
-        if near := difflib.get_close_matches(name, {*known, "dtype", "adapter", "audio_token", "warm_start"}, n=1):
+        others = {*known, "dtype", "adapter", "audio_token", "warm_start"} - {name}  # Stage I's model takes no adapter
+        if near := difflib.get_close_matches(name, others, n=1):
             hint = f"Did you mean `{near[0]}`?"
         else:
             hint = (

@@ -16,8 +16,8 @@ CHUNK_SCORES = 1 << 20  # held at once: more take more memory, and no less time
 
 
 def tokens_at_once(num_frames: int) -> int:
-    """How many tokens `large_vocabulary_ctc` scores at a time, for so many frames of all clips: 1,024 to 8,192."""
-    return min(max(CHUNK_SCORES // max(num_frames, 1), 1024), 8192)
+    """How many tokens `large_vocabulary_ctc` scores at a time, for so many frames of all clips: 1,024 to 2,048."""
+    return min(max(CHUNK_SCORES // max(num_frames, 1), 1024), 2048)
 
 
 @dataclass
