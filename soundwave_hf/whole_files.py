@@ -31,16 +31,11 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises: `OSError` where safetensors cannot write there.
     """
     path = Path(path).resolve()
-    with _place_beside(path) as part:
-        shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
-        part.mkdir()
-        try:
-            yield part
-            if path.exists():
-                path.rmdir()  # empty, as `refuse_used` asks
-            part.replace(path)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with _folder_beside(path) as part:
+        yield part
+        if path.exists():
+            path.rmdir()  # empty, as `refuse_used` asks
+        part.replace(path)
 
 
 @contextmanager
@@ -50,13 +45,20 @@ def files_together(folder: str | os.PathLike) -> Iterator[Path]:
     Raises: `OSError` where safetensors cannot write there.
     """
     folder = Path(folder)
-    with _place_beside(folder / "files") as part:
+    with _folder_beside(folder / "files") as part:
+        yield part
+        for path in part.iterdir():
+            path.replace(folder / path.name)
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """An empty folder at `_place_beside`, of which nothing is left in the end."""
+    with _place_beside(path) as part:
         shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
         part.mkdir()
         try:
             yield part
-            for path in part.iterdir():
-                path.replace(folder / path.name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

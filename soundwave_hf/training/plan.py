@@ -20,13 +20,13 @@ from torch import nn
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
 
 from ..data.backbones import backbone_folder, hub_answers, resolve_backbone
-from ..data.manifest import read_rows
 from ..data.tiny import TINY_BACKBONES
 from ..modeling.backbones_soundwave import AUDIO_TOKEN, audio_token_place, settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from .arguments import SoundwaveTrainingArguments
 from .costs import FLOAT32, Batch, LoraSizes, Numerics, Part, batch_parts, cache_bytes
+from .manifests import read_rows
 from .run import RecipeArguments, add_lora, read_recipes
 from .stages import ADAPTERS, STAGES, freeze_all_but
 from .watch import describe_duration
@@ -208,12 +208,13 @@ class Speech:
 
     @classmethod
     def of(cls, recipe: RecipeArguments) -> "Speech":
-        if not recipe.manifest.is_file():
+        try:
+            rows = read_rows(recipe.manifest, recipe.repeat)
+        except FileNotFoundError:
             told = f"assumed: there is no `{recipe.manifest}` yet"
             return cls(USUAL_SECONDS, LONGEST_SECONDS, None, None, told)
-        rows = [row for row in read_rows(recipe.manifest) for _ in range(recipe.repeat.get(row.get("source"), 1))]
-        seconds = [row["seconds"] for row in rows]
-        words = {word for row in rows for word in row["text"].split()}
+        seconds = list(rows["seconds"])
+        words = {word for text in rows["text"] for word in text.split()}
         return cls(statistics.fmean(seconds), max(seconds), len(rows), len(words), f"`{recipe.manifest}`")
 
 

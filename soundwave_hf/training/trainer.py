@@ -308,7 +308,6 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             super()._save_trained(folder, state_dict)
             return
         # The frozen parts are on the hub already: a checkpoint holds what trained.
-        os.makedirs(folder, exist_ok=True)
         # Where parameters are sharded, whole ones are in the state that the library gathered.
         whole = dict(self.model.named_parameters()) if state_dict is None else state_dict
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]

@@ -3,10 +3,11 @@
 import os
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 from transformers import TrainerCallback
 from transformers.utils import logging
+
+from ..whole_files import whole_file
 
 
 logger = logging.get_logger(__name__)
@@ -108,9 +109,8 @@ def plot_history(history: list[dict], path: str | os.PathLike):
         panels[0].set_yscale("log")
     panels[0].set_ylabel("loss, nats")
     panels[1].set_xlabel("step")
-    half = Path(path).with_suffix(".half.png")
-    figure.savefig(half, dpi=120)
-    os.replace(half, path)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120, format="png")
 
 
 __all__ = ["CollapseCallback", "PaceCallback", "PlotCallback", "curves", "describe_duration", "plot_history"]
