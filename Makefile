@@ -27,7 +27,7 @@ train: export MALLOC_MMAP_MAX_ = 0
 train: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 train: export MALLOC_TOP_PAD_ = 268435456
 train: $(VENV)/data.stamp $(VENV)/demo.stamp
-	$(RUN)/soundwave-hf data
+	$(RUN)/python examples/soundwave-small/build_data.py
 	$(RUN)/soundwave-hf train recipes/1_align.yaml
 	$(RUN)/soundwave-hf train recipes/2_shrink.yaml
 	$(RUN)/soundwave-hf train recipes/3_instruct.yaml

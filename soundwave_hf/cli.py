@@ -73,9 +73,10 @@ def evaluate(arguments: argparse.Namespace):
 
 
 def data(arguments: argparse.Namespace):
-    from .data.build import build_demo_data
-
-    build_demo_data()
+    raise ValueError(
+        "The data of the small model is built by its example now: `python examples/soundwave-small/build_data.py` in "
+        "a checkout of this repository (`make train` calls it)."
+    )
 
 
 def backbones(arguments: argparse.Namespace):

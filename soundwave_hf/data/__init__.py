@@ -1,1 +1,1 @@
-"""Backbones from PyPI, and the data of the small model: texts, voices, human clips, instructions."""
+"""Backbones by name, manifests, and tiny data for tests."""

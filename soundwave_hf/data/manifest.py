@@ -18,7 +18,9 @@ def read_rows(path: Path) -> list[dict]:
     Raises: FileNotFoundError where it was not built yet.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there. Build the data first: `soundwave-hf data`.")
+        raise FileNotFoundError(
+            f"{path} is not there. Check the path. `examples/soundwave-small/build_data.py` builds the demo's data."
+        )
     # Not `splitlines`, which also cuts at separators that JSON leaves inside its strings.
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

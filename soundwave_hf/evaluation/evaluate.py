@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..data.backbones import resolve_backbone
+from ..data.backbones import resolve_backbone, soundwave_home
 from ..data.manifest import read_rows, write_rows
 from ..processing.processing_soundwave import ASR_QUESTION
 from ..whole_files import whole_file
@@ -181,9 +181,7 @@ def read_set(name: str) -> list[dict]:
         raise ValueError(f"There is no set `{name}`: choose from {', '.join(SETS)}.")
     if name == "librivox":
         return read_clips(EXAMPLES / "librivox")
-    from ..data.build import demo_data_folder
-
-    folder = demo_data_folder()
+    folder = soundwave_home() / "data" / "demo"  # where `examples/soundwave-small/build_data.py` writes them
     # The human manifest lists the audiobook clips too, which are a set of their own here.
     rows = [row for row in read_rows(folder / f"valid_{name}.jsonl") if row["source"] != "librivox"]
     return [{**row, "audio": str(folder / row["audio"])} for row in rows]

@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from .sentences import DAYS, MONTHS, UNITS, number_words, ordinal_words
+from sentences import DAYS, MONTHS, UNITS, number_words, ordinal_words
 
 
 DEMO_QUESTION, DEMO_ANSWER = "What is the capital of France?", "The capital of France is Paris."

@@ -3,12 +3,11 @@
 import random
 from collections import Counter
 
+import instructions
 import pytest
-
-from soundwave_hf.data import instructions
-from soundwave_hf.data.instructions import ASR_QUESTION, TRANSCRIBE_REQUESTS, instruction_rows, spoken_words
-from soundwave_hf.data.sentences import normalized, number_words
-from soundwave_hf.data.spoken_questions import CAPITALS, DEMO_QUESTION, spoken_questions
+from instructions import ASR_QUESTION, TRANSCRIBE_REQUESTS, instruction_rows, spoken_words
+from sentences import normalized, number_words
+from spoken_questions import CAPITALS, DEMO_QUESTION, spoken_questions
 
 
 class First(random.Random):

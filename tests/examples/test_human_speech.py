@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
-from soundwave_hf.data.human import (
+from human_speech import (
     TRAINING,
     UNUSED,
     VALIDATION,
@@ -20,9 +19,9 @@ from soundwave_hf.data.human import (
     spoken_prompt,
     unused_prompt_words,
 )
-from soundwave_hf.data.librivox import CLIPS
-from soundwave_hf.data.sentences import normalized
-from soundwave_hf.data.voices import VOICES, Utterance, choose_voice, clip_seconds, speak, write_clip
+from librivox import CLIPS
+from sentences import normalized
+from voices import VOICES, Utterance, choose_voice, clip_seconds, speak, write_clip
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -49,11 +48,11 @@ def test_unused_prompts_are_refused(tmp_path):
 
 
 def test_only_training_leaves_out_prompts_longer_than_the_encoders_window(monkeypatch, tmp_path):
-    monkeypatch.setattr("soundwave_hf.data.human.held_out_texts", frozenset)
+    monkeypatch.setattr("human_speech.held_out_texts", frozenset)
     seconds = dict.fromkeys(asterisk_transcripts(), 30.0) | {"demo-congrats": 37.0}
     trained_on = next(name for name in seconds if split_remainder(name) == TRAINING)
     seconds[trained_on] = 30.001
-    monkeypatch.setattr("soundwave_hf.data.human.prompt_clip", lambda name, folder: (folder / name, seconds[name]))
+    monkeypatch.setattr("human_speech.prompt_clip", lambda name, folder: (folder / name, seconds[name]))
     validation, training = (prompt_rows(tmp_path, remainder) for remainder in (VALIDATION, TRAINING))
     assert len(validation) == 143 and max(row["seconds"] for row in validation) == 37.0
     assert len(training) == 133 and trained_on not in {row["audio"] for row in training}
@@ -68,7 +67,7 @@ def test_words_that_unused_names_give_away(monkeypatch):
         "vm-goodbye": 0,
         "digits_5": 2,
     }
-    monkeypatch.setattr("soundwave_hf.data.human.split_remainder", remainders.get)
+    monkeypatch.setattr("human_speech.split_remainder", remainders.get)
     assert unused_prompt_words(list(remainders)) == {"17", "3rd", "january", "b", "bravo", "goodbye"}
 
 

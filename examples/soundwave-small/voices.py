@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from debian_packages import debian_root
 
-from ..whole_files import whole_file
-from .debian import debian_root
+from soundwave_hf.whole_files import whole_file
 
 
 SAMPLING_RATE = 16_000

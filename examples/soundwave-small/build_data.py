@@ -1,4 +1,4 @@
-"""`build_demo_data`: the whole training and validation data of the small model, made on this machine.
+"""`python examples/soundwave-small/build_data.py`: the training and validation data of the small model.
 
 The build is resumable: clips and labels that are there are not made again, and the manifests are written last, each in
 one step. Speech synthesis is most of the time (`processes` cores).
@@ -9,10 +9,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..whole_files import whole_file
-from .backbones import resolve_backbone, soundwave_home
-from .debian import debian_root
-from .human import (
+from debian_packages import debian_root
+from human_speech import (
     TRAINING,
     VALIDATION,
     all_prompt_names,
@@ -22,8 +20,7 @@ from .human import (
     row,
     unused_prompt_words,
 )
-from .manifest import write_rows
-from .sentences import (
+from sentences import (
     dictionary_words,
     fortune_sentences,
     normalized,
@@ -32,10 +29,15 @@ from .sentences import (
     without,
     word_sequences,
 )
-from .spoken_questions import DEMO_QUESTION, spoken_questions
-from .voices import Utterance, choose_voice, speak_all
+from spoken_questions import DEMO_QUESTION, spoken_questions
+from voices import Utterance, choose_voice, speak_all
+
+from soundwave_hf.data.backbones import resolve_backbone, soundwave_home
+from soundwave_hf.data.manifest import write_rows
+from soundwave_hf.whole_files import whole_file
 
 
+VALIDATION_DIGESTS = Path(__file__).parent / "validation_texts.sha1"  # of the sentences as they are spoken
 SAVE_EVERY_CLIPS = 1000  # a build that is still running can be trained on up to here
 
 
@@ -92,7 +94,7 @@ def spoken_texts(sizes: Sizes, seed: int) -> dict[str, list[str]]:
     held_out = held_out_texts() | unused_prompt_words(all_prompt_names()) | {normalized(DEMO_QUESTION)}
     fortunes = without(fortune_sentences(root / "usr/share/games/fortunes", frozenset(words)), held_out)
     rng.shuffle(fortunes)
-    validation = [text for text in fortunes if len(text.split()) >= 5][: sizes.validation]
+    validation = validation_texts(fortunes)[: sizes.validation]
     kept_apart = held_out | {normalized(text) for text in validation}
     fortunes = without(fortunes, kept_apart)[: sizes.fortunes]
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("HuggingFaceTB/SmolLM2-135M-Instruct"))
@@ -104,6 +106,21 @@ def spoken_texts(sizes: Sizes, seed: int) -> dict[str, list[str]]:
         "words": word_sequences(vocabulary, sizes.words, rng),
         "prompts": without(prompts, kept_apart)[: sizes.prompts],
     }
+
+
+def validation_texts(sentences: list[str]) -> list[str]:
+    """The 200 sentences of the synthetic validation set, in its order: frozen, whatever else is spoken.
+
+    Raises: ValueError where the fortunes packages lack one of them.
+    """
+    digests = VALIDATION_DIGESTS.read_text(encoding="utf-8").split()
+    by_digest = {hashlib.sha1(text.encode()).hexdigest(): text for text in sentences}
+    if missing := [digest for digest in digests if digest not in by_digest]:
+        raise ValueError(
+            f"{len(missing)} of the {len(digests)} validation sentences are not in the fortunes packages that came; "
+            f"the first has sha1 {missing[0]}. Use the packages of Debian 12, or another set of sentences."
+        )
+    return [by_digest[digest] for digest in digests]
 
 
 def utterances(folder: Path, texts: list[str], voice: str | None, seed: int, name: str = "") -> list[Utterance]:
@@ -157,10 +174,9 @@ def spoken_question_rows(folder: Path, count: int, seed: int, processes: int) ->
 def librivox_rows(folder: Path) -> list[dict]:
     """Rows of the LibriVox clips, copied out of the Debian package."""
     import soundfile
-
-    from .human import LIBRIVOX_FOLDER
-    from .librivox import CLIPS
-    from .voices import write_clip
+    from human_speech import LIBRIVOX_FOLDER
+    from librivox import CLIPS
+    from voices import write_clip
 
     rows = []
     for clip in CLIPS:
@@ -172,13 +188,17 @@ def librivox_rows(folder: Path) -> list[dict]:
 
 
 def build_instructions(train: list[dict], questions: list[dict], seed: int) -> list[dict]:
-    from .instructions import instruction_rows
+    from instructions import instruction_rows
 
     return instruction_rows(train, questions, random.Random(seed + 2))
 
 
 def write_card(folder: Path) -> None:
-    from .card import data_card
+    from data_card import data_card
 
     with whole_file(folder / "README.md") as part:
         part.write_text(data_card(folder), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    build_demo_data()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from debian_packages import debian_root
+from sentences import normalized, spell_numbers
+from voices import SAMPLING_RATE, clip_seconds, write_clip
 
-from .backbones import resolve_backbone
-from .debian import debian_root
-from .manifest import read_rows, write_rows
-from .sentences import normalized, spell_numbers
-from .voices import SAMPLING_RATE, clip_seconds, write_clip
+from soundwave_hf.data.backbones import resolve_backbone
+from soundwave_hf.data.manifest import read_rows, write_rows
 
 
 ASTERISK_FOLDER = "usr/share/asterisk/sounds/en_US_f_Allison"
@@ -44,7 +44,7 @@ def asterisk_transcripts() -> dict[str, str]:
 
 def librivox_transcripts() -> list[str]:
     """Transcripts of the LibriVox validation clips."""
-    from .librivox import CLIPS
+    from librivox import CLIPS
 
     return [clip.text for clip in CLIPS]
 
@@ -89,14 +89,14 @@ def unused_prompt_words(names: list[str]) -> frozenset[str]:
 
 def calendar_word(stem: str) -> str:
     """`h-17` -> seventeenth, `mon-0` -> January, `day-0` -> Sunday."""
-    from .sentences import DAYS, MONTHS, ordinal_words
+    from sentences import DAYS, MONTHS, ordinal_words
 
     kind, number = stem.split("-")
     return ordinal_words(int(number)) if kind == "h" else (MONTHS if kind == "mon" else DAYS)[int(number)]
 
 
 def phonetic_words(letter: str) -> list[str]:
-    from .sentences import PHONETIC
+    from sentences import PHONETIC
 
     return [word for word in PHONETIC if word.lower().startswith(letter)]
 

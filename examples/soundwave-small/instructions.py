@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Callable
 
-from .sentences import TENS, UNITS, number_words, ordinal_words
+from sentences import TENS, UNITS, number_words, ordinal_words
 
 
 NUMBER_WORDS = frozenset([*UNITS, *TENS, "hundred", "thousand", "million", "billion", "oh"])
