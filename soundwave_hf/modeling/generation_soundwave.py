@@ -9,11 +9,26 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import AssistedCandidateGenerator, GenerationMixin, StoppingCriteria
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and from 5.24 on
+# The one of the installed version.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """The cache that came under either of its two names.
+
+    Raises: `ValueError` where two caches came.
+    """
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("`past_key_values` and `cache` are two names of one argument, and both were given: pass one.")
+    return cache if past_key_values is None else past_key_values
 
 
 @dataclass
@@ -123,13 +138,22 @@ class SoundwaveCandidateGenerator(AssistedCandidateGenerator):
     def _update_past_and_masks(self, input_ids, remove_from_pkv: int = 0, num_added_tokens: int = 1) -> bool:
         # The library counts the draft's cache in the caller's ids, and crops one id more than was refused, which may
         # be the clip.
-        prompt = getattr(self.assistant_kwargs.get("past_key_values"), "prompt", None)
+        prompt = getattr(self.assistant_kwargs.get(CACHE), "prompt", None)
         added = 0 if prompt is None else prompt.num_added
         return super()._update_past_and_masks(input_ids, remove_from_pkv - added, num_added_tokens=0)
 
 
 class SoundwaveGenerationMixin(GenerationMixin):
     """The hooks of `generate` at which the merged row differs from the caller's ids."""
+
+    def generate(self, *args, past_key_values: Cache | None = None, cache: Cache | None = None, **kwargs):
+        """As in transformers; a kept cache is `past_key_values` or `cache`, whichever version is installed.
+
+        Raises: `ValueError` where two caches are given.
+        """
+        if (kept := one_cache(past_key_values, cache)) is not None:
+            kwargs[CACHE] = kept
+        return super().generate(*args, **kwargs)
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         inputs, input_name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
@@ -139,7 +163,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         cached = 0 if cache is None else int(cache.get_seq_length())
         prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
         if input_name != "input_ids":  # a prompt of embeddings has no audio token left to replace
@@ -223,14 +247,14 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 f"`prefill_chunk_size` is {generation_config.prefill_chunk_size} and cuts ids, of which a prompt with "
                 "clips has fewer than positions: leave it out."
             )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         is_kept = cache is not None and int(cache.get_seq_length()) > 0
         if num_added is not None and is_kept and not generation_config.use_cache:
             raise ValueError("`past_key_values` holds the clips, and `use_cache` is False: leave one of them out.")
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length + (num_added or 0)
         )
-        if (cache := model_kwargs.get("past_key_values")) is not None:
+        if (cache := model_kwargs.get(CACHE)) is not None:
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
@@ -316,8 +340,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
         num_added=None,
         caller_inputs=None,
         is_draft=False,
+        cache=None,
         **kwargs,
     ):
+        past_key_values = one_cache(past_key_values, cache)
         if num_added is not None and past_key_values is not None:
             past_key_values.prompt.read_ids = input_ids
             if is_draft and not is_first_iteration:  # which the library does not tell drafts
@@ -340,12 +366,12 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 
 
-__all__ = ["SoundwaveGenerationMixin"]
+__all__ = ["CACHE", "CACHE_NAMES", "CachedPrompt", "SoundwaveGenerationMixin", "one_cache"]
