@@ -358,7 +358,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
     # Saved with what trains, so that it says which backbones it needs, not where they lay.
-    model.config.audio_config._name_or_path, model.config.text_config._name_or_path = recipe.encoder, recipe.llm
+    model.config.audio_config.name_or_path, model.config.text_config.name_or_path = recipe.encoder, recipe.llm
     for name in ADAPTERS:
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()
