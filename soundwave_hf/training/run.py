@@ -226,6 +226,9 @@ def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
     for section, its_known in SECTIONS.items():
         section_name = f"`{section}` of {path}"
         _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    if len({values[name] for name in names if name in values}) > 1:
+        raise ValueError(f"{path} has two values: `{names[1]}` is the older name of `{names[0]}`. Keep one.")
     _check_quantization(values.get("quantization", {}), f"`quantization` of {path}")
     if isinstance(attention := values.get("attn_implementation"), dict):
         # The library passes over any other part.
