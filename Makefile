@@ -2,6 +2,8 @@
 #   make demo                     transcribe and answer human speech with the shipped weights
 #   make demo AUDIO=speech.wav    the same, your file first
 #   make test                     the tests, offline after set-up
+#   make test TRANSFORMERS=5.24.0 the same tests with another version of transformers
+#   make test-gpu                 the tests that need a GPU
 #   make train                    build the data, train the shipped weights again, score them; goes on where it stopped
 #   make check                    lint and format
 
@@ -10,16 +12,32 @@ AUDIO ?=
 VENV := .venv
 TRAINED := $(or $(SOUNDWAVE_HOME),$(HOME)/.cache/soundwave-hf)/runs/3_instruct
 RUN := $(VENV)/bin
+TRANSFORMERS ?=
+TRIED := $(VENV)-transformers-$(TRANSFORMERS)
+TEST := HF_HUB_OFFLINE=1 $(if $(TRANSFORMERS),$(TRIED)/bin,$(RUN))/python -m pytest
 
-.PHONY: demo test train check clean
+.PHONY: demo test test-gpu train check clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN)/soundwave-hf demo $(if $(AUDIO),"$(AUDIO)")
 
 # The real backbones serve one integration test, which is skipped with a reason where they cannot be had.
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp $(if $(TRANSFORMERS),$(TRIED)/tried.stamp)
 	$(RUN)/soundwave-hf backbones || echo "No backbones: the tests that need them will be skipped."
-	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest
+	$(TEST)
+
+test-gpu: $(VENV)/test.stamp $(if $(TRANSFORMERS),$(TRIED)/tried.stamp)
+	$(TEST) -m gpu
+
+# The version to try lies before what .venv has, and brings the versions of its closest relatives that it needs.
+$(VENV)-transformers-%/tried.stamp: $(VENV)/test.stamp
+	rm -rf $(@D)
+	$(RUN)/python -m venv --without-pip $(@D)
+	grep -vE '^(transformers|tokenizers|huggingface_hub|hf-xet|safetensors)==' constraints.txt > $(@D)/constraints.txt
+	$(RUN)/python -m pip install --disable-pip-version-check --target $(@D)/tried -c $(@D)/constraints.txt 'transformers==$*'
+	$(@D)/bin/python -c 'import sys, sysconfig; tried, base = sys.argv[1:]; open(sysconfig.get_path("purelib") + "/tried.pth", "w").write(f"{tried}\nimport site; site.addsitedir({base!r})\n")' \
+		'$(abspath $(@D)/tried)' "$$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@touch $@
 
 # Steps of ever other lengths free and take memory all the time: kept by the process, a step takes a third less time
 # (glibc; other C libraries do not read these).
@@ -39,7 +57,7 @@ check: $(VENV)/test.stamp
 	$(RUN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-transformers-*
 
 # One stamp an extra: what it installs is named in pyproject.toml, the versions in constraints.txt.
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/pip

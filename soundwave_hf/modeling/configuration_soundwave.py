@@ -103,6 +103,7 @@ class SoundwaveConfig(PreTrainedConfig):
     # Fields of the output that an evaluation of the Trainer need not gather.
     keys_to_ignore_at_inference = [
         "past_key_values",
+        "cache",
         "ce_loss",
         "ctc_loss",
         "num_positions",

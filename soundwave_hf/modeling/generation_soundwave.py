@@ -7,13 +7,29 @@ and the merged row (embeddings, mask, cache) differ by a constant number of posi
 from dataclasses import dataclass
 
 import torch
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.generation import AssistedCandidateGenerator, GenerationMixin, StoppingCriteria
+from transformers.generation import AssistedCandidateGenerator, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and from 5.24 on
+# The one of the installed version.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """The cache that came under either of its two names.
+
+    Raises: `ValueError` where two caches came.
+    """
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("`past_key_values` and `cache` are two names of one argument, and both were given: pass one.")
+    return cache if past_key_values is None else past_key_values
 
 
 @dataclass
@@ -71,28 +87,6 @@ class CachedPrompt:
         return torch.cat([read, attention_mask[:, known:]], dim=1)
 
 
-class ContextReminder(StoppingCriteria):
-    """Stops nothing: warns once where an answer runs beyond the LLM's context, as the library does for an LLM alone.
-
-    Args:
-        context (`int`): positions that the LLM was made for.
-        most_ids (`int`): the caller's ids that have their positions, and the clips theirs, within it.
-        max_length (`int`): ids at which the answer ends, the last of them unread.
-    """
-
-    def __init__(self, context: int, most_ids: int, max_length: int):
-        self.context, self.most_ids, self.max_length = context, most_ids, max_length
-
-    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
-        if self.most_ids < input_ids.shape[1] < self.max_length:
-            logger.warning_once(
-                f"The answer runs beyond the LLM's context: `max_position_embeddings` is {self.context}, and the "
-                "positions of the clips count. What follows may be worse, or fail. Give a lower `max_new_tokens`, or "
-                "shorter clips."
-            )
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
 def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
     """Of clips for all audio tokens of a conversation, those of its tail; clips for the tail alone as they are.
 
@@ -123,13 +117,50 @@ class SoundwaveCandidateGenerator(AssistedCandidateGenerator):
     def _update_past_and_masks(self, input_ids, remove_from_pkv: int = 0, num_added_tokens: int = 1) -> bool:
         # The library counts the draft's cache in the caller's ids, and crops one id more than was refused, which may
         # be the clip.
-        prompt = getattr(self.assistant_kwargs.get("past_key_values"), "prompt", None)
+        prompt = getattr(self.assistant_kwargs.get(CACHE), "prompt", None)
         added = 0 if prompt is None else prompt.num_added
         return super()._update_past_and_masks(input_ids, remove_from_pkv - added, num_added_tokens=0)
 
 
 class SoundwaveGenerationMixin(GenerationMixin):
     """The hooks of `generate` at which the merged row differs from the caller's ids."""
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ):
+        """As in transformers; a kept cache is `past_key_values` or `cache`, whichever version is installed.
+
+        Raises: `ValueError` where two caches came, where clips, ids and what the cache holds do not belong together,
+        and for an option that prompts with clips do not allow.
+        """
+        if (kept := one_cache(past_key_values, cache)) is not None:
+            kwargs[CACHE] = kept
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        if input_ids is not None and kwargs.get("inputs_embeds") is None:
+            self._check_guidance(input_ids, generation_config, kwargs)
+            has_clips = any(kwargs.get(name) is not None for name in ("input_features", "encoder_states"))
+            if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
+                kwargs["attention_mask"] = self._mask_of(input_ids)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
+        """Raise `ValueError` where the pass to be guided away from, which is given no clips, would read a clip."""
+        configs = (generation_config, self.generation_config)
+        scales = (kwargs.get("guidance_scale"), *(getattr(config, "guidance_scale", None) for config in configs))
+        if next((scale for scale in scales if scale is not None), 1) == 1:
+            return
+        negative = kwargs.get("negative_prompt_ids")
+        if ((input_ids[:, -1:] if negative is None else negative) == self.config.audio_token_id).any():
+            raise ValueError(
+                "`guidance_scale` was given, and the pass to be guided away from, which is given no clips, would "
+                "read an audio token: pass `negative_prompt_ids` of text."
+            )
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         inputs, input_name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
@@ -139,7 +170,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         cached = 0 if cache is None else int(cache.get_seq_length())
         prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
         if input_name != "input_ids":  # a prompt of embeddings has no audio token left to replace
@@ -160,8 +191,6 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 f"`past_key_values` holds {cached} positions and `input_ids` has shape {tuple(inputs.shape)}: pass "
                 "all ids of the conversation, those in the cache first."
             )
-        elif mask is None:
-            mask = self._mask_of(inputs)
         # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
         # `position_ids` are counted anew from the merged mask.
         merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
@@ -209,11 +238,6 @@ class SoundwaveGenerationMixin(GenerationMixin):
             "num_added": cached + embeds.shape[1] - input_ids.shape[1],
         }
 
-    def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs):
-        if "num_added" in model_kwargs:
-            return model_kwargs["attention_mask"]
-        return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
-
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
@@ -223,46 +247,33 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 f"`prefill_chunk_size` is {generation_config.prefill_chunk_size} and cuts ids, of which a prompt with "
                 "clips has fewer than positions: leave it out."
             )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         is_kept = cache is not None and int(cache.get_seq_length()) > 0
         if num_added is not None and is_kept and not generation_config.use_cache:
             raise ValueError("`past_key_values` holds the clips, and `use_cache` is False: leave one of them out.")
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length + (num_added or 0)
         )
-        if (cache := model_kwargs.get("past_key_values")) is not None:
+        if (cache := model_kwargs.get(CACHE)) is not None:
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
+
+    def _warn_of_context(self, length: int, attention_mask: torch.Tensor | None):
+        """Warn once where an answer runs beyond the LLM's context, as the library does for an LLM alone.
+
+        Args: length (`int`): positions of a row so far, padding and clips counted.
+        """
         context = getattr(self.config.text_config, "max_position_embeddings", None)
-        if context is not None:
-            num_padding = 0 if (mask := model_kwargs.get("attention_mask")) is None else int((mask == 0).sum(1).min())
-            most_ids = context + num_padding - (num_added or 0)
-            generation_config._reminder = ContextReminder(context, most_ids, generation_config.max_length)
-
-    def _get_stopping_criteria(self, generation_config, stopping_criteria, **kwargs):
-        criteria = super()._get_stopping_criteria(generation_config, stopping_criteria, **kwargs)
-        if (reminder := getattr(generation_config, "_reminder", None)) is not None:
-            criteria.append(reminder)
-        return criteria
-
-    def _get_logits_processor(
-        self, generation_config, *args, encoder_input_ids=None, negative_prompt_ids=None, **kwargs
-    ):
-        if generation_config.guidance_scale not in (None, 1):
-            without = encoder_input_ids[:, -1:] if negative_prompt_ids is None else negative_prompt_ids
-            if (without == self.config.audio_token_id).any():
-                raise ValueError(
-                    "`guidance_scale` was given, and the pass to be guided away from, which is given no clips, would "
-                    "read an audio token: pass `negative_prompt_ids` of text."
-                )
-        return super()._get_logits_processor(
-            generation_config,
-            *args,
-            encoder_input_ids=encoder_input_ids,
-            negative_prompt_ids=negative_prompt_ids,
-            **kwargs,
-        )
+        if context is None or length <= context:
+            return
+        num_padding = 0 if attention_mask is None else int((attention_mask == 0).sum(dim=1).min())
+        if length - num_padding > context:
+            logger.warning_once(
+                f"The answer runs beyond the LLM's context: `max_position_embeddings` is {context}, and the positions "
+                "of the clips count. What follows may be worse, or fail. Give a lower `max_new_tokens`, or shorter "
+                "clips."
+            )
 
     def _cached_prompt(self, prompt_ids, num_added: int, attention_mask=None, **kwargs) -> CachedPrompt:
         if attention_mask is None:  # `generate` drops a mask of ones
@@ -316,8 +327,11 @@ class SoundwaveGenerationMixin(GenerationMixin):
         num_added=None,
         caller_inputs=None,
         is_draft=False,
+        cache=None,
         **kwargs,
     ):
+        past_key_values = one_cache(past_key_values, cache)
+        self._warn_of_context(input_ids.shape[1] + (num_added or 0), attention_mask)
         if num_added is not None and past_key_values is not None:
             past_key_values.prompt.read_ids = input_ids
             if is_draft and not is_first_iteration:  # which the library does not tell drafts
@@ -340,12 +354,12 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 
 
-__all__ = ["SoundwaveGenerationMixin"]
+__all__ = ["CACHE", "CACHE_NAMES", "CachedPrompt", "SoundwaveGenerationMixin", "one_cache"]

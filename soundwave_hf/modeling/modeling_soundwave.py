@@ -15,11 +15,16 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -39,7 +44,7 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
 from .ctc_soundwave import large_vocabulary_ctc
-from .generation_soundwave import CachedPrompt, SoundwaveGenerationMixin
+from .generation_soundwave import CACHE, CACHE_NAMES, CachedPrompt, SoundwaveGenerationMixin, one_cache
 from .warm_start_soundwave import start_alignment
 
 
@@ -162,8 +167,29 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
     ctc_logits: torch.FloatTensor | None = None
 
 
+class EitherCacheName:
+    """Lets an output be asked for its cache by both names, `past_key_values` and `cache`.
+
+    From 5.24 on the library's outputs do so themselves, with a warning for the old name.
+    """
+
+    def __getattr__(self, name):
+        if name == "cache":  # where no field has that name
+            return self.past_key_values
+        raise AttributeError(f"`{type(self).__name__}` has no attribute `{name}`.")
+
+    def __getitem__(self, key):
+        return super().__getitem__(CACHE if key in CACHE_NAMES else key)
+
+    def __contains__(self, key):
+        return super().__contains__(CACHE if key in CACHE_NAMES else key)
+
+    def get(self, key, default=None):
+        return super().get(CACHE if key in CACHE_NAMES else key, default)
+
+
 @dataclass
-class SoundwaveModelOutputWithPast(BaseModelOutputWithPast):
+class SoundwaveModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
     """Output of [`SoundwaveModel`]: one state per input token, and the audio side's output.
 
     Args:
@@ -176,7 +202,7 @@ class SoundwaveModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class SoundwaveCausalLMOutputWithPast(ModelOutput):
+class SoundwaveCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
     """Output of [`SoundwaveForConditionalGeneration`].
 
     Args:
@@ -189,11 +215,6 @@ class SoundwaveCausalLMOutputWithPast(ModelOutput):
             the model as `AutoModel`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
     ce_loss: torch.FloatTensor | None = None
     ctc_loss: torch.FloatTensor | None = None
     num_positions: torch.LongTensor | None = None
@@ -513,7 +534,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["SoundwaveAlignmentLayer", "SoundwaveShrinkingAdapter", "WhisperEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -1075,7 +1096,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             raise ValueError(
                 "`shared_prefix` was given, and this LLM, gradient checkpointing or sharding keeps no whole cache."
             )
-        cache = self.language_model(input_ids=prefix[:1], use_cache=True).past_key_values
+        cache = self.language_model(input_ids=prefix[:1], use_cache=True)[CACHE]
         cache.batch_repeat_interleave(len(input_ids))
         return cache
 
@@ -1097,6 +1118,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         num_ctc_clips: int | None = None,
         ctc_candidates: torch.LongTensor | None = None,
         shared_prefix: int = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> SoundwaveModelOutputWithPast:
         """
@@ -1108,7 +1130,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 at true tokens.
             position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): of text alone; those of a prompt
                 with clips are counted over its positions.
-            past_key_values (`Cache`, *optional*): keys and values of what the LLM has read before.
+            past_key_values, cache (`Cache`, *optional*): keys and values of what the LLM has read before; transformers
+                5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 no clip is merged into them.
             use_cache (`bool`, *optional*): whether to return `past_key_values`.
@@ -1134,6 +1157,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         ```
         """
         refuse_misspelt(SoundwaveModel.forward, kwargs)
+        past_key_values = one_cache(past_key_values, cache)
         if input_ids is None and inputs_embeds is None:
             raise ValueError(
                 "`input_ids` was not given: pass the prompt's ids, with one audio token for each clip of "
@@ -1181,23 +1205,23 @@ class SoundwaveModel(SoundwaveAudioModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: past_key_values},
             **kwargs,
         )
-        hidden = outputs.last_hidden_state
-        if merged is not None and outputs.past_key_values is not None and not shared_prefix:
+        hidden, kept = outputs.last_hidden_state, getattr(outputs, CACHE)
+        if merged is not None and kept is not None and not shared_prefix:
             # `generate` may go on from it.
             added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
-            outputs.past_key_values.prompt = CachedPrompt(prompt_ids, merged.attention_mask, added)
+            kept.prompt = CachedPrompt(prompt_ids, merged.attention_mask, added)
         if merged is not None:
             hidden = hidden.gather(1, merged.last_position[..., None].expand(-1, -1, hidden.shape[-1]))
         return SoundwaveModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_output=audio,
+            **{CACHE: kept},
         )
 
 
@@ -1342,6 +1366,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         output_ctc_logits: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
         shared_prefix: int = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> SoundwaveCausalLMOutputWithPast:
         """
@@ -1354,7 +1379,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 at true tokens.
             position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): of text alone; those of a prompt
                 with clips are counted over its positions.
-            past_key_values (`Cache`, *optional*): keys and values of what the LLM has read before.
+            past_key_values, cache (`Cache`, *optional*): keys and values of what the LLM has read before; transformers
+                5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 no clip is merged into them.
             use_cache (`bool`, *optional*): whether to return `past_key_values`.
@@ -1393,7 +1419,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             input_features_mask=input_features_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             encoder_states=encoder_states,
@@ -1427,7 +1453,6 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         return SoundwaveCausalLMOutputWithPast(
             loss=self._weigh(ce_loss, ctc_loss),
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             ce_loss=ce_loss,
@@ -1438,6 +1463,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             ctc_best=audio.ctc_best,
             ctc_logits=audio.ctc_logits,
             last_hidden_state=outputs.last_hidden_state,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
     def _weigh(self, ce_loss, ctc_loss):

@@ -16,8 +16,8 @@ class SoundwaveTrainingArguments(SFTConfig):
     """Arguments of [`SoundwaveTrainer`] and [`SoundwaveSFTTrainer`]: TRL's, which are `TrainingArguments` and more.
 
     What speech needs is set: columns reach the collator, nothing is cut or prepared beforehand, and on a machine
-    without an accelerator the CPU trains. Full precision, a learning rate of 1e-4 and no gradient checkpointing are
-    the defaults, where TRL's are bfloat16, 2e-5 and checkpointing.
+    without an accelerator the CPU trains. Full precision, a learning rate of 1e-4 and no activation checkpointing
+    are the defaults, where TRL's are bfloat16, 2e-5 and checkpointing.
 
     Args:
         max_blank_share (`float`, *optional*, defaults to 0.995): share of blanks among the frames' CTC labels from
@@ -38,8 +38,11 @@ class SoundwaveTrainingArguments(SFTConfig):
 
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate for AdamW."})
     bf16: bool = field(default=False, metadata={"help": "Whether to use bf16 mixed precision."})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Whether to compute activations again in the backward pass, to save memory."}
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Whether to compute activations again in the backward pass, to save memory."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "The older name of `activation_checkpointing`."}
     )
     max_length: int | None = field(default=None, metadata={"help": "Leave it: no token is cut off."})
     dataset_kwargs: dict[str, Any] | str | None = field(
@@ -54,6 +57,9 @@ class SoundwaveTrainingArguments(SFTConfig):
     def __post_init__(self):
         if not 0 < self.max_blank_share <= 1:
             raise ValueError(f"`max_blank_share` is {self.max_blank_share}; give a share of 0 to 1.")
+        # By its new name: the library warns of the older one, which TRL sets by default.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = bool(self.gradient_checkpointing)
         # The library refuses bf16 without an accelerator unless the CPU is asked for by name.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.use_cpu:

@@ -281,11 +281,11 @@ class Plan:
             torch.bfloat16.itemsize if self.arguments.bf16 or self.arguments.fp16 else FLOAT32,
             frozenset(eager),
             self.model.peft_config["default"].lora_dropout if self.stage.has_llm else 0.0,
-            bool(self.arguments.gradient_checkpointing),
+            bool(self.arguments.activation_checkpointing),
         )
 
     def batch(self, seconds: float, sharded: bool) -> Batch:
-        shares_prefix = not sharded and not self.arguments.gradient_checkpointing
+        shares_prefix = not sharded and not self.arguments.activation_checkpointing
         return batch_of(self.recipe, self.arguments.per_device_train_batch_size, seconds, shares_prefix)
 
     def heaviest_batch(self, sharded: bool) -> Batch:
@@ -405,8 +405,8 @@ def llm_sizes(model: nn.Module) -> dict:
 def knobs(plan: Plan) -> Iterator[tuple[str, Plan]]:
     """Changes that make a run smaller and leave what it learns alone, each with the plan that it gives."""
     arguments = plan.arguments
-    if plan.stage.has_llm and not arguments.gradient_checkpointing:
-        yield "gradient_checkpointing: true", plan.changed(gradient_checkpointing=True)
+    if plan.stage.has_llm and not arguments.activation_checkpointing:
+        yield "activation_checkpointing: true", plan.changed(activation_checkpointing=True)
     clips, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     while clips > 1 and clips % 2 == 0:
         clips, accumulated = clips // 2, accumulated * 2

@@ -226,6 +226,9 @@ def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
     for section, its_known in SECTIONS.items():
         section_name = f"`{section}` of {path}"
         _refuse_unknown(values.get(section, {}), its_known, section_name, f"Its keys are {sorted(its_known)}.")
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    if len({values[name] for name in names if name in values}) > 1:
+        raise ValueError(f"{path} has two values: `{names[1]}` is the older name of `{names[0]}`. Keep one.")
     _check_quantization(values.get("quantization", {}), f"`quantization` of {path}")
     if isinstance(attention := values.get("attn_implementation"), dict):
         # The library passes over any other part.
@@ -358,7 +361,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
     # Saved with what trains, so that it says which backbones it needs, not where they lay.
-    model.config.audio_config._name_or_path, model.config.text_config._name_or_path = recipe.encoder, recipe.llm
+    model.config.audio_config.name_or_path, model.config.text_config.name_or_path = recipe.encoder, recipe.llm
     for name in ADAPTERS:
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()

@@ -411,7 +411,7 @@ def test_a_prefix_that_is_not_shared_is_refused(prefix):
 def test_a_prefix_is_not_shared_where_its_cache_would_not_hold_all_of_it():
     assert not tiny_model("gemma2").model.shares_prefix()  # sliding windows
     model = tiny_model().train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert not model.model.shares_prefix()
     batch = pad_batch([[3, 4, 5, AUDIO], [3, 4, 5, AUDIO]], [30, 44], side="right")
     with pytest.raises(ValueError, match="keeps no whole cache"):
@@ -467,7 +467,7 @@ def test_losses_may_be_means_over_a_whole_accumulated_batch():
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("train_encoder", [False, True])
-def test_gradient_checkpointing_changes_no_gradient(train_encoder, use_reentrant):
+def test_activation_checkpointing_changes_no_gradient(train_encoder, use_reentrant):
     batch, gradients, read = mixed_batch(), [], []
     layers = {"audio_tower": "fc1", "alignment_adapter": "fc1", "language_model": "mlp"}
     for checkpointing in (False, True):
@@ -475,7 +475,7 @@ def test_gradient_checkpointing_changes_no_gradient(train_encoder, use_reentrant
         model.model.audio_tower.requires_grad_(train_encoder)
         model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
             for part, inner in layers.items():
                 module = model.model.get_submodule(f"{part}.layers.0.{inner}")
                 module.register_forward_pre_hook(lambda *_, part=part: read.append(part))

@@ -1,7 +1,11 @@
 import os
+import warnings
+
+import pytest
 
 from soundwave_hf import SoundwaveTrainingArguments
 from soundwave_hf.training.arguments import KERNEL_CACHES
+from soundwave_hf.training.run import read_recipe
 
 
 def test_training_on_a_cpu_keeps_few_compiled_kernels_unless_the_user_says_otherwise(tmp_path, monkeypatch):
@@ -11,3 +15,22 @@ def test_training_on_a_cpu_keeps_few_compiled_kernels_unless_the_user_says_other
     monkeypatch.setenv(theirs, "500")
     SoundwaveTrainingArguments(str(tmp_path), use_cpu=True)
     assert (os.environ[ours], os.environ[theirs]) == ("32", "500")
+
+
+def test_checkpointing_of_activations_goes_by_either_name_and_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_default = SoundwaveTrainingArguments(str(tmp_path), use_cpu=True)
+        by_new_name = SoundwaveTrainingArguments(str(tmp_path), use_cpu=True, activation_checkpointing=True)
+        by_older_name = SoundwaveTrainingArguments(str(tmp_path), use_cpu=True, gradient_checkpointing=True)
+    assert [each.activation_checkpointing for each in (by_default, by_new_name, by_older_name)] == [False, True, True]
+    assert [each.gradient_checkpointing for each in (by_default, by_new_name, by_older_name)] == [False, True, True]
+
+
+def test_a_recipe_with_two_values_of_checkpointing_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "stage: align\nactivation_checkpointing: false\ngradient_checkpointing: true\n", encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="`gradient_checkpointing` is the older name of `activation_checkpointing`"):
+        read_recipe(recipe)

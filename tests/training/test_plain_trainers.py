@@ -39,7 +39,7 @@ def run(workspace: Workspace, rows: Dataset, folder, trainer_class, model: nn.Mo
     """Two SGD steps on the eight rows, each in so many parts. Returns the trainer."""
     kinds = {Trainer: TrainingArguments, SFTTrainer: SFTConfig}
     arguments_class = kinds.get(trainer_class, SoundwaveTrainingArguments)
-    options = {"remove_unused_columns": False, "bf16": False, "gradient_checkpointing": False}
+    options = {"remove_unused_columns": False, "bf16": False, "activation_checkpointing": False}
     if arguments_class is SoundwaveTrainingArguments:
         options["plot_loss"] = False
     if arguments_class is SFTConfig:

@@ -217,7 +217,7 @@ def shrink_step(tmp_path) -> Callable[..., Step]:
 
 
 def test_checkpointing_costs_another_forward(shrink_step):
-    step = shrink_step("deep", gradient_checkpointing=True)
+    step = shrink_step("deep", activation_checkpointing=True)
     assert step.batch.prefix == 0  # which needs the cache that a checkpointed layer does not fill
     _, flops = expected("shrink", step, checkpointing=True)
     assert flops == pytest.approx(step.flops, rel=0.12)
@@ -299,9 +299,9 @@ def test_what_does_not_fit_is_told_with_a_knob_that_helps(llama_plans):
     small = Plan(plan.recipe, plan.arguments, replace(plan.gpus, memory=48 * GIB))
     assert plan.fits(sharded=False) and not small.fits(sharded=False)
     helps = [knob for knob, other in knobs(small) if other.fits(sharded=False)]
-    assert helps[0] == "gradient_checkpointing: true"
+    assert helps[0] == "activation_checkpointing: true"
     assert "DDP: does not fit, " in (text := report("x", small))
-    assert "of 48 GiB. It does with `gradient_checkpointing: true`" in text
+    assert "of 48 GiB. It does with `activation_checkpointing: true`" in text
 
 
 def test_a_quantized_llm_takes_its_bits(llama_plans):

@@ -448,9 +448,9 @@ def test_bf16_on_a_cpu_stays_finite_and_trains_in_float32(workspace, chain, tmp_
 
 
 @pytest.mark.parametrize("stage", ["shrink", "instruct"])
-def test_gradient_checkpointing_changes_no_loss(workspace, chain, tmp_path, stage):
+def test_activation_checkpointing_changes_no_loss(workspace, chain, tmp_path, stage):
     recipe = workspace.recipe(stage, tmp_path / "plain", **start_of(stage, chain))
-    checkpointed = recipe | {"output_dir": str(tmp_path / "checkpointed"), "gradient_checkpointing": True}
+    checkpointed = recipe | {"output_dir": str(tmp_path / "checkpointed"), "activation_checkpointing": True}
     runs = [train(each, change=without_dropout) for each in (recipe, checkpointed)]
     assert runs[1].losses() == pytest.approx(runs[0].losses(), rel=1e-5)
 

@@ -50,7 +50,7 @@ class Workspace:
             "dataloader_pin_memory": False,
             **({"lora": SMALL_LORA} if stage == "shrink" else {}),
             # On by default in TRL's arguments alone.
-            **({"gradient_checkpointing": False, "bf16": False} if stage == "instruct" else {}),
+            **({"activation_checkpointing": False, "bf16": False} if stage == "instruct" else {}),
             **changes,
         }
 
