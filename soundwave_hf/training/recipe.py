@@ -5,6 +5,7 @@ import inspect
 import os
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from trl import SFTConfig
 
-from ..data.backbones import resolve_backbone, soundwave_home
+from ..data.backbones import resolve_backbone
 from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..paths import expand_path, soundwave_home
 from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
 from .encoder_cache import EncoderCache
 from .mixture import Mixture
+from .secret_values import hide_secrets, refuse_secrets
 from .stages import STAGES
 
 
@@ -45,6 +48,10 @@ OVERRULED = {
     **dict.fromkeys(("dataset_text_field", "dataset_num_proc"), "the rows have columns of their own"),
     "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir`",
 }
+# Keys that are paths where they are text: relative ones begin at the current folder.
+ONCE_AT_HOME = ("data", "start_from", "output_dir")
+PATHS = (*ONCE_AT_HOME, "eval_data", "encoder", "llm")
+PATHS += ("deepspeed", "fsdp_config", "accelerator_config", "chat_template_path")  # files of settings
 # Keys in which the recipes of one file differ.
 OF_ONE_RECIPE = ("stage", "start_from", "output_dir")
 
@@ -62,10 +69,7 @@ class RecipeArguments:
     encoder: str = field(metadata={"help": "Whisper model: hub name or folder"})
     llm: str = field(metadata={"help": "causal LM: hub name or folder"})
     data: str = field(
-        metadata={
-            "help": "manifest (JSON lines), or a pattern of several in one folder (`data/train-*.jsonl`); a relative "
-            "path begins at $SOUNDWAVE_HOME"
-        }
+        metadata={"help": "manifest (JSON lines), or a pattern of several in one folder (`data/train-*.jsonl`)"}
     )
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of SoundwaveConfig"})
@@ -165,11 +169,11 @@ class RecipeArguments:
 
     @property
     def start_folder(self) -> str | None:
-        return None if self.start_from is None else str(_at_home(self.start_from))
+        return self.start_from
 
     @property
     def manifest(self) -> Path:
-        return _at_home(self.data)
+        return Path(self.data)
 
 
 def read_recipes(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> list[tuple]:
@@ -202,7 +206,9 @@ def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
     """The keys of one recipe, of the name `path`, -> its two argument classes."""
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no `key: value` lines; see `recipes/1_align.yaml` for one that does.")
+    refuse_secrets(values, path)
     for key, value in overrides.items():
+        refuse_secrets({key: value}, "The command line")
         _override(values, key, _read_yaml(value, f"`--{key}`"))
     known = {f.name for c in (RecipeArguments, SoundwaveTrainingArguments) for f in fields(c)} - NOT_KEYS
     if values.get("stage") != "instruct":
@@ -222,7 +228,7 @@ def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
     if missing:
         raise ValueError(f"{path} lacks {missing}: a recipe needs them.")
     written = dict(values)
-    values["output_dir"] = str(_at_home(values["output_dir"]))
+    _expand_paths(values)
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
     for section, section_class in (
         ("augment", Augmentation),
@@ -278,7 +284,10 @@ def _read_yaml(text: str, name: str, load=yaml.safe_load):
         values = load(text)
         return list(values) if load is yaml.safe_load_all else values
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} cannot be read as YAML: {error}") from error
+        # Its own text would show the line, and with it what a key may hide.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "no YAML"
+        line = "" if mark is None else f" in line {mark.line + 1}"
+        raise ValueError(f"{name} cannot be read as YAML: {hide_secrets(problem)}{line}.") from None
 
 
 def _override(values: dict, key: str, value):
@@ -321,8 +330,27 @@ def _as_number(key: str, value, kind: str):
     return number if "float" in kind else int(number)
 
 
-def _at_home(path: str) -> Path:
-    return Path(path) if Path(path).is_absolute() or path.startswith(".") else soundwave_home() / path
+def _expand_paths(values: dict):
+    """Replace the paths of a recipe by what they stand for; see `expand_path`."""
+    for key in PATHS:
+        if isinstance(values.get(key), str):
+            values[key] = expand_path(values[key], f"`{key}`")
+    if not isinstance(values["output_dir"], str):
+        raise ValueError(f"`output_dir` is {values['output_dir']!r}; give the path of a folder.")
+    refuse_secrets({key: values.get(key) for key in PATHS}, "The recipe")  # which a variable may hold
+    for key in ONCE_AT_HOME:
+        if isinstance(values.get(key), str):
+            _refuse_only_at_home(key, values[key])
+
+
+def _refuse_only_at_home(key: str, path: str):
+    """Raise `ValueError` where a path is only found at `$SOUNDWAVE_HOME`, at which relative ones began once."""
+    if not os.path.isabs(path) and not path.startswith(".") and not glob(path) and glob(str(soundwave_home() / path)):
+        other = f", or `./{path}` for a new one in the current folder" if key == "output_dir" else ""
+        raise ValueError(
+            f"`{key}` is `{path}`, which is not in the current folder but in `{soundwave_home()}`: write "
+            f"`$SOUNDWAVE_HOME/{path}`{other}."
+        )
 
 
 __all__ = ["RecipeArguments", "read_recipe", "read_recipes"]
