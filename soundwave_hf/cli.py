@@ -4,12 +4,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from .paths import expand_path
+from .training.secret_values import hide_secrets, names_secret
+
 
 # What a user can mend. Anything else is a fault of this package and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # Of libraries whose import would slow every start, by name: what a typed config raises, and safetensors where a disk
 # is full or a file broken off.
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
+PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
+PATH_OPTIONS += ("output", "transcripts", "names")
 
 
 def train(arguments: argparse.Namespace):
@@ -116,7 +121,8 @@ def read_overrides(words: Sequence[str]) -> dict[str, str]:
                 raise ValueError(f"`--{key}` has no value: give `--{key} VALUE`, or `--{key}=VALUE`.")
             value = remaining.pop(0)
         if key in overrides:
-            raise ValueError(f"`--{key}` is given twice, as `{overrides[key]}` and as `{value}`: give it once.")
+            values = "" if names_secret(key) else f", as `{overrides[key]}` and as `{value}`"
+            raise ValueError(f"`--{key}` is given twice{values}: give it once.")
         overrides[key] = value
     return overrides
 
@@ -194,14 +200,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def expand_options(arguments: argparse.Namespace):
+    """Replace `~` and `$VARIABLES` in the options that are paths, or names on the hub."""
+    for name in PATH_OPTIONS:
+        value = getattr(arguments, name, None)
+        if isinstance(value, str):
+            setattr(arguments, name, expand_path(value, f"`{name}`"))
+        elif isinstance(value, list):
+            setattr(arguments, name, [expand_path(each, f"`{name}`") for each in value])
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, or 2 after an error that the user can mend."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.run not in (train, plan):
-        parser.error(f"`{arguments.run.__name__}` does not know {' '.join(rest)}")
+        parser.error(f"`{arguments.run.__name__}` does not know {hide_secrets(' '.join(rest))}")
     arguments.overrides = rest
     try:
+        expand_options(arguments)
         arguments.run(arguments)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -209,7 +226,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in NAMED_ERRORS):
             raise
-        print(f"soundwave-hf {arguments.run.__name__}: {own_words(error)}", file=sys.stderr)
+        print(f"soundwave-hf {arguments.run.__name__}: {hide_secrets(own_words(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -23,17 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..paths import soundwave_home
 from .tiny import TINY_BACKBONES, make_folder
 
 
 HUB_TIMEOUT_SECONDS = 4.0
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is enough
-
-
-def soundwave_home() -> Path:
-    """Folder of everything downloaded or built: `$SOUNDWAVE_HOME`, by default `~/.cache/soundwave-hf`."""
-    return Path(os.environ.get("SOUNDWAVE_HOME") or "~/.cache/soundwave-hf").expanduser()
 
 
 def resolve_backbone(name: str) -> str:

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from .secret_values import refuse_secrets
+
 
 KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # PyTorch's and oneDNN's
+LOWER_IS_BETTER = ("loss", "wer", "cer")
 
 
 @dataclass
@@ -52,9 +55,15 @@ class SoundwaveTrainingArguments(SFTConfig):
     max_blank_share: float = field(
         default=0.995, metadata={"help": "Share of blanks from which a warning says that CTC has collapsed."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave it: a loss that is not a number is shown, and stops the run."}
+    )
     plot_loss: bool = field(default=True, metadata={"help": "Whether to draw `loss.png` at every save."})
 
     def __post_init__(self):
+        refuse_secrets(dict(vars(self)), type(self).__name__)  # saved with every checkpoint
+        self._check_length()
+        self._choose_direction()
         if not 0 < self.max_blank_share <= 1:
             raise ValueError(f"`max_blank_share` is {self.max_blank_share}; give a share of 0 to 1.")
         # By its new name: the library warns of the older one, which TRL sets by default.
@@ -68,6 +77,25 @@ class SoundwaveTrainingArguments(SFTConfig):
             for name in KERNEL_CACHES:
                 os.environ.setdefault(name, "32")
         super().__post_init__()
+
+    def _check_length(self):
+        if self.max_steps == 0 or self.max_steps < -1 or (self.max_steps == -1 and self.num_train_epochs <= 0):
+            name = "num_train_epochs" if self.max_steps == -1 else "max_steps"
+            raise ValueError(f"`{name}` is {getattr(self, name)}: a run needs a step at least. Give more than 0.")
+
+    def _choose_direction(self):
+        """Which way a metric gets better, where its name says so: the library takes all but losses for scores."""
+        metric = self.metric_for_best_model
+        if metric is None:
+            return
+        greater = False if metric.endswith(LOWER_IS_BETTER) else True if metric.endswith("exact_match") else None
+        if None not in (greater, self.greater_is_better) and greater != self.greater_is_better:
+            raise ValueError(
+                f"`greater_is_better` is {self.greater_is_better}, and a {'higher' if greater else 'lower'} "
+                f"`{metric}` is better: leave it out."
+            )
+        if greater is not None:
+            self.greater_is_better = greater
 
 
 __all__ = ["KERNEL_CACHES", "SoundwaveTrainingArguments"]

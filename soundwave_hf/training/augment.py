@@ -15,6 +15,7 @@ class Augmentation:
         noise (`float`): share of clips with noise added, 5 to 35 dB below the speech.
         narrow (`float`): share of clips sent through a narrow band (3 to 7 kHz).
         room (`float`): share of clips with the reverberation of a small room.
+        gain (`float`): share of clips made quieter or louder, by -12 to +2 dB.
         spec_augment (`float`): share of clips with masked mel bins and frames (SpecAugment, arXiv 1904.08779).
     """
 
@@ -22,6 +23,7 @@ class Augmentation:
     noise: float = 0.0
     narrow: float = 0.0
     room: float = 0.0
+    gain: float = 0.0
     spec_augment: float = 0.0
 
     def __post_init__(self):
@@ -31,7 +33,7 @@ class Augmentation:
 
     def change_samples(self, samples: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Samples `(length,)` -> changed samples, of another length where the speed changed."""
-        if not any((self.speed, self.noise, self.narrow, self.room)):
+        if not any((self.speed, self.noise, self.narrow, self.room, self.gain)):
             return samples
         if self.speed:
             pace = float(np.exp(rng.uniform(-1, 1) * np.log1p(self.speed)))
@@ -43,7 +45,8 @@ class Augmentation:
         if rng.random() < self.narrow:
             band = int(2 * rng.uniform(3000, 7000))
             samples = soxr.resample(soxr.resample(samples, sampling_rate, band), band, sampling_rate)
-        samples = samples * 10 ** rng.uniform(-0.6, 0.1)
+        if self.gain == 1 or rng.random() < self.gain:
+            samples = samples * 10 ** rng.uniform(-0.6, 0.1)
         return np.clip(samples, -1, 1).astype(np.float32)
 
     def mask_features(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:

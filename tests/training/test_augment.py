@@ -6,7 +6,7 @@ from soundwave_hf.training.augment import Augmentation
 
 
 RATE = 16_000
-FIELDS = ["speed", "noise", "narrow", "room", "spec_augment"]
+FIELDS = ["speed", "noise", "narrow", "room", "gain", "spec_augment"]
 
 
 def changed(samples: np.ndarray, seed: int = 0, **shares) -> np.ndarray:
@@ -32,7 +32,7 @@ def test_zero_shares_leave_features_bit_equal():
     assert np.array_equal(augmentation.mask_features(features, np.random.default_rng(0)), features)
 
 
-@pytest.mark.parametrize("name", ["speed", "noise", "narrow", "room"])
+@pytest.mark.parametrize("name", ["speed", "noise", "narrow", "room", "gain"])
 def test_each_share_changes_the_samples(name):
     clip = make_speech(1.0, seed=1)
     result = changed(clip, **{name: 1.0})
@@ -76,9 +76,7 @@ def test_speed_changes_the_length_by_its_share_at_most():
 def test_noise_is_5_to_35_decibels_below_the_speech():
     clip = make_speech(2.0, seed=1)
     for seed in range(20):
-        result = changed(clip, seed, noise=1.0)
-        gain = result @ clip / (clip @ clip)
-        noise = result / gain - clip
+        noise = changed(clip, seed, noise=1.0) - clip
         decibels = 10 * np.log10(np.mean(clip**2) / np.mean(noise**2))
         assert 4.5 < decibels < 35.5
 
@@ -93,12 +91,30 @@ def test_a_narrow_band_has_nothing_above_7_kilohertz():
 
 def test_a_share_is_the_share_of_clips():
     clip = make_speech(0.2, seed=1)
-    # The gain is drawn for every clip, noise for a quarter of them: what is no multiple of the clip has noise.
-    noisy = 0
-    for seed in range(200):
-        result = changed(clip, seed, noise=0.25)
-        noisy += np.abs(result - (result @ clip / (clip @ clip)) * clip).max() > 1e-4
-    assert 30 <= noisy <= 70
+    for name in ("noise", "gain"):
+        assert 30 <= sum(np.abs(changed(clip, s, **{name: 0.25}) - clip).max() > 1e-4 for s in range(200)) <= 70
+
+
+def test_no_other_change_scales_a_clip():
+    clip = make_speech(0.2, seed=1)
+    for seed in range(20):
+        assert np.array_equal(changed(clip, seed, noise=1e-12, room=1e-12, narrow=1e-12), clip)
+        noisy = changed(clip, seed, noise=1.0)
+        assert noisy @ clip / (clip @ clip) == pytest.approx(1, abs=0.1)
+
+
+def test_a_gain_is_between_minus_12_and_plus_2_decibels():
+    clip = make_speech(0.2, seed=1) / 4
+    decibels = [20 * np.log10(np.abs(changed(clip, s, gain=1.0)).max() / np.abs(clip).max()) for s in range(100)]
+    assert -12.01 < min(decibels) < -10 and 0 < max(decibels) < 2.01
+
+
+def test_the_gain_of_every_clip_is_drawn_as_it_was_before_it_had_a_name():
+    clip = make_speech(0.2, seed=1)
+    rng = np.random.default_rng(7)
+    rng.random(), rng.random(), rng.random()  # room, noise and narrow band, of which none is wanted here
+    expected = np.clip(clip * 10 ** rng.uniform(-0.6, 0.1), -1, 1).astype(np.float32)
+    assert np.array_equal(changed(clip, 7, gain=1.0), expected)
 
 
 def test_masks_are_two_bands_and_short_spans_of_the_mean():

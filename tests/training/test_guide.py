@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from soundwave_hf import SoundwaveTrainingArguments
 from soundwave_hf.modeling.backbones_soundwave import settable_fields
-from soundwave_hf.training.run import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
+from soundwave_hf.training.recipe import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
 
 
 ROOT = Path(__file__).parents[2]

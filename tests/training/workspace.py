@@ -18,7 +18,7 @@ from soundwave_hf.training import run
 
 
 SMALL_LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
-EVERY_AUGMENTATION = {"speed": 0.15, "noise": 0.5, "narrow": 0.5, "room": 0.5, "spec_augment": 0.7}
+EVERY_AUGMENTATION = {"speed": 0.15, "noise": 0.5, "narrow": 0.5, "room": 0.5, "gain": 0.5, "spec_augment": 0.7}
 
 
 @dataclass

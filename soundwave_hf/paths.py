@@ -1,0 +1,40 @@
+"""Paths as users write them, and the one folder of everything downloaded or built."""
+
+import os
+import re
+from pathlib import Path
+
+
+HOME = "SOUNDWAVE_HOME"
+VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+
+
+def soundwave_home() -> Path:
+    """Folder of everything downloaded or built: `$SOUNDWAVE_HOME`, by default `~/.cache/soundwave-hf`."""
+    return Path(os.environ.get(HOME) or "~/.cache/soundwave-hf").expanduser()
+
+
+def expand_path(path: str | os.PathLike, name: str) -> str:
+    """A path with `~` and `$VARIABLES` replaced; a relative one stays relative to the current folder.
+
+    Args: name: what the path is of, for the errors: "`output_dir`".
+    Raises: `ValueError` for a variable that is not set, a user who does not exist, and a value that is no path.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValueError(f"{name} is {path!r}; give a path.")
+
+    def value_of(match: re.Match) -> str:
+        variable = match[1] if match[1] is not None else match[2]
+        if value := os.environ.get(variable):
+            return value
+        if variable == HOME:
+            return str(soundwave_home())
+        raise ValueError(f"{name} names `${variable}`, and that variable is not set: set it, or write the path out.")
+
+    expanded = os.path.expanduser(VARIABLE.sub(value_of, os.fspath(path)))
+    if expanded.startswith("~") and not os.path.exists(expanded):
+        raise ValueError(f"{name} begins with `{expanded.split('/')[0]}`, and there is no such user: write it out.")
+    return expanded
+
+
+__all__ = ["expand_path", "soundwave_home"]

@@ -1,0 +1,66 @@
+"""The model of a stage: backbones joined, what the stage before trained, a fresh LoRA where the stage has one."""
+
+import os
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, load_lora, refuse_other_fields
+from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from .recipe import RecipeArguments
+from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
+
+
+def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
+    """The model of a stage, with what the stage before trained, and exactly its own parameters set to train."""
+    stage = STAGES[recipe.stage]
+    encoder, llm = recipe.backbones
+    start = recipe.start_folder
+    start_fields = {} if start is None else adapter_fields(start, encoder, llm)
+    has_lora = start is not None and not os.path.isfile(os.path.join(start, TRAINED_FILE))
+    _check_start(recipe, stage, start_fields, has_lora)
+    model_fields = {**start_fields, **recipe.model}
+    model_class = SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC
+    if recipe.quantization:
+        model_fields["quantization_config"] = recipe.quantization
+    model = model_class.from_backbones(
+        encoder, llm, dtype=dtype, warm_start=recipe.warm_start is not False and start is None, **model_fields
+    )
+    if recipe.attn_implementation is not None:
+        model.set_attn_implementation(recipe.attn_implementation)
+    # Saved with what trains, so that it says which backbones it needs, not where they lay.
+    model.config.audio_config.name_or_path, model.config.text_config.name_or_path = recipe.encoder, recipe.llm
+    for name in ADAPTERS:
+        if (adapter := getattr(model.base_model, name, None)) is not None:
+            adapter.float()
+    if has_lora:
+        model = load_lora(model, start, is_trainable=True)
+    elif start is not None:
+        load_adapter(model, start)
+    if stage.has_llm and not has_lora:
+        model = add_lora(model, recipe.lora)
+    freeze_all_but(model, stage)
+    return model
+
+
+def add_lora(model: SoundwaveForConditionalGeneration, fields: dict):
+    """Put a fresh LoRA, by the fields of a recipe, into the LLM of a model, and its adapters under PEFT's care."""
+    targets = lora_targets(model.model.language_model, fields.get("target_modules"))
+    return get_peft_model(
+        model, LoraConfig(**{**fields, "target_modules": targets, "modules_to_save": list(ADAPTERS)})
+    )
+
+
+def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_lora: bool):
+    """Raise `ValueError` where the recipe asks for what the weights it starts from cannot give."""
+    if recipe.stage == "instruct" and not has_lora:
+        raise ValueError(f"`start_from` is `{recipe.start_from}`, which holds no LoRA: name a stage `shrink` folder.")
+    if has_lora and not stage.has_llm:
+        raise ValueError(f"`start_from` is `{recipe.start_from}`, which holds LoRA: stage `align` has no LLM for it.")
+    if recipe.lora and (has_lora or not stage.has_llm):
+        reason = f"`{recipe.start_from}` holds a LoRA already" if has_lora else "the stage has no LLM"
+        raise ValueError(f"`lora` is given, and {reason}: leave it out.")
+    refuse_other_fields(recipe.model, start_fields, str(recipe.start_from))
+
+
+__all__ = ["add_lora", "build_model"]
