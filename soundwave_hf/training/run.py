@@ -22,6 +22,7 @@ from ..data.card import count_rows
 from ..data.tiny import TINY_DATA, make_folder, write_tiny_data
 from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, load_lora, refuse_other_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..modeling.folders_soundwave import backbone_name
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .arguments import SoundwaveTrainingArguments
@@ -83,6 +84,10 @@ class RecipeArguments:
         }
     )
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
+    allow_other_backbones: bool = field(
+        default=False,
+        metadata={"help": "whether `start_from` may have been trained on other backbones, of the same widths"},
+    )
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of SoundwaveConfig"})
     lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of PEFT's LoraConfig"})
     quantization: dict[str, Any] = field(
@@ -136,7 +141,7 @@ class RecipeArguments:
             raise ValueError(f"`stage` is {self.stage!r}; it must be one of {', '.join(STAGES)}.")
         if self.stage == "instruct" and self.start_from is None:
             raise ValueError("Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`.")
-        for name in ("warm_start", "streaming"):
+        for name in ("warm_start", "streaming", "allow_other_backbones"):
             if (value := getattr(self, name)) not in (None, True, False):
                 raise ValueError(f"`{name}` is {value!r}; give true or false.")
         for source, times in self.repeat.items():
@@ -345,7 +350,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     stage = STAGES[recipe.stage]
     encoder, llm = recipe.backbones
     start = recipe.start_folder
-    start_fields = {} if start is None else adapter_fields(start, encoder, llm)
+    start_fields = {} if start is None else adapter_fields(start, encoder, llm, recipe.allow_other_backbones)
     has_lora = start is not None and not os.path.isfile(os.path.join(start, TRAINED_FILE))
     _check_start(recipe, stage, start_fields, has_lora)
     model_fields = {**start_fields, **recipe.model}
@@ -358,7 +363,8 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
     # Saved with what trains, so that it says which backbones it needs, not where they lay.
-    model.config.audio_config._name_or_path, model.config.text_config._name_or_path = recipe.encoder, recipe.llm
+    model.config.audio_config._name_or_path = backbone_name(recipe.encoder)
+    model.config.text_config._name_or_path = backbone_name(recipe.llm)
     for name in ADAPTERS:
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()

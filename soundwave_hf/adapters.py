@@ -1,0 +1,110 @@
+"""Folders of trained adapters: found by name, loaded with their backbones, merged into one checkpoint."""
+
+import os
+from pathlib import Path
+
+from .whole_files import refuse_used, whole_folder
+
+
+MERGED_SHARD_SIZE = "5GB"
+
+
+def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = None, **hub) -> str:
+    """The local folder of trained adapters, downloaded where the name is one of the hub.
+
+    Args:
+        name_or_folder: folder that `soundwave-hf train` or `export` wrote, of any stage, or a hub name.
+        revision: branch, tag or commit of a hub repository.
+        hub: `token`, `cache_dir`, `local_files_only`, as in `from_pretrained`.
+
+    Raises: FileNotFoundError where there is no such folder or repository; ValueError where it holds something else.
+    """
+    from .modeling.folders_soundwave import describe_folder, find_adapter, is_hub_name
+
+    name = os.path.expanduser(os.fspath(name_or_folder))
+    if revision is not None and not os.path.isdir(name):
+        hub["revision"] = revision
+    if (folder := find_adapter(name, **hub)) is not None:
+        return folder
+    if os.path.isdir(name):
+        raise ValueError(f"Trained adapters were expected. {describe_folder(name)}")
+    hub_words = ", and the hub delivered no adapters of that name" if is_hub_name(name) else ""
+    raise FileNotFoundError(
+        f"There is no folder `{name}` with trained adapters{hub_words}. Give a folder that `soundwave-hf train` or "
+        "`export` wrote; the shipped ones are in `weights/` of a checkout of this repository."
+    )
+
+
+def load_adapter(
+    folder: str | os.PathLike,
+    encoder: str | None = None,
+    llm: str | None = None,
+    dtype="float32",
+    device: str | None = None,
+    allow_other_backbones: bool = False,
+    revision: str | None = None,
+):
+    """Trained adapters, merged into the backbones that they name -> model in eval mode, processor.
+
+    Args:
+        folder: folder of adapters of stage `shrink` or `instruct`, or a hub name.
+        encoder, llm: hub name or folder of a backbone; by default what the adapters name.
+        dtype: of all weights; "auto" for the backbones' own and float32 adapters.
+        device: where the model is put; the CPU by default.
+        allow_other_backbones: whether the backbones may be others than those of the training.
+
+    Raises: what `resolve_adapter` and `SoundwaveForConditionalGeneration.from_pretrained` raise.
+    """
+    from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration
+
+    adapter = resolve_adapter(folder, revision)
+    chosen = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
+    model = SoundwaveForConditionalGeneration.from_pretrained(adapter, dtype=dtype, device_map=device, **chosen)
+    return model, load_processor(adapter, encoder, llm)
+
+
+def load_processor(folder: str | os.PathLike, encoder: str | None = None, llm: str | None = None):
+    """The processor of trained adapters, on the backbones that they name or on those given."""
+    from .modeling.folders_soundwave import choose_backbones
+    from .processing.processing_soundwave import SoundwaveProcessor
+
+    adapter = resolve_adapter(folder)
+    return SoundwaveProcessor.from_backbones(*choose_backbones(adapter, encoder, llm), adapter)
+
+
+def merge_adapter(
+    adapter: str | os.PathLike,
+    destination: str | os.PathLike,
+    encoder: str | None = None,
+    llm: str | None = None,
+    dtype="auto",
+    device: str | None = None,
+    allow_other_backbones: bool = False,
+) -> Path:
+    """Write the backbones with trained adapters, their LoRA merged into the LLM, the processor and the code.
+
+    The folder is put in place in one step. It is what `pipeline`, servers and `push_to_hub` take. Layers are merged
+    one by one, in place, in float32, and each is rounded once to the dtype of the LLM.
+
+    Args:
+        adapter: folder that `soundwave-hf train` or `export` wrote, or a hub name.
+        encoder, llm: hub name or folder of a backbone; by default what the adapters name.
+        dtype: of all weights that are written; "auto" for that of the LLM's checkpoint.
+        device: where the layers are merged; the CPU by default.
+        allow_other_backbones: whether the backbones may be others than those of the training.
+
+    Raises: `FileExistsError` where the destination is no new or empty folder; what `load_adapter` raises.
+    """
+    destination = Path(destination)
+    refuse_used(destination)
+    model, processor = load_adapter(adapter, encoder, llm, dtype, device, allow_other_backbones)
+    # One dtype: a checkpoint is loaded in one, and a Whisper in float16 would make it that of an LLM in bfloat16.
+    model = model.to(model.lm_head.weight.dtype)
+    with whole_folder(destination) as folder:
+        model.save_pretrained(folder, max_shard_size=MERGED_SHARD_SIZE)
+        processor.save_pretrained(folder)
+    print(f"{destination}: {sum(file.stat().st_size for file in destination.iterdir()) / 1e6:.0f} MB")
+    return destination
+
+
+__all__ = ["load_adapter", "load_processor", "merge_adapter", "resolve_adapter"]
