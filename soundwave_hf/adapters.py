@@ -60,16 +60,14 @@ def load_adapter(
     adapter = resolve_adapter(folder, revision)
     chosen = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
     model = SoundwaveForConditionalGeneration.from_pretrained(adapter, dtype=dtype, device_map=device, **chosen)
-    return model, load_processor(adapter, encoder, llm)
+    return model, load_processor(adapter, llm)
 
 
-def load_processor(folder: str | os.PathLike, encoder: str | None = None, llm: str | None = None):
-    """The processor of trained adapters, on the backbones that they name or on those given."""
-    from .modeling.folders_soundwave import choose_backbones
+def load_processor(folder: str | os.PathLike, llm: str | None = None):
+    """The processor of trained adapters, with the tokenizer of the LLM that they name, or of that given."""
     from .processing.processing_soundwave import SoundwaveProcessor
 
-    adapter = resolve_adapter(folder)
-    return SoundwaveProcessor.from_backbones(*choose_backbones(adapter, encoder, llm), adapter)
+    return SoundwaveProcessor.from_pretrained(resolve_adapter(folder), llm=llm)
 
 
 def merge_adapter(

@@ -1,6 +1,7 @@
 """What a folder or a hub repository holds, and which backbones trained adapters belong to."""
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -195,14 +196,19 @@ def backbone_name(name: str) -> str:
     cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", path)
     if cached:
         return cached[1].replace("--", "/", 1)
-    try:
-        from soundwave_hf.data.backbones import backbone_folder
-    except ImportError:
-        return path
     folder, own = os.path.split(path)
-    if folder == os.path.abspath(backbone_folder("any").parent):
+    backbones = _package_backbones()
+    if backbones is not None and folder == os.path.abspath(backbones.backbone_folder("any").parent):
         return own.replace("--", "/", 1)
     return path
+
+
+def _package_backbones():
+    """The module of this package that finds backbones; None where this file is remote code without the package."""
+    try:
+        return importlib.import_module("soundwave_hf.data.backbones")
+    except ImportError:
+        return None
 
 
 def locate_backbone(name: str, **hub) -> str:
@@ -213,11 +219,8 @@ def locate_backbone(name: str, **hub) -> str:
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         return folder
-    try:
-        from soundwave_hf.data.backbones import resolve_backbone
-    except ImportError:
-        return name
-    return resolve_backbone(name, **hub)
+    backbones = _package_backbones()
+    return name if backbones is None else backbones.resolve_backbone(name, **hub)
 
 
 def choose_backbones(adapter: str, encoder: str | None = None, llm: str | None = None, **hub) -> tuple[str, str]:
