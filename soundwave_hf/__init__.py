@@ -12,7 +12,8 @@ from .auto_classes import register
 
 
 if TYPE_CHECKING:
-    from .adapters import load_adapter, merge_adapter, resolve_adapter
+    from .adapters import load_adapter, resolve_adapter
+    from .hub import merge_adapter
     from .modeling.configuration_soundwave import SoundwaveConfig
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
     from .processing.processing_soundwave import SoundwaveProcessor
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "load_adapter": "adapters",
-    "merge_adapter": "adapters",
+    "merge_adapter": "hub",
     "resolve_adapter": "adapters",
     "SoundwaveConfig": "modeling.configuration_soundwave",
     "SoundwaveModel": "modeling.modeling_soundwave",

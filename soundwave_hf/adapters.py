@@ -1,12 +1,6 @@
-"""Folders of trained adapters: found by name, loaded with their backbones, merged into one checkpoint."""
+"""Folders of trained adapters: found by name, and loaded with their backbones."""
 
 import os
-from pathlib import Path
-
-from .whole_files import refuse_used, whole_folder
-
-
-MERGED_SHARD_SIZE = "5GB"
 
 
 def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = None, **hub) -> str:
@@ -70,39 +64,4 @@ def load_processor(folder: str | os.PathLike, llm: str | None = None):
     return SoundwaveProcessor.from_pretrained(resolve_adapter(folder), llm=llm)
 
 
-def merge_adapter(
-    adapter: str | os.PathLike,
-    destination: str | os.PathLike,
-    encoder: str | None = None,
-    llm: str | None = None,
-    dtype="auto",
-    device: str | None = None,
-    allow_other_backbones: bool = False,
-) -> Path:
-    """Write the backbones with trained adapters, their LoRA merged into the LLM, the processor and the code.
-
-    The folder is put in place in one step. It is what `pipeline`, servers and `push_to_hub` take. Layers are merged
-    one by one, in place, in float32, and each is rounded once to the dtype of the LLM.
-
-    Args:
-        adapter: folder that `soundwave-hf train` or `export` wrote, or a hub name.
-        encoder, llm: hub name or folder of a backbone; by default what the adapters name.
-        dtype: of all weights that are written; "auto" for that of the LLM's checkpoint.
-        device: where the layers are merged; the CPU by default.
-        allow_other_backbones: whether the backbones may be others than those of the training.
-
-    Raises: `FileExistsError` where the destination is no new or empty folder; what `load_adapter` raises.
-    """
-    destination = Path(destination)
-    refuse_used(destination)
-    model, processor = load_adapter(adapter, encoder, llm, dtype, device, allow_other_backbones)
-    # One dtype: a checkpoint is loaded in one, and a Whisper in float16 would make it that of an LLM in bfloat16.
-    model = model.to(model.lm_head.weight.dtype)
-    with whole_folder(destination) as folder:
-        model.save_pretrained(folder, max_shard_size=MERGED_SHARD_SIZE)
-        processor.save_pretrained(folder)
-    print(f"{destination}: {sum(file.stat().st_size for file in destination.iterdir()) / 1e6:.0f} MB")
-    return destination
-
-
-__all__ = ["load_adapter", "load_processor", "merge_adapter", "resolve_adapter"]
+__all__ = ["load_adapter", "load_processor", "resolve_adapter"]

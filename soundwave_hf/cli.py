@@ -32,7 +32,7 @@ def export(arguments: argparse.Namespace):
 
 
 def merge(arguments: argparse.Namespace):
-    from .adapters import merge_adapter
+    from .hub import merge_adapter
 
     merge_adapter(arguments.adapter, arguments.destination, **given_backbones(arguments), **given_placing(arguments))
 
