@@ -12,6 +12,8 @@ from .auto_classes import register
 
 
 if TYPE_CHECKING:
+    from .adapters import load_adapter, resolve_adapter
+    from .hub import merge_adapter
     from .modeling.configuration_soundwave import SoundwaveConfig
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
     from .processing.processing_soundwave import SoundwaveProcessor
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from .training.trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 
 _MODULE_OF = {
+    "load_adapter": "adapters",
+    "merge_adapter": "hub",
+    "resolve_adapter": "adapters",
     "SoundwaveConfig": "modeling.configuration_soundwave",
     "SoundwaveModel": "modeling.modeling_soundwave",
     "SoundwaveForCTC": "modeling.modeling_soundwave",
@@ -46,6 +51,9 @@ __all__ = [
     "SoundwaveSFTTrainer",
     "SoundwaveTrainer",
     "SoundwaveTrainingArguments",
+    "load_adapter",
+    "merge_adapter",
+    "resolve_adapter",
     "run_stage",
 ]
 

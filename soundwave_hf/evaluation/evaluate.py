@@ -15,7 +15,7 @@ from ..data.manifest import read_rows, write_rows
 from ..processing.processing_soundwave import ASR_QUESTION
 from ..whole_files import whole_file
 from .metrics import collapse_ctc, positions_per_second, word_error_rate
-from .shipped import ADAPTER, ENCODER, EXAMPLES, LLM, load_adapter, load_checkpoint
+from .shipped import ADAPTER, ENCODER, EXAMPLES, load_adapter, load_checkpoint
 
 
 WINDOW_SECONDS = 30.0  # of the Whisper encoder
@@ -250,27 +250,37 @@ def run_evaluation(
     sets: Sequence[str] = SETS,
     checkpoint: str | None = None,
     adapter: str | Path | None = None,
-    encoder: str = ENCODER,
-    llm: str = LLM,
+    encoder: str | None = None,
+    llm: str | None = None,
     with_baseline: bool = False,
     batch_size: int = 8,
     output: str | None = None,
     transcripts: str | None = None,
     ctc: bool = False,
+    allow_other_backbones: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Scores]:
     """Score a checkpoint, or adapters on their backbones (the shipped ones unless told otherwise); print a table.
 
     Args:
         ctc: whether to score the CTC head alone.
         with_baseline: whether to transcribe the same clips with the Whisper that the encoder comes from.
+        encoder, llm: what the adapters belong to; by default what they name.
+        device, dtype: of the model; by default the CPU, and float32 for adapters, a checkpoint's own for a checkpoint.
         output: JSON file for the scores. transcripts: JSON-lines file for the text of each clip.
     """
     rows_of = {name: read_set(name) for name in sets}  # all of them, before minutes of work
-    model, processor = load_checkpoint(checkpoint) if checkpoint else load_adapter(adapter or ADAPTER, encoder, llm)
+    placing = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    if checkpoint:
+        model, processor = load_checkpoint(checkpoint, **placing)
+    else:
+        others = {"allow_other_backbones": allow_other_backbones}
+        model, processor = load_adapter(adapter or ADAPTER, encoder, llm, **others, **placing)
     scores, lines = {}, []
     for name, rows in rows_of.items():
         found = transcribe(model, processor, rows, batch_size, label=name, ctc=ctc)
-        baseline = whisper_baseline(resolve_backbone(encoder), rows, batch_size) if with_baseline else None
+        baseline = whisper_baseline(resolve_backbone(encoder or ENCODER), rows, batch_size) if with_baseline else None
         scores[name] = score(rows, found, baseline)
         lines += transcript_lines(name, rows, found, baseline)
     print(score_table(scores))

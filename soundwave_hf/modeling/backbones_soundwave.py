@@ -15,11 +15,18 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder, Whisper
 from transformers.utils import cached_file
 
 from .configuration_soundwave import SoundwaveConfig
+from .folders_soundwave import (
+    LORA_FILES,
+    TRAINED_FILE,
+    adapter_kind,
+    describe_folder,
+    has_whole_weights,
+    is_soundwave,
+    refuse_other_backbones,
+)
 
 
 AUDIO_TOKEN = "<|audio|>"
-TRAINED_FILE = "trained.safetensors"  # Stage I: the parameters that trained, named as in `SoundwaveModel`
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: adapters and LoRA, as PEFT has them
 # Fields that change which weights there are or what they mean.
 FIXED_BY_WEIGHTS = (
     "compat",
@@ -68,15 +75,16 @@ def read_encoder(encoder: str, dtype=None) -> nn.Module:
     return whisper.encoder
 
 
-def read_language_model(llm: str, dtype=None, quantization_config=None) -> nn.Module:
-    """A causal LM, by hub name or folder, in `dtype` (by default its own).
+def read_language_model(llm: str, dtype=None, quantization_config=None, device=None) -> nn.Module:
+    """A causal LM, by hub name or folder, in `dtype` (by default its own), on `device` (by default the library's).
 
     Raises: `ValueError` where the checkpoint lacks a weight of it, which transformers would make up; what
     `reading_weights` raises.
     """
+    placed = {} if device is None else {"device_map": {"": device}}
     with reading_weights(llm):
         language, report = AutoModelForCausalLM.from_pretrained(
-            llm, dtype=dtype, quantization_config=quantization_config, output_loading_info=True
+            llm, dtype=dtype, quantization_config=quantization_config, output_loading_info=True, **placed
         )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -101,7 +109,7 @@ def refuse_unsettable(fields: dict):
     """Raises: `ValueError` where a keyword of `from_backbones` is none of `settable_fields`."""
     known = settable_fields()
     for name in fields.keys() - known:
-        others = {*known, "dtype", "adapter", "audio_token", "warm_start"} - {name}  # Stage I's model takes no adapter
+        others = {*known, "dtype", "adapter", "allow_other_backbones", "audio_token", "warm_start"} - {name}
         if near := difflib.get_close_matches(name, others, n=1):
             hint = f"Did you mean `{near[0]}`?"
         else:
@@ -182,33 +190,48 @@ def read_input_embeddings(llm: str) -> torch.Tensor:
     )
 
 
-def adapter_fields(adapter: str, encoder: str, llm: str) -> dict:
-    """The `SoundwaveConfig` fields trained adapters need, once their widths are found to be those of the backbones.
+def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: bool = False) -> dict:
+    """The `SoundwaveConfig` fields trained adapters need, once the backbones are found to be those of the training.
 
-    Raises: `ValueError` where widths differ, `FileNotFoundError` where the folder lacks a file.
+    Args:
+        allow_other_backbones (`bool`): whether to take others, of the same widths.
+
+    Raises: `ValueError` where widths differ, or the backbones are others (see `refuse_other_backbones`);
+    `FileNotFoundError` where the folder lacks a file.
     """
     _check_files(adapter)
     config = SoundwaveConfig.from_pretrained(adapter)
     expected = (config.audio_config.d_model, config.text_config.hidden_size)
-    found = (AutoConfig.from_pretrained(encoder).d_model, AutoConfig.from_pretrained(llm).hidden_size)
+    found = tuple(
+        getattr(AutoConfig.from_pretrained(name), width, None)
+        for name, width in ((encoder, "d_model"), (llm, "hidden_size"))
+    )
     if found != expected:
         raise ValueError(
             f"The adapters in `{adapter}` join an encoder of width {expected[0]} to an LLM of width {expected[1]}, "
             f"and `{encoder}` has width {found[0]}, `{llm}` {found[1]}. Name the backbones they were trained with."
         )
+    if not allow_other_backbones:
+        refuse_other_backbones(adapter, encoder, llm)
     return {name: getattr(config, name) for name in sorted(settable_fields())}
 
 
 def _check_files(adapter: str):
+    if adapter_kind(adapter) is not None:
+        return
     present = {name for name in ("config.json", TRAINED_FILE, *LORA_FILES) if os.path.isfile(f"{adapter}/{name}")}
     if "config.json" not in present:
-        raise FileNotFoundError(f"`{adapter}` has no config.json: give a folder that `soundwave-hf train` wrote.")
-    if TRAINED_FILE not in present and not present.issuperset(LORA_FILES):
-        lacks = " and ".join(sorted({*LORA_FILES} - present))
         raise FileNotFoundError(
-            f"`{adapter}` has no {lacks}, and no {TRAINED_FILE} of stage `align` either: give a folder in which "
-            "`soundwave-hf train` ended, or copy all of its files."
+            f"`{adapter}` has no config.json: give a folder that `soundwave-hf train` wrote. "
+            f"{describe_folder(adapter)}"
         )
+    if has_whole_weights(adapter) or not is_soundwave(adapter):
+        raise ValueError(f"Trained adapters were expected. {describe_folder(adapter)}")
+    lacks = " and ".join(sorted({*LORA_FILES} - present))
+    raise FileNotFoundError(
+        f"`{adapter}` has no {lacks}, and no {TRAINED_FILE} of stage `align` either: give a folder in which "
+        "`soundwave-hf train` ended, or copy all of its files."
+    )
 
 
 def refuse_other_fields(given: dict, trained: dict, adapter: str):
@@ -268,6 +291,28 @@ def load_lora(model, adapter: str, is_trainable: bool = False):
     loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
     _refuse_missing(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - found, path)
     return loaded
+
+
+def load_adapter_weights(model, adapter: str):
+    """Load the alignment adapter and the CTC head of a folder of any stage into a model without an LLM.
+
+    Raises: `ValueError` where one is missing, or the LoRA changed the embeddings that the head scores with.
+    """
+    if adapter_kind(adapter) == "align":
+        load_trained(model, os.path.join(adapter, TRAINED_FILE))
+        return
+    path = os.path.join(adapter, LORA_FILES[1])
+    with reading_weights(adapter):
+        found = load_file(path)
+    if embedded := [name for name in found if "lora_embedding" in name or "embed_tokens" in name]:
+        raise ValueError(
+            f"`{path}` changes the LLM's embeddings ({embedded[0]}), which the CTC head scores with: load it by "
+            "`SoundwaveForConditionalGeneration.from_pretrained`."
+        )
+    expected = _adapter_names(model, ("alignment_adapter", "ctc_head"))
+    weights = {name: found[stored] for name in expected if (stored := f"base_model.model.model.{name}") in found}
+    _refuse_missing(expected - weights.keys(), path)
+    model.load_state_dict(weights, strict=False)
 
 
 def load_trained(model, path: str):
@@ -347,6 +392,7 @@ __all__ = [
     "as_dtype",
     "audio_token_place",
     "load_adapter",
+    "load_adapter_weights",
     "load_lora",
     "load_trained",
     "read_decoder",

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from dataclasses import fields
 from typing import Literal
 
@@ -164,6 +165,21 @@ class SoundwaveConfig(PreTrainedConfig):
             setattr(config[0] if isinstance(config, tuple) else config, name, value)
         return config
 
+    def save_pretrained(self, save_directory, names_from: str | os.PathLike | None = None, **kwargs):
+        """As in transformers; backbones that lie in folders are named by their way from there, not from the root.
+
+        Args: names_from: the folder where the file will lie in the end; `save_directory` by default.
+        """
+        parts = [getattr(self, part) for part in self.sub_configs_defaults]
+        names = [part._name_or_path for part in parts]
+        try:
+            for part in parts:
+                part._name_or_path = relative_name(part._name_or_path, os.fspath(names_from or save_directory))
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            for part, name in zip(parts, names, strict=True):
+                part._name_or_path = name
+
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
         for part in self.sub_configs_defaults:
@@ -259,8 +275,16 @@ class SoundwaveConfig(PreTrainedConfig):
             )
 
 
+def relative_name(name: str, folder: str) -> str:
+    """The name of a backbone for a config in `folder`: an absolute path becomes a relative one, a hub name stays."""
+    if not os.path.isabs(name):
+        return name
+    found = os.path.relpath(name, folder).replace(os.sep, "/")
+    return found if found.startswith(".") else f"./{found}"
+
+
 def _known_names(config_class: type) -> set[str]:
     return {field.name for field in fields(config_class)} | _INHERITED_KEYWORDS
 
 
-__all__ = ["AUTO_MAP", "SoundwaveConfig"]
+__all__ = ["AUTO_MAP", "SoundwaveConfig", "relative_name"]

@@ -34,6 +34,7 @@ from .backbones_soundwave import (
     as_dtype,
     audio_token_place,
     load_adapter,
+    load_adapter_weights,
     read_encoder,
     read_input_embeddings,
     read_language_model,
@@ -44,7 +45,9 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
 from .ctc_soundwave import large_vocabulary_ctc
+from .folders_soundwave import backbone_name, choose_backbones, weights_digest
 from .generation_soundwave import CACHE, CACHE_NAMES, CachedPrompt, SoundwaveGenerationMixin, one_cache
+from .loading_soundwave import from_adapter, take_adapter
 from .warm_start_soundwave import start_alignment
 
 
@@ -576,6 +579,9 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
         here a checkpoint has them all, and the frozen parts are frozen again.
 
+        A folder or hub name of trained adapters is loaded with the backbones that its config names. What only those
+        take (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`): see `from_adapter`.
+
         A caller that asks for the report (`output_loading_info=True`) sees there what is missing. A
         `quantization_config` of bitsandbytes or torchao that names no modules to leave out quantizes the LLM's layers
         alone: another CTC label here and there would be another number of positions.
@@ -583,6 +589,9 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
         missing or have other shapes, or the checkpoint is in the published layout.
         """
+        adapter = take_adapter(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            return from_adapter(cls, adapter, pretrained_model_name_or_path, **kwargs)
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_llm_alone(kwargs["quantization_config"])
@@ -604,12 +613,31 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         return (model, report) if asked["output_loading_info"] else model
 
     @classmethod
+    def _with_adapter(cls, encoder, llm, adapter: str | None, allow_other_backbones: bool, fields: dict) -> tuple:
+        """Backbones and fields of `from_backbones`, as its adapter needs them."""
+        if adapter is None:
+            if encoder is None or llm is None:
+                raise ValueError(
+                    f"`from_backbones` got the encoder {encoder!r} and the LLM {llm!r}: give both by hub name or "
+                    "folder. They may be left out where `adapter` is a folder of trained adapters, which names them."
+                )
+            return encoder, llm, fields
+        encoder, llm = choose_backbones(adapter, encoder, llm)
+        trained = adapter_fields(adapter, encoder, llm, allow_other_backbones)
+        refuse_other_fields(fields, trained, adapter)
+        return encoder, llm, {**trained, **fields}
+
+    @classmethod
     def _join(cls, encoder: str, llm: str, llm_rows, text_config, audio_token_id: int, dtype, warm_start, fields):
         """A model of this class: the encoder's weights, adapters that begin sensibly, and an LLM yet to be put in.
 
         Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
         """
         tower = read_encoder(encoder, dtype)
+        for part, part_config, name in (("encoder", tower.config, encoder), ("llm", text_config, llm)):
+            # What trained adapters are saved with, so that they find their backbones, and refuse others.
+            part_config._name_or_path = backbone_name(name)
+            part_config.weights_digest = weights_digest(name, part)
         config = SoundwaveConfig(
             audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
         )
@@ -825,14 +853,25 @@ class SoundwaveForCTC(SoundwaveAudioModel):
 
     @classmethod
     def from_backbones(
-        cls, encoder: str, llm: str, audio_token: str = AUDIO_TOKEN, dtype=None, warm_start: bool = True, **fields
+        cls,
+        encoder: str | None = None,
+        llm: str | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        dtype=None,
+        warm_start: bool = True,
+        adapter: str | None = None,
+        allow_other_backbones: bool = False,
+        **fields,
     ):
         """Join a Whisper encoder and the token embeddings of an LLM, which is not loaded.
 
-        Arguments as in `SoundwaveForConditionalGeneration.from_backbones`.
+        Arguments as in `SoundwaveForConditionalGeneration.from_backbones`; of an `adapter` of a later stage, the
+        alignment adapter and the CTC head are loaded.
         """
         refuse_unsettable(fields)
         dtype = as_dtype(dtype)
+        encoder, llm, fields = cls._with_adapter(encoder, llm, adapter, allow_other_backbones, fields)
+        warm_start = warm_start and adapter is None
         rows = read_input_embeddings(llm)
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, len(rows))
         text_config = AutoConfig.from_pretrained(llm)
@@ -842,6 +881,8 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         model = cls._join(encoder, llm, rows, text_config, audio_token_id, dtype, warm_start, fields)
         if model.token_embeddings is not None:
             model.token_embeddings = nn.Embedding.from_pretrained(rows.to(dtype), freeze=True)
+        if adapter is not None:
+            load_adapter_weights(model, adapter)
         return model.eval()
 
     @can_return_tuple
@@ -1262,20 +1303,23 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
     @classmethod
     def from_backbones(
         cls,
-        encoder: str,
-        llm: str,
+        encoder: str | None = None,
+        llm: str | None = None,
         adapter: str | None = None,
         audio_token: str = AUDIO_TOKEN,
         dtype=None,
         warm_start: bool = True,
         quantization_config=None,
+        allow_other_backbones: bool = False,
+        device=None,
         **fields,
     ):
         """Join any Whisper encoder and any causal LM.
 
         Args:
-            encoder (`str`): hub name or folder of a Whisper model.
-            llm (`str`): hub name or folder of a causal LM. Its vocabulary gets the audio token if it lacks one.
+            encoder (`str`): hub name or folder of a Whisper model; by default what the config of `adapter` names.
+            llm (`str`): hub name or folder of a causal LM; by default what the config of `adapter` names. Its
+                vocabulary gets the audio token if it lacks one.
             adapter (`str`, *optional*): folder of trained adapters (what `soundwave-hf train` writes): they are
                 loaded, their LoRA merged into the LLM. Without it the adapters are fresh.
             audio_token (`str`): the token which stands for a clip.
@@ -1285,10 +1329,14 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 reads off a frame, where the two vocabularies share words enough; otherwise, and where not, at random.
             quantization_config (`dict` or config of a quantizer, *optional*): of the LLM's layers, as in
                 `from_pretrained`; the LoRA of an `adapter` is rounded where it is merged into them.
+            allow_other_backbones (`bool`): whether `adapter` may be put on backbones of the same widths that are not
+                those of its training.
+            device (`torch.device` or `str`, *optional*): where the model is put; the CPU by default, and a quantized
+                LLM where its quantizer puts it.
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
         Raises: `ValueError` for a keyword that is no such field, or no dtype, where the adapter was trained for
-        backbones of other widths or with another value of a field that its weights fix, or a checkpoint lacks
+        other backbones or with another value of a field that its weights fix, or a checkpoint lacks
         weights or has a file broken off, or the LLM does more to its scores than its head does; `FileNotFoundError`
         where the adapter's folder lacks a file, or a checkpoint a shard.
 
@@ -1304,13 +1352,11 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         """
         refuse_unsettable(fields)
         dtype = as_dtype(dtype)
-        if adapter is not None:
-            trained = adapter_fields(adapter, encoder, llm)
-            refuse_other_fields(fields, trained, adapter)
-            fields = {**trained, **fields}
+        encoder, llm, fields = cls._with_adapter(encoder, llm, adapter, allow_other_backbones, fields)
         if quantization_config is not None:
             quantization_config = quantize_llm_alone(quantization_config)
-        language = read_language_model(llm, dtype, quantization_config)
+        on_device = device if quantization_config is not None else None  # others are joined on the CPU
+        language = read_language_model(llm, dtype, quantization_config, on_device)
         refuse_other_heads(language, llm)
         embeddings = language.get_input_embeddings()
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, embeddings.weight.shape[0])
@@ -1321,8 +1367,11 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             with torch.no_grad():
                 table.weight[audio_token_id] = table.weight[:audio_token_id].float().mean(dim=0)
         warm_start = warm_start and adapter is None
-        rows = embeddings.weight.detach()
+        rows = embeddings.weight.detach().cpu()
         model = cls._join(encoder, llm, rows, language.config, audio_token_id, dtype, warm_start, fields)
+        for part in model.model.children():
+            if part is not model.model.language_model:
+                part.to(embeddings.weight.device)  # where a quantizer puts an LLM by itself
         model.model.language_model = language.base_model
         model.lm_head = language.get_output_embeddings()
         model.generation_config = language.generation_config
@@ -1332,7 +1381,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         suppressed = [*(model.generation_config.suppress_tokens or []), audio_token_id]
         model.generation_config.suppress_tokens = suppressed
         model.model.shrinking_adapter.start_norm(embeddings)
-        return model.eval() if adapter is None else load_adapter(model, adapter).eval()
+        if adapter is not None:
+            model = load_adapter(model, adapter)
+        return (model if device is None or quantization_config is not None else model.to(device)).eval()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; with the weights goes the code, for `trust_remote_code=True` without this package."""

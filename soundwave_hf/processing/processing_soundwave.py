@@ -5,7 +5,7 @@ import math
 import os
 
 import numpy as np
-from transformers import AutoTokenizer, BatchFeature, WhisperFeatureExtractor
+from transformers import BatchFeature, WhisperFeatureExtractor
 from transformers.audio_utils import AudioInput, prepare_language_inputs
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack, prepare_prompt_input
@@ -14,6 +14,15 @@ from transformers.utils import PROCESSOR_NAME, logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio_soundwave import flatten_clips, is_clip_list, lacks_rate, load_clip
+from .llm_tokenizer_soundwave import (
+    HUB_OPTIONS,
+    find_file,
+    lacks_tokenizer,
+    locate_tokenizer,
+    named_llm,
+    read_config,
+    read_llm_tokenizer,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -30,6 +39,10 @@ ASR_QUESTION = "What does the person say?"
 LANGUAGE_NAMES = {**LANGUAGES, "fil": "filipino"}  # Whisper's, and the one of Qwen3-ASR's that Whisper lacks
 RETURN_FORMATS = ("raw", "parsed", "transcription_only")
 TRAILING_SILENCE = 0.3  # seconds; Whisper's encoder never heard speech that ends where its input ends
+NO_PROCESSOR = (
+    f"`{{}}` holds no {PROCESSOR_NAME}, which says how its adapters hear: give a folder that `soundwave-hf train` or "
+    "`soundwave-hf export` wrote."
+)
 MIN_MEL_FRAMES = 4  # 40 ms: two mel frames make an encoder frame, two encoder frames make one position
 
 # Runs before the LLM's own template, which expects each message as one string: joins the parts of a message in order.
@@ -132,10 +145,7 @@ def trained_silence(adapter: str | os.PathLike) -> float:
     """The trailing silence that a folder of trained adapters was trained with; 0 where it names none."""
     path = os.path.join(adapter, PROCESSOR_NAME)
     if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"`{adapter}` holds no {PROCESSOR_NAME}, which says how its adapters hear: give a folder that "
-            "`soundwave-hf train` or `soundwave-hf export` wrote."
-        )
+        raise FileNotFoundError(NO_PROCESSOR.format(adapter))
     with open(path, encoding="utf-8") as file:
         return json.load(file).get("trailing_silence", 0.0)
 
@@ -229,16 +239,7 @@ class SoundwaveProcessor(ProcessorMixin):
         usual_silence = TRAILING_SILENCE if adapter is None else trained_silence(adapter)
         trailing_silence = usual_silence if trailing_silence is None else trailing_silence
         feature_extractor = WhisperFeatureExtractor.from_pretrained(encoder)
-        tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
-        # `replace...=False` keeps the LLM's own extra tokens special; a token that exists keeps its id.
-        tokenizer.add_special_tokens({"extra_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise ValueError(
-                    f"The tokenizer of {llm} has neither a padding nor an end token, so a batch cannot be padded. "
-                    "Set `pad_token` in its tokenizer_config.json."
-                )
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = read_llm_tokenizer(llm, audio_token)
         return cls(
             feature_extractor,
             tokenizer,
@@ -246,6 +247,41 @@ class SoundwaveProcessor(ProcessorMixin):
             trailing_silence=trailing_silence,
             require_sampling_rate=True,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, llm: str | None = None, **kwargs):
+        """As in transformers; trained adapters without a tokenizer get that of the LLM that their config names.
+
+        Args: llm (`str`, *optional*): hub name or folder of the LLM whose tokenizer is taken in place of that one.
+
+        Raises: `ValueError` where the tokenizer has another place for the audio token than the adapters' config.
+        """
+        for option in ("encoder", "allow_other_backbones", "merge_lora", "is_trainable"):
+            kwargs.pop(option, None)  # a pipeline gives the processor the options of the model too
+        name = os.path.expanduser(os.fspath(pretrained_model_name_or_path))
+        place = {"subfolder": kwargs.get("subfolder") or ""}
+        place |= {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+        if llm is None and not lacks_tokenizer(name, **place):
+            return super().from_pretrained(name, *args, **kwargs)
+        if find_file(name, PROCESSOR_NAME, **place) is None:
+            raise FileNotFoundError(NO_PROCESSOR.format(name))
+        values, _ = cls.get_processor_dict(name, **place)
+        given = {key: kwargs[key] for key in values if key in kwargs}
+        values = {**values, **given}
+        audio_token = values.get("audio_token", AUDIO_TOKEN)
+        hub = {key: place[key] for key in ("cache_dir", "local_files_only", "token") if key in place}
+        folder = locate_tokenizer(llm or named_llm(name, **place), **hub)
+        tokenizer = read_llm_tokenizer(folder, audio_token)
+        expected = read_config(name, **place).get("audio_token_id")
+        if llm is None and expected not in (None, tokenizer.convert_tokens_to_ids(audio_token)):
+            raise ValueError(
+                f"The adapters in `{name}` have the audio token at id {expected}, and the tokenizer of `{folder}` at "
+                f"{tokenizer.convert_tokens_to_ids(audio_token)}: name the LLM that they were trained with (`llm=`)."
+            )
+        fields = ("trailing_silence", "require_sampling_rate", "chat_template")
+        own = {key: values[key] for key in fields if values.get(key) is not None}
+        extractor = WhisperFeatureExtractor.from_pretrained(name, **place)
+        return cls(extractor, tokenizer, audio_token=audio_token, **own)
 
     @property
     def model_input_names(self) -> list[str]:

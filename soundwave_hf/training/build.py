@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, load_lora, refuse_other_fields
+from ..modeling.folders_soundwave import backbone_name
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from .recipe import RecipeArguments
 from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
@@ -16,7 +17,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     stage = STAGES[recipe.stage]
     encoder, llm = recipe.backbones
     start = recipe.start_folder
-    start_fields = {} if start is None else adapter_fields(start, encoder, llm)
+    start_fields = {} if start is None else adapter_fields(start, encoder, llm, recipe.allow_other_backbones)
     has_lora = start is not None and not os.path.isfile(os.path.join(start, TRAINED_FILE))
     _check_start(recipe, stage, start_fields, has_lora)
     model_fields = {**start_fields, **recipe.model}
@@ -29,7 +30,8 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
     # Saved with what trains, so that it says which backbones it needs, not where they lay.
-    model.config.audio_config.name_or_path, model.config.text_config.name_or_path = recipe.encoder, recipe.llm
+    model.config.audio_config.name_or_path = backbone_name(recipe.encoder)
+    model.config.text_config.name_or_path = backbone_name(recipe.llm)
     for name in ADAPTERS:
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()

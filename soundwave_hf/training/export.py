@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..modeling.configuration_soundwave import relative_name
 from ..whole_files import whole_file
 
 
@@ -33,10 +34,19 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
         parts = {name: files.enter_context(whole_file(destination / name)) for name in [*needed[1:], WEIGHTS]}
         save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
-            config = _without_places(json.loads((run / name).read_text(encoding="utf-8")))
+            config = json.loads((run / name).read_text(encoding="utf-8"))
+            for part in ("audio_config", "text_config"):
+                _name_from(config.get(part, {}), run, destination)
+            config = _without_places(config)
             parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination
+
+
+def _name_from(backbone: dict, run: Path, destination: Path):
+    """A backbone that lies in a folder is named by its way from the destination, no longer from the run."""
+    if (name := backbone.get("_name_or_path") or "").startswith("."):
+        backbone["_name_or_path"] = relative_name(str((run / name).resolve()), str(destination.resolve()))
 
 
 def _without_places(config):

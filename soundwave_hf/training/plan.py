@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
 
-from ..data.backbones import backbone_folder, hub_answers, resolve_backbone
+from ..data.backbones import backbone_folder, resolve_backbone
 from ..data.tiny import TINY_BACKBONES
 from ..modeling.backbones_soundwave import AUDIO_TOKEN, audio_token_place, settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
@@ -113,13 +113,14 @@ def backbone_config(name: str) -> PreTrainedConfig:
     if (folder := _folder(name)) is not None:
         return AutoConfig.from_pretrained(folder)
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=name in KNOWN_SIZES or not hub_answers())
+        return AutoConfig.from_pretrained(name, local_files_only=name in KNOWN_SIZES)
     except (OSError, ValueError) as error:
         if name in KNOWN_SIZES:
             return copy.deepcopy(KNOWN_SIZES[name])
         raise FileNotFoundError(
             f"There is no config of `{name}`: it is no folder, the hub did not deliver it, and its sizes are not "
-            f"among those known here, {sorted(KNOWN_SIZES)}. Fetch it: `soundwave-hf backbones {name}`."
+            f"among those known here, {sorted(KNOWN_SIZES)}. Fetch it: `soundwave-hf backbones {name}`. What came: "
+            f"{error}"
         ) from error
 
 

@@ -72,6 +72,10 @@ class RecipeArguments:
         metadata={"help": "manifest (JSON lines), or a pattern of several in one folder (`data/train-*.jsonl`)"}
     )
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
+    allow_other_backbones: bool = field(
+        default=False,
+        metadata={"help": "whether `start_from` may have been trained on other backbones, of the same widths"},
+    )
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of SoundwaveConfig"})
     lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of PEFT's LoraConfig"})
     quantization: dict[str, Any] = field(
@@ -125,7 +129,7 @@ class RecipeArguments:
             raise ValueError(f"`stage` is {self.stage!r}; it must be one of {', '.join(STAGES)}.")
         if self.stage == "instruct" and self.start_from is None:
             raise ValueError("Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`.")
-        for name in ("warm_start", "streaming"):
+        for name in ("warm_start", "streaming", "allow_other_backbones"):
             if (value := getattr(self, name)) not in (None, True, False):
                 raise ValueError(f"`{name}` is {value!r}; give true or false.")
         for source, times in self.repeat.items():

@@ -137,9 +137,10 @@ class SoundwaveTrainerMixin:
         if not self.args.should_save:  # where parameters are sharded, the library calls all processes
             return
         base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        with files_together(output_dir or self.args.output_dir) as folder:
+        destination = output_dir or self.args.output_dir
+        with files_together(destination) as folder:
             self._save_trained(str(folder), state_dict)
-            base.config.save_pretrained(folder)  # PEFT writes none
+            base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
             for name, text in self.record.items():
                 (folder / name).write_text(text, encoding="utf-8")
 

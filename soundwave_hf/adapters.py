@@ -1,0 +1,67 @@
+"""Folders of trained adapters: found by name, and loaded with their backbones."""
+
+import os
+
+
+def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = None, **hub) -> str:
+    """The local folder of trained adapters, downloaded where the name is one of the hub.
+
+    Args:
+        name_or_folder: folder that `soundwave-hf train` or `export` wrote, of any stage, or a hub name.
+        revision: branch, tag or commit of a hub repository.
+        hub: `token`, `cache_dir`, `local_files_only`, as in `from_pretrained`.
+
+    Raises: FileNotFoundError where there is no such folder or repository; ValueError where it holds something else.
+    """
+    from .modeling.folders_soundwave import describe_folder, find_adapter, is_hub_name
+
+    name = os.path.expanduser(os.fspath(name_or_folder))
+    if revision is not None and not os.path.isdir(name):
+        hub["revision"] = revision
+    if (folder := find_adapter(name, **hub)) is not None:
+        return folder
+    if os.path.isdir(name):
+        raise ValueError(f"Trained adapters were expected. {describe_folder(name)}")
+    hub_words = ", and the hub delivered no adapters of that name" if is_hub_name(name) else ""
+    raise FileNotFoundError(
+        f"There is no folder `{name}` with trained adapters{hub_words}. Give a folder that `soundwave-hf train` or "
+        "`export` wrote; the shipped ones are in `weights/` of a checkout of this repository."
+    )
+
+
+def load_adapter(
+    folder: str | os.PathLike,
+    encoder: str | None = None,
+    llm: str | None = None,
+    dtype="float32",
+    device: str | None = None,
+    allow_other_backbones: bool = False,
+    revision: str | None = None,
+):
+    """Trained adapters, merged into the backbones that they name -> model in eval mode, processor.
+
+    Args:
+        folder: folder of adapters of stage `shrink` or `instruct`, or a hub name.
+        encoder, llm: hub name or folder of a backbone; by default what the adapters name.
+        dtype: of all weights; "auto" for the backbones' own and float32 adapters.
+        device: where the model is put; the CPU by default.
+        allow_other_backbones: whether the backbones may be others than those of the training.
+
+    Raises: what `resolve_adapter` and `SoundwaveForConditionalGeneration.from_pretrained` raise.
+    """
+    from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration
+
+    adapter = resolve_adapter(folder, revision)
+    chosen = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
+    model = SoundwaveForConditionalGeneration.from_pretrained(adapter, dtype=dtype, device_map=device, **chosen)
+    return model, load_processor(adapter, llm)
+
+
+def load_processor(folder: str | os.PathLike, llm: str | None = None):
+    """The processor of trained adapters, with the tokenizer of the LLM that they name, or of that given."""
+    from .processing.processing_soundwave import SoundwaveProcessor
+
+    return SoundwaveProcessor.from_pretrained(resolve_adapter(folder), llm=llm)
+
+
+__all__ = ["load_adapter", "load_processor", "resolve_adapter"]

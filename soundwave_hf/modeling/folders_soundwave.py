@@ -1,0 +1,349 @@
+"""What a folder or a hub repository holds, and which backbones trained adapters belong to."""
+
+import hashlib
+import importlib
+import json
+import os
+import re
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub import is_offline_mode, snapshot_download
+from safetensors import safe_open
+from transformers import CONFIG_NAME
+from transformers.utils import cached_file, has_file, logging
+
+from .configuration_soundwave import PUBLISHED_MODEL_TYPE
+
+
+logger = logging.get_logger(__name__)
+
+TRAINED_FILE = "trained.safetensors"  # Stage I: the parameters that trained, named as in `SoundwaveModel`
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: adapters and LoRA, as PEFT has them
+# Files of a hub repository of adapters that loading them may need; weights of whole models are left out.
+ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, LORA_FILES[1])
+WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # either may have an index of shards beside it
+PARTS = {"encoder": "audio_config", "llm": "text_config"}  # a backbone's keyword, and its config in a Soundwave's
+SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 16  # of each matrix, for `weights_digest`
+
+
+# ---- kinds of folders ----
+
+
+def read_json(folder: str, name: str) -> dict:
+    """A JSON file of a folder; an empty dict where there is none, or it is no JSON object."""
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def has_whole_weights(folder: str) -> bool:
+    """Whether a folder holds the weights of a whole model."""
+    return any(
+        os.path.isfile(os.path.join(folder, f"{name}{index}"))
+        for name in WHOLE_WEIGHTS
+        for index in ("", ".index.json")
+    )
+
+
+def is_soundwave(folder: str) -> bool:
+    """Whether a folder has the config of a Soundwave, whole or adapters."""
+    return read_json(folder, CONFIG_NAME).get("model_type") == "soundwave"
+
+
+def adapter_kind(folder: str) -> str | None:
+    """ "lora" for a folder of adapters and LoRA, "align" for one of stage I, None where it is neither."""
+    if not is_soundwave(folder) or has_whole_weights(folder):
+        return None
+    if os.path.isfile(os.path.join(folder, TRAINED_FILE)):
+        return "align"
+    return "lora" if all(os.path.isfile(os.path.join(folder, name)) for name in LORA_FILES) else None
+
+
+def describe_folder(folder: str) -> str:
+    """One or two sentences: what a folder holds, and which call loads it."""
+    if not os.path.isdir(folder):
+        return f"There is no folder `{folder}`."
+    if not os.listdir(folder):
+        return f"`{folder}` is an empty folder."
+    return _describe_soundwave(folder) if is_soundwave(folder) else _describe_other(folder)
+
+
+def _describe_soundwave(folder: str) -> str:
+    if has_whole_weights(folder):
+        return (
+            f"`{folder}` holds a whole Soundwave model, with its backbones. Load it by "
+            "`SoundwaveForConditionalGeneration.from_pretrained(folder)`, or score it by "
+            "`soundwave-hf evaluate --model FOLDER`."
+        )
+    if (kind := adapter_kind(folder)) == "lora":
+        return (
+            f"`{folder}` holds Soundwave adapters and a LoRA. Load them, with the backbones that they name, by "
+            "`SoundwaveForConditionalGeneration.from_pretrained(folder)`."
+        )
+    if kind == "align":
+        return (
+            f"`{folder}` holds adapters of stage `align`, which have no shrinking adapter yet. Load them by "
+            "`SoundwaveForCTC.from_pretrained(folder)`, or name the folder as `start_from` of stage `shrink`."
+        )
+    return (
+        f"`{folder}` holds the config of a Soundwave model and no weights: no {' and '.join(LORA_FILES)} of stages "
+        f"`shrink` and `instruct`, no {TRAINED_FILE} of stage `align`, no {WHOLE_WEIGHTS[0]}. Copy all of its files."
+    )
+
+
+def _describe_other(folder: str) -> str:
+    model_type = read_json(folder, CONFIG_NAME).get("model_type")
+    numbers = [int(name[11:]) for name in os.listdir(folder) if re.fullmatch(r"checkpoint-\d+", name)]
+    if model_type == PUBLISHED_MODEL_TYPE:
+        return (
+            f"`{folder}` holds a checkpoint in the layout that the authors published. Convert it first: "
+            "`soundwave-hf convert SRC DST`."
+        )
+    if peft := read_json(folder, LORA_FILES[0]):
+        base = peft.get("base_model_name_or_path") or "a model that it does not name"
+        return (
+            f"`{folder}` holds a PEFT adapter of `{base}`, without the adapters of Soundwave. Load it by "
+            "`peft.AutoPeftModel.from_pretrained(folder)`."
+        )
+    if model_type is not None:
+        keyword = "encoder" if model_type == "whisper" else "llm"
+        return (
+            f'`{folder}` holds a model of type "{model_type}", which is no Soundwave. Load it by '
+            "`AutoModel.from_pretrained(folder)`, or make it a backbone of one: "
+            f"`SoundwaveForConditionalGeneration.from_backbones({keyword}=folder, ...)`."
+        )
+    if numbers:
+        return f"`{folder}` holds checkpoints of a run. Name one of them: `{folder}/checkpoint-{max(numbers)}`."
+    return f"`{folder}` holds no model: its files are {sorted(os.listdir(folder))[:6]}."
+
+
+# ---- finding adapters ----
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name may be one of the hub: `model` or `user/model`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", name) is not None
+
+
+def find_adapter(name: str, subfolder: str = "", **hub) -> str | None:
+    """The local folder of trained adapters, downloaded where `name` is one of the hub; None where it holds none.
+
+    Args: hub: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`, as in `from_pretrained`.
+    """
+    if os.path.isdir(name):
+        folder = os.path.join(name, subfolder) if subfolder else name
+        return folder if adapter_kind(folder) else None
+    if os.path.exists(name) or not is_hub_name(name):
+        return None
+    if not any(_in_repository(name, file, subfolder, hub) for file in (LORA_FILES[0], TRAINED_FILE)):
+        return None
+    if _holds_whole_model(name, subfolder, hub):
+        return None
+    inside = f"{subfolder}/" if subfolder else ""
+    folder = snapshot_download(name, allow_patterns=[f"{inside}{pattern}" for pattern in ADAPTER_PATTERNS], **hub)
+    return os.path.join(folder, subfolder) if subfolder else folder
+
+
+def _in_repository(name: str, file: str, subfolder: str, hub: dict) -> bool:
+    quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+    quiet = {f"_raise_exceptions_for_{what}": value for what, value in quiet.items()}
+    return cached_file(name, file, subfolder=subfolder, **quiet, **hub) is not None
+
+
+def _holds_whole_model(name: str, subfolder: str, hub: dict) -> bool:
+    options = {key: hub[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in hub}
+    options["local_files_only"] = options.get("local_files_only") or is_offline_mode()
+    inside = f"{subfolder}/" if subfolder else ""
+    files = [f"{inside}{file}{index}" for file in WHOLE_WEIGHTS for index in ("", ".index.json")]
+    return any(has_file(name, file, **options) for file in files)
+
+
+# ---- which backbones ----
+
+
+@dataclass(frozen=True)
+class TrainedBackbone:
+    """A backbone as the config of trained adapters tells of it.
+
+    Args:
+        name (`str`, *optional*): on the hub, or a folder, made absolute; None where the config names none.
+        digest (`str`, *optional*): `weights_digest` of what was trained on, which its config keeps.
+    """
+
+    name: str | None
+    digest: str | None
+
+
+def trained_backbone(adapter: str, part: str) -> TrainedBackbone:
+    """The backbone of a folder of adapters. Args: part: "encoder" or "llm"."""
+    config = read_json(adapter, CONFIG_NAME)
+    name = (config.get(PARTS[part]) or {}).get("_name_or_path") or None
+    if name is not None and name.startswith("."):
+        name = os.path.abspath(os.path.join(adapter, name))
+    return TrainedBackbone(name, (config.get(PARTS[part]) or {}).get("weights_digest"))
+
+
+def backbone_name(name: str) -> str:
+    """The name by which a backbone is found elsewhere: its hub name where that shows (in the hub's cache, or in the
+    folder of `soundwave-hf backbones`), or else the absolute path of its folder."""
+    if not os.path.isdir(os.path.expanduser(name)):
+        return name
+    path = os.path.abspath(os.path.expanduser(name))
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", path)
+    if cached:
+        return cached[1].replace("--", "/", 1)
+    folder, own = os.path.split(path)
+    backbones = _package_backbones()
+    if backbones is not None and folder == os.path.abspath(backbones.backbone_folder("any").parent):
+        return own.replace("--", "/", 1)
+    return path
+
+
+def _package_backbones():
+    """The module of this package that finds backbones; None where this file is remote code without the package."""
+    try:
+        return importlib.import_module("soundwave_hf.data.backbones")
+    except ImportError:
+        return None
+
+
+def locate_backbone(name: str, **hub) -> str:
+    """A folder, or a hub name where this package is not installed, that `from_pretrained` loads.
+
+    Args: hub: `token`, `cache_dir` and `local_files_only`, as in `from_pretrained`.
+    """
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return folder
+    backbones = _package_backbones()
+    return name if backbones is None else backbones.resolve_backbone(name, **hub)
+
+
+def choose_backbones(adapter: str, encoder: str | None = None, llm: str | None = None, **hub) -> tuple[str, str]:
+    """Where the backbones of trained adapters lie: those given, by default those that the adapters' config names.
+
+    Raises: `ValueError` where one is neither given nor named, `FileNotFoundError` where it is not to be found.
+    """
+    found = []
+    for part, given in (("encoder", encoder), ("llm", llm)):
+        name = given or trained_backbone(adapter, part).name
+        if name is None:
+            raise ValueError(f"`{adapter}` does not name its {part}: give `{part}=`, its hub name or folder.")
+        if given is None and os.path.isabs(name) and not os.path.isdir(name):
+            raise FileNotFoundError(
+                f"`{adapter}` was trained on the {part} in `{name}`, and there is no such folder here: give "
+                f"`{part}=`, its hub name or folder on this machine."
+            )
+        found.append(locate_backbone(str(name), **hub))
+    return found[0], found[1]
+
+
+def refuse_other_backbones(adapter: str, encoder: str, llm: str):
+    """Refuse backbones that are not those that adapters were trained on.
+
+    The same name is the same backbone: a hub name, or a folder. Under another name, the same content is: its
+    `weights_digest` is that of the training, or that of the named backbone where this lies on this machine.
+
+    Raises: `ValueError` with both names and the way out.
+    """
+    for part, given in (("encoder", encoder), ("llm", llm)):
+        trained = trained_backbone(adapter, part)
+        if trained.name is None and trained.digest is None:
+            logger.warning(
+                f"`{adapter}` does not say which {part} it was trained on: only the width of `{given}` was compared."
+            )
+        elif not _is_same(trained, part, given):
+            named = backbone_name(trained.name) if trained.name else "another one"
+            raise ValueError(
+                f"`{adapter}` was trained on the {part} `{named}`, and `{backbone_name(given)}` is another one, or "
+                f"could not be compared with it. Leave `{part}` out to load `{named}`, or insist with "
+                "`allow_other_backbones=True` (on the command line `--allow-other-backbones`)."
+            )
+
+
+def _is_same(trained: TrainedBackbone, part: str, given: str) -> bool:
+    if trained.name is not None and backbone_name(trained.name) == backbone_name(given):
+        return True
+    found = weights_digest(given, part)
+    if found is None:
+        return False
+    if found == trained.digest:
+        return True
+    named = None if trained.name is None else _on_this_machine(trained.name)
+    return named is not None and weights_digest(named, part) == found
+
+
+def _on_this_machine(name: str) -> str | None:
+    try:
+        return locate_backbone(name, local_files_only=True)
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def weights_files(name: str) -> list[str]:
+    """The safetensors files of a model, by folder or hub name; empty where they are not all on this machine."""
+    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    options["_raise_exceptions_for_connection_errors"] = False
+    if (whole := cached_file(name, WHOLE_WEIGHTS[0], **options)) is not None:
+        return [whole]
+    index = cached_file(name, f"{WHOLE_WEIGHTS[0]}.index.json", **options)
+    if index is None:
+        return []
+    with open(index, encoding="utf-8") as file:
+        shards = sorted(set(json.load(file)["weight_map"].values()))
+    paths = [cached_file(name, shard, **options) for shard in shards]
+    return [] if None in paths else paths
+
+
+def weights_digest(name: str, part: str) -> str | None:
+    """sha256 over samples of each matrix of a backbone, rounded to bfloat16; None where its safetensors are not here.
+
+    A fine-tuned model moves some matrix in its first rows, so it has another digest. A copy has the same, in other
+    shards or float types too. The head is left out, since tied models store it or not, and so are vectors.
+
+    Args: name: folder or hub name; part: "encoder" (of a whole Whisper its encoder counts) or "llm".
+    """
+    samples = {}
+    for path in weights_files(name):
+        with safe_open(path, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (the file is no container)
+                if (known := _digested_name(key, part)) is None:
+                    continue
+                matrix = weights.get_slice(key)
+                if len(matrix.get_shape()) > 1:
+                    samples[known] = matrix[:SAMPLED_ROWS, :SAMPLED_COLUMNS]
+    if not samples:
+        return None
+    digest = hashlib.sha256()
+    for known, sample in sorted(samples.items()):
+        if sample.is_floating_point():
+            sample = sample.to(torch.bfloat16).view(torch.int16)
+        digest.update(known.encode() + sample.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digested_name(key: str, part: str) -> str | None:
+    if part == "encoder":
+        return key[key.index("encoder.") :] if re.search(r"(^|\.)encoder\.", key) else None
+    return None if key.startswith("lm_head.") else key.removeprefix("model.")
+
+
+__all__ = [
+    "LORA_FILES",
+    "TRAINED_FILE",
+    "TrainedBackbone",
+    "adapter_kind",
+    "backbone_name",
+    "choose_backbones",
+    "describe_folder",
+    "find_adapter",
+    "is_hub_name",
+    "locate_backbone",
+    "refuse_other_backbones",
+    "trained_backbone",
+    "weights_digest",
+]

@@ -1,0 +1,269 @@
+"""`from_pretrained` of trained adapters: their folder names the backbones that they are loaded with."""
+
+import difflib
+import os
+
+import torch
+from torch import nn
+
+from .backbones_soundwave import (
+    adapter_fields,
+    as_dtype,
+    load_adapter,
+    load_adapter_weights,
+    load_lora,
+    refuse_other_fields,
+    settable_fields,
+)
+from .configuration_soundwave import SoundwaveConfig
+from .folders_soundwave import adapter_kind, choose_backbones, describe_folder, find_adapter, is_soundwave
+
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+OF_BACKBONES = ("cache_dir", "local_files_only", "token")  # those of them that hold for the backbones too
+# Keywords of `from_pretrained` that mean nothing here: what the Auto classes and pipelines add, and old switches.
+WITHOUT_MEANING = {
+    "_commit_hash",
+    "_from_auto",
+    "_from_pipeline",
+    "code_revision",
+    "low_cpu_mem_usage",
+    "trust_remote_code",
+    "use_safetensors",
+    "weights_only",
+}
+OWN_OPTIONS = ("encoder", "llm", "allow_other_backbones", "merge_lora", "is_trainable")
+SHARED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # names of device maps over several devices
+
+
+def take_adapter(name, options: dict) -> str | None:
+    """The folder of trained adapters that `from_pretrained` is asked for, or None where it is asked for a whole model.
+
+    The Auto classes follow `base_model_name_or_path` of a hub repository of adapters before they call a model's class,
+    and tell it the name that they were given in `adapter_kwargs`: that one is loaded.
+
+    Args: options: keywords of `from_pretrained`; those of adapters alone may be among them.
+
+    Raises: `ValueError` where a folder holds something else, with the call that fits, or a keyword is for adapters.
+    """
+    if name is None:
+        return None
+    name, subfolder = os.path.expanduser(os.fspath(name)), options.get("subfolder") or ""
+    hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+    from_auto = options.get("adapter_kwargs") or {}
+    if (asked := from_auto.get("_adapter_model_path")) is not None and os.fspath(asked) != name:
+        name = os.fspath(asked)
+        hub.pop("revision", None)
+        hub |= {key: from_auto[key] for key in ("revision", "token") if from_auto.get(key) is not None}
+    adapter = find_adapter(name, subfolder, **hub)
+    if adapter is not None:
+        return adapter
+    folder = os.path.join(name, subfolder)
+    if os.path.isdir(folder) and not is_soundwave(folder):
+        raise ValueError(f"{describe_folder(folder)} A Soundwave model, or trained adapters of one, was expected.")
+    if given := [option for option in OWN_OPTIONS if option in options]:
+        raise ValueError(
+            f"`{given[0]}` is for trained adapters, and `{name}` holds none that could be found. "
+            f"{describe_folder(folder) if os.path.isdir(folder) else 'Leave it out, or name a folder of adapters.'}"
+        )
+    return None
+
+
+def from_adapter(
+    model_class,
+    adapter: str,
+    name: str,
+    *args,
+    encoder: str | None = None,
+    llm: str | None = None,
+    allow_other_backbones: bool = False,
+    merge_lora: bool = True,
+    is_trainable: bool = False,
+    config: SoundwaveConfig | None = None,
+    dtype=None,
+    torch_dtype=None,
+    device_map=None,
+    quantization_config=None,
+    attn_implementation=None,
+    output_loading_info: bool = False,
+    **options,
+):
+    """Trained adapters on their backbones: what `from_pretrained` gives for a folder of adapters.
+
+    Args:
+        model_class: `SoundwaveForConditionalGeneration`, or `SoundwaveForCTC`, which takes those of any stage.
+        adapter (`str`): local folder.
+        name (`str`): what `from_pretrained` was given: the folder, or a hub name.
+        encoder, llm (`str`, *optional*): hub name or folder of a backbone; by default what the adapters' config names.
+        allow_other_backbones (`bool`): whether they may be others than those of the training, of the same widths.
+        merge_lora (`bool`): merge the LoRA into the LLM. Otherwise it stays attached: a `PeftModel` comes back, whose
+            `get_base_model()` is of `model_class`. It generates, trains on and saves the adapters alone.
+        is_trainable (`bool`): whether an attached LoRA, and the adapters, are set to train.
+        dtype (`torch.dtype` or `str`, *optional*): of all weights; by default, and where it is "auto", each backbone
+            has its checkpoint's own and the adapters are float32. Each layer is merged in float32 and rounded once.
+        device_map (`str`, `int`, `torch.device` or `dict`, *optional*): as in `from_pretrained`. The model is joined
+            on the CPU first; a quantized LLM is put on one device at once.
+        quantization_config (`dict` or config of a quantizer, *optional*): of the LLM's layers.
+        attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`.
+        options: `max_memory`, `offload_folder`, `offload_buffers`; fields of `SoundwaveConfig`; `cache_dir`, `token`
+            and `local_files_only`, for adapters and backbones; `revision`, `subfolder` and `force_download`, for the
+            adapters.
+
+    Returns: the model in eval mode (in training mode with `is_trainable`); with `output_loading_info` a report too.
+
+    Raises: `ValueError` where the folder does not fit the class, a keyword or value is not taken, or the backbones are
+    others; `FileNotFoundError` where a backbone is not found.
+    """
+    if args:
+        raise ValueError(f"`from_pretrained` got {len(args)} values beside the folder of adapters: name them.")
+    _check_class(model_class, adapter, merge_lora, is_trainable, quantization_config)
+    placing = {key: options.pop(key, None) for key in ("max_memory", "offload_folder", "offload_buffers")}
+    device = _one_device(device_map, quantization_config is not None)
+    if not merge_lora and device_map is not None and device is None:
+        raise ValueError(
+            f"`device_map` is {device_map!r} and the LoRA stays attached (`merge_lora=False`): give one device."
+        )
+    hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+    changed = _changed_fields(config, name, options.pop("subfolder", None), hub)
+    attn_implementation = attn_implementation or _asked_attention(config)
+    changed |= _take_fields(options)
+    found = choose_backbones(adapter, encoder, llm, **{key: hub[key] for key in OF_BACKBONES if key in hub})
+    fields = adapter_fields(adapter, *found, allow_other_backbones)
+    refuse_other_fields(changed, fields, adapter)
+    own = {} if quantization_config is None else {"quantization_config": quantization_config, "device": device}
+    dtype = as_dtype(dtype if dtype is not None else torch_dtype)
+    model = model_class.from_backbones(*found, dtype=dtype, warm_start=False, **own, **{**fields, **changed})
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
+    model = _put_adapters(model, adapter, merge_lora, is_trainable)
+    if quantization_config is None:
+        model = place(model, device_map, device, **placing)
+    model.train(is_trainable)
+    report = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    return (model, report | {"error_msgs": []}) if output_loading_info else model
+
+
+def _check_class(model_class, adapter: str, merge_lora: bool, is_trainable: bool, quantization_config):
+    generates, kind = model_class.__name__ == "SoundwaveForConditionalGeneration", adapter_kind(adapter)
+    if not generates and model_class.__name__ != "SoundwaveForCTC":
+        raise ValueError(
+            f"`{model_class.__name__}` takes no folder of adapters: load `{adapter}` by "
+            "`SoundwaveForConditionalGeneration.from_pretrained(folder)`, whose `.model` is the bare one."
+        )
+    if generates and kind == "align":
+        raise ValueError(describe_folder(adapter))
+    if not generates and (not merge_lora or is_trainable or quantization_config is not None):
+        raise ValueError(
+            "`merge_lora`, `is_trainable` and `quantization_config` are for an LLM, and `SoundwaveForCTC` has none."
+        )
+    if merge_lora and is_trainable:
+        raise ValueError("`is_trainable` is for a LoRA that stays attached: give `merge_lora=False` too.")
+
+
+def _changed_fields(config: SoundwaveConfig | None, name: str, subfolder: str | None, hub: dict) -> dict:
+    """Fields that a caller set in a config, which the Auto classes read from `name` and pass on."""
+    if config is None:
+        return {}
+    if not isinstance(config, SoundwaveConfig):
+        raise ValueError(f"`config` is a {type(config).__name__} and a SoundwaveConfig was expected.")
+    saved = SoundwaveConfig.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}), **hub)
+    for part in ("audio_config", "text_config", "audio_token_id"):
+        values = [getattr(one, part) for one in (config, saved)]
+        if part != "audio_token_id":
+            values = [{**one.to_dict(), "dtype": None, "torch_dtype": None} for one in values]
+        if values[0] != values[1]:
+            raise ValueError(f"`{part}` of the config follows from the backbones of `{name}`: leave it as it is.")
+    values = {field: (getattr(config, field), getattr(saved, field)) for field in settable_fields()}
+    return {field: given for field, (given, before) in values.items() if given != before}
+
+
+def _asked_attention(config: SoundwaveConfig | None) -> dict | None:
+    """Attention that a caller set in a config, as `set_attn_implementation` takes it."""
+    if config is None:
+        return None
+    parts = {"": config, "audio_config": config.audio_config, "text_config": config.text_config}
+    return {name: value for name, part in parts.items() if (value := part._attn_implementation) is not None} or None
+
+
+def _take_fields(options: dict) -> dict:
+    """Fields of `SoundwaveConfig` among the keywords. Raises: `ValueError` for one that nothing here takes."""
+    options = {key: value for key, value in options.items() if key not in WITHOUT_MEANING | {"adapter_kwargs"}}
+    fields = {key: options.pop(key) for key in settable_fields() & options.keys()}
+    for key, value in options.items():
+        if value is None:
+            continue
+        known = {*settable_fields(), *OWN_OPTIONS, *HUB_OPTIONS, "dtype", "device_map", "quantization_config"}
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else "Merge the adapters first: `soundwave-hf merge ADAPTER DST`."
+        raise ValueError(f"`from_pretrained` of trained adapters does not take `{key}`. {hint}")
+    return fields
+
+
+def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool):
+    if not hasattr(model, "lm_head"):
+        load_adapter_weights(model, adapter)
+        return model
+    return load_adapter(model, adapter) if merge_lora else load_lora(model, adapter, is_trainable)
+
+
+def _one_device(device_map, quantized: bool):
+    """The device of a map that names one; None where it names several, or is to choose.
+
+    Raises: `ValueError` where a quantized LLM would be split.
+    """
+    if isinstance(device_map, dict) and list(device_map) == [""]:
+        device_map = device_map[""]
+    if quantized and isinstance(device_map, str) and device_map in SHARED_MAPS:
+        return as_device(torch.accelerator.current_accelerator() or "cpu")
+    if device_map is None or isinstance(device_map, dict) or device_map in SHARED_MAPS:
+        if quantized and device_map is not None:
+            raise ValueError("`device_map` splits the model, and a quantized LLM is put on one device: name that.")
+        return None
+    if device_map == "disk":
+        return None
+    return as_device(device_map)
+
+
+def as_device(device) -> torch.device:
+    """The device that a caller names. Raises: `ValueError` where it is none, or not on this machine."""
+    found = torch.accelerator.current_accelerator()
+    count = 0 if found is None else torch.accelerator.device_count()
+    here = ["cpu", *(f"{found.type}:{number}" for number in range(count))]
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        wanted = None
+    known = wanted is not None and (
+        wanted.type in ("cpu", "meta") or (count and wanted.type == found.type and (wanted.index or 0) < count)
+    )
+    if not known:
+        raise ValueError(f"The device is {device!r}; this machine has {', '.join(here)}: name one of them.")
+    return wanted
+
+
+def place(model: nn.Module, device_map, device, max_memory=None, offload_folder=None, offload_buffers=None):
+    """Put a joined model where a device map says. Returns the model."""
+    if device_map is None:
+        if given := [key for key, value in (("max_memory", max_memory), ("offload_folder", offload_folder)) if value]:
+            raise ValueError(f"`{given[0]}` is for a `device_map`: give one, such as 'auto', or leave it out.")
+        return model
+    if device is not None:
+        return model.to(device)
+    try:
+        from accelerate import dispatch_model, infer_auto_device_map
+        from accelerate.utils import get_balanced_memory
+    except ImportError as error:
+        raise ImportError("`device_map` needs `accelerate`: install it.") from error
+    whole = list(model._no_split_modules)
+    if isinstance(device_map, str) and device_map in SHARED_MAPS:
+        if device_map != "sequential":
+            max_memory = get_balanced_memory(
+                model, max_memory, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
+            )
+        device_map = infer_auto_device_map(model, max_memory, no_split_module_classes=whole)
+    elif isinstance(device_map, str):
+        device_map = {"": device_map}
+    return dispatch_model(model, device_map, offload_dir=offload_folder, offload_buffers=bool(offload_buffers))
+
+
+__all__ = ["as_device", "from_adapter", "place", "take_adapter"]

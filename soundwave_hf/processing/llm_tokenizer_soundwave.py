@@ -1,0 +1,95 @@
+"""The tokenizer of trained adapters: their folder holds none and names the LLM that has it."""
+
+import importlib
+import json
+import os
+
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+def find_file(name: str, file: str, subfolder: str = "", **hub) -> str | None:
+    """A file of a folder or hub repository; None where it has none, or the hub cannot be reached."""
+    quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+    quiet = {f"_raise_exceptions_for_{what}": value for what, value in quiet.items()}
+    return cached_file(name, file, subfolder=subfolder, **quiet, **hub)
+
+
+def lacks_tokenizer(name: str, subfolder: str = "", **hub) -> bool:
+    """Whether a folder or hub repository is of a Soundwave, and has no tokenizer."""
+    if any(find_file(name, file, subfolder, **hub) for file in TOKENIZER_FILES):
+        return False
+    return read_config(name, subfolder, **hub).get("model_type") == "soundwave"
+
+
+def read_config(name: str, subfolder: str = "", **hub) -> dict:
+    """The config.json of a folder or hub repository; an empty dict where there is none."""
+    path = find_file(name, "config.json", subfolder, **hub)
+    if path is None:
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def named_llm(name: str, subfolder: str = "", **hub) -> str:
+    """The LLM that the config of trained adapters names: a hub name, or a folder.
+
+    Raises: `ValueError` where it names none, `FileNotFoundError` where its folder is not on this machine.
+    """
+    llm = (read_config(name, subfolder, **hub).get("text_config") or {}).get("_name_or_path")
+    if not llm:
+        raise ValueError(f"`{name}` has no tokenizer and does not name its LLM: give `llm=`, its hub name or folder.")
+    if llm.startswith("."):
+        llm = os.path.abspath(os.path.join(name, subfolder, llm))
+    if os.path.isabs(llm) and not os.path.isdir(llm):
+        raise FileNotFoundError(
+            f"`{name}` was trained on the LLM in `{llm}`, and there is no such folder here: give `llm=`, its hub name "
+            "or folder on this machine."
+        )
+    return llm
+
+
+def locate_tokenizer(llm: str, **hub) -> str:
+    """Where the tokenizer of an LLM lies, without a download of its weights."""
+    folder = os.path.expanduser(llm)
+    if os.path.isdir(folder):
+        return folder
+    try:
+        # By name: without this package, as remote code, this file asks the hub alone.
+        backbones = importlib.import_module("soundwave_hf.data.backbones")
+    except ImportError:
+        return llm
+    return backbones.resolve_backbone(llm, weights=False, **hub)
+
+
+def read_llm_tokenizer(llm: str, audio_token: str):
+    """The tokenizer of a causal LM with the audio token, padding on the left, as generation needs.
+
+    Raises: `ValueError` where it has no token to pad with.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
+    # `replace...=False` keeps the LLM's own extra tokens special; a token that exists keeps its id.
+    tokenizer.add_special_tokens({"extra_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer of {llm} has neither a padding nor an end token, so a batch cannot be padded. "
+                "Set `pad_token` in its tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+__all__ = [
+    "HUB_OPTIONS",
+    "find_file",
+    "lacks_tokenizer",
+    "locate_tokenizer",
+    "named_llm",
+    "read_config",
+    "read_llm_tokenizer",
+]
