@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor, LlamaConfig, LlamaForCausalLM, pipeline
+from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor, LlamaForCausalLM, pipeline
 
 import soundwave_hf
 from soundwave_hf import (
