@@ -131,6 +131,12 @@ def take_quantizer(model: nn.Module, language: nn.Module):
     del model.config.text_config.quantization_config
 
 
+def num_processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def refuse_misspelt(forward: Callable, given: dict):
     """Refuse keywords that nearly are an argument of a `forward`; others are passed on to the LLM.
 
@@ -753,7 +759,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         return outputs, *join_pieces(aligned, pieces_of_clip)
 
     def label(
-        self, aligned, mask, token_embeddings, ctc_labels=None, num_ctc_clips=None, ctc_candidates=None
+        self, aligned, mask, token_embeddings, ctc_labels=None, num_ctc_clips=None, ctc_candidates=None, ctc_mask=None
     ) -> SoundwaveAudioOutput:
         """CTC labels, and with `ctc_labels` the loss, of aligned frames: an output without positions.
 
@@ -762,6 +768,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             token_embeddings (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over; those given here by default.
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): see `forward`.
+            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): see `forward`.
         """
         num_frames = mask.sum(dim=1)
         if ctc_labels is not None:
@@ -774,8 +781,11 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
-            output.ctc_loss = per_target.sum() / (len(aligned) if num_ctc_clips is None else num_ctc_clips)
-            output.num_ctc_skipped = (~ctc.feasible).sum()
+            if ctc_mask is None:
+                ctc_mask = torch.ones_like(ctc.feasible)
+            clips = ctc_mask.sum().clamp(min=1) if num_ctc_clips is None else num_ctc_clips
+            output.ctc_loss = torch.where(ctc_mask, per_target, 0.0).sum() / clips
+            output.num_ctc_skipped = (~ctc.feasible & ctc_mask).sum()
         return output
 
     def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
@@ -895,6 +905,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         ctc_labels: torch.Tensor | None = None,
         num_ctc_clips: int | None = None,
         ctc_candidates: torch.Tensor | None = None,
+        ctc_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveCausalLMOutputWithPast:
         """
@@ -906,6 +917,8 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             num_ctc_clips (`int`, *optional*): clips that the loss is a mean over (of a whole accumulated batch).
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with the
                 targets in this step, and may be `ctc_best`; by default the whole vocabulary.
+            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the loss
+                leaves the others out. By default all have one.
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`.
 
@@ -927,7 +940,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         """
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
         _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
-        audio = self.label(aligned, mask, self.token_table(), ctc_labels, num_ctc_clips, ctc_candidates)
+        audio = self.label(aligned, mask, self.token_table(), ctc_labels, num_ctc_clips, ctc_candidates, ctc_mask)
         return SoundwaveCausalLMOutputWithPast(
             loss=audio.ctc_loss,
             ctc_loss=audio.ctc_loss,
@@ -997,6 +1010,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         output_ctc_logits: bool = False,
         num_ctc_clips: int | None = None,
         ctc_candidates: torch.Tensor | None = None,
+        ctc_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveAudioOutput:
         """Clips -> positions: encode, align, shrink.
@@ -1005,7 +1019,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel, 10 ms a frame.
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
-            ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates: as in `forward`.
+            ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask: as in `forward`.
             kwargs: `output_hidden_states` and `output_attentions`, those of the encoder, for clips within its window;
                 None where a clip is longer.
 
@@ -1027,7 +1041,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             input_features, input_features_mask, encoder_states, encoder_mask, **kwargs
         )
         embeddings = self.token_table()
-        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips, ctc_candidates)
+        audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips, ctc_candidates, ctc_mask)
         audio.last_hidden_state = encoded.last_hidden_state
         audio.hidden_states, audio.attentions = encoded.hidden_states, encoded.attentions
         keep = self.keep_mask(audio.ctc_best, mask)
@@ -1141,6 +1155,16 @@ class SoundwaveModel(SoundwaveAudioModel):
         cache.batch_repeat_interleave(len(input_ids))
         return cache
 
+    def hear_nothing(self) -> torch.Tensor:
+        """Zero, by way of the whole audio side: for a batch of text alone where several processes train.
+
+        Those that share gradients or parameters wait for each other at every layer that has some.
+        """
+        config = self.config.audio_config
+        silence = torch.zeros(1, config.num_mel_bins, 4 * self.config.stack_factor, device=self.device)
+        silence = silence.to(next(self.audio_tower.parameters()).dtype)
+        return 0.0 * self.get_audio_features(silence).pooler_output.sum()
+
     @can_return_tuple
     def forward(
         self,
@@ -1158,6 +1182,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         output_ctc_logits: bool = False,
         num_ctc_clips: int | None = None,
         ctc_candidates: torch.LongTensor | None = None,
+        ctc_mask: torch.BoolTensor | None = None,
         shared_prefix: int = 0,
         cache: Cache | None = None,
         **kwargs,
@@ -1182,6 +1207,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with
                 `ctc_labels` in this step; by default the whole vocabulary.
+            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the CTC loss
+                leaves the others out. By default all have one.
             shared_prefix (`int`): in training, tokens of text that all rows begin with, read once for the batch.
 
         Returns: `SoundwaveModelOutputWithPast` with one state per input token, none for those of a `shared_prefix`.
@@ -1227,6 +1254,7 @@ class SoundwaveModel(SoundwaveAudioModel):
                 output_ctc_logits=output_ctc_logits,
                 num_ctc_clips=num_ctc_clips,
                 ctc_candidates=ctc_candidates,
+                ctc_mask=ctc_mask,
             )
             merged = self.merge_audio(
                 input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix
@@ -1251,6 +1279,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             **kwargs,
         )
         hidden, kept = outputs.last_hidden_state, getattr(outputs, CACHE)
+        if self.training and not has_audio and past_key_values is None and num_processes() > 1:
+            hidden = hidden + self.hear_nothing().to(hidden.dtype)
         if merged is not None and kept is not None and not shared_prefix:
             # `generate` may go on from it.
             added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
@@ -1442,6 +1472,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 in this step; no others, but for the labels' own, become `ctc_best`. By default the whole vocabulary.
             encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, in place of the features and their mask.
             num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
+            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the CTC loss
+                leaves the others out. By default all have one.
             logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
             num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch);

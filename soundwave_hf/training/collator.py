@@ -1,7 +1,8 @@
-"""Rows of a manifest -> a batch: decode, augment, log-mel, prompt, labels."""
+"""Rows of data -> a batch: decode, augment, log-mel, prompt, labels."""
 
+import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,9 +12,15 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from ..data.rows import RowCheck, at_folder, clips_of, conversation_of, transcripts_of
 from ..processing.processing_soundwave import ASR_QUESTION
 from .augment import Augmentation
 from .encoder_cache import EncoderCache, clip_digest, version_name
+
+
+# Where a chat template says which text is the assistant's own.
+GENERATION_MARKS = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+BEGIN, END = "\ue000", "\ue001"  # of the private use area, which no text holds
 
 
 def ctc_text(text: str) -> str:
@@ -30,33 +37,40 @@ class SoundwaveCollator:
     """Makes batches for the three stages.
 
     A row holds `audio` (path of a clip, or the clip as a row of `datasets` has it: `{"path", "bytes"}`, `{"array",
-    "sampling_rate"}`), `text` (its transcript) and, for instructions, `question` and `answer`;
-    without these the question is the paper's ("What does the person say?") and the answer the transcript. An empty
-    question leaves the clip alone in the user's turn. `task_id`, where rows have one, is handed on as `task_ids`.
+    "sampling_rate"}`, a decoder; or a list of clips), `text` (its transcript; a list with one for each of several
+    clips) and, for instructions, `question` and `answer`. Without a question the paper's is asked ("What does the
+    person say?"), without an answer the transcript is the answer. An empty question leaves the clip alone in the
+    user's turn. A row without `audio` is of text alone. A row may have `messages` instead: turns of text and audio
+    parts; all turns of the assistant are learnt, and parts that name no clip take those of `audio` in order.
+    `task_id`, where rows have one, is handed on as `task_ids`.
 
     Args:
         processor (`SoundwaveProcessor`): the model's.
-        folder (`Path` or `str`): what the rows' paths are relative to.
-        losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`; "ce" adds `input_ids`, `attention_mask`, `labels`.
+        folder (`Path` or `str`): what the rows' relative paths are seen from; the current folder.
+        losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`, and `ctc_mask` where a clip has no transcript; "ce" adds
+            `input_ids`, `attention_mask`, `labels`.
         augmentation (`Augmentation`): drawn anew for each row and epoch.
-        seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches.
+        seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches. They are drawn by
+            the row's number `row`, or, where rows have none, by the content of the clip.
         spoken_ids (`torch.LongTensor`, *optional*), negatives (`int`): see `set_negatives`.
         encoder_cache (`EncoderCache`, *optional*): gives the clips' encoder states, in place of their log-mel.
+
+    Raises: `ValueError` for a row that nothing can be learnt from, with the value.
 
     Example:
 
     ```python
     >>> from soundwave_hf import SoundwaveCollator
 
-    >>> collator = SoundwaveCollator(processor, ".", ("ce", "ctc"))
-    >>> sorted(collator([{"row": 0, "audio": "speech.wav", "text": "hello"}]))
+    >>> collator = SoundwaveCollator(processor)
+    >>> sorted(collator([{"audio": "speech.wav", "text": "hello"}]))
     ['attention_mask', 'ctc_labels', 'input_features', 'input_features_mask', 'input_ids', 'labels']
     ```
     """
 
     processor: Any
-    folder: str | Path
-    losses: tuple[str, ...]
+    folder: str | Path = "."
+    losses: tuple[str, ...] = ("ce", "ctc")
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     epoch: int = 0
@@ -72,6 +86,7 @@ class SoundwaveCollator:
                 "The LLM's tokenizer has no `eos_token`, with which an answer ends: set "
                 "`processor.tokenizer.eos_token` to the token that closes a turn of its chat template."
             )
+        self.check = RowCheck.of(self.processor, self.losses)
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
 
     def __getstate__(self):
@@ -84,20 +99,41 @@ class SoundwaveCollator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """`list` of rows -> a batch of tensors, as `SoundwaveForConditionalGeneration.forward` takes them."""
-        if self.encoder_cache is None:
-            batch = self.features(rows, [(self.seed, self.epoch, row["row"]) for row in rows])
-        else:
-            variant = self.epoch % self.encoder_cache.variants
-            batch = self.encoder_cache.read([self.clip_name(row, variant) for row in rows])
-        if "ctc" in self.losses:
-            targets = [self._token_ids(ctc_text(row["text"])) for row in rows]
-            batch["ctc_labels"] = pad_sequence(targets, batch_first=True, padding_value=-100)
-            if self.spoken_ids is not None:
-                batch["ctc_candidates"] = self._draw_candidates(rows)
+        for index, row in enumerate(rows):
+            self.check(row, f"Row {row.get('row', index)}")
+        clips = [(clip, row, place) for row in rows for place, clip in enumerate(clips_of(row))]
+        batch = self._hear(clips) if clips else {}
+        if "ctc" in self.losses and clips:
+            batch.update(self._transcripts(rows))
         if "ce" in self.losses:
-            batch.update(self._prompts(rows))
+            batch.update(self._conversations(rows))
         if "task_id" in rows[0]:
             batch["task_ids"] = torch.tensor([row["task_id"] for row in rows])
+        return batch
+
+    def _hear(self, clips: list[tuple[Any, dict, int]]) -> dict[str, torch.Tensor]:
+        """Features or cached states of clips, each with its row and its place there."""
+        if self.encoder_cache is not None:
+            variant = self.epoch % self.encoder_cache.variants
+            return self.encoder_cache.read([self.clip_name(clip, variant) for clip, _, _ in clips])
+        return self.features([clip for clip, _, _ in clips], [self._draw(*each) for each in clips])
+
+    def _draw(self, clip, row: dict, place: int) -> tuple[int, ...]:
+        """The seed of a clip's augmentation in this epoch."""
+        if not any(vars(self.augmentation).values()):
+            return (self.seed,)
+        if row.get("row") is None:
+            return self.clip_draw(clip, self.epoch)
+        return (self.seed, self.epoch, row["row"], *([place] if place else []))
+
+    def _transcripts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        texts = [text for row in rows for text in transcripts_of(row)]
+        targets = [self._token_ids(ctc_text(text or "")) for text in texts]
+        batch = {"ctc_labels": pad_sequence(targets, batch_first=True, padding_value=-100)}
+        if None in texts:
+            batch["ctc_mask"] = torch.tensor([text is not None for text in texts])
+        if self.spoken_ids is not None:
+            batch["ctc_candidates"] = self._draw_candidates(rows)
         return batch
 
     def set_negatives(self, texts: Iterable[str], negatives: int):
@@ -114,16 +150,19 @@ class SoundwaveCollator:
         self.negatives = negatives
 
     def _draw_candidates(self, rows: list[dict]) -> torch.Tensor:
-        rng = np.random.default_rng((self.seed, self.epoch, rows[0]["row"], 1))
+        first = rows[0].get("row")
+        if first is None:
+            first = int(text_digest(rows[0])[:16], 16)
+        rng = np.random.default_rng((self.seed, self.epoch, first, 1))
         others = rng.choice(len(self.processor.tokenizer), size=self.negatives, replace=False)
         return torch.cat([self.spoken_ids, torch.from_numpy(others)]).unique()
 
-    def features(self, rows: list[dict], draws: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        """Log-mel `input_features` of the rows' clips, each augmented as its `draws` (a seed) say, and their mask."""
+    def features(self, clips: list, draws: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """Log-mel `input_features` of clips (or rows of one), each augmented as its `draws` (a seed) say, and their
+        mask."""
         extractor = self.processor.feature_extractor
         generators = [np.random.default_rng(draw) for draw in draws]
-        audio = [row["audio"] for row in rows]
-        clips = self.processor.load_clips([str(self.folder / a) if isinstance(a, str | Path) else a for a in audio])
+        clips = self.processor.load_clips([at_folder(_one_clip(clip), self.folder) for clip in clips])
         clips = [
             self.augmentation.change_samples(clip, extractor.sampling_rate, rng)
             for clip, rng in zip(clips, generators, strict=True)
@@ -134,32 +173,32 @@ class SoundwaveCollator:
             features[:, :length] = self.augmentation.mask_features(features[:, :length], rng)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def clip_name(self, row: dict, variant: int) -> str:
-        """The name of one version of a clip in an `EncoderCache`: the same where clip and augmentation are."""
+    def clip_name(self, clip, variant: int) -> str:
+        """The name of one version of a clip (or of a row of one) in an `EncoderCache`: the same where clip and
+        augmentation are."""
         changes = vars(self.augmentation)
-        drawn = [changes, self.clip_draw(row, variant)] if any(changes.values()) else None
-        return version_name(self._digest(row), self.processor.trailing_silence, drawn)
+        drawn = [changes, self.clip_draw(clip, variant)] if any(changes.values()) else None
+        return version_name(self._digest(clip), self.processor.trailing_silence, drawn)
 
-    def clip_draw(self, row: dict, variant: int) -> tuple[int, ...]:
+    def clip_draw(self, clip, variant: int) -> tuple[int, ...]:
         """The seed that one version of a clip is augmented with, whichever row has it."""
-        return self.seed, variant, int(self._digest(row)[:16], 16)
+        return self.seed, variant, int(self._digest(clip)[:16], 16)
 
-    def _digest(self, row: dict) -> str:
-        if not isinstance(row["audio"], str | Path):
-            raise ValueError(
-                f"`encoder_cache` is for clips in files, and one arrived as {type(row['audio']).__name__}: give "
-                "paths, or train without the cache."
-            )
-        if (digest := self._digests.get(row["audio"])) is None:
-            digest = self._digests[row["audio"]] = clip_digest(self.folder / row["audio"])
+    def _digest(self, clip) -> str:
+        clip = at_folder(_one_clip(clip), self.folder)
+        if isinstance(clip, Mapping) and clip.get("bytes") is None and clip.get("array") is None:
+            clip = clip["path"]
+        if not isinstance(clip, str):
+            return clip_digest(clip)
+        if (digest := self._digests.get(clip)) is None:
+            digest = self._digests[clip] = clip_digest(clip)
         return digest
 
-    def _prompts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        end = torch.tensor([self.processor.tokenizer.eos_token_id])
-        prompts = [self._prompt_ids(row.get("question") if row.get("answer") else ASR_QUESTION) for row in rows]
-        answers = [torch.cat([self._token_ids(row.get("answer") or row["text"]), end]) for row in rows]
-        whole = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
-        labels = [torch.cat([torch.full_like(p, -100), a]) for p, a in zip(prompts, answers, strict=True)]
+    # ---- what the LLM reads and learns ----
+
+    def _conversations(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        pairs = [self._conversation(conversation_of(row, ASR_QUESTION)) for row in rows]
+        whole, labels = [ids for ids, _ in pairs], [labels for _, labels in pairs]
         pad_id = self.processor.tokenizer.pad_token_id
         return {
             "input_ids": pad_sequence(whole, batch_first=True, padding_value=pad_id),
@@ -167,17 +206,105 @@ class SoundwaveCollator:
             "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
         }
 
+    def _conversation(self, messages: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Messages -> their ids `(tokens,)` up to the end of the last answer, and labels: -100 outside of answers."""
+        if len(messages) == 2 and messages[0]["role"] == "user":
+            prompt = self._prompt_ids(tuple(part.get("text") for part in messages[0]["content"]))
+            answer = torch.cat([self._token_ids(_text_of(messages[1])), self._end()])
+            return torch.cat([prompt, answer]), torch.cat([torch.full_like(prompt, -100), answer])
+        ids, labels = [], []
+        for text, is_answer in self._spans(messages):
+            tokens = self._token_ids(text)
+            ids.append(tokens)
+            labels.append(tokens if is_answer else torch.full_like(tokens, -100))
+        if ids[-1][-1:].tolist() != self._end().tolist():
+            ids.append(self._end())
+            labels.append(self._end())
+        return torch.cat(ids), torch.cat(labels)
+
+    def _spans(self, messages: list[dict]) -> list[tuple[str, bool]]:
+        """The text of a conversation in pieces, and whether each is what the assistant writes.
+
+        By the marks of the chat template (`{% generation %}`) where it has some; otherwise the conversation up to each
+        answer must be the beginning of the whole.
+        """
+        if GENERATION_MARKS.search(self.processor.chat_template or ""):
+            return self._marked_spans(messages)
+        spans, done = [], ""
+        last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        whole = self._render(messages[: last + 1])
+        for index, message in enumerate(messages[: last + 1]):
+            if message["role"] != "assistant":
+                continue
+            before, after = self._render(messages[:index], prompted=True), self._render(messages[: index + 1])
+            if not (whole.startswith(before) and before.startswith(done)) or not whole.startswith(after.rstrip()):
+                raise ValueError(
+                    "The LLM's chat template writes an earlier turn in another way once a later one follows, so that "
+                    f"answers cannot be told apart in {len(messages)} messages: give each answer a row of its own, or "
+                    "a template with `{% generation %}` marks."
+                )
+            spoken = self._up_to_end(after[len(before) :], _text_of(message))
+            spans += [(before[len(done) :], False), (spoken, True)]
+            done = before + spoken
+        return spans
+
+    def _up_to_end(self, written: str, answer: str) -> str:
+        """What a template wrote for an answer: up to the token that ends it, or the text alone."""
+        if not written.lstrip().startswith(answer.strip()):
+            raise ValueError(
+                f"The LLM's chat template writes the answer {answer[:60]!r} as {written[:60]!r}: give it a template with "
+                "`{% generation %}` marks."
+            )
+        end = self.processor.tokenizer.eos_token
+        found = written.find(end)
+        return written[: found + len(end)] if found >= 0 else written.rstrip()
+
+    def _marked_spans(self, messages: list[dict]) -> list[tuple[str, bool]]:
+        marked = copy.copy(self.processor)
+        marked.chat_template = GENERATION_MARKS.sub(
+            lambda mark: f'{{%{mark[1]} if true %}}{{{{ "{END if mark[2] else BEGIN}" }}}}{{% endif {mark[3]}%}}',
+            self.processor.chat_template,
+        )
+        text = marked.apply_chat_template(messages, tokenize=False)
+        answers = sum(message["role"] == "assistant" for message in messages)
+        if text.count(BEGIN) != answers or text.count(END) != answers:
+            raise ValueError(
+                f"The LLM's chat template marks {text.count(BEGIN)} answers of {answers}: every turn of the assistant "
+                "needs its `{% generation %}`."
+            )
+        spans = []
+        for piece in text.split(END)[:-1]:
+            before, _, answer = piece.partition(BEGIN)
+            spans += [(before, False), (answer, True)]
+        return spans
+
+    def _render(self, messages: list[dict], prompted: bool = False) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
+
+    def _end(self) -> torch.Tensor:
+        return torch.tensor([self.processor.tokenizer.eos_token_id])
+
     def _token_ids(self, text: str) -> torch.Tensor:
         return torch.tensor(self.processor.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
 
-    def _tokenize_prompt(self, question: str | None) -> torch.Tensor:
-        content = [{"type": "audio"}]
-        if question:
-            content.append({"type": "text", "text": question})
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return self._token_ids(prompt)
+    def _tokenize_prompt(self, texts: tuple[str | None, ...]) -> torch.Tensor:
+        """Ids of a user's turn of these parts, None for a clip, and of what opens the answer."""
+        content = [{"type": "audio"} if text is None else {"type": "text", "text": text} for text in texts]
+        return self._token_ids(self._render([{"role": "user", "content": content}], prompted=True))
+
+
+def _one_clip(clip):
+    """A clip as it is, and of a row its only one."""
+    return clips_of(clip)[0] if isinstance(clip, Mapping) and "audio" in clip else clip
+
+
+def _text_of(message: dict) -> str:
+    return "".join(part["text"] for part in message["content"])
+
+
+def text_digest(row: dict) -> str:
+    """Digest of a row's transcripts: of draws where the row has no number."""
+    return version_name("", [text for text in transcripts_of(row)])
 
 
 __all__ = ["SoundwaveCollator", "ctc_text"]

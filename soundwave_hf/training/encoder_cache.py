@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors import safe_open
@@ -14,6 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
+
+from ..data.lengths import clip_seconds
+from ..data.rows import at_folder, clips_of
+from ..processing.audio_soundwave import read_audio
 
 
 FRAMES_PER_SECOND = 50  # of a Whisper encoder
@@ -103,7 +108,7 @@ class EncoderCache:
         self._check_size(model, missing)
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = list(missing.items())[state.process_index :: state.num_processes]
-        mine.sort(key=lambda item: item[1][0]["seconds"])
+        mine.sort(key=lambda item: item[1][2])
         pending, size = {}, 0
         bar = tqdm(total=len(mine), desc="encoder states", unit="clip", disable=not mine or state.process_index > 0)
         for group in _groups(mine):
@@ -120,28 +125,36 @@ class EncoderCache:
         state.wait_for_everyone()
         self._list_shards()
 
-    def _missing(self, collator, rows: Iterable[dict]) -> dict[str, tuple[dict, int]]:
-        """Row and version of each name that no shard holds."""
+    def _missing(self, collator, rows: Iterable[dict]) -> dict[str, tuple[object, int, float]]:
+        """Clip, version and seconds of each name that no shard holds."""
         wanted = {}
         for row in rows:
-            for variant in range(self.variants):
-                name = collator.clip_name(row, variant)
-                if name not in self.shards:
-                    wanted[name] = (row, variant)
+            clips = clips_of(row)
+            for clip in clips:
+                for variant in range(self.variants):
+                    name = collator.clip_name(clip, variant)
+                    if name not in self.shards and name not in wanted:
+                        wanted[name] = (clip, variant, self._seconds(collator, row, clips, clip))
         return wanted
 
-    def _check_size(self, model, missing: dict[str, tuple[dict, int]]):
+    @staticmethod
+    def _seconds(collator, row: dict, clips: list, clip) -> float:
+        if len(clips) == 1 and row.get("seconds") is not None:
+            return row["seconds"]
+        return clip_seconds(at_folder(clip, collator.folder), "A clip")
+
+    def _check_size(self, model, missing: dict[str, tuple[object, int, float]]):
         config = model.config.audio_config
         longest = config.max_source_positions / FRAMES_PER_SECOND
-        for row, _ in missing.values():
-            if row["seconds"] > longest:
+        for clip, _, seconds in missing.values():
+            if seconds > longest:
                 raise ValueError(
-                    f"`{row['audio']}` is {row['seconds']:g} s long and the encoder hears {longest:g} s at once: cut "
+                    f"`{_name_of(clip)}` is {seconds:g} s long and the encoder hears {longest:g} s at once: cut "
                     "the clip, or train without `encoder_cache`."
                 )
         width = config.d_model * next(model.audio_tower.parameters()).element_size()
         there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        needed = there + sum(row["seconds"] for row, _ in missing.values()) * FRAMES_PER_SECOND * width
+        needed = there + sum(seconds for _, _, seconds in missing.values()) * FRAMES_PER_SECOND * width
         if needed > self.gigabytes * GIGABYTE:
             raise ValueError(
                 f"The encoder's states of {len(missing)} clips, with what `{self.folder}` holds, take "
@@ -150,10 +163,23 @@ class EncoderCache:
             )
 
 
-def clip_digest(path: str | os.PathLike) -> str:
-    """Digest of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _name_of(clip) -> str:
+    return str((clip.get("path") or "a clip of bytes") if isinstance(clip, Mapping) else clip)
+
+
+def clip_digest(clip) -> str:
+    """Digest of a clip's content: of a file, of bytes or of samples."""
+    if isinstance(clip, str | os.PathLike) and os.path.isfile(clip):
+        with open(clip, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(clip, Mapping) and clip.get("bytes") is not None:
+        clip = clip["bytes"]
+    if isinstance(clip, bytes | bytearray | memoryview):
+        return hashlib.sha256(clip).hexdigest()
+    if isinstance(clip, str):  # a URL, or a file that is missing, which its reader says
+        return hashlib.sha256(clip.encode()).hexdigest()
+    samples, rate = read_audio(clip, "A clip", None)
+    return hashlib.sha256(np.ascontiguousarray(samples).tobytes() + str(rate).encode()).hexdigest()
 
 
 def version_name(digest: str, *followed: object) -> str:
@@ -174,7 +200,7 @@ def _groups(clips: list) -> Iterable[list]:
     """Clips in order of length -> batches of at most `FRAMES_AT_ONCE` frames, padding counted."""
     group = []
     for clip in clips:
-        frames = FRAMES_PER_SECOND * (clip[1][0]["seconds"] + 1)
+        frames = FRAMES_PER_SECOND * (clip[1][2] + 1)
         if group and frames * (len(group) + 1) > FRAMES_AT_ONCE:
             yield group
             group = []
@@ -185,8 +211,8 @@ def _groups(clips: list) -> Iterable[list]:
 
 @torch.no_grad()
 def _encode(model, collator, group: list) -> list[torch.Tensor]:
-    clips = [clip for _, clip in group]  # a row and a version each
-    batch = collator.features([row for row, _ in clips], [collator.clip_draw(*clip) for clip in clips])
+    clips = [(clip, variant) for _, (clip, variant, _) in group]
+    batch = collator.features([clip for clip, _ in clips], [collator.clip_draw(*clip) for clip in clips])
     states, mask = model.encode(
         batch["input_features"].to(model.device), batch["input_features_mask"].to(model.device)
     )

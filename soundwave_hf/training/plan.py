@@ -20,13 +20,13 @@ from torch import nn
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
 
 from ..data.backbones import backbone_folder, resolve_backbone
+from ..data.sources import looks_local, open_rows, transcripts
 from ..data.tiny import TINY_BACKBONES
 from ..modeling.backbones_soundwave import AUDIO_TOKEN, audio_token_place, settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from .arguments import SoundwaveTrainingArguments
 from .costs import FLOAT32, Batch, LoraSizes, Numerics, Part, batch_parts, cache_bytes
-from .manifests import read_rows
 from .run import RecipeArguments, add_lora, read_recipes
 from .stages import ADAPTERS, STAGES, freeze_all_but
 from .watch import describe_duration
@@ -209,14 +209,16 @@ class Speech:
 
     @classmethod
     def of(cls, recipe: RecipeArguments) -> "Speech":
+        name = ", ".join(f"`{source.path}`" for source in recipe.sources)
         try:
-            rows = read_rows(recipe.manifest, recipe.repeat)
+            if not all(looks_local(source.path) for source in recipe.sources):
+                return cls(USUAL_SECONDS, LONGEST_SECONDS, None, None, f"assumed: {name} is not read for a plan")
+            rows = open_rows(recipe.sources, repeat=recipe.repeat)
         except FileNotFoundError:
-            told = f"assumed: there is no `{recipe.manifest}` yet"
-            return cls(USUAL_SECONDS, LONGEST_SECONDS, None, None, told)
-        seconds = list(rows["seconds"])
-        words = {word for text in rows["text"] for word in text.split()}
-        return cls(statistics.fmean(seconds), max(seconds), len(rows), len(words), f"`{recipe.manifest}`")
+            return cls(USUAL_SECONDS, LONGEST_SECONDS, None, None, f"assumed: there is no {name} yet")
+        seconds = rows["seconds"][:]
+        words = {word for text in transcripts(rows) for word in text.split()}
+        return cls(statistics.fmean(seconds), max(seconds), len(rows), len(words), name)
 
 
 def batch_of(recipe: RecipeArguments, clips: int, seconds: float, shares_prefix: bool) -> Batch:

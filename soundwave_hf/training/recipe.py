@@ -16,6 +16,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from trl import SFTConfig
 
 from ..data.backbones import resolve_backbone
+from ..data.sources import Source, list_sources
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..paths import expand_path, soundwave_home
 from .arguments import SoundwaveTrainingArguments
@@ -68,8 +69,18 @@ class RecipeArguments:
     stage: str = field(metadata={"help": "align, shrink or instruct"})
     encoder: str = field(metadata={"help": "Whisper model: hub name or folder"})
     llm: str = field(metadata={"help": "causal LM: hub name or folder"})
-    data: str = field(
-        metadata={"help": "manifest (JSON lines), or a pattern of several in one folder (`data/train-*.jsonl`)"}
+    data: Any = field(
+        metadata={
+            "help": "a file of rows (JSON lines, CSV, Parquet, tar) or a pattern of several, a folder, the name of a "
+            "data set on the hub, a mapping (`{path: ..., split: ...}`), or a list of these"
+        }
+    )
+    columns: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "`their_name: our_name`, as of `rename_columns`: `{sentence: text}`"}
+    )
+    check_audio: Any = field(
+        default=None,
+        metadata={"help": "true: read every clip first and refuse bad ones; `skip`: leave them out and list them"},
     )
     start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
     allow_other_backbones: bool = field(
@@ -132,6 +143,9 @@ class RecipeArguments:
         for name in ("warm_start", "streaming", "allow_other_backbones"):
             if (value := getattr(self, name)) not in (None, True, False):
                 raise ValueError(f"`{name}` is {value!r}; give true or false.")
+        if self.check_audio not in (None, True, False, "skip"):
+            raise ValueError(f"`check_audio` is {self.check_audio!r}; give true, false or `skip`.")
+        self.sources = self._read_sources()
         for source, times in self.repeat.items():
             if not isinstance(times, int) or times < 1:
                 raise ValueError(f"`repeat` has {times!r} for `{source}`; give a whole number, 1 or more.")
@@ -146,6 +160,20 @@ class RecipeArguments:
         if self.ctc_negatives is not None and "ctc" not in STAGES[self.stage].losses:
             raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` takes no CTC loss: leave it out.")
         Mixture(**self.mixture)  # which checks its values
+
+    def _read_sources(self) -> list[Source]:
+        """The sources of `data`; one that is to be streamed makes all streams."""
+        sources = list_sources(self.data, self.columns)
+        wishes = {source.streaming for source in sources} - {None}
+        if len(wishes) > 1 or (self.streaming and False in wishes):
+            raise ValueError("`streaming` is true of some sources and false of others: give one for all.")
+        self.streaming = bool(self.streaming or True in wishes)
+        if self.streaming and self.check_audio:
+            raise ValueError(
+                "`check_audio` is given, and reading all clips beforehand is what `streaming` avoids: run "
+                "`soundwave-hf data check` once, or leave one of them out."
+            )
+        return sources
 
     def _check_cache(self):
         variants = EncoderCache(Path(), **self.encoder_cache).variants  # which checks its values
@@ -177,7 +205,8 @@ class RecipeArguments:
 
     @property
     def manifest(self) -> Path:
-        return Path(self.data)
+        """The file, pattern or folder of the first source."""
+        return Path(self.sources[0].path)
 
 
 def read_recipes(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> list[tuple]:

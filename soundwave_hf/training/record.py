@@ -1,7 +1,7 @@
 """What a checkpoint says of its run: the recipe as it was read, the data, and the versions that trained it."""
 
-import hashlib
 import json
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,19 +9,22 @@ from pathlib import Path
 
 import yaml
 
+from ..data.sources import Source, describe_source, looks_local
+
 
 PACKAGES = ("soundwave-hf", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors")
 
 
 def describe_run(
-    values: dict, manifests: Sequence[Path], counts: dict[tuple[str], tuple[int, float]]
+    values: dict, sources: Sequence[Source], counts: dict[tuple[str], tuple[int, float]]
 ) -> dict[str, str]:
     """Files, by name, that stand beside what a run trained.
 
     Args:
         values (`dict`): the recipe's keys with what replaced them on the command line.
-        manifests (`Sequence[Path]`): of the data, in one folder; a `README.md` beside them is the data's own card.
-        counts (`dict`): clips and seconds by source, as they are trained on, repeats included.
+        sources (`Sequence[Source]`): of the data; a `README.md` beside its files is the data's own card.
+        counts (`dict`): clips and seconds by source, as they are trained on, repeats included; seconds are NaN where
+            they are not known.
 
     Returns: `recipe.yaml`, which trains the same again, `data_card.md` and `versions.json`.
     """
@@ -29,32 +32,38 @@ def describe_run(
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return {
         "recipe.yaml": recipe,
-        "data_card.md": describe_data(manifests, counts),
+        "data_card.md": describe_data(sources, counts),
         "versions.json": json.dumps(versions, indent=2) + "\n",
     }
 
 
-def describe_data(manifests: Sequence[Path], counts: dict[tuple[str], tuple[int, float]]) -> str:
-    """Markdown: clips and hours by source, the manifests' digests, and the card that stands beside them."""
-    digests = []
-    for path in manifests:
-        with open(path, "rb") as file:
-            digests.append(f"`{path.name}`, sha256 `{hashlib.file_digest(file, 'sha256').hexdigest()}`")
-    lines = [f"| {source} | {clips} | {seconds / 3600:.2f} |" for (source,), (clips, seconds) in counts.items()]
-    own = manifests[0].parent / "README.md"
+def describe_data(sources: Sequence[Source], counts: dict[tuple[str], tuple[int, float]]) -> str:
+    """Markdown: clips and hours by source, digests of the files, and the card that stands beside them."""
+    lines = [
+        f"| {source} | {clips or 'unknown'} | {'unknown' if math.isnan(seconds) else f'{seconds / 3600:.2f}'} |"
+        for (source,), (clips, seconds) in counts.items()
+    ]
+    cards = dict.fromkeys(card for source in sources if (card := own_card(source)) is not None)
     return "\n".join(
         [
             "# Data of this run",
             "",
-            f"{'; '.join(digests)}. Rows as often as the recipe repeats them:",
+            f"{'; '.join(describe_source(source) for source in sources)}. Rows as often as the recipe repeats them:",
             "",
             "| source | clips | hours |",
             "|---|---|---|",
             *lines,
             "",
-            *(["---", "", own.read_text(encoding="utf-8")] if own.is_file() else []),
+            *(text for card in cards for text in ("---", "", card.read_text(encoding="utf-8"))),
         ]
     )
+
+
+def own_card(source: Source) -> Path | None:
+    """The `README.md` of a folder, or beside files."""
+    path = Path(source.path)
+    card = (path if path.is_dir() else path.parent) / "README.md"
+    return card if card.is_file() and (path.is_dir() or looks_local(source.path)) else None
 
 
 __all__ = ["describe_data", "describe_run"]

@@ -1,6 +1,9 @@
 """`soundwave-hf train RECIPE`: one function runs any stage from a YAML recipe."""
 
+import json
 import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +13,9 @@ from transformers import set_seed
 
 from ..data.backbones import soundwave_home
 from ..data.card import count_rows
+from ..data.check import check_clips
+from ..data.rows import RowCheck
+from ..data.sources import fill_seconds, open_rows, open_streams, transcripts
 from ..data.tiny import TINY_DATA, make_folder, write_tiny_data
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .arguments import SoundwaveTrainingArguments
@@ -18,7 +24,7 @@ from .build import add_lora, build_model
 from .checkpoints import PREEMPTED, PreemptionCallback, last_checkpoint
 from .collator import SoundwaveCollator
 from .encoder_cache import EncoderCache
-from .manifests import find_manifests, open_streams, read_lines, read_rows
+from .manifests import read_rows
 from .mixture import LengthGroups, Mixture, MixtureStream
 from .recipe import RecipeArguments, read_recipe, read_recipes
 from .record import describe_run
@@ -28,6 +34,7 @@ from .watch import PaceCallback
 
 
 STREAM_ROWS = 20_000  # of a stream among which they are shuffled and put side by length; they hold no audio
+STREAM_CLIPS = 1_000  # the same, of rows that hold their clips
 
 
 def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> str:
@@ -48,42 +55,35 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
             f"{arguments.n_gpu} -m soundwave_hf.cli train ...`, or choose one with CUDA_VISIBLE_DEVICES."
         )
     stage = STAGES[recipe.stage]
-    path = recipe.manifest
     # What is missing is made by one process: in the others the library's `save_pretrained` writes nothing.
     with PartialState().main_process_first():
-        if not path.is_file() and path.parent == soundwave_home() / TINY_DATA:
-            make_folder(write_tiny_data, path.parent)
-        rows = _open_rows(recipe, arguments, path)
+        _make_tiny_data(recipe)
         recipe.backbones  # noqa: B018 (found or made at the first call)
-    light = read_lines(path) if recipe.streaming else rows.select_columns({"source", "seconds"} & {*rows.column_names})
-    counts = count_rows(
-        ({"source": row.get("source") or "-", "seconds": row["seconds"]} for row in light), ("source",)
-    )
+        processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
+        data = _open_data(recipe, arguments, RowCheck.of(processor, stage.losses))
     set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
-    processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
-    collator = SoundwaveCollator(processor, path.parent, stage.losses, Augmentation(**recipe.augment), arguments.seed)
+    collator = SoundwaveCollator(processor, ".", stage.losses, Augmentation(**recipe.augment), arguments.seed)
     if recipe.ctc_negatives is not None:
-        texts = (row["text"] for row in read_lines(path)) if recipe.streaming else rows["text"]
-        collator.set_negatives(texts, recipe.ctc_negatives)
+        collator.set_negatives(data.texts(), recipe.ctc_negatives)
     if recipe.encoder_cache is not None:
         collator.encoder_cache = EncoderCache(soundwave_home() / "encoder_states", **recipe.encoder_cache)
     trainer_class = SoundwaveSFTTrainer if recipe.stage == "instruct" else SoundwaveTrainer
     trainer = trainer_class(
         model=model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=data.rows,
         data_collator=collator,
         processing_class=processor,
         stage=stage,
         mixture=Mixture(**recipe.mixture) if recipe.mixture and not recipe.streaming else None,
         max_batch_seconds=None if recipe.streaming else recipe.max_batch_seconds,
-        record=describe_run(recipe.written, find_manifests(path), counts),
+        record=describe_run(recipe.written, recipe.sources, data.counts) | data.record,
     )
     if trainer.is_world_process_zero():
-        _announce(recipe, arguments, model, counts)
+        _announce(recipe, arguments, model, data.counts)
     if collator.encoder_cache is not None:
-        collator.encoder_cache.fill(trainer.audio_model, collator, rows)
+        collator.encoder_cache.fill(trainer.audio_model, collator, data.rows)
     trainer.add_callback(PaceCallback())
     with PreemptionCallback(trainer.accelerator) as preemption:
         trainer.add_callback(preemption)
@@ -99,29 +99,67 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
     return arguments.output_dir
 
 
-def _open_rows(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, path: Path) -> Dataset | MixtureStream:
-    """The recipe's data: all rows in memory, or this process's share of the streams."""
-    if not recipe.streaming:
-        return read_rows(path, recipe.repeat)
-    batch_size, group = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-    pool = max(1, STREAM_ROWS // (batch_size * group))
-    groups = LengthGroups(batch_size, group, pool, recipe.max_batch_seconds)
-    if recipe.max_batch_seconds is not None:
-        groups.check([row["seconds"] for row in read_lines(path)])
-    streams, sizes = open_streams(path, by_task=bool(recipe.mixture))
-    mixture = Mixture(**recipe.mixture) if recipe.mixture else Mixture(step=0)
-    return MixtureStream(
-        streams, sizes, groups, mixture, arguments.seed, arguments.process_index, arguments.world_size
+@dataclass
+class _Data:
+    """The data of a run: rows in memory, or this process's share of the streams.
+
+    Args:
+        counts (`dict`): clips and seconds by source.
+        texts (`Callable`): gives the transcripts, one by one.
+        record (`dict`): files, by name, that say more of it.
+    """
+
+    rows: Dataset | MixtureStream
+    counts: dict[tuple[str], tuple[int, float]]
+    texts: Callable[[], Iterable[str]]
+    record: dict[str, str] = field(default_factory=dict)
+
+
+def _make_tiny_data(recipe: RecipeArguments):
+    for source in recipe.sources:
+        folder = Path(source.path).parent
+        if not Path(source.path).is_file() and folder == soundwave_home() / TINY_DATA:
+            make_folder(write_tiny_data, folder)
+
+
+def _open_data(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, check: RowCheck) -> _Data:
+    """The recipe's data, every row of it that can be seen beforehand checked."""
+    if recipe.streaming:
+        return _open_streams(recipe, arguments, check)
+    options = {"repeat": recipe.repeat, "check": check, "home": soundwave_home()}
+    rows, record = open_rows(recipe.sources, with_seconds=not recipe.check_audio, **options), {}
+    if recipe.check_audio:
+        rows, bad = check_clips(rows, skip=recipe.check_audio == "skip", max_seconds=recipe.max_batch_seconds)
+        rows = fill_seconds(rows, "the data")
+        record = {"skipped_clips.jsonl": "".join(json.dumps(vars(clip)) + "\n" for clip in bad)} if bad else {}
+    light = rows.select_columns([name for name in ("source", "seconds") if name in rows.column_names])
+    counts = count_rows(
+        ({"source": row.get("source") or "-", "seconds": row["seconds"]} for row in light), ("source",)
     )
+    return _Data(rows, counts, lambda: transcripts(rows), record)
+
+
+def _open_streams(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, check: RowCheck) -> _Data:
+    opened = open_streams(recipe.sources, by_task=bool(recipe.mixture), check=check)
+    batch_size, group = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    held = STREAM_CLIPS if opened.hold_audio else STREAM_ROWS
+    groups = LengthGroups(batch_size, group, max(1, held // (batch_size * group)), recipe.max_batch_seconds)
+    if opened.seconds:
+        groups.check(opened.seconds)
+    mixture = Mixture(**recipe.mixture) if recipe.mixture else Mixture(step=0)
+    place = (arguments.seed, arguments.process_index, arguments.world_size)
+    rows = MixtureStream(opened.streams, opened.sizes, groups, mixture, *place)
+    return _Data(rows, opened.counts, lambda: transcripts(row for each in opened.streams.values() for row in each))
 
 
 def _announce(recipe, arguments, model, counts):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     clips, seconds = (sum(column) for column in zip(*counts.values(), strict=True))
+    hours = f"{seconds / 3600:.1f} h" if seconds == seconds else "unknown length"
     size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     print(
         f"Stage {recipe.stage}: {trained / 1e6:.2f} M parameters on {' + '.join(STAGES[recipe.stage].losses)}, "
-        f"{clips} clips ({seconds / 3600:.1f} h), {size} a step, to {arguments.output_dir}",
+        f"{clips or 'an unknown number of'} clips ({hours}), {size} a step, to {arguments.output_dir}",
         flush=True,
     )
 

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import torch
 from accelerate.data_loader import DataLoaderShard
+from datasets import Dataset
+from datasets import IterableDataset as Stream
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
+from ..data.rows import RowCheck
+from ..data.sources import check_rows, lengths_of, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
 from ..whole_files import files_together
 from .arguments import SoundwaveTrainingArguments
@@ -39,8 +43,15 @@ def shared_prefix(inputs: dict[str, torch.Tensor], audio_token_id: int) -> int:
 
 
 def count_clips(inputs: dict[str, torch.Tensor]) -> int:
-    """Clips of a batch, whether it holds their features or their encoder states."""
-    return len(inputs["input_features_mask" if "input_features_mask" in inputs else "encoder_mask"])
+    """Clips of a batch that have a transcript."""
+    if "ctc_labels" not in inputs:
+        return 0
+    return int(inputs["ctc_mask"].sum()) if "ctc_mask" in inputs else len(inputs["ctc_labels"])
+
+
+def has_clips(inputs: dict[str, torch.Tensor]) -> bool:
+    """Whether a batch holds clips, or is of text alone."""
+    return "input_features" in inputs or "encoder_states" in inputs
 
 
 class EpochCallback(TrainerCallback):
@@ -56,6 +67,11 @@ class EpochCallback(TrainerCallback):
             self.trainer.mixture_sampler.set_epoch(epoch)
 
 
+def trainable(rows):
+    """A data set of the library with its clips undecoded, as the collator takes them; others as they are."""
+    return undecoded(rows) if isinstance(rows, Dataset | Stream) else rows
+
+
 class SoundwaveTrainerMixin:
     """What the stages share: the table's check, batches of like length, and what is logged beside the loss.
 
@@ -64,7 +80,9 @@ class SoundwaveTrainerMixin:
     `ctc_skipped` (clips whose targets do not fit into their frames). With `ctc_negatives` the frames' labels are those
     over the candidates. With a mixture, `share/TASK` of the clips.
 
-    Rows need `seconds` where batches are of like length (`train_sampling_strategy="group_by_length"`) or a mixture's.
+    `train_dataset` is any `Dataset` or `IterableDataset` with the collator's columns; its clips are decoded by the
+    collator. Where batches are of like length (`train_sampling_strategy="group_by_length"`) or a mixture's, lengths
+    come from the column `seconds`, or else from the clips' headers.
 
     `train_dataset` may be a `MixtureStream`, for a run of `max_steps`. A checkpoint then holds where the streams of
     each process stood, and a resumed run reads on from there.
@@ -91,7 +109,17 @@ class SoundwaveTrainerMixin:
         self.stream_sampler: StreamBatchSampler | None = None
         self.tasks: list[str] = []
         self._sums: dict[str, torch.Tensor] = {}
+        for name in ("train_dataset", "eval_dataset"):
+            if (given := kwargs.get(name)) is not None:
+                each = {key: trainable(rows) for key, rows in given.items()} if isinstance(given, dict) else None
+                kwargs[name] = trainable(given) if each is None else each
         super().__init__(*args, **kwargs)
+        if isinstance(self.train_dataset, Stream):
+            # Dispatched, batches would be cut by their first dimension, of which a row may have another number.
+            self.args.accelerator_config.dispatch_batches = False
+            self.accelerator.dispatch_batches = False
+        if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
+            check_rows(self.train_dataset, check)
         self.add_callback(EpochCallback(self))
         if isinstance(self.args, SoundwaveTrainingArguments):
             self.add_callback(CollapseCallback())
@@ -193,10 +221,16 @@ class SoundwaveTrainerMixin:
         task_ids = None
         if self.mixture is not None:
             self.tasks, task_ids = number_tasks(rows)
-        self.mixture_sampler = MixtureBatchSampler(list(rows["seconds"]), groups, task_ids, self.mixture, args.seed)
+        self.mixture_sampler = MixtureBatchSampler(self._seconds(rows), groups, task_ids, self.mixture, args.seed)
         return self.accelerator.prepare(
             DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
         )
+
+    def _seconds(self, rows) -> list[float]:
+        """Lengths of rows: of their column, or of their clips' headers."""
+        if isinstance(rows, Dataset):
+            return lengths_of(rows, "the data set", getattr(self.data_collator, "folder", "."))
+        return [row["seconds"] for row in rows]
 
     def _check_stream(self, stream: MixtureStream):
         """Raise `ValueError` where trainer and stream do not say the same."""
@@ -279,7 +313,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         clips = torch.tensor(sum(map(count_clips, batches)), device=device)
-        self._num_ctc_clips = self.accelerator.gather(clips).sum()
+        self._num_ctc_clips = self.accelerator.gather(clips).sum().clamp(min=1)
+        self._takes_ctc = any("ctc_labels" in batch for batch in batches)
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -290,7 +325,7 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
             inputs = {**inputs, "logits_to_keep": labels.shape[1] - first}
             audio_model = self.audio_model
-            if len(labels) > 1 and audio_model.shares_prefix():
+            if len(labels) > 1 and has_clips(inputs) and audio_model.shares_prefix():
                 inputs["shared_prefix"] = min(first, shared_prefix(inputs, audio_model.config.audio_token_id))
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # An epoch's last step may have fewer batches than the others.
@@ -298,6 +333,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         for name in ("ce_loss", "ctc_loss"):
             if (part := getattr(output, name)) is not None:
                 self._add(name, part.detach(), batches)
+            elif name == "ctc_loss" and self._takes_ctc:  # the mean of the step is that of its other batches
+                self._add(name, 0.0, batches)
         if "ctc_labels" in inputs:
             self._add("targets_per_frame", inputs["ctc_labels"].ne(-100).sum(), output.num_frames.sum())
         # Data parallel training averages gradients, and each process holds its share of one mean.

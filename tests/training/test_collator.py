@@ -107,9 +107,10 @@ def test_more_negatives_than_tokens_are_refused(collator):
         ({"question": None, "answer": None}, "<|audio|>What does the person say?", "Yes."),
         ({"question": "Who speaks?", "answer": "A man."}, "<|audio|>Who speaks?", "A man."),
         ({"question": "", "answer": "I am well."}, "<|audio|>", "I am well."),
-        ({"question": None, "answer": "I am well."}, "<|audio|>", "I am well."),
+        ({"question": None, "answer": "I am well."}, "<|audio|>What does the person say?", "I am well."),
+        ({"answer": "I am well."}, "<|audio|>What does the person say?", "I am well."),
     ],
-    ids=["transcript", "transcript, empty columns", "question", "spoken question", "spoken question, no column"],
+    ids=["transcript", "transcript, empty columns", "question", "spoken question", "an answer alone, empty column", "an answer alone"],
 )
 def test_a_row_is_the_llms_template_and_then_answer_and_end(collator, processor, extra, user, answer):
     batch = collator(("ce",))([{"audio": "clips/0.wav", "text": "Yes.", "row": 0, **extra}])

@@ -165,11 +165,13 @@ def test_another_content_of_a_file_is_another_clip(model, rows, collator, tmp_pa
     assert collator(noise=0.5).clip_name(row, 0) != collator().clip_name(row, 0)
 
 
-def test_clip_that_is_no_file_is_refused(model, collator, tmp_path):
+def test_clip_of_bytes_has_the_states_of_its_file(model, rows, collator, workspace, tmp_path):
     cache = EncoderCache(tmp_path)
-    row = {"audio": {"path": None, "bytes": b"RIFF"}, "text": "a", "seconds": 1.0, "row": 0}
-    with pytest.raises(ValueError, match="`encoder_cache` is for clips in files, and one arrived as dict: give paths"):
-        cache.fill(model, collator(cache), [row])
+    inside = rows[0] | {"audio": {"path": None, "bytes": (workspace.data / rows[0]["audio"]).read_bytes()}}
+    assert collator().clip_name(inside, 0) == collator().clip_name(rows[0], 0)
+    cached = collator(cache)
+    cache.fill(model, cached, [inside])
+    assert torch.equal(cached([inside])["encoder_states"], cached([rows[0]])["encoder_states"])
 
 
 def test_states_that_do_not_fit_are_refused_before_the_first(model, rows, collator, tmp_path):

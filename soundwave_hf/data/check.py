@@ -1,0 +1,169 @@
+"""A pass over the clips of data before anything is trained on them: which cannot be read, or hold nothing."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..processing.audio_soundwave import load_clip
+from ..whole_files import whole_file
+from .rows import clips_of
+from .sources import open_rows
+
+
+RATE = 16_000  # Hz, of the encoder
+SHORTEST_SECONDS = 0.04  # one position of the adapter
+SILENT_PEAK = 1e-3  # 60 dB below full scale
+LENGTH_TOLERANCE = 0.5  # seconds, or a tenth, by which a row's `seconds` may miss the clip's
+CLIPS_AT_ONCE = 64
+LISTED = 20  # bad clips that a message names
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """A clip that should not be trained on: the number of its row, the clip's name, a word and a sentence why."""
+
+    row: int
+    clip: str
+    kind: str
+    reason: str
+
+
+def find_bad_clips(rows: Dataset, max_seconds: float | None = None) -> list[BadClip]:
+    """Read every clip of the rows. Shows progress.
+
+    Args: max_seconds: longest clip that will do.
+    """
+    bad = []
+    columns = [name for name in ("audio", "messages", "seconds") if name in rows.column_names]
+    light = rows.select_columns(columns)
+    bar = tqdm(total=len(rows), desc="checking clips", unit="row", disable=len(rows) < CLIPS_AT_ONCE)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(rows), CLIPS_AT_ONCE):
+            numbers = range(start, min(start + CLIPS_AT_ONCE, len(rows)))
+            found = threads.map(lambda number: list(_bad_clips(light[number], number, max_seconds)), numbers)
+            bad += [clip for clips in found for clip in clips]
+            bar.update(len(numbers))
+    bar.close()
+    return bad
+
+
+def _bad_clips(row: Mapping, number: int, max_seconds: float | None) -> Iterator[BadClip]:
+    clips = clips_of(row)
+    said = row.get("seconds") if len(clips) == 1 else None
+    for place, clip in enumerate(clips):
+        if (why := what_is_wrong(clip, said, max_seconds)) is not None:
+            yield BadClip(number, _name_of(clip, place), *why)
+
+
+def what_is_wrong(clip, said_seconds: float | None = None, max_seconds: float | None = None) -> tuple[str, str] | None:
+    """A word and a sentence for what is wrong with a clip; None where nothing is.
+
+    Args: said_seconds: what its row says of its length.
+    """
+    try:
+        samples = load_clip(clip, "The clip", None, RATE, SHORTEST_SECONDS)
+    except FileNotFoundError as error:
+        return "missing", str(error)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        return _kind_of(str(error)), str(error)
+    seconds, peak = len(samples) / RATE, float(np.abs(samples).max())
+    if peak < SILENT_PEAK:
+        return "silent", f"Its loudest sample is {peak:.1g}."
+    if max_seconds is not None and seconds > max_seconds:
+        return "too long", f"It lasts {seconds:.1f} s and {max_seconds:g} s is the most."
+    if said_seconds is not None and abs(seconds - said_seconds) > max(LENGTH_TOLERANCE, 0.1 * seconds):
+        return "other length", f"Its row says {said_seconds:g} s and it lasts {seconds:.1f} s."
+    return None
+
+
+def _kind_of(message: str) -> str:
+    words = {"is empty": "empty", "lasts": "too short", "truncated": "truncated", "NaN": "not finite"}
+    return next((kind for word, kind in words.items() if word in message), "unreadable")
+
+
+def _name_of(clip, place: int) -> str:
+    path = clip.get("path") if isinstance(clip, Mapping) else clip
+    return str(path) if isinstance(path, str | os.PathLike) else f"clip {place}"
+
+
+def describe_bad_clips(bad: list[BadClip], num_rows: int) -> str:
+    """How many of which kind, and the first ones by name."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(clip.kind for clip in bad).most_common())
+    lines = [f"  row {clip.row}, {clip.clip}: {clip.kind}. {clip.reason}" for clip in bad[:LISTED]]
+    more = [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+    return "\n".join([f"{len(bad)} bad clips in {num_rows} rows: {kinds or 'none'}.", *lines, *more])
+
+
+def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> tuple[Dataset, list[BadClip]]:
+    """Rows without those that have a bad clip, which are counted and listed, and the bad clips.
+
+    Raises: `ValueError` that lists bad clips, unless they are to be skipped; where no row is left.
+    """
+    bad = find_bad_clips(rows, max_seconds)
+    if not bad:
+        return rows, []
+    message = describe_bad_clips(bad, len(rows))
+    if not skip:
+        raise ValueError(f"{message}\nMend them, or leave these rows out with `check_audio: skip`.")
+    out = {clip.row for clip in bad}
+    if len(out) == len(rows):
+        raise ValueError(f"{message}\nNo row is left.")
+    print(f"{message}\n{len(out)} rows are left out.", flush=True)
+    return rows.select([number for number in range(len(rows)) if number not in out]), bad
+
+
+def check_source(source, columns: Mapping | None, skip_to: str | None, max_seconds: float | None) -> list[BadClip]:
+    """`soundwave-hf data check`: print the bad clips of a source; write the rows without them to `skip_to`.
+
+    Raises: `ValueError` where `skip_to` is no file that these rows can be written to, or no row is left.
+    """
+    # Lengths are read with the clips, so that one that is missing is listed and ends nothing.
+    rows = open_rows(source, columns, with_seconds=False)
+    if skip_to is None:
+        bad = find_bad_clips(rows, max_seconds)
+        print(describe_bad_clips(bad, len(rows)), flush=True)
+        return bad
+    kept, bad = check_clips(rows, skip=True, max_seconds=max_seconds)
+    if not bad:
+        print(describe_bad_clips(bad, len(rows)), flush=True)
+    _write_rows(kept.remove_columns("row"), Path(skip_to))
+    print(f"{len(kept)} rows are in {skip_to}.", flush=True)
+    return bad
+
+
+def _write_rows(rows: Dataset, path: Path):
+    if path.suffix == ".parquet":
+        with whole_file(path) as part:
+            rows.to_parquet(part)
+        return
+    if path.suffix != ".jsonl":
+        raise ValueError(f"`--skip` is `{path}`; give a file that ends in .jsonl, or .parquet for clips inside it.")
+    with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({key: _as_json(value) for key, value in row.items() if value is not None}) + "\n")
+
+
+def _as_json(value):
+    """A value of a row without the nulls of its column; the clips are named by their paths."""
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None:
+            raise ValueError(
+                "The rows hold their clips, which JSON cannot: give `--skip` a file that ends in .parquet."
+            )
+        if set(value) <= {"bytes", "path"}:
+            return os.path.abspath(value["path"])
+        return {key: _as_json(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_as_json(inner) for inner in value]
+    return value
+
+
+__all__ = ["BadClip", "check_clips", "check_source", "describe_bad_clips", "find_bad_clips", "what_is_wrong"]

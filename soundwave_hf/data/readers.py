@@ -1,0 +1,166 @@
+"""Files of rows, read one row at a time: JSON lines, JSON, CSV, TSV, audio folders and WebDataset tars.
+
+`datasets` reads these too, but needs torchcodec for tars and audio folders, guesses types (a transcript "null" of a CSV
+becomes no value) and does not say which line of which file a row came from. Parquet and Arrow are left to it.
+"""
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+import fsspec
+
+from .rows import at_folder
+
+
+KINDS = {
+    **{".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"},
+    **{".parquet": "parquet", ".arrow": "arrow"},
+    **{".tar": "webdataset", ".tgz": "webdataset"},
+}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aiff", ".aif", ".au", ".wma"),
+)
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+
+
+def kind_of(path: str) -> str | None:
+    """The kind of a file of rows by its name, None for another file."""
+    return KINDS.get(_suffix(path))
+
+
+def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
+    """Rows of one file, each with the name that errors give it ("line 3 of `train.csv`"); paths stay as written.
+
+    Raises: `FileNotFoundError`; `ValueError` for a line that is no row, and a file without rows.
+    """
+    read = {"json": _read_json, "csv": _read_csv, "webdataset": _read_tar}[kind]
+    number = 0
+    try:
+        for number, named in enumerate(read(path), start=1):
+            yield named
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is not in UTF-8 ({error.reason} at byte {error.start}): convert it.") from error
+    except csv.Error as error:
+        raise ValueError(f"`{path}` cannot be read as CSV behind row {number}: {error}.") from error
+    except tarfile.TarError as error:
+        raise ValueError(f"`{path}` cannot be read as a tar behind clip {number}: {error}.") from error
+    if not number:
+        what = "one JSON object a line, a clip each" if kind == "json" else "one clip at least"
+        raise ValueError(f"`{path}` is empty: it needs {what}.")
+
+
+def _suffix(path: str) -> str:
+    """The lower-case ending of a name, behind that of a compression."""
+    path = PurePosixPath(path.lower().split("?")[0])
+    if path.suffix in COMPRESSIONS:
+        path = path.with_suffix("")
+        return ".tar" if path.suffix == ".tar" else path.suffix
+    return path.suffix
+
+
+def _open_text(path: str, newline: str | None = None):
+    return fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer", newline=newline).open()
+
+
+def _read_json(path: str) -> Iterator[tuple[str, dict]]:
+    with _open_text(path) as file:
+        if _suffix(path) == ".json" and file.read(1) == "[":
+            file.seek(0)
+            yield from ((f"row {number} of `{path}`", row) for number, row in enumerate(_parse(file.read(), path)))
+            return
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                name = f"line {number} of `{path}`"
+                yield name, _parse(line, name)
+
+
+def _parse(text: str, name: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is no JSON: {error}.") from error
+
+
+def _read_csv(path: str) -> Iterator[tuple[str, dict]]:
+    with _open_text(path, newline="") as file:
+        rows = csv.reader(file, delimiter="\t" if _suffix(path) == ".tsv" else ",", strict=True)
+        header = next(rows, [])
+        if len(set(header)) != len(header):
+            raise ValueError(f"`{path}` names a column twice: its first line is {header}.")
+        for row in rows:
+            name = f"line {rows.line_num} of `{path}`"
+            if row and len(row) != len(header):
+                raise ValueError(
+                    f"{name} has {len(row)} fields and the first line names {len(header)} columns, {header}: put text "
+                    "that holds the separator or a line break in double quotes."
+                )
+            if row:
+                # A CSV has no null; an empty field is the nearest.
+                yield name, {key: value or None for key, value in zip(header, row, strict=True)}
+
+
+def number_fields(row: dict, name: str) -> dict:
+    """`seconds` of a CSV as a number. Raises: `ValueError` where it is none."""
+    if not isinstance(row.get("seconds"), str):
+        return row
+    try:
+        return {**row, "seconds": float(row["seconds"])}
+    except ValueError:
+        raise ValueError(f"{name} has `seconds` {row['seconds']!r}; expected a number.") from None
+
+
+def _read_tar(path: str) -> Iterator[tuple[str, dict]]:
+    """Files of one name but for the ending are a row: `a.flac`, `a.txt` -> `{"flac": clip, "txt": text}`."""
+    row, last = {}, None
+    with fsspec.open(path, "rb").open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        for member in tar:
+            folder, _, base = member.name.rpartition("/")
+            key, _, ending = base.partition(".")
+            if not member.isfile() or not key or not ending:
+                continue
+            key = f"{folder}/{key}" if folder else key
+            if last is not None and key != last:
+                yield f"clip `{last}` of `{path}`", row
+                row = {}
+            row, last = {**row, **_tar_fields(member.name, ending, tar.extractfile(member).read())}, key
+    if last is not None:
+        yield f"clip `{last}` of `{path}`", row
+
+
+def _tar_fields(name: str, ending: str, content: bytes) -> dict:
+    """A file of a tar as columns; the fields of a JSON file are columns of their own, `json.text`."""
+    kind = "." + ending.rpartition(".")[2].lower()
+    if kind in AUDIO_SUFFIXES:
+        return {ending: {"path": name, "bytes": content}}
+    if kind in (".txt", ".text", ".transcript", ".lab", ".cls"):
+        return {ending: content.decode("utf-8").strip()}
+    if kind == ".json":
+        values = _parse(content.decode("utf-8"), f"`{name}`")
+        return {f"{ending}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
+    return {}
+
+
+def read_audio_folder(files: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    """Rows of an audio folder: of its `metadata.csv` or `metadata.jsonl` (`file_name` and other columns), or, where it
+    has none, its clips alone."""
+    tables = [path for path in files if os.path.basename(path) in METADATA_FILES]
+    if not tables:
+        for path in files:
+            if _suffix(path) in AUDIO_SUFFIXES:
+                yield f"`{path}`", {"audio": path}
+        return
+    for table in tables:
+        for name, row in read_file(table, kind_of(table)):
+            if isinstance(row, dict) and row.get("file_name"):
+                row = {"audio": at_folder(row["file_name"], os.path.dirname(table))} | row
+            yield name, row
+
+
+__all__ = ["AUDIO_SUFFIXES", "KINDS", "kind_of", "number_fields", "read_audio_folder", "read_file"]

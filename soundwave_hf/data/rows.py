@@ -1,0 +1,353 @@
+"""What a row of training or evaluation data holds, whatever it was read from: names, checks, clips and transcripts."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..processing.audio_soundwave import is_clip_list
+from ..processing.processing_soundwave import audio_of_part
+
+
+COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
+# Names that other data sets use. They are never guessed: an error suggests the `columns` to write.
+COMMON_NAMES = {
+    "audio": (
+        *("path", "file", "file_name", "filename", "audio_path", "audio_file", "audio_filepath", "clip", "speech"),
+        *("wav", "flac", "mp3", "ogg", "opus", "m4a"),
+    ),
+    "text": (
+        *("sentence", "transcription", "transcript", "txt", "normalized_text", "raw_text", "raw_transcription"),
+        *("json.text", "json.transcript", "json.sentence"),
+    ),
+    "messages": ("conversations", "conversation"),
+}
+
+
+def check_columns(columns: Mapping[str, str | None]):
+    """Raise `ValueError` for a mapping whose values are none of our names, or name one twice."""
+    if not isinstance(columns, Mapping):
+        raise ValueError(f"`columns` is {columns!r}; give `their_name: our_name` pairs.")
+    ours = [name for name in columns.values() if name is not None]
+    for theirs, name in columns.items():
+        if name is not None and name not in COLUMNS:
+            turned = f" It is `their_name: our_name`: write `{name}: {theirs}`." if theirs in COLUMNS else ""
+            raise ValueError(f"`columns` maps `{theirs}` to `{name}`; our names are {', '.join(COLUMNS)}.{turned}")
+        if name is not None and ours.count(name) > 1:
+            raise ValueError(f"`columns` maps {ours.count(name)} columns to `{name}`: choose one.")
+
+
+def suggest_columns(names: Sequence[str], missing: Sequence[str]) -> str:
+    """The sentence that says which `columns` to write, or which names are there."""
+    found = {}
+    for ours in missing:
+        theirs = next((common for common in COMMON_NAMES.get(ours, ()) if common in names), None)
+        if theirs is not None:
+            found[theirs] = ours
+    there = f"Its columns are {sorted(names)}."
+    if not found:
+        return f"{there} Map others with `columns: {{their_name: our_name}}`."
+    return f"{there} Write `columns: {{{', '.join(f'{a}: {b}' for a, b in found.items())}}}`."
+
+
+def rename(row: dict, columns: Mapping[str, str | None], name: str) -> dict:
+    """A row with its columns under our names. A column that is mapped to null is left out.
+
+    Raises: `ValueError` where two columns would have one name.
+    """
+    if not columns:
+        return row
+    renamed = {columns.get(key, key): value for key, value in row.items()}
+    for theirs, ours in columns.items():
+        if ours is not None and theirs in row and ours in row and ours not in columns and row[ours] is not None:
+            raise ValueError(
+                f"{name} has both `{theirs}`, which `columns` maps to `{ours}`, and `{ours}` itself: leave the mapping "
+                f"out, or add `{ours}: null`, which leaves that column out."
+            )
+    for theirs, ours in columns.items():
+        if ours is not None and theirs in row:
+            renamed[ours] = row[theirs]
+    renamed.pop(None, None)
+    return renamed
+
+
+def at_folder(audio, folder: str | os.PathLike):
+    """A clip's relative path seen from a folder; URLs, data URIs, bytes and arrays stay as they are."""
+    if isinstance(audio, Mapping):
+        if audio.get("path") and audio.get("bytes") is None and audio.get("array") is None:
+            return {**audio, "path": at_folder(audio["path"], folder)}
+        return audio
+    if not isinstance(audio, str | os.PathLike):
+        return audio
+    text = os.path.expanduser(os.fspath(audio))
+    if "://" in text[:64] or text.startswith("data:"):
+        return text
+    return str(Path(folder) / text)
+
+
+# ---- checks ----
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """Refuses rows that no stage can learn from.
+
+    Args:
+        control (`tuple[str, ...]`): tokens of the tokenizer that no text may hold.
+        losses (`tuple[str, ...]`): of the stage; with "ctc" alone, each row needs a clip and its transcript.
+    """
+
+    control: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ("ce",)
+
+    @classmethod
+    def of(cls, processor, losses: Sequence[str]) -> "RowCheck":
+        """The check of a stage with this processor."""
+        tokenizer = processor.tokenizer
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        control = {*special, *tokenizer.all_special_tokens, processor.audio_token}
+        return cls(tuple(sorted(token for token in control if token.strip())), tuple(losses))
+
+    def __call__(self, row: dict, name: str):
+        """Raise `ValueError` that begins with `name`, which says file and row, and states the value."""
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{name} is {_short(row)}; expected an object with `audio` and `text`.")
+        self._check_types(row, name)
+        if row.get("messages") is not None:
+            self._check_messages(row, name)
+        else:
+            self._check_fields(row, name)
+        for key, text in _texts_of(row):
+            self._check_control(text, f"{name} has `{key}`")
+        clips, transcripts = clips_of(row), transcripts_of(row, name)
+        if "ce" not in self.losses and not any(text is not None for text in transcripts):
+            what = "no transcript (`text`)" if clips else "no clip"
+            raise ValueError(f"{name} has {what}, and this stage learns transcripts alone: leave the row out.")
+
+    def _check_types(self, row: Mapping, name: str):
+        for key in ("question", "answer", "source", "task"):
+            if (value := row.get(key)) is not None and not isinstance(value, str):
+                raise ValueError(f"{name} has `{key}` {_short(value)}; expected text.")
+        if (value := row.get("answer")) is not None and not value.strip():
+            raise ValueError(f"{name} has `answer` {value!r}; expected text, or no answer.")
+        texts = row.get("text")
+        for text in texts if isinstance(texts, list | tuple) else [texts]:
+            if text is not None and (not isinstance(text, str) or not text.strip()):
+                raise ValueError(f"{name} has `text` {_short(text)}; expected what the clip says.")
+        seconds = row.get("seconds")
+        if seconds is not None and not _is_length(seconds):
+            raise ValueError(f"{name} has `seconds` {_short(seconds)}; expected a number over 0, or leave it out.")
+        _check_audio(row.get("audio"), name)
+
+    def _check_fields(self, row: Mapping, name: str):
+        has_answer, has_question = row.get("answer") is not None, row.get("question") is not None
+        has_audio, text = bool(clips_of(row)), row.get("text")
+        if row.get("question") and not has_answer:
+            raise ValueError(
+                f"{name} has a `question` ({_short(row['question'])}) and no `answer`: give both, or neither for a "
+                "transcript."
+            )
+        missing = [
+            *(["audio"] if not has_audio and not (has_answer and has_question) else []),
+            *(["text"] if text is None and not has_answer else []),
+        ]
+        if missing:
+            raise ValueError(
+                f"{name} lacks {missing}: a row has a clip and its transcript. {suggest_columns(list(row), missing)}"
+            )
+        if not has_audio and not row["question"]:
+            raise ValueError(f"{name} has an empty `question` and no `audio`: there is nothing to answer.")
+        if len(clips_of(row)) > 1 and not has_answer:
+            raise ValueError(f"{name} has {len(clips_of(row))} clips: say with `answer` or `messages` what to learn.")
+
+    def _check_messages(self, row: Mapping, name: str):
+        messages = row["messages"]
+        if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError(f"{name} has `messages` {_short(messages)}; expected a list of role and content.")
+        if row.get("question") is not None or row.get("answer") is not None:
+            raise ValueError(f"{name} has `messages`, and `question` or `answer` as well: give one or the other.")
+        for message in messages:
+            if not isinstance(message.get("role"), str):
+                raise ValueError(f"{name} has a message with the `role` {_short(message.get('role'))}; expected text.")
+            for part in _parts(message):
+                _check_part(part, message["role"], name)
+        answers = [message for message in messages if message["role"] == "assistant"]
+        if not answers:
+            raise ValueError(f"{name} has `messages` without a turn of the `assistant`: there is nothing to learn.")
+        if any(not "".join(part.get("text") or "" for part in _parts(answer)).strip() for answer in answers):
+            raise ValueError(f"{name} has an `assistant` turn without text: there is nothing to learn in it.")
+        open_places, given = _open_places(messages), len(_as_clips(row.get("audio")))
+        if open_places != given:
+            raise ValueError(
+                f"{name} has {open_places} audio parts without a clip of their own and {given} clips in `audio`: give "
+                "one clip a part."
+            )
+
+    def _check_control(self, text: str, what: str):
+        for token in self.control:
+            if token in text:
+                raise ValueError(
+                    f"{what} {_short(text)}, which holds the control token {token!r}: remove it from the text."
+                )
+
+
+def _check_part(part, role: str, name: str):
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise ValueError(f"{name} has a part {_short(part)} in `messages`; expected a dict with a `type`.")
+    if part["type"] == "text":
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"{name} has a text part with {_short(part.get('text'))}; expected text.")
+    elif role == "assistant":
+        raise ValueError(f"{name} has audio in a turn of the `assistant`, which answers in text: move it.")
+    elif _has_own_clip(part):
+        _check_audio(audio_of_part(_given(part)), name)
+
+
+def _check_audio(audio, name: str):
+    """Raise `ValueError` for what can be no clip; the file itself is read later."""
+    for clip in _as_clips(audio):
+        if isinstance(clip, bool | int | float) or (isinstance(clip, str | bytes) and not clip.strip()):
+            raise ValueError(f"{name} has `audio` {_short(clip)}; expected a path, bytes or samples.")
+        if isinstance(clip, Mapping) and all(clip.get(key) is None for key in ("array", "bytes", "path")):
+            raise ValueError(f"{name} has `audio` {_short(dict(clip))}, which holds no clip; expected path or bytes.")
+
+
+def _is_length(seconds) -> bool:
+    return (
+        isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds) and seconds >= 0
+    )
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _texts_of(row: Mapping):
+    """Name and value of each text of a row that the model reads or writes."""
+    for key in ("text", "question", "answer"):
+        value = row.get(key)
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if text is not None:
+                yield key, text
+    for message in row.get("messages") or []:
+        for part in _parts(message):
+            if part["type"] == "text":
+                yield "messages", part["text"]
+
+
+# ---- clips, transcripts, messages ----
+
+
+def clips_of(row: Mapping) -> list:
+    """The clips of a row in the order of their audio tokens; empty for a row of text alone."""
+    loose = iter(_as_clips(row.get("audio")))
+    if row.get("messages") is None:
+        return list(loose)
+    parts = [part for message in row["messages"] for part in _parts(message) if part["type"] != "text"]
+    return [audio_of_part(_given(part)) if _has_own_clip(part) else next(loose) for part in parts]
+
+
+def transcripts_of(row: Mapping, name: str = "A row") -> list[str | None]:
+    """The transcript of each clip of a row, None for one that has none.
+
+    Raises: `ValueError` where their number is not that of the clips.
+    """
+    count, text = len(clips_of(row)), row.get("text")
+    texts = list(text) if isinstance(text, list | tuple) else [text]
+    if text is None or (count == 0 and row.get("messages") is None):
+        return [None] * count
+    if len(texts) != count:
+        raise ValueError(
+            f"{name} has {count} clips and {len(texts)} transcripts in `text`: give a list with one for each clip, "
+            "null where there is none."
+        )
+    return texts
+
+
+def conversation_of(row: Mapping, asr_question: str) -> list[dict]:
+    """A row as messages of parts: those it has, or a question about its clips and the answer.
+
+    Without a question the transcript is asked for; an empty question leaves the clip alone in the user's turn.
+    """
+    if row.get("messages") is not None:
+        return [{"role": message["role"], "content": _bare_parts(message)} for message in row["messages"]]
+    question, answer = row.get("question"), row.get("answer")
+    if question is None or answer is None:
+        question = asr_question
+    content = [{"type": "audio"}] * len(clips_of(row))
+    content += [{"type": "text", "text": question}] if question else []
+    (text,) = [answer] if answer is not None else transcripts_of(row)
+    return [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": text}]},
+    ]
+
+
+def stored_messages(messages: Sequence[Mapping], folder: str | os.PathLike) -> list[dict]:
+    """Messages in the one form that a column can hold: parts of `type`, `text` and `audio` (`path` and `bytes`)."""
+    stored = []
+    for message in messages:
+        parts = []
+        for part in _parts(message):
+            audio = audio_of_part(_given(part)) if part["type"] != "text" and _has_own_clip(part) else None
+            if audio is not None and not isinstance(audio, Mapping):
+                audio = {"bytes": audio} if isinstance(audio, bytes | bytearray) else {"path": str(audio)}
+            if audio is not None:
+                audio = {"bytes": audio.get("bytes"), "path": at_folder(audio, folder).get("path")}
+            kind = "text" if part["type"] == "text" else "audio"
+            parts.append({"type": kind, "text": part.get("text"), "audio": audio})
+        stored.append({"role": message["role"], "content": parts})
+    return stored
+
+
+def _as_clips(audio) -> list:
+    if audio is None:
+        return []
+    return list(audio) if is_clip_list(audio) else [audio]
+
+
+def _parts(message: Mapping) -> list:
+    content = message.get("content")
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list | tuple):
+        return [content]
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+
+
+def _bare_parts(message: Mapping) -> list[dict]:
+    return [
+        {"type": "text", "text": part["text"]} if part["type"] == "text" else {"type": "audio"}
+        for part in _parts(message)
+    ]
+
+
+def _given(part: Mapping) -> dict:
+    """A part without the keys that a column fills with null."""
+    return {key: value for key, value in part.items() if value is not None}
+
+
+def _has_own_clip(part: Mapping) -> bool:
+    return any(value is not None for key, value in part.items() if key not in ("type", "text", "sampling_rate"))
+
+
+def _open_places(messages: Sequence[Mapping]) -> int:
+    return sum(part["type"] != "text" and not _has_own_clip(part) for message in messages for part in _parts(message))
+
+
+__all__ = [
+    "COLUMNS",
+    "RowCheck",
+    "at_folder",
+    "check_columns",
+    "clips_of",
+    "conversation_of",
+    "rename",
+    "stored_messages",
+    "suggest_columns",
+    "transcripts_of",
+]
