@@ -17,6 +17,9 @@ PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "aud
 PATH_OPTIONS += ("output", "transcripts", "names")
 
 
+BAD_CLIPS = 1  # exit code of a check that found some
+
+
 def train(arguments: argparse.Namespace):
     from .training.run import run_recipe
 
@@ -78,11 +81,28 @@ def evaluate(arguments: argparse.Namespace):
     )
 
 
-def data(arguments: argparse.Namespace):
+def data(arguments: argparse.Namespace) -> int | None:
+    if arguments.what == "check":
+        return check_data(arguments)
     raise ValueError(
         "The data of the small model is built by its example now: `python examples/soundwave-small/build_data.py` in "
-        "a checkout of this repository (`make train` calls it)."
+        "a checkout of this repository (`make train` calls it). `soundwave-hf data check SOURCE` checks your own."
     )
+
+
+def check_data(arguments: argparse.Namespace) -> int | None:
+    import yaml
+
+    from .data.check import check_source
+
+    if arguments.source is None:
+        raise ValueError("`soundwave-hf data check` needs a SOURCE: a file, a folder, or the name of a data set.")
+    try:
+        source, columns = (yaml.safe_load(text) for text in (arguments.source, arguments.columns or "{}"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"SOURCE or `--columns` cannot be read as YAML: {error}") from error
+    bad = check_source(source, columns, arguments.skip, arguments.max_seconds)
+    return BAD_CLIPS if bad and arguments.skip is None else None
 
 
 def backbones(arguments: argparse.Namespace):
@@ -222,7 +242,22 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", metavar="FILE", help="JSON to write the scores to")
     verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")
 
-    add_verb(data, "build the data that the shipped weights are trained on")
+    verb = add_verb(
+        data,
+        "check the clips of your data",
+        usage="soundwave-hf data [-h] [--debug] check SOURCE [--columns C] [--skip OUT] [--max-seconds S]",
+    )
+    verb.add_argument(
+        "what",
+        choices=("demo", "check"),
+        nargs="?",
+        default="demo",
+        help="check: read every clip of SOURCE; demo: says where the data of the shipped weights come from",
+    )
+    verb.add_argument("source", metavar="SOURCE", nargs="?", help="what `data` of a recipe takes")
+    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
+    verb.add_argument("--skip", metavar="OUT", help="write the rows without bad clips there (.jsonl or .parquet)")
+    verb.add_argument("--max-seconds", type=float, help="longest clip that will do")
 
     verb = add_verb(backbones, "fetch the encoder and the LLM that the shipped weights belong to")
     verb.add_argument("names", metavar="NAME", nargs="*", help="others, by folder or hub name")
@@ -240,7 +275,8 @@ def expand_options(arguments: argparse.Namespace):
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, or 2 after an error that the user can mend."""
+    """Run one verb. Returns the exit code: 0, 1 where a check found bad clips, or 2 after an error that the user
+    can mend."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.run not in (train, plan):
@@ -248,7 +284,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments.overrides = rest
     try:
         expand_options(arguments)
-        arguments.run(arguments)
+        code = arguments.run(arguments)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
@@ -257,7 +293,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"soundwave-hf {arguments.run.__name__}: {hide_secrets(own_words(error))}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Files of rows, read one row at a time: JSON lines, JSON, CSV, TSV, audio folders and WebDataset tars.
 
-`datasets` reads these too, but needs torchcodec for tars and audio folders, guesses types (a transcript "null" of a CSV
-becomes no value) and does not say which line of which file a row came from. Parquet and Arrow are left to it.
+`datasets` reads these too, but needs torchcodec for tars and audio folders, guesses types (a transcript "null" of a
+CSV becomes no value) and does not say which line of which file a row came from. Parquet and Arrow are left to it.
 """
 
 import csv
-import io
 import json
 import os
 import tarfile
@@ -42,7 +41,8 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
     read = {"json": _read_json, "csv": _read_csv, "webdataset": _read_tar}[kind]
     number = 0
     try:
-        for number, named in enumerate(read(path), start=1):
+        for named in read(path):
+            number += 1
             yield named
     except UnicodeDecodeError as error:
         raise ValueError(f"`{path}` is not in UTF-8 ({error.reason} at byte {error.start}): convert it.") from error

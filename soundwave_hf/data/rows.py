@@ -62,8 +62,8 @@ def rename(row: dict, columns: Mapping[str, str | None], name: str) -> dict:
     for theirs, ours in columns.items():
         if ours is not None and theirs in row and ours in row and ours not in columns and row[ours] is not None:
             raise ValueError(
-                f"{name} has both `{theirs}`, which `columns` maps to `{ours}`, and `{ours}` itself: leave the mapping "
-                f"out, or add `{ours}: null`, which leaves that column out."
+                f"{name} has both `{theirs}`, which `columns` maps to `{ours}`, and `{ours}` itself: leave the "
+                f"mapping out, or add `{ours}: null`, which leaves that column out."
             )
     for theirs, ours in columns.items():
         if ours is not None and theirs in row:
@@ -78,7 +78,7 @@ def at_folder(audio, folder: str | os.PathLike):
         if audio.get("path") and audio.get("bytes") is None and audio.get("array") is None:
             return {**audio, "path": at_folder(audio["path"], folder)}
         return audio
-    if not isinstance(audio, str | os.PathLike):
+    if not isinstance(audio, str | os.PathLike) or not os.fspath(audio).strip():
         return audio
     text = os.path.expanduser(os.fspath(audio))
     if "://" in text[:64] or text.startswith("data:"):

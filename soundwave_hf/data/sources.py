@@ -1,4 +1,4 @@
-"""`data:` of a recipe, whatever it names -> rows: a hub data set, files, folders, a list of them; whole or streamed."""
+"""`data:` of a recipe -> rows, whole or streamed: of a hub data set, of files, of folders, or of a list of these."""
 
 import hashlib
 import os
@@ -164,8 +164,8 @@ def find_files(path: str | os.PathLike) -> list[Path]:
     found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
     if not found or not all(each.is_file() for each in found):
         raise FileNotFoundError(
-            f"There is no data manifest `{path}`, seen from the folder {os.getcwd()}: `soundwave-hf data demo` builds "
-            "the demo's."
+            f"There is no data manifest `{path}`: `soundwave-hf data` builds the demo's, and a relative path is seen "
+            f"from {os.getcwd()}."
         )
     return found
 
@@ -242,8 +242,8 @@ def _own_rows(files: Sequence[str], kind: str, source: Source) -> Iterator[tuple
     for name, row in named:
         if isinstance(row, dict):
             seen.update(row)
-            row = number_fields(rename(row, source.columns, name), name)
-            row = _with_constants(row, source)
+            row = _with_constants(rename(row, source.columns, name), source)
+            row = row if kind == "json" else number_fields(row, name)
         yield name, row
     _refuse_unseen(source, seen)
 

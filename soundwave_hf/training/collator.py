@@ -252,8 +252,8 @@ class SoundwaveCollator:
         """What a template wrote for an answer: up to the token that ends it, or the text alone."""
         if not written.lstrip().startswith(answer.strip()):
             raise ValueError(
-                f"The LLM's chat template writes the answer {answer[:60]!r} as {written[:60]!r}: give it a template with "
-                "`{% generation %}` marks."
+                f"The LLM's chat template writes the answer {answer[:60]!r} as {written[:60]!r}: give it a template "
+                "with `{% generation %}` marks."
             )
         end = self.processor.tokenizer.eos_token
         found = written.find(end)
@@ -304,7 +304,7 @@ def _text_of(message: dict) -> str:
 
 def text_digest(row: dict) -> str:
     """Digest of a row's transcripts: of draws where the row has no number."""
-    return version_name("", [text for text in transcripts_of(row)])
+    return version_name("", list(transcripts_of(row)))
 
 
 __all__ = ["SoundwaveCollator", "ctc_text"]

@@ -1,10 +1,13 @@
+import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import soundfile
 import torch
 
 from soundwave_hf.data.tiny import MEL_BINS
+from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from soundwave_hf.processing.processing_soundwave import SYSTEM_PROMPT
 from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.collator import SoundwaveCollator, ctc_text
@@ -110,7 +113,14 @@ def test_more_negatives_than_tokens_are_refused(collator):
         ({"question": None, "answer": "I am well."}, "<|audio|>What does the person say?", "I am well."),
         ({"answer": "I am well."}, "<|audio|>What does the person say?", "I am well."),
     ],
-    ids=["transcript", "transcript, empty columns", "question", "spoken question", "an answer alone, empty column", "an answer alone"],
+    ids=[
+        "transcript",
+        "transcript, empty columns",
+        "question",
+        "spoken question",
+        "an answer alone, empty column",
+        "an answer alone",
+    ],
 )
 def test_a_row_is_the_llms_template_and_then_answer_and_end(collator, processor, extra, user, answer):
     batch = collator(("ce",))([{"audio": "clips/0.wav", "text": "Yes.", "row": 0, **extra}])
@@ -223,3 +233,160 @@ def test_a_tokenizer_without_an_end_is_refused_where_answers_need_one(workspace)
     SoundwaveCollator(processor, workspace.data, ("ctc",))
     with pytest.raises(ValueError, match="no `eos_token`.*set `processor.tokenizer.eos_token`"):
         SoundwaveCollator(processor, workspace.data, BOTH)
+
+
+# ---- rows of data sets as they are ----
+
+
+def test_rows_need_no_number_and_no_folder(processor, workspace, monkeypatch):
+    monkeypatch.chdir(workspace.data)
+    collate = SoundwaveCollator(processor)
+    batch = collate([{"audio": "clips/0.wav", "text": "Yes."}])
+    assert {"ctc_labels", "labels", "input_features"} <= batch.keys()
+
+
+def test_one_clip_in_any_form_is_one_clip(collator, workspace):
+    path = workspace.data / "clips/0.wav"
+    samples, rate = soundfile.read(path, dtype="float32")
+    forms = ["clips/0.wav", path, {"path": None, "bytes": path.read_bytes()}, {"path": "clips/0.wav", "bytes": None}]
+    forms += [{"array": samples, "sampling_rate": rate}, Decoder(samples, rate), path.read_bytes()]
+    expected = collator()([{"audio": forms[0], "text": "Yes."}])["input_features"]
+    for form in forms:
+        assert torch.equal(collator()([{"audio": form, "text": "Yes."}])["input_features"], expected)
+
+
+class Decoder:
+    """What torchcodec's decoder, a decoded row of `datasets`, has to offer."""
+
+    def __init__(self, samples, rate):
+        self.samples, self.rate = samples, rate
+
+    def get_all_samples(self):
+        return SimpleNamespace(data=torch.from_numpy(self.samples)[None], sample_rate=self.rate)
+
+
+def test_without_a_number_augmentation_follows_from_the_content_and_the_epoch(collator, workspace, tmp_path):
+    augmentation = Augmentation(noise=1.0)
+
+    def features(audio, epoch: int = 0):
+        make = collator(("ctc",), augmentation=augmentation, epoch=epoch)
+        return make([{"audio": audio, "text": "Yes."}])["input_features"]
+
+    copy = tmp_path / "copy.wav"
+    copy.write_bytes((workspace.data / "clips/0.wav").read_bytes())
+    first = features("clips/0.wav")
+    assert torch.equal(first, features(str(copy)))
+    assert torch.equal(first, features({"path": None, "bytes": copy.read_bytes()}))
+    assert not torch.equal(first, features("clips/0.wav", epoch=1))
+
+
+def test_a_bad_value_is_named_with_its_row(collator):
+    good, bad = {"audio": "clips/0.wav", "text": "Yes.", "row": 6}, {"audio": "clips/1.wav", "text": 5, "row": 7}
+    with pytest.raises(ValueError, match="Row 7 has `text` 5; expected what the clip says"):
+        collator()([good, bad])
+    with pytest.raises(ValueError, match=r"Row 6 has `text` 'a<\|im_end\|>', which holds the control token"):
+        collator()([good | {"text": "a<|im_end|>"}])
+
+
+# ---- several clips, several turns, none ----
+
+
+def turn(role: str, *parts) -> dict:
+    clip = {"type": "audio", "path": "clips/0.wav"}
+    return {"role": role, "content": [clip if part is CLIP else {"type": "text", "text": part} for part in parts]}
+
+
+CLIP = object()
+TALK = [
+    turn("user", "Compare ", CLIP, CLIP),
+    turn("assistant", "Same."),
+    turn("user", "Sure?"),
+    turn("assistant", "Yes."),
+]
+
+
+def learnt(batch, processor, row: int = 0) -> list[str]:
+    """The runs of labels of one row as text."""
+    runs, labels = [], batch["labels"][row].tolist()
+    for before, label in zip([-100, *labels], labels, strict=False):
+        if label != -100:
+            runs = [*runs, []] if before == -100 else runs
+            runs[-1].append(label)
+    return [processor.tokenizer.decode(run) for run in runs]
+
+
+def test_every_turn_of_the_assistant_is_learnt_and_nothing_else(collator, processor):
+    batch = collator()([{"messages": TALK, "text": ["One", None]}])
+    text = processor.tokenizer.decode(batch["input_ids"][0])
+    assert text == (
+        prompt("Compare <|audio|><|audio|>")
+        + "Same.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>"
+    )
+    assert learnt(batch, processor) == ["Same.<|im_end|>", "Yes.<|im_end|>"]
+    assert len(batch["input_features"]) == 2
+    assert batch["ctc_mask"].tolist() == [True, False]
+    assert processor.decode(batch["ctc_labels"][0]) == " one"
+
+
+def test_messages_of_one_turn_are_the_ids_of_question_and_answer(collator):
+    asked = {"audio": "clips/0.wav", "question": "Who?", "answer": "I."}
+    said = {"messages": [turn("user", CLIP, "Who?"), turn("assistant", "I.")]}
+    for name in ("input_ids", "labels", "input_features"):
+        assert torch.equal(collator()([asked])[name], collator()([said])[name])
+
+
+def test_marks_of_the_template_say_what_is_learnt(collator, processor):
+    marked = copy.copy(processor)
+    marked.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
+        "{% else %}{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    plain, by_marks = collator()([{"messages": TALK}]), collator()
+    by_marks.processor = marked
+    batch = by_marks([{"messages": TALK}])
+    assert learnt(batch, processor) == ["Same.<|im_end|>", "Yes.<|im_end|>"]
+    # A block's line break is left out by Jinja: but for these, both read the same.
+    assert processor.decode(batch["input_ids"][0]).replace("\n", "") == processor.decode(
+        plain["input_ids"][0]
+    ).replace("\n", "")
+
+
+def test_a_template_that_rewrites_earlier_answers_is_refused(collator, processor):
+    rewriting = copy.copy(processor)
+    rewriting.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{{ message['content'] if loop.last or message['role'] != 'assistant' else '(left out)' }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    make = collator()
+    make.processor = rewriting
+    with pytest.raises(ValueError, match="writes an earlier turn in another way.*give each answer a row of its own"):
+        make([{"messages": TALK}])
+
+
+def test_rows_of_text_alone_share_a_batch_with_clips(collator, processor):
+    text, chat = {"question": "2 + 2?", "answer": "4"}, {"messages": [turn("user", "Hi"), turn("assistant", "Ho")]}
+    batch = collator()([text, {"audio": "clips/0.wav", "text": "Yes."}, chat])
+    assert len(batch["input_ids"]) == 3
+    assert len(batch["input_features"]) == len(batch["ctc_labels"]) == 1
+    assert (batch["input_ids"] == AUDIO).sum(dim=1).tolist() == [0, 1, 0]
+    assert [learnt(batch, processor, row) for row in range(3)] == [
+        ["4<|im_end|>"],
+        ["Yes.<|im_end|>"],
+        ["Ho<|im_end|>"],
+    ]
+    assert "ctc_mask" not in batch
+    alone = collator()([text, chat])
+    assert alone.keys() == {"input_ids", "attention_mask", "labels"}
+
+
+def test_clips_without_a_transcript_are_left_out_of_the_ctc_mean(collator, workspace):
+    torch.manual_seed(0)
+    model = SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm)
+    labelled = {"audio": "clips/0.wav", "text": "Yes.", "question": "Who?", "answer": "I."}
+    bare = {"audio": "clips/1.wav", "question": "Who?", "answer": "I."}
+    with torch.no_grad():
+        alone, mixed = model(**collator()([labelled])), model(**collator()([labelled, bare]))
+    assert mixed.ctc_loss.item() == pytest.approx(alone.ctc_loss.item(), rel=1e-5)

@@ -1,0 +1,451 @@
+"""Every source that `data:` takes gives the same rows, whole and streamed; what cannot be learnt from is named."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from datasets import Audio, Dataset, DatasetDict
+
+from soundwave_hf import cli
+from soundwave_hf.data import lengths
+from soundwave_hf.data.check import check_clips, find_bad_clips
+from soundwave_hf.data.lengths import many_seconds
+from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
+from soundwave_hf.data.sources import list_sources, looks_local, open_rows, open_streams
+
+
+TEXTS, SECONDS = ["yes", "null", 'say "no", now'], [0.5, 0.75, 1.0]
+RATE = 16_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """The library's copies of what it reads lie in a folder of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+def write_clip(path: Path, seconds: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 0.1 * np.sin(np.arange(int(seconds * RATE)) / 5)
+    soundfile.write(path, samples, RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The same three clips in every form, and a split `test` of the first beside `train` where a form has splits."""
+    folder = tmp_path_factory.mktemp("data")
+    clips = [write_clip(folder / "clips" / f"{i}.wav", seconds) for i, seconds in enumerate(SECONDS)]
+    rows = [{"audio": f"clips/{i}.wav", "text": text} for i, text in enumerate(TEXTS)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows.csv").write_text(
+        'path,sentence,n\nclips/0.wav,yes,1\nclips/1.wav,null,2\nclips/2.wav,"say ""no"", now",3\n'
+    )
+    (folder / "rows.tsv").write_text(
+        'path\tsentence\nclips/0.wav\tyes\nclips/1.wav\tnull\nclips/2.wav\t"say ""no"", now"\n'
+    )
+    for split, count in (("train", 3), ("test", 1)):
+        for clip in clips[:count]:
+            target = folder / "folder" / split / clip.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(clip.read_bytes())
+        lines = [json.dumps({"file_name": f"{i}.wav", "transcription": TEXTS[i]}) for i in range(count)]
+        (folder / "folder" / split / "metadata.jsonl").write_text("\n".join(lines))
+    with tarfile.open(folder / "clips.tar", "w") as tar:
+        for i, clip in enumerate(clips):
+            for name, content in (
+                (f"k{i}.wav", clip.read_bytes()),
+                (f"k{i}.json", json.dumps({"text": TEXTS[i]}).encode()),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    inside = [
+        {"audio": {"bytes": clip.read_bytes(), "path": clip.name}, "text": TEXTS[i]} for i, clip in enumerate(clips)
+    ]
+    stored = Dataset.from_list(inside).cast_column("audio", Audio())
+    stored.to_parquet(folder / "rows.parquet")
+    stored.save_to_disk(folder / "saved")
+    DatasetDict({"train": stored, "test": stored.select([0])}).save_to_disk(folder / "saved_splits")
+    return folder
+
+
+THEIRS = {"path": "audio", "sentence": "text"}
+FORMS = {
+    "rows.jsonl": {},
+    "rows.json": {},
+    "rows.csv": THEIRS,
+    "rows.tsv": THEIRS,
+    "folder": {"transcription": "text"},
+    "clips.tar": {"wav": "audio", "json.text": "text"},
+    "rows.parquet": {},
+    "saved": {},
+    "saved_splits": {},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_rows_and_their_lengths(data, form):
+    rows = open_rows(str(data / form), FORMS[form])
+    assert rows["text"][:] == TEXTS
+    assert rows["seconds"][:] == SECONDS
+    assert rows["row"][:] == [0, 1, 2]
+    assert not any(isinstance(kind, Audio) and kind.decode for kind in rows.features.values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_can_be_streamed(data, form):
+    opened = open_streams(str(data / form), columns=FORMS[form])
+    (stream,) = opened.streams.values()
+    rows = list(stream)
+    assert [(row["text"], row["seconds"]) for row in rows] == list(zip(TEXTS, SECONDS, strict=True))
+    read = iter(stream)
+    next(read)
+    state = stream.state_dict()
+    stream.load_state_dict(state)
+    assert [row["text"] for row in stream] == TEXTS[1:]  # goes on where it stood
+
+
+def test_a_list_of_sources_is_one_behind_the_other_and_counts_by_source(data):
+    sources = [
+        {"path": str(data / "rows.csv"), "columns": THEIRS, "source": "mine"},
+        str(data / "rows.parquet"),
+        {"name": str(data / "folder"), "split": "test", "columns": {"transcription": "text"}, "task": "asr"},
+    ]
+    rows = open_rows(sources, repeat={"mine": 2})
+    assert rows["text"][:] == [text for text in TEXTS for _ in range(2)] + TEXTS + TEXTS[:1]
+    assert rows["source"][:] == ["mine"] * 6 + [None] * 4
+    assert rows["task"][-1] == "asr"
+    assert all(clip["bytes"] or Path(clip["path"]).is_file() for clip in rows["audio"])
+    opened = open_streams([source for source in sources if not isinstance(source, str)], by_task=True)
+    assert opened.sizes == {"asr": 1, "mine": 3}
+
+
+@pytest.mark.parametrize("form", ["folder", "saved_splits"])
+def test_a_split_is_named_or_a_part_of_one(data, form):
+    def texts(split):
+        return open_rows({"path": str(data / form), "split": split}, FORMS[form])["text"][:]
+
+    assert texts("test") == TEXTS[:1]
+    assert texts("train[1:]") == TEXTS[1:]
+    assert texts("test+train[:1]") == TEXTS[:1] * 2
+    with pytest.raises(ValueError, match=r"has no split `dev`; its splits are \['train', 'test'\]"):
+        texts("dev")
+
+
+def test_several_splits_without_train_must_be_named(data, tmp_path):
+    rows = Dataset.from_list([{"question": "a?", "answer": "b"}])
+    DatasetDict({"a": rows, "b": rows}).save_to_disk(tmp_path / "ab")
+    with pytest.raises(ValueError, match=r"has the splits \['a', 'b'\]: say with `split` which one"):
+        open_rows(str(tmp_path / "ab"))
+
+
+def test_a_config_that_is_not_there_names_those_that_are(data):
+    with pytest.raises(ValueError, match=r"BuilderConfig 'fr' not found. Available: \['default'\]"):
+        open_rows({"path": str(data / "folder"), "config": "fr"}, FORMS["folder"])
+    with pytest.raises(ValueError, match="BuilderConfig 'fr' not found"):
+        open_rows({"path": str(data / "folder"), "name": "fr"}, FORMS["folder"])  # as of `load_dataset`
+
+
+def test_a_data_set_of_the_hub_is_opened_by_name_with_its_config_and_split(data, monkeypatch):
+    asked = []
+
+    def build(path, name=None, **options):
+        asked.append((path, name, options))
+        return original(str(data / "folder"))
+
+    original = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", build)
+    source = {"name": "who/what", "config": "en", "split": "test", "revision": "v1"}
+    assert open_rows(source, FORMS["folder"])["text"][:] == TEXTS[:1]
+    assert asked == [("who/what", "en", {"data_files": None, "data_dir": None, "revision": "v1"})]
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence():
+    with pytest.raises(FileNotFoundError, match="There is no data at `who/what`: it is no file or folder, seen from"):
+        open_rows("who/what")
+
+
+@pytest.mark.parametrize(
+    ("name", "local"),
+    [("who/what", False), ("what", False), ("./what", True), ("a/b/c", True), ("rows.csv", True), ("$X/what", True)],
+)
+def test_a_name_of_the_hub_is_told_from_a_path(name, local):
+    assert looks_local(name) is local
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "`data` is an empty list"),
+        ({"path": "a.csv", "spilt": "x"}, r"has the keys \['spilt'\]: its keys are `name` and path, config, split"),
+        ({"split": "x"}, "has no `path`"),
+        (3, "`data` holds 3; give a path"),
+        ({"path": "a.csv", "streaming": "yes"}, "`streaming` of `data` is 'yes'"),
+        ({"path": "a", "name": "b", "config": "c"}, "`name` and `config`, which are one thing beside `path`"),
+    ],
+)
+def test_a_source_that_says_something_else_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        list_sources(value)
+
+
+# ---- columns ----
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (
+            "rows.csv",
+            r"line 2 of .*rows.csv` lacks \['audio', 'text'\].*Write `columns: \{path: audio, sentence: text\}`",
+        ),
+        ("folder", r"Write `columns: \{transcription: text\}`"),
+        ("clips.tar", r"clip `k0` of .*Write `columns: \{wav: audio, json.text: text\}`"),
+    ],
+)
+def test_columns_of_other_names_are_suggested_and_never_guessed(data, form, message):
+    with pytest.raises(ValueError, match=message):
+        open_rows(str(data / form))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"sentense": "text", "path": "audio"},
+            r"`columns` maps `sentense`, and .* it has \['n', 'path', 'sentence'\]",
+        ),
+        ({"text": "sentence"}, "`columns` maps `text` to `sentence`; our names are .*write `sentence: text`"),
+        ({"sentence": "text", "n": "text"}, "`columns` maps 2 columns to `text`: choose one"),
+        (["text"], "`columns` is .*give `their_name: our_name` pairs"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused(data, columns, message):
+    check = RowCheck() if "sentense" not in columns else lambda row, name: None
+    with pytest.raises(ValueError, match=message):
+        open_rows(str(data / "rows.csv"), columns, check=check, with_seconds=False)
+
+
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.parquet"])
+def test_a_mapping_onto_a_column_that_is_there_needs_a_choice(data, tmp_path, form):
+    rows = [{"audio": str(data / "clips/0.wav"), "text": "shown", "spoken": "said"}]
+    path = tmp_path / form
+    Dataset.from_list(rows).to_parquet(path) if form.endswith("parquet") else path.write_text(json.dumps(rows[0]))
+    with pytest.raises(ValueError, match="`text: null`"):
+        open_rows(str(path), {"spoken": "text"})
+    assert open_rows(str(path), {"spoken": "text", "text": None})["text"][:] == ["said"]
+
+
+# ---- values ----
+
+CLIP = {"audio": "a.wav", "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**CLIP, "text": None}, r"lacks \['text'\]"),
+        ({**CLIP, "text": 12}, "has `text` 12; expected what the clip says"),
+        ({**CLIP, "text": " "}, "has `text` ' '; expected"),
+        ({**CLIP, "text": True}, "has `text` True; expected"),
+        ({**CLIP, "text": {"a": 1}}, r"has `text` \{'a': 1\}; expected"),
+        ({**CLIP, "text": "x", "seconds": -1}, "has `seconds` -1; expected a number over 0"),
+        ({**CLIP, "text": "x", "seconds": float("nan")}, "has `seconds` nan"),
+        ({**CLIP, "text": "x", "seconds": float("inf")}, "has `seconds` inf"),
+        ({**CLIP, "text": "x", "seconds": "1"}, "has `seconds` '1'"),
+        ({**CLIP, "text": "x", "seconds": True}, "has `seconds` True"),
+        ({"audio": 3, "text": "x"}, "has `audio` 3; expected a path"),
+        ({"audio": "", "text": "x"}, "has `audio` ''; expected a path"),
+        ({"audio": {"path": None}, "text": "x"}, r"has `audio` \{'path': None\}, which holds no clip"),
+        ({"audio": None, "text": "x"}, r"lacks \['audio'\]"),
+        ({**CLIP, "text": "x", "question": 5, "answer": "a"}, "has `question` 5; expected text"),
+        ({**CLIP, "text": "x", "question": "q?"}, r"has a `question` \('q\?'\) and no `answer`"),
+        ({**CLIP, "text": "x", "answer": ""}, "has `answer` ''; expected text, or no answer"),
+        ({**CLIP, "text": "x", "source": 1}, "has `source` 1; expected text"),
+        ({**CLIP, "text": "a <|im_end|>"}, r"has `text` 'a <\|im_end\|>', which holds the control token '<\|im_end\|>'"),
+        ({**CLIP, "text": "x", "answer": "<|audio|>"}, r"has `answer` '<\|audio\|>', which holds the control token"),
+        ({"question": "", "answer": "x"}, "has an empty `question` and no `audio`"),
+        ({"audio": ["a.wav", "b.wav"], "text": ["x"], "answer": "y"}, "has 2 clips and 1 transcripts in `text`"),
+        ({"audio": ["a.wav", "b.wav"], "text": ["x", "y"]}, "has 2 clips: say with `answer` or `messages`"),
+        ({"messages": "hi"}, "has `messages` 'hi'; expected a list"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "without a turn of the `assistant`"),
+        ({"messages": [{"role": 1, "content": "hi"}]}, "has a message with the `role` 1"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": 4}]}]}, "a text part with 4"),
+        ({"messages": [{"role": "assistant", "content": " "}]}, "an `assistant` turn without text"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "audio", "path": "a"}]}]}, "audio in a turn"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "`messages`, and `question` or"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "a"}]},
+         "has 1 audio parts without a clip of their own and 0 clips in `audio`"),
+        (["a.wav", "x"], r"is \['a.wav', 'x'\]; expected an object with `audio` and `text`"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_learnt_from_is_refused_with_file_row_and_value(tmp_path, row, message):
+    path = tmp_path / "rows.jsonl"
+    good = {"audio": str(write_clip(tmp_path / "good.wav", 0.1)), "text": "x", "seconds": 0.1}
+    path.write_text(json.dumps(good) + "\n" + json.dumps(row))
+    check = RowCheck(control=("<|audio|>", "<|im_end|>"))
+    for read in (open_rows, open_streams):
+        with pytest.raises(ValueError, match=rf"line 2 of .*rows.jsonl` .*{message}"):
+            read(str(path), check=check)
+
+
+@pytest.mark.parametrize("value", [None, "", "x <|im_end|>"])
+def test_rows_of_the_library_are_refused_by_their_number(data, tmp_path, value):
+    stored = datasets.load_from_disk(str(data / "saved")).select([0])
+    stored = stored.remove_columns("text").add_column("text", [value])
+    datasets.concatenate_datasets([datasets.load_from_disk(str(data / "saved")), stored]).save_to_disk(
+        tmp_path / "bad"
+    )
+    with pytest.raises(ValueError, match=r"row 3 of `.*bad`"):
+        open_rows(str(tmp_path / "bad"), check=RowCheck(control=("<|im_end|>",)))
+
+
+def test_a_stage_of_transcripts_refuses_rows_without_one():
+    with pytest.raises(ValueError, match="row has no transcript .`text`., and this stage learns transcripts alone"):
+        RowCheck(losses=("ctc",))({"audio": "a.wav", "answer": "b"}, "row")
+    with pytest.raises(ValueError, match="row has no clip, and this stage learns transcripts alone"):
+        RowCheck(losses=("ctc",))({"question": "a", "answer": "b"}, "row")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "audio,text\na.wav,one, two\n", r"line 2 of .* has 3 fields and the first line names 2 columns"),
+        ("a.csv", "audio,audio\na.wav,x\n", "names a column twice"),
+        ("a.csv", "audio,text,seconds\na.wav,x,long\n", "line 2 of .* has `seconds` 'long'; expected a number"),
+        ("a.tsv", 'audio\ttext\na.wav\t"never closed\n', "cannot be read as CSV"),
+        ("a.jsonl", '{"audio": \n', "line 1 of .* is no JSON"),
+        ("a.jsonl", "", "is empty: it needs one JSON object a line"),
+    ],
+)
+def test_a_file_that_cannot_be_read_names_the_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_rows(str(tmp_path / name))
+
+
+def test_a_file_that_is_not_in_utf8_is_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes("audio,text\na.wav,é\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="a.csv` is not in UTF-8"):
+        open_rows(str(tmp_path / "a.csv"))
+
+
+# ---- lengths ----
+
+
+def test_a_clip_that_is_missing_is_found_by_its_length(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"audio": "gone.wav", "text": "x"}')
+    with pytest.raises(FileNotFoundError, match=r"line 1 of .*a.jsonl`: the clip `.*gone.wav` cannot be opened"):
+        open_rows(str(tmp_path / "a.jsonl"))
+
+
+def test_lengths_of_many_files_are_kept_and_a_changed_file_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths, "KEPT_FROM", 1)
+    clip = str(write_clip(tmp_path / "a.wav", 0.5))
+    assert many_seconds([[clip], [clip, clip]], ["a", "b"], tmp_path) == [0.5, 1.0]
+    monkeypatch.setattr(lengths, "clip_seconds", lambda clip, name: -1.0)
+    assert many_seconds([[clip]], ["a"], tmp_path) == [0.5]  # of the database
+    write_clip(tmp_path / "a.wav", 0.75)
+    assert many_seconds([[clip]], ["a"], tmp_path) == [-1.0]  # read anew
+
+
+# ---- clips and transcripts of a row ----
+
+
+def test_parts_that_name_no_clip_take_those_of_the_column_in_order():
+    parts = [
+        {"type": "audio"},
+        {"type": "text", "text": "and"},
+        {"type": "audio", "path": "own.wav"},
+        {"type": "audio"},
+    ]
+    row = {"messages": [{"role": "user", "content": parts}], "audio": ["a.wav", "b.wav"], "text": ["a", None, "b"]}
+    assert clips_of(row) == ["a.wav", "own.wav", "b.wav"]
+    assert transcripts_of(row) == ["a", None, "b"]
+
+
+def test_rows_of_one_clip_of_several_and_of_none_share_a_table(data):
+    (data / "mixed.jsonl").write_text(
+        json.dumps({"audio": "clips/0.wav", "text": "a"})
+        + "\n"
+        + json.dumps({"audio": ["clips/0.wav", "clips/2.wav"], "text": ["a", None], "answer": "b"})
+        + "\n"
+        + json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]})
+        + "\n"
+        + json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "audio", "path": "clips/1.wav"}, "What?"]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "ho"}]},
+                ]
+            }
+        )
+    )
+    rows = open_rows(str(data / "mixed.jsonl"))
+    assert rows["seconds"][:] == [0.5, 1.5, 0.0, 0.75]
+    assert [len(clips_of(row)) for row in rows] == [1, 2, 0, 1]
+    assert [transcripts_of(row) for row in rows] == [["a"], ["a", None], [], [None]]
+
+
+# ---- the check of the clips ----
+
+
+@pytest.fixture
+def bad(tmp_path) -> Path:
+    write_clip(tmp_path / "good.wav", 0.5)
+    write_clip(tmp_path / "long.wav", 3.0)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), RATE)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    soundfile.write(tmp_path / "short.wav", 0.1 * np.ones(80), RATE)
+    (tmp_path / "text.wav").write_text("no audio at all")
+    names = ["good", "long", "silent", "empty", "short", "text", "gone", "good"]
+    rows = [{"audio": f"{name}.wav", "text": name} for name in names]
+    rows[-1]["seconds"] = 500
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "rows.jsonl"
+
+
+def test_bad_clips_are_listed_with_their_rows_and_reasons(bad):
+    rows = open_rows(str(bad), with_seconds=False)
+    found = find_bad_clips(rows, max_seconds=2.0)
+    assert [(clip.row, clip.kind) for clip in found] == [
+        *((1, "too long"), (2, "silent"), (3, "empty"), (4, "too short"), (5, "unreadable"), (6, "missing")),
+        (7, "other length"),
+    ]
+    assert found[0].clip == str(bad.parent / "long.wav") and "It lasts 3.0 s and 2 s is the most" in found[0].reason
+
+
+def test_bad_clips_are_refused_or_left_out_counted_and_listed(bad, capsys):
+    rows = open_rows(str(bad), with_seconds=False)
+    with pytest.raises(ValueError, match=r"6 bad clips in 8 rows: 1 silent, .*\n  row 2, .*silent.wav: silent"):
+        check_clips(rows, skip=False)
+    kept, left_out = check_clips(rows, skip=True)
+    assert (kept["text"][:], len(left_out)) == (["good", "long"], 6)
+    assert "6 rows are left out." in capsys.readouterr().out
+
+
+def test_the_command_lists_bad_clips_and_writes_the_others(bad, capsys):
+    assert cli.main(["data", "check", str(bad), "--max-seconds", "2"]) == 1
+    assert "7 bad clips in 8 rows" in capsys.readouterr().out
+    good = bad.parent / "good.jsonl"
+    assert cli.main(["data", "check", str(bad), "--max-seconds", "2", "--skip", str(good)]) == 0
+    assert open_rows(str(good))["text"][:] == ["good"]
+    assert cli.main(["data", "check", str(good)]) == 0
+    assert "0 bad clips in 1 rows: none." in capsys.readouterr().out
+
+
+def test_rows_with_their_clips_are_written_as_parquet(data, capsys):
+    out = data / "kept.parquet"
+    assert cli.main(["data", "check", str(data / "rows.parquet"), "--skip", str(out)]) == 0
+    assert open_rows(str(out))["text"][:] == TEXTS
+    assert cli.main(["data", "check", str(data / "rows.parquet"), "--skip", str(data / "kept.jsonl")]) == 2
+    assert "give `--skip` a file ending in .parquet" in capsys.readouterr().err.replace("that ends in", "ending in")
