@@ -116,8 +116,7 @@ class SoundwaveTrainerMixin:
         super().__init__(*args, **kwargs)
         if isinstance(self.train_dataset, Stream):
             # Dispatched, batches would be cut by their first dimension, of which a row may have another number.
-            self.args.accelerator_config.dispatch_batches = False
-            self.accelerator.dispatch_batches = False
+            self.accelerator.dataloader_config.dispatch_batches = False
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)
         self.add_callback(EpochCallback(self))

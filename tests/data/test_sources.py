@@ -271,7 +271,7 @@ CLIP = {"audio": "a.wav", "seconds": 1.0}
         ({**CLIP, "text": "x", "question": "q?"}, r"has a `question` \('q\?'\) and no `answer`"),
         ({**CLIP, "text": "x", "answer": ""}, "has `answer` ''; expected text, or no answer"),
         ({**CLIP, "text": "x", "source": 1}, "has `source` 1; expected text"),
-        ({**CLIP, "text": "a <|im_end|>"}, r"has `text` 'a <\|im_end\|>', which holds the control token '<\|im_end\|>'"),
+        ({**CLIP, "text": "a <|im_end|>"}, r"has `text` 'a <\|im_end\|>', which holds the control token '<\|im"),
         ({**CLIP, "text": "x", "answer": "<|audio|>"}, r"has `answer` '<\|audio\|>', which holds the control token"),
         ({"question": "", "answer": "x"}, "has an empty `question` and no `audio`"),
         ({"audio": ["a.wav", "b.wav"], "text": ["x"], "answer": "y"}, "has 2 clips and 1 transcripts in `text`"),

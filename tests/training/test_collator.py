@@ -339,7 +339,8 @@ def test_marks_of_the_template_say_what_is_learnt(collator, processor):
     marked = copy.copy(processor)
     marked.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
+        "{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
         "{% else %}{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )

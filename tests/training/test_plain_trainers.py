@@ -1,8 +1,11 @@
 """The model under `transformers.Trainer` and TRL's `SFTTrainer` as they come, beside this package's own trainers."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Audio, Dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -152,3 +155,109 @@ def test_what_the_librarys_trainer_saves_is_a_whole_model(workspace, rows, tmp_p
     loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "saved")
     for name, value in everything_in(loaded).items():
         torch.testing.assert_close(value, everything_in(trainer.model)[name], rtol=0, atol=0, msg=name)
+
+
+# ---- data sets of the library as they are ----
+
+
+def plain_dataset(workspace: Workspace) -> Dataset:
+    """Clips inside, as on the hub: a column `audio` that would be decoded, their transcripts, and no other column."""
+    rows = read_rows(workspace.data / "train.jsonl", {}).select(range(8))
+    inside = [{"audio": {"path": None, "bytes": Path(row["audio"]).read_bytes()}, "text": row["text"]} for row in rows]
+    return Dataset.from_list(inside).cast_column("audio", Audio())
+
+
+def fast(folder, kind=SoundwaveTrainingArguments, **options):
+    """Arguments of two steps of four clips."""
+    extra = {"plot_loss": False} if kind is SoundwaveTrainingArguments else {"remove_unused_columns": False}
+    options = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, **options}
+    return kind(str(folder), save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, **extra, **options)
+
+
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_our_trainer_takes_a_plain_dataset(workspace, tmp_path, order):
+    collator = SoundwaveCollator(workspace.processor())
+    model = make_model(workspace, lora=True)
+    arguments = fast(tmp_path, train_sampling_strategy=order)
+    rows = plain_dataset(workspace)
+    trainer = SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+    trainer.train()
+    assert len(logged(trainer)) == 2 and logged(trainer, "ctc_loss")[0] > 0
+    assert rows.features["audio"].decode  # the caller's own is left as it was
+
+
+@pytest.mark.parametrize("sft", [False, True], ids=["SoundwaveTrainer", "SoundwaveSFTTrainer"])
+def test_our_trainers_take_a_plain_stream(workspace, tmp_path, sft):
+    rows = plain_dataset(workspace)
+    rows = rows.add_column("question", ["Who?"] * 8).add_column("answer", ["I."] * 8).to_iterable_dataset()
+    more = {"processing_class": workspace.processor()} if sft else {}
+    trainer = (SoundwaveSFTTrainer if sft else SoundwaveTrainer)(
+        model=make_model(workspace, lora=True),
+        args=fast(tmp_path, gradient_checkpointing=False, bf16=False),
+        train_dataset=rows,
+        data_collator=SoundwaveCollator(workspace.processor(), losses=("ce",)),
+        **more,
+    )
+    trainer.train()
+    assert len(logged(trainer)) == 2
+
+
+def test_a_bad_value_of_a_plain_dataset_is_refused_before_the_first_step(workspace, tmp_path):
+    rows = plain_dataset(workspace)
+    rows = rows.remove_columns("text").add_column("text", ["a"] * 5 + [None, "b", "c"])
+    with pytest.raises(ValueError, match=r"row 5 of the data set lacks \['text'\]"):
+        SoundwaveTrainer(
+            model=make_model(workspace, lora=True),
+            args=fast(tmp_path),
+            train_dataset=rows,
+            data_collator=SoundwaveCollator(workspace.processor()),
+        )
+
+
+def test_batches_of_text_alone_and_of_clips_share_a_step(workspace, tmp_path):
+    text = {"question": "2 + 2?", "answer": "4"}
+    spoken = {"audio": str(workspace.data / "clips/0.wav"), "text": "Yes."}
+
+    def train_on(rows, parts):
+        arguments = fast(
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=len(rows) // parts,
+            gradient_accumulation_steps=parts,
+            train_sampling_strategy="sequential",
+            optim="sgd",
+        )
+        collator = SoundwaveCollator(workspace.processor())
+        trainer = SoundwaveTrainer(
+            model=make_model(workspace, lora=True), args=arguments, train_dataset=rows, data_collator=collator
+        )
+        trainer.train()
+        return trainer
+
+    apart, together = train_on([text, text, spoken, spoken], 2), train_on([text, text, spoken, spoken], 1)
+    for name in ("loss", "ctc_loss", "ce_loss", "grad_norm"):
+        assert logged(apart, name) == pytest.approx(logged(together, name), rel=1e-4), name
+    alone = train_on([text, text], 1)
+    assert logged(alone)[0] > 0 and not logged(alone, "ctc_loss")
+
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", [Trainer, SFTTrainer])
+def test_the_lines_of_the_guide_make_a_data_set_ready_for_the_librarys_trainers(workspace, tmp_path, kind):
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "cast_column" in block]
+    names = {"dataset": plain_dataset(workspace), "processor": workspace.processor()}
+    exec(lines, names)
+    options = {"gradient_checkpointing": False, "bf16": False}
+    if kind is SFTTrainer:
+        options |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    trainer = kind(
+        model=make_model(workspace, lora=True),
+        args=fast(tmp_path, TrainingArguments if kind is Trainer else SFTConfig, **options),
+        train_dataset=names["dataset"],
+        data_collator=names["collator"],
+        processing_class=workspace.processor(),
+    )
+    trainer.train()
+    assert len(logged(trainer)) == 2 and logged(trainer)[0] > 0
