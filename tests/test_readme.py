@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from soundwave_hf import cli
 from soundwave_hf.evaluation.evaluate import Scores, score_table
 from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM
 from tests.evaluation.test_shipped import backbone_on_disk
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def block_about(words: str) -> str:
@@ -47,8 +50,9 @@ def test_six_lines_transcribe(checkout, capsys):
     assert "young man" in capsys.readouterr().out
 
 
-def test_six_lines_fine_tune(checkout):
-    block = block_about("run_recipe")
-    assert len([line for line in block.splitlines() if line]) == 6
-    exec(block.replace('"max_steps": "100"', '"max_steps": "1"'), {})
+def test_the_command_fine_tunes_the_shipped_weights(checkout):
+    (line,) = [line for line in README.splitlines() if line.startswith("soundwave-hf train recipes/finetune.yaml")]
+    row = "examples/spoken_question.flac,What is the capital of France?"
+    (checkout / "train.csv").write_text(f"audio,text\n{row}\n")
+    assert cli.main([*shlex.split(line)[1:], "--max_steps", "1"]) == 0
     assert (checkout / "runs" / "mine" / "adapter_model.safetensors").is_file()

@@ -164,8 +164,8 @@ def find_files(path: str | os.PathLike) -> list[Path]:
     found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
     if not found or not all(each.is_file() for each in found):
         raise FileNotFoundError(
-            f"There is no data manifest `{path}`: `soundwave-hf data` builds the demo's, and a relative path is seen "
-            f"from {os.getcwd()}."
+            f"There is no data manifest `{path}`, seen from the folder {os.getcwd()}: check the path. The shipped "
+            "weights' own data are built by `examples/soundwave-small/build_data.py`."
         )
     return found
 

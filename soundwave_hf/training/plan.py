@@ -148,7 +148,7 @@ def soundwave_config(recipe: RecipeArguments) -> SoundwaveConfig:
 
 
 def _starts_from(recipe: RecipeArguments, file: str) -> bool:
-    return recipe.start_from is not None and os.path.isfile(os.path.join(recipe.start_folder, file))
+    return recipe.start_from is not None and os.path.isfile(os.path.join(recipe.start_from, file))
 
 
 def skeleton(recipe: RecipeArguments, config: SoundwaveConfig) -> nn.Module:

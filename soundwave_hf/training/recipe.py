@@ -15,9 +15,11 @@ from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from trl import SFTConfig
 
+from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
 from ..data.sources import Source, list_sources
 from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..modeling.folders_soundwave import trained_backbone
 from ..paths import expand_path, soundwave_home
 from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
@@ -82,7 +84,9 @@ class RecipeArguments:
         default=None,
         metadata={"help": "true: read every clip first and refuse bad ones; `skip`: leave them out and list them"},
     )
-    start_from: str | None = field(default=None, metadata={"help": "output folder of the stage before"})
+    start_from: str | None = field(
+        default=None, metadata={"help": "trained adapters to go on from: output folder of a stage, or a hub name"}
+    )
     allow_other_backbones: bool = field(
         default=False,
         metadata={"help": "whether `start_from` may have been trained on other backbones, of the same widths"},
@@ -199,9 +203,12 @@ class RecipeArguments:
         """Folders of the encoder and the LLM, made or downloaded at the first call."""
         return resolve_backbone(self.encoder), resolve_backbone(self.llm)
 
-    @property
+    @cached_property
     def start_folder(self) -> str | None:
-        return self.start_from
+        """Local folder of `start_from`, downloaded at the first call where that is a name of the hub."""
+        if self.start_from is None or os.path.isdir(self.start_from):
+            return self.start_from
+        return resolve_adapter(self.start_from)
 
     @property
     def manifest(self) -> Path:
@@ -260,6 +267,7 @@ def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
         _refuse_unknown(attention, parts, f"`attn_implementation` of {path}", f"Its keys are {sorted(parts)}.")
     for key in set(values) & set(OVERRULED):
         raise ValueError(f"{path} sets `{key}`, which a recipe cannot: {OVERRULED[key]}. Leave it out.")
+    _name_backbones(values)
     missing = [name for name in ("stage", "encoder", "llm", "data", "output_dir") if name not in values]
     if missing:
         raise ValueError(f"{path} lacks {missing}: a recipe needs them.")
@@ -364,6 +372,17 @@ def _as_number(key: str, value, kind: str):
     if "float" not in kind and not number.is_integer():
         raise ValueError(f"`{key}` is {value!r}, and a whole number was expected.")
     return number if "float" in kind else int(number)
+
+
+def _name_backbones(values: dict):
+    """Where a recipe names no encoder or LLM, they are those of the adapters that it starts from."""
+    lacking = [part for part in ("encoder", "llm") if part not in values]
+    if not lacking or not isinstance(values.get("start_from"), str):
+        return
+    adapter = resolve_adapter(expand_path(values["start_from"], "`start_from`"))
+    for part in lacking:
+        if (name := trained_backbone(adapter, part).name) is not None:
+            values[part] = name
 
 
 def _expand_paths(values: dict):
