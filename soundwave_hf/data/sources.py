@@ -416,7 +416,9 @@ def _table(rows: list[dict]) -> Dataset:
     kinds |= {"seconds": Value("float64"), "messages": MESSAGES}
     kinds = {key: kind for key, kind in kinds.items() if key in columns}
     table = Dataset.from_list([{**dict.fromkeys(columns), **row} for row in rows])
-    return table.cast(Features({**table.features, **kinds})) if kinds else table
+    if all(table.features[key] == kind for key, kind in kinds.items()):
+        return table
+    return table.cast(Features({**table.features, **kinds}))
 
 
 def _as_list(value):

@@ -111,7 +111,7 @@ def test_a_recipe_that_starts_from_adapters_takes_the_backbones_that_they_name(w
     assert (recipe.encoder, recipe.llm) == (workspace.encoder, workspace.llm)
     assert recipe.written["encoder"] == workspace.encoder
     written = yaml.safe_load((RECIPES / "finetune.yaml").read_text()) | overrides
-    written |= {"max_steps": 1, "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
+    written |= {"max_steps": 2, "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
     trained = train(written, path=tmp_path / "mine.yaml")
     assert any("lora_" in name for name in trained.moved())
 
