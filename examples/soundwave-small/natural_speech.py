@@ -7,7 +7,6 @@ and goes on where it was; clips come in random order, so that any beginning of t
 import argparse
 import fcntl
 import hashlib
-import json
 import multiprocessing
 import os
 import random
@@ -15,9 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ from kokoro_voices import HELD_OUT_VOICES, Kokoro, KokoroVoice, draw_voice, koko
 from natural_texts import HeldOut, Text, held_out, natural_texts
 
 from soundwave_hf.data.backbones import soundwave_home
-from soundwave_hf.data.manifest import write_rows
+from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.data.voices import LONGEST_SECONDS, SAMPLING_RATE, SHORTEST_SECONDS, clip_seconds, write_clip
 
 
@@ -72,6 +70,16 @@ def clips_of(texts: list[Text], seed: int) -> Iterator[Clip]:
     """Each text once, then each once more with another voice and speed, and so on (`MOST_TURNS`)."""
     for turn in range(MOST_TURNS):
         yield from (clip_of(text, seed + turn) for text in texts)
+
+
+def planned_texts(folder: Path, count: int, kept_apart: HeldOut, seed: int) -> list[Text]:
+    """The texts of the job: chosen at its first run, and read again at the next (delete the file to choose anew)."""
+    path = folder / f"texts_{count}_{seed}.jsonl"
+    if not path.is_file():
+        texts = natural_texts(count, kept_apart, seed)
+        write_rows(path, [{"text": text.text, "source": text.source, "split": text.split} for text in texts])
+    texts = [Text(row["text"], row["source"]) for row in read_rows(path)]
+    return [text for text in texts if not kept_apart.repeats(text.text)]
 
 
 # ---- one clip ----
@@ -122,20 +130,25 @@ def speak_in_worker(clip: Clip) -> tuple[float | None, float]:
 
 
 def spoken_by_pool(clips: Iterable[Clip], pool: Executor, ahead: int) -> Iterator[tuple]:
-    """(clip, seconds or None, processor seconds) in the given order; no more than `ahead` clips are under way."""
-    waiting: deque = deque()
+    """(clip, seconds or None, processor seconds) as they are done; no more than `ahead` clips are under way."""
+    under_way: dict[Future, Clip] = {}
     try:
         for clip in clips:
-            waiting.append((clip, pool.submit(speak_in_worker, clip)))
-            if len(waiting) > ahead:
-                done, result = waiting.popleft()
-                yield done, *result.result()
-        while waiting:
-            done, result = waiting.popleft()
-            yield done, *result.result()
+            under_way[pool.submit(speak_in_worker, clip)] = clip
+            if len(under_way) >= ahead:
+                yield from done_clips(under_way)
+        while under_way:
+            yield from done_clips(under_way)
     finally:
-        for _, result in waiting:  # stopped: what has not begun is for the next run
-            result.cancel()
+        for future in under_way:  # stopped: what has not begun is for the next run
+            future.cancel()
+
+
+def done_clips(under_way: dict[Future, Clip]) -> Iterator[tuple]:
+    """Wait for a clip, and take those that are done out of `under_way`, so that one slow process holds up no other."""
+    wait(under_way, return_when=FIRST_COMPLETED)
+    for future in [future for future in under_way if future.done()]:
+        yield under_way.pop(future), *future.result()
 
 
 # ---- the job ----
@@ -184,10 +197,7 @@ class Work:
 def earlier_rows(folder: Path, kept_apart: HeldOut) -> dict[str, dict]:
     """Rows of an earlier run whose clip is there, by audio path; none in a held-out voice or with a held-out text."""
     path = folder / "manifest.jsonl"
-    if not path.is_file():
-        return {}
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = read_rows(path) if path.is_file() else []
     return {
         row["audio"]: row
         for row in rows
@@ -242,7 +252,7 @@ def make_natural_speech(hours: float, processes: int, seed: int = 0) -> Path:
     folder = soundwave_home() / "data" / "small" / "natural"
     with only_one(folder):
         model_folder, kept_apart = kokoro_folder(), held_out()
-        texts = natural_texts(round(3600 * hours / TEXT_SECONDS), kept_apart, seed)
+        texts = planned_texts(folder, round(3600 * hours / TEXT_SECONDS), kept_apart, seed)
         work = Work(folder, earlier_rows(folder, kept_apart))
         print(f"{len(texts)} texts; {work.seconds / 3600:.2f} h of speech are there", flush=True)
         start = {"initializer": start_worker, "initargs": (folder, model_folder)}
