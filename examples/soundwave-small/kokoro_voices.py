@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import soxr
+from voices import SAMPLING_RATE
 
 from soundwave_hf.data.backbones import check_contents, fetch_packages, soundwave_home
-from soundwave_hf.data.voices import SAMPLING_RATE
 from soundwave_hf.whole_files import whole_folder
 
 

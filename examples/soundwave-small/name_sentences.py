@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable
 
-from soundwave_hf.data.sentences import MONTHS, date_words, money_words, number_words, time_words, year_words
+from sentences import MONTHS, date_words, money_words, number_words, time_words, year_words
 
 
 # The names among the 9,000 most frequent words of general English (`wordfreq`); public figures alone are left out.

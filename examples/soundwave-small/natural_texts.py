@@ -2,7 +2,7 @@
 
 Sources (Debian packages): WordNet's usage examples (`wordnet-base`, WordNet licence), the World English Bible
 (`sword-text-web`, public domain), GNOME's user help (`gnome-user-docs`, CC-BY-SA-3.0), the fortunes collections
-(`fortunes`, as in `soundwave_hf.data`), and two grammars of our own: telephone prompts, sentences with names.
+(`fortunes`, as in `build_data.py`), and two grammars of our own: telephone prompts, sentences with names.
 """
 
 import hashlib
@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from build_data import Sizes, spoken_texts
+from debian_packages import debian_root, unpack_package, update_package_lists
+from human_speech import all_prompt_names, held_out_texts, unused_prompt_words
 from name_sentences import name_sentences
-
-from soundwave_hf.data.build import Sizes, spoken_texts
-from soundwave_hf.data.debian import debian_root, unpack_package, update_package_lists
-from soundwave_hf.data.human import all_prompt_names, held_out_texts, unused_prompt_words
-from soundwave_hf.data.sentences import (
+from sentences import (
     clean_sentence,
     dictionary_words,
     fortune_sentences,
@@ -34,7 +33,7 @@ from soundwave_hf.data.sentences import (
     split_sentences,
     year_words,
 )
-from soundwave_hf.data.spoken_questions import DEMO_QUESTION
+from spoken_questions import DEMO_QUESTION
 
 
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")

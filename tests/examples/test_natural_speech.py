@@ -33,9 +33,9 @@ from natural_speech import (
     speak_clip,
 )
 from natural_texts import HeldOut, Text, choose_for_coverage, choose_texts, spell_out, spoken_sentence
+from sentences import normalized
 
 from soundwave_hf.data.manifest import read_rows, write_rows
-from soundwave_hf.data.sentences import normalized
 
 
 TEXTS = [
