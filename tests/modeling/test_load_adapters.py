@@ -278,9 +278,7 @@ def test_a_renamed_copy_and_a_tree_that_moved_as_a_whole_load(place, inputs, tmp
 def test_a_folder_that_moved_alone_takes_backbones_of_the_same_content_from_anywhere(place, inputs, tmp_path):
     shutil.copytree(place / "shipped", tmp_path / "a" / "b" / "shipped")
     moved = tmp_path / "a" / "b" / "shipped"
-    with pytest.raises(
-        FileNotFoundError, match="trained on the encoder in `.*whisper`.*no such folder here: give `enc"
-    ):
+    with pytest.raises(FileNotFoundError, match="trained on the encoder in `.*whisper`.*no such folder here"):
         SoundwaveForConditionalGeneration.from_pretrained(moved)
     with pytest.raises(FileNotFoundError, match="trained on the LLM in `.*llm`, and there is no such folder"):
         AutoProcessor.from_pretrained(moved)
@@ -533,9 +531,7 @@ def test_a_config_without_weights_names_the_files_that_are_missing(place, tmp_pa
 
 
 def test_the_bare_model_says_which_class_takes_adapters(place):
-    with pytest.raises(
-        ValueError, match="`SoundwaveModel` takes no folder of adapters.*whose `.model` is the bare one"
-    ):
+    with pytest.raises(ValueError, match="`SoundwaveModel` takes no folder of adapters.*`.model` is the bare"):
         SoundwaveModel.from_pretrained(place / "run")
 
 
