@@ -29,7 +29,6 @@ WITHOUT_MEANING = {
     "code_revision",
     "low_cpu_mem_usage",
     "trust_remote_code",
-    "use_safetensors",
     "weights_only",
 }
 OWN_OPTIONS = ("encoder", "llm", "allow_other_backbones", "merge_lora", "is_trainable")
@@ -190,7 +189,7 @@ def _take_fields(options: dict) -> dict:
     options = {key: value for key, value in options.items() if key not in WITHOUT_MEANING | {"adapter_kwargs"}}
     fields = {key: options.pop(key) for key in settable_fields() & options.keys()}
     for key, value in options.items():
-        if value is None:
+        if value is None or (key == "use_safetensors" and value):
             continue
         known = {*settable_fields(), *OWN_OPTIONS, *HUB_OPTIONS, "dtype", "device_map", "quantization_config"}
         near = difflib.get_close_matches(key, known, n=1)

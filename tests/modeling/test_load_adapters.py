@@ -510,7 +510,12 @@ def test_adapters_of_stage_align_are_not_for_the_class_that_generates(place):
     for door in (SoundwaveForConditionalGeneration, AutoModelForMultimodalLM):
         with pytest.raises(ValueError, match=message):
             door.from_pretrained(place / "align")
+    with pytest.raises(ValueError, match=message):
+        load_adapter(place / "align")
     assert resolve_adapter(place / "align") == str(place / "align")
+    heard, _ = load_adapter(place / "align", ctc_only=True)  # what `evaluate --ctc` scores
+    stored = load_file(place / "align" / "trained.safetensors")
+    assert all(torch.equal(heard.model.state_dict()[name], value) for name, value in stored.items())
 
 
 def test_a_whole_model_is_no_adapter(place, tmp_path):
