@@ -163,7 +163,7 @@ def _changed_fields(config: SoundwaveConfig | None, name: str, subfolder: str | 
     """Fields that a caller set in a config, which the Auto classes read from `name` and pass on."""
     if config is None:
         return {}
-    if not isinstance(config, SoundwaveConfig):
+    if getattr(config, "model_type", None) != SoundwaveConfig.model_type:  # remote code may have a class of its own
         raise ValueError(f"`config` is a {type(config).__name__} and a SoundwaveConfig was expected.")
     saved = SoundwaveConfig.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}), **hub)
     for part in ("audio_config", "text_config", "audio_token_id"):
