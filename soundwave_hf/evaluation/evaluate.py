@@ -277,7 +277,7 @@ def run_evaluation(
     else:
         others = {"allow_other_backbones": allow_other_backbones, "ctc_only": ctc}
         model, processor = load_adapter(adapter or ADAPTER, encoder, llm, **others, **placing)
-    whisper = encoder or (ENCODER if checkpoint else model.config.audio_config._name_or_path)
+    whisper = encoder or (ENCODER if checkpoint else model.config.audio_config.name_or_path)
     scores, lines = {}, []
     for name, rows in rows_of.items():
         found = transcribe(model, processor, rows, batch_size, label=name, ctc=ctc)

@@ -638,7 +638,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         tower = read_encoder(encoder, dtype)
         for part, part_config, name in (("encoder", tower.config, encoder), ("llm", text_config, llm)):
             # What trained adapters are saved with, so that they find their backbones, and refuse others.
-            part_config._name_or_path = backbone_name(name)
+            part_config.name_or_path = backbone_name(name)
             part_config.weights_digest = weights_digest(name, part)
         config = SoundwaveConfig(
             audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
