@@ -199,7 +199,7 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
     Raises: `ValueError` where widths differ, or the backbones are others (see `refuse_other_backbones`);
     `FileNotFoundError` where the folder lacks a file.
     """
-    _check_files(adapter)
+    check_adapter_files(adapter)
     config = SoundwaveConfig.from_pretrained(adapter)
     expected = (config.audio_config.d_model, config.text_config.hidden_size)
     found = tuple(
@@ -216,7 +216,8 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
     return {name: getattr(config, name) for name in sorted(settable_fields())}
 
 
-def _check_files(adapter: str):
+def check_adapter_files(adapter: str):
+    """Raises: `FileNotFoundError` where a folder of adapters lacks a file, `ValueError` where it is something else."""
     if adapter_kind(adapter) is not None:
         return
     present = {name for name in ("config.json", TRAINED_FILE, *LORA_FILES) if os.path.isfile(f"{adapter}/{name}")}
@@ -391,6 +392,7 @@ __all__ = [
     "adapter_fields",
     "as_dtype",
     "audio_token_place",
+    "check_adapter_files",
     "load_adapter",
     "load_adapter_weights",
     "load_lora",

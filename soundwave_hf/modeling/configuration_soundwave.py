@@ -171,14 +171,14 @@ class SoundwaveConfig(PreTrainedConfig):
         Args: names_from: the folder where the file will lie in the end; `save_directory` by default.
         """
         parts = [getattr(self, part) for part in self.sub_configs_defaults]
-        names = [part._name_or_path for part in parts]
+        names = [part.name_or_path for part in parts]
         try:
             for part in parts:
-                part._name_or_path = relative_name(part._name_or_path, os.fspath(names_from or save_directory))
+                part.name_or_path = relative_name(part.name_or_path, os.fspath(names_from or save_directory))
             super().save_pretrained(save_directory, **kwargs)
         finally:
             for part, name in zip(parts, names, strict=True):
-                part._name_or_path = name
+                part.name_or_path = name
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)

@@ -29,7 +29,6 @@ WITHOUT_MEANING = {
     "code_revision",
     "low_cpu_mem_usage",
     "trust_remote_code",
-    "use_safetensors",
     "weights_only",
 }
 OWN_OPTIONS = ("encoder", "llm", "allow_other_backbones", "merge_lora", "is_trainable")
@@ -164,7 +163,7 @@ def _changed_fields(config: SoundwaveConfig | None, name: str, subfolder: str | 
     """Fields that a caller set in a config, which the Auto classes read from `name` and pass on."""
     if config is None:
         return {}
-    if not isinstance(config, SoundwaveConfig):
+    if getattr(config, "model_type", None) != SoundwaveConfig.model_type:  # remote code may have a class of its own
         raise ValueError(f"`config` is a {type(config).__name__} and a SoundwaveConfig was expected.")
     saved = SoundwaveConfig.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}), **hub)
     for part in ("audio_config", "text_config", "audio_token_id"):
@@ -190,7 +189,7 @@ def _take_fields(options: dict) -> dict:
     options = {key: value for key, value in options.items() if key not in WITHOUT_MEANING | {"adapter_kwargs"}}
     fields = {key: options.pop(key) for key in settable_fields() & options.keys()}
     for key, value in options.items():
-        if value is None:
+        if value is None or (key == "use_safetensors" and value):
             continue
         known = {*settable_fields(), *OWN_OPTIONS, *HUB_OPTIONS, "dtype", "device_map", "quantization_config"}
         near = difflib.get_close_matches(key, known, n=1)

@@ -33,6 +33,7 @@ from .backbones_soundwave import (
     adapter_fields,
     as_dtype,
     audio_token_place,
+    check_adapter_files,
     load_adapter,
     load_adapter_weights,
     read_encoder,
@@ -622,6 +623,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                     "folder. They may be left out where `adapter` is a folder of trained adapters, which names them."
                 )
             return encoder, llm, fields
+        check_adapter_files(adapter)
         encoder, llm = choose_backbones(adapter, encoder, llm)
         trained = adapter_fields(adapter, encoder, llm, allow_other_backbones)
         refuse_other_fields(fields, trained, adapter)
@@ -636,7 +638,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         tower = read_encoder(encoder, dtype)
         for part, part_config, name in (("encoder", tower.config, encoder), ("llm", text_config, llm)):
             # What trained adapters are saved with, so that they find their backbones, and refuse others.
-            part_config._name_or_path = backbone_name(name)
+            part_config.name_or_path = backbone_name(name)
             part_config.weights_digest = weights_digest(name, part)
         config = SoundwaveConfig(
             audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields

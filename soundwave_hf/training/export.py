@@ -15,8 +15,11 @@ from ..whole_files import whole_file
 WEIGHTS = "adapter_model.safetensors"
 
 
-def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Path:
+def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
     """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
+
+    Args: hub_name: the hub repository that the folder will be, by whose name the Auto classes of transformers then
+        load it: they follow the name of a base model in adapter_config.json before they ask our class.
 
     Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value,
     `OSError` where the destination cannot be written; it is then as it was.
@@ -38,6 +41,8 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
             for part in ("audio_config", "text_config"):
                 _name_from(config.get(part, {}), run, destination)
             config = _without_places(config)
+            if hub_name is not None and name == "adapter_config.json":
+                config["base_model_name_or_path"] = hub_name
             parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination
