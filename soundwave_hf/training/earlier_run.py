@@ -273,7 +273,6 @@ def _record_of_recipe(place: Path, arguments: SoundwaveTrainingArguments) -> dic
         recipe.augment = {"gain": 1.0, **augment}  # it had no name, and every clip had one
     card = place / "data_card.md"
     digests = OLD_DIGEST.findall(card.read_text(encoding="utf-8").split("\n---\n")[0]) if card.is_file() else []
-    its_arguments.per_device_train_batch_size *= arguments.world_size / its_arguments.world_size
     return {
         "origins": _old_origins(recipe),
         "learning": learning_values(recipe, its_arguments, digests),

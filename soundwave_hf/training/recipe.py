@@ -308,7 +308,9 @@ def _plan_evaluation(values: dict, path: str):
         if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
             raise ValueError(f"`eval_data` of {path} names a set {name!r}: give letters, digits and underscores.")
         if name in ("ctc", "ce", "exact"):
-            raise ValueError(f"`eval_data` of {path} names a set `{name}`, with which metrics begin: name it otherwise.")
+            raise ValueError(
+                f"`eval_data` of {path} names a set `{name}`, with which metrics begin: name it otherwise."
+            )
 
 
 def _check_quantization(given: dict, name: str):

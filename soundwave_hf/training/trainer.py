@@ -9,6 +9,7 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -168,8 +169,8 @@ class SoundwaveTrainerMixin:
         raise RuntimeError(
             f"Step {self.state.global_step}: {found}: the run has diverged, and nothing of it was saved since. "
             f"{kept}. Lower `learning_rate` (it is {self.args.learning_rate:g}), warm it up for longer "
-            f"(`warmup_steps`), or lower `max_grad_norm` ({self.args.max_grad_norm:g}), and look at the data of these steps; then train "
-            "into a new `output_dir`."
+            f"(`warmup_steps`), or lower `max_grad_norm` ({self.args.max_grad_norm:g}), and look at the data of these "
+            "steps; then train into a new `output_dir`."
         )
 
     def _weights_finite(self) -> bool:
@@ -369,6 +370,12 @@ class SoundwaveTrainerMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if checkpoint is not None and isinstance(schedule, LambdaLR):
+            # The rate in the checkpoint is that of the schedule as it was, which more steps stretch.
+            groups = zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, highest, share in groups:
+                group["lr"] = highest * share(schedule.last_epoch)
         if checkpoint is None or self.stream_sampler is None:
             return
         if not (path := self._stream_file(checkpoint)).is_file():
