@@ -74,6 +74,7 @@ class PreemptionCallback(TrainerCallback):
     def __enter__(self) -> "PreemptionCallback":
         # Elsewhere than in the main thread Python lets nobody take a signal.
         self._takes = threading.current_thread() is threading.main_thread()
+        self._process = os.getpid()
         if self._takes:
             self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
         return self
@@ -93,6 +94,8 @@ class PreemptionCallback(TrainerCallback):
         return 128 + (self._signal or signal.SIGTERM)
 
     def _take(self, number, frame):
+        if os.getpid() != self._process:  # a data loader's worker, to which a terminal sends Ctrl-C too
+            return
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)

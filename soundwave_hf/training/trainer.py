@@ -373,9 +373,11 @@ class SoundwaveTrainerMixin:
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         if checkpoint is not None and isinstance(schedule, LambdaLR):
             # The rate in the checkpoint is that of the schedule as it was, which more steps stretch.
-            groups = zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-            for group, highest, share in groups:
-                group["lr"] = highest * share(schedule.last_epoch)
+            pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            rates = [highest * share(schedule.last_epoch) for highest, share in pairs]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
         if checkpoint is None or self.stream_sampler is None:
             return
         if not (path := self._stream_file(checkpoint)).is_file():
