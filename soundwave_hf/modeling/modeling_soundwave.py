@@ -532,6 +532,22 @@ def _describe_mismatches(mismatches, folder: str) -> str:
     )
 
 
+def unseen_by_trainer(name: str):
+    """Leave an argument out of a function's signature.
+
+    `Trainer` takes every argument with "label" in its name for one that each batch has, and gives no `eval_loss` for a
+    batch without it.
+    """
+
+    def hide(function):
+        signature = inspect.signature(function)
+        kept = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        function.__signature__ = signature.replace(parameters=kept)
+        return function
+
+    return hide
+
+
 class SoundwavePreTrainedModel(PreTrainedModel):
     config: SoundwaveConfig
     base_model_prefix = "model"
@@ -1399,6 +1415,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         """See `SoundwaveModel.get_audio_features`."""
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
 
+    @unseen_by_trainer("ctc_labels")
     @can_return_tuple
     def forward(
         self,
