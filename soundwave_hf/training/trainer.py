@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
+from ..modeling.trained_fields_soundwave import checked_by_caller
 from ..whole_files import files_together
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import writing_checkpoint
@@ -322,7 +323,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         if os.path.isfile(trained):
             load_trained(model or self.model, trained)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with checked_by_caller():  # a checkpoint of this run, maybe one of an older version
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
