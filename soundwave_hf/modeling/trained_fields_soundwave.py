@@ -28,8 +28,8 @@ TRAINED_FIELDS = (
 )
 TENSOR = "trained_fields"  # its name in the alignment adapter
 OWN_WAYS = (
-    "Load the folder with `SoundwaveForConditionalGeneration.from_pretrained(folder)`, which reads the fields from its "
-    "config.json; with `merge_lora=False` it returns a `PeftModel`."
+    "Load the folder by `SoundwaveForConditionalGeneration.from_pretrained(folder)`, which reads the fields from "
+    "its config.json; with `merge_lora=False` it returns a `PeftModel`."
 )
 
 _is_checked = ContextVar("is_checked", default=False)
