@@ -551,7 +551,6 @@ class SoundwavePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    _keys_to_ignore_on_load_unexpected = [r"alignment_adapter\.trained_fields$"]  # of a folder that PEFT wrote
     _no_split_modules = ["SoundwaveAlignmentLayer", "SoundwaveShrinkingAdapter", "WhisperEncoderLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_flash_attn = True
