@@ -1201,9 +1201,7 @@ def test_labels_and_ctc_labels_are_two_names_of_one_argument():
         output = stage_one(features, mask, **given)
         assert output.loss == expected.loss == output.ctc_loss > 0
     assert stage_one(features, mask).loss is None
-    with pytest.raises(
-        ValueError, match=r"`labels` of shape \(2, 3\) and `ctc_labels` .* differ; they are two"
-    ):
+    with pytest.raises(ValueError, match=r"`labels` of shape \(2, 3\) and `ctc_labels` .* differ; they are two"):
         stage_one(features, mask, labels=targets, ctc_labels=targets + 1)
     with pytest.raises(ValueError, match="`ctc_labels` holds id 31"):
         stage_one(features, mask, labels=targets.clamp(max=3) + 28)
@@ -1258,9 +1256,7 @@ def test_features_that_are_not_finite_are_refused_with_the_clip(value):
         lambda: stage_one(**clips, labels=torch.tensor([[3], [4]])),
         lambda: model.train()(**batch),  # on the CPU it costs nothing
     ):
-        with pytest.raises(
-            ValueError, match=r"`input_features` of clip 1 holds (nan|inf|-inf), and finite values"
-        ):
+        with pytest.raises(ValueError, match=r"`input_features` of clip 1 holds (nan|inf|-inf), and finite values"):
             call()
 
 

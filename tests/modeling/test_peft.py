@@ -129,7 +129,7 @@ def test_a_change_on_purpose_is_made(backbones, adapter):
 def test_the_tensor_says_the_fields_survives_half_precision_and_is_in_no_whole_checkpoint(
     backbones, adapter, tmp_path
 ):
-    folder, expected = adapter
+    folder, _ = adapter
     saved = load_file(folder / "adapter_model.safetensors")[TENSOR]
     assert saved.dtype == torch.uint8
     text = bytes(saved.half().to(torch.uint8).tolist()).decode()
@@ -140,9 +140,9 @@ def test_the_tensor_says_the_fields_survives_half_precision_and_is_in_no_whole_c
     (tmp_path / "run" / "processor_config.json").write_text("{}")
     exported = export_adapter(tmp_path / "run", tmp_path / "exported")
     assert torch.equal(load_file(exported / "adapter_model.safetensors")[TENSOR], saved)
-    torch.testing.assert_close(
-        logits_of(PeftModel.from_pretrained(joined(backbones, **FIELDS), exported)), expected, rtol=0.02, atol=0.02
-    )
+    PeftModel.from_pretrained(joined(backbones, **FIELDS), exported)
+    with pytest.raises(ValueError, match="`blank_margin` is 0.0, not 1.0"):
+        PeftModel.from_pretrained(joined(backbones), exported)
 
 
 def test_a_folder_of_old_without_the_tensor_loads_in_our_ways_and_not_in_pefts(backbones, adapter, tmp_path):
