@@ -134,7 +134,7 @@ def from_adapter(
     model = model_class.from_backbones(*found, dtype=dtype, warm_start=False, **own, **{**fields, **changed})
     if attn_implementation is not None:
         model.set_attn_implementation(attn_implementation)
-    model = _put_adapters(model, adapter, merge_lora, is_trainable)
+    model = _put_adapters(model, adapter, merge_lora, is_trainable, changed)
     if quantization_config is None:
         model = place(model, device_map, device, **placing)
     model.train(is_trainable)
@@ -198,11 +198,11 @@ def _take_fields(options: dict) -> dict:
     return fields
 
 
-def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool):
+def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool, changed: dict):
     if not hasattr(model, "lm_head"):
         load_adapter_weights(model, adapter)
         return model
-    return load_adapter(model, adapter) if merge_lora else load_lora(model, adapter, is_trainable)
+    return load_adapter(model, adapter, changed) if merge_lora else load_lora(model, adapter, is_trainable, changed)
 
 
 def _one_device(device_map, quantized: bool):

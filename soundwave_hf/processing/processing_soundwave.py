@@ -5,6 +5,7 @@ import math
 import os
 
 import numpy as np
+import torch
 from transformers import BatchFeature, WhisperFeatureExtractor
 from transformers.audio_utils import AudioInput, prepare_language_inputs
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -74,6 +75,13 @@ def transcription_question(prompt: str | None, language: str | None) -> str:
     if language in (None, "english"):
         return question
     return f"{question} The speech is in {language.title()}."
+
+
+def marks(rows: int, input_ids):
+    """True for each row `(rows,)`, in the form that the ids have: a tensor, an array, or a list."""
+    if isinstance(input_ids, (torch.Tensor, np.ndarray)):
+        return (torch if isinstance(input_ids, torch.Tensor) else np).ones(rows, dtype=bool)
+    return [True] * rows
 
 
 def audio_of_part(part: dict):
@@ -507,7 +515,9 @@ class SoundwaveProcessor(ProcessorMixin):
                 Nothing here depends on them.
             kwargs: passed to [`~SoundwaveProcessor.apply_chat_template`], such as `sampling_rate` in Hz.
 
-        Returns: as [`~SoundwaveProcessor.apply_chat_template`] with `return_dict=True, add_generation_prompt=True`.
+        Returns: as [`~SoundwaveProcessor.apply_chat_template`] with `return_dict=True, add_generation_prompt=True`,
+            and **is_transcription** `(clips,)`, true: `generate` answers such rows with an empty transcript where the
+            model hears no speech (`SoundwaveConfig.no_speech_threshold`). A question may be asked of silence.
 
         Raises: `ValueError` for no clip, an unknown language, lists of another length than the
         clips' and audio that cannot be used as it is.
@@ -534,7 +544,10 @@ class SoundwaveProcessor(ProcessorMixin):
             question = {"type": "text", "text": transcription_question(prompt_text, language_name)}
             conversations.append([{"role": "user", "content": [{"type": "audio", "audio": clip}, question]}])
         usual = {"return_dict": True, "add_generation_prompt": True}
-        return self.apply_chat_template(conversations, tokenize=tokenize, **{**usual, **kwargs})
+        inputs = self.apply_chat_template(conversations, tokenize=tokenize, **{**usual, **kwargs})
+        if isinstance(inputs, BatchFeature):
+            inputs["is_transcription"] = marks(len(conversations), inputs["input_ids"])
+        return inputs
 
     def decode(self, *args, return_format: str = "raw", **kwargs) -> str | list[str] | dict | list[dict]:
         """The tokenizer's `decode`: ids `(tokens,)` to a text, ids `(batch, tokens)` to a list of texts.

@@ -29,7 +29,10 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
         raise FileNotFoundError(f"`{run}` lacks {missing}: give the output folder of a finished stage II or III.")
-    weights = {name: weight.to(torch.float16).contiguous() for name, weight in load_file(run / WEIGHTS).items()}
+    weights = {
+        name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
+        for name, weight in load_file(run / WEIGHTS).items()
+    }
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")

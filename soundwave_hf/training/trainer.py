@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
+from ..modeling.trained_fields_soundwave import checked_by_caller
 from ..whole_files import files_together, whole_file
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint, writing_checkpoint
@@ -476,14 +477,16 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         if os.path.isfile(trained):
             load_trained(model or self.model, trained)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with checked_by_caller():  # a checkpoint of this run, maybe one of an older version
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
         # The library knows whole models and PEFT's.
         if os.path.isfile(os.path.join(self.state.best_model_checkpoint, TRAINED_FILE)):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
-            super()._load_best_model()
+            with checked_by_caller():
+                super()._load_best_model()
 
 
 class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
