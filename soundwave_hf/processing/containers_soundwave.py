@@ -220,7 +220,7 @@ def end_of_chunks(file, size: int, place: int, layout: str, counts_header: bool,
 
 
 def is_open_length(length: int) -> bool:
-    """True for what programs write that stream a file and cannot know its length: 0, -1, 2**31, 2**32 - 1 and near."""
+    """True for what programs write that stream a file and cannot know its length: -1, 2**31, 2**32 - 1 and near."""
     return (
         length <= 0 or length >= 2**62 or (length < 2**32 and (length | 0x8000FFFF) == 0xFFFFFFFF) or length == 2**31
     )

@@ -95,7 +95,8 @@ def path_of_file_uri(uri: str, name: str) -> str:
         rest = (host if host == "~" else "") + slash + path
     decoded = urllib.parse.unquote(rest)
     # Many write "file://" + path without encoding it: then the text itself is the path.
-    return rest if os.path.isfile(rest) and not os.path.isfile(decoded) else decoded
+    is_file = [os.path.isfile(os.path.expanduser(path)) for path in (decoded, rest)]
+    return rest if is_file == [False, True] else decoded
 
 
 def fetch(url: str, name: str, max_bytes: int) -> bytes:
