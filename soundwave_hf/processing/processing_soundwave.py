@@ -364,11 +364,14 @@ class SoundwaveProcessor(ProcessorMixin):
                 )
         super().validate_inputs(text=text, audio=audio, **kwargs)
 
-    def load_clips(self, clips: list, sampling_rate: int | None = None, **options) -> list[np.ndarray]:
+    def load_clips(
+        self, clips: list, sampling_rate: int | None = None, *, first: int = 0, **options
+    ) -> list[np.ndarray]:
         """Read, check and resample clips of any form; every clip comes through here.
 
-        Args: clips: as `audio` of the call, flat; sampling_rate: Hz of arrays that do not carry their own; options:
-            `mono`, `allow_truncated`, `max_seconds`, `max_bytes` of the call.
+        Args: clips: as `audio` of the call, flat; sampling_rate: Hz of arrays that do not carry their own; first:
+            number of the first clip in error messages; options: `mono`, `allow_truncated`, `max_seconds`, `max_bytes`
+            of the call.
         Returns: float32 arrays of shape `(samples,)` at the encoder's rate.
         """
         extractor = self.feature_extractor
@@ -379,7 +382,7 @@ class SoundwaveProcessor(ProcessorMixin):
         options = AudioOptions(**options)
         return [
             load_clip(clip, f"audio[{index}]", sampling_rate, rate, shortest, options)
-            for index, clip in enumerate(clips)
+            for index, clip in enumerate(clips, start=first)
         ]
 
     def _assume_rate(self) -> int:
