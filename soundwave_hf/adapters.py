@@ -37,6 +37,7 @@ def load_adapter(
     device: str | None = None,
     allow_other_backbones: bool = False,
     revision: str | None = None,
+    ctc_only: bool = False,
 ):
     """Trained adapters, merged into the backbones that they name -> model in eval mode, processor.
 
@@ -46,14 +47,20 @@ def load_adapter(
         dtype: of all weights; "auto" for the backbones' own and float32 adapters.
         device: where the model is put; the CPU by default.
         allow_other_backbones: whether the backbones may be others than those of the training.
+        ctc_only: take adapters of stage `align` too, of whose model only the CTC head is of use.
 
     Raises: what `resolve_adapter` and `SoundwaveForConditionalGeneration.from_pretrained` raise.
     """
-    from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration
+    from .modeling.folders_soundwave import adapter_kind
+    from .modeling.loading_soundwave import as_device
+    from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration as Model
 
     adapter = resolve_adapter(folder, revision)
-    chosen = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-    model = SoundwaveForConditionalGeneration.from_pretrained(adapter, dtype=dtype, device_map=device, **chosen)
+    chosen = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones, "dtype": dtype}
+    if ctc_only and adapter_kind(adapter) == "align":
+        model = Model.from_backbones(adapter=adapter, device=as_device(device or "cpu"), **chosen)
+    else:
+        model = Model.from_pretrained(adapter, device_map=device, **chosen)
     return model, load_processor(adapter, llm)
 
 

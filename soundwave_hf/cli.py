@@ -36,7 +36,7 @@ def plan(arguments: argparse.Namespace):
 def export(arguments: argparse.Namespace):
     from .training.export import export_adapter
 
-    export_adapter(arguments.run_folder, arguments.destination)
+    export_adapter(arguments.run_folder, arguments.destination, arguments.hub_name)
 
 
 def merge(arguments: argparse.Namespace):
@@ -214,6 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add_verb(export, "write what a run trained as a folder to ship, in half precision")
     verb.add_argument("run_folder", metavar="RUN", help="output folder of stage II or III")
     verb.add_argument("destination", metavar="DST", help="folder to write")
+    verb.add_argument("--hub-name", metavar="USER/REPO", help="the hub repository that the folder will be")
 
     verb = add_verb(merge, "join backbones, adapters and LoRA into one checkpoint that transformers loads")
     verb.add_argument("adapter", metavar="ADAPTER", help="folder that `train` or `export` wrote")

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from soundwave_hf import cli, hub
 from soundwave_hf.evaluation import evaluate
-from soundwave_hf.evaluation.shipped import ENCODER, LLM
 
 
 def replace_module(monkeypatch, name: str, **contents):
@@ -69,10 +68,55 @@ def test_merge_and_evaluate_take_the_backbones_of_other_adapters(monkeypatch, gi
     assert cli.main(["merge", "adapter", "out", *given]) == 0
     assert cli.main(["evaluate", *given]) == 0
     assert seen == [backbones, backbones]
-    defaults = {"encoder": ENCODER, "llm": LLM}
-    for function in (hub.merge_adapter, evaluate.run_evaluation):
+    for function in (hub.merge_adapter, evaluate.run_evaluation):  # by default what the adapters name
         parameters = inspect.signature(function).parameters
-        assert {name: parameters[name].default for name in defaults} == defaults
+        assert {name: parameters[name].default for name in ("encoder", "llm")} == {"encoder": None, "llm": None}
+
+
+PLACED = {
+    "merge": ["merge", "adapter", "out"],
+    "evaluate": ["evaluate"],
+    "evaluate_whole": ["evaluate", "--model", "folder"],
+    "demo": ["demo"],
+}
+
+
+@pytest.mark.parametrize("verb", PLACED)
+def test_verbs_that_run_a_model_take_device_and_dtype(monkeypatch, verb):
+    seen = []
+
+    def catch(*positional, **given):
+        seen.append({name: given[name] for name in ("device", "dtype") if name in given})
+
+    replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=catch)
+    replace_module(monkeypatch, "soundwave_hf.evaluation.evaluate", SETS=("human",), run_evaluation=catch)
+    replace_module(monkeypatch, "soundwave_hf.demo.run", run_demo=catch)
+    assert cli.main(PLACED[verb]) == 0
+    assert cli.main([*PLACED[verb], "--device", "cpu", "--dtype", "bfloat16"]) == 0
+    assert seen == [{}, {"device": "cpu", "dtype": "bfloat16"}]
+
+
+@pytest.mark.parametrize("verb", PLACED)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--device", "gpu"], "The device is 'gpu'; this machine has cpu"),
+        (["--device", "cuda:99"], "The device is 'cuda:99'; this machine has cpu"),
+        (["--dtype", "bf16"], "`dtype` is 'bf16'; expected a floating point `torch.dtype`"),
+        (["--dtype", "int8"], "`dtype` is 'int8'"),
+    ],
+)
+def test_a_device_or_dtype_that_is_none_is_one_sentence(monkeypatch, capsys, verb, given, message):
+    assert cli.main([*PLACED[verb], *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_other_backbones_are_asked_for_by_a_flag(monkeypatch):
+    seen = []
+    replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=lambda *words, **given: seen.append(given))
+    assert cli.main(["merge", "adapter", "out", "--llm", "mine", "--allow-other-backbones"]) == 0
+    assert seen == [{"llm": "mine", "allow_other_backbones": True}]
 
 
 def catch_merge_and_evaluate(monkeypatch) -> list[dict]:

@@ -97,9 +97,10 @@ def test_embeddings_give_what_their_ids_give():
     embeds = model.get_input_embeddings()(text["input_ids"])
     given = {"inputs_embeds": embeds, "attention_mask": text["attention_mask"]}
     assert torch.equal(model(**given).logits, model(**text).logits)
-    # With embeddings, clips are not merged again.
-    features = pad_batch(ROWS, MEL_FRAMES)["input_features"]
-    assert torch.equal(model(**given, input_features=features).logits, model(**text).logits)
+    batch = pad_batch(ROWS, MEL_FRAMES)  # clips stand where the embedding is that of the audio token
+    embedded = {**batch, "inputs_embeds": model.get_input_embeddings()(batch.pop("input_ids"))}
+    embedded.pop("input_ids")
+    assert torch.equal(model(**embedded).logits, model(**pad_batch(ROWS, MEL_FRAMES)).logits)
     options = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [AUDIO]}
     assert torch.equal(model.generate(**given, **options), model.generate(**text, **options)[:, 3:])
 

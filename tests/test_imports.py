@@ -20,6 +20,8 @@ UPLOADED = {
     "accelerate",
     "soundfile",
     "soxr",
+    "av",
+    "fsspec",
 }
 UPLOADED |= set(sys.stdlib_module_names)
 NOT_UPLOADED = {"__init__.py", "convert_published.py"}

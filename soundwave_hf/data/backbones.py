@@ -130,7 +130,10 @@ def first_line(error: Exception) -> str:
 
 
 def missing_files(folder: Path, weights: bool = True) -> list[str]:
-    """What a folder lacks of a backbone: its config, its weights with every shard of their index, its tokenizer."""
+    """What a folder lacks of a backbone: its config, its weights with every shard of their index, an LLM's tokenizer.
+
+    Of a Whisper, the encoder alone is needed.
+    """
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     shards = {"model.safetensors"}
     index = folder / "model.safetensors.index.json"
@@ -138,9 +141,16 @@ def missing_files(folder: Path, weights: bool = True) -> list[str]:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     if weights:
         missing += sorted(shard for shard in shards if not (folder / shard).is_file())
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not is_whisper(folder):
         missing.append(f"a tokenizer ({' or '.join(TOKENIZER_FILES)})")
     return missing
+
+
+def is_whisper(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "whisper"
+    except (OSError, ValueError):
+        return False
 
 
 # ---- PyPI packages ----

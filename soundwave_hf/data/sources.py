@@ -1,6 +1,7 @@
 """`data:` of a recipe -> rows, whole or streamed: of a hub data set, of files, of folders, or of a list of these."""
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -31,6 +32,7 @@ from .rows import (
 EVERY_ROW = "every row"  # name of the one stream where rows are not told apart by task
 UNKNOWN_SIZE = 100_000  # rows that an epoch of a stream counts, where nobody says how many it has
 OWN_KINDS = ("json", "csv", "webdataset", "audiofolder")  # read by `readers`; the library reads the others
+WHOLE_BYTES, BLOCKS, BLOCK_BYTES = 1 << 30, 64, 1 << 20  # of a file for its digest
 FILES_IN_ORDER = re.compile(r"[*?\[]")
 CLIP = {"bytes": Value("binary"), "path": Value("string")}
 MESSAGES = List(
@@ -745,18 +747,42 @@ class _Finish:
 # ---- what was read ----
 
 
-def describe_source(source: Source) -> str:
-    """Name and digest of each file, or name, split and revision of a data set of the hub."""
+def digest_source(source: Source) -> dict[str, str]:
+    """What tells a source from another by name: a digest of each file, or the revision of a data set of the hub; and
+    the columns and parts that are read of it."""
     found = find(source)
     if not found.files or "://" in found.files[0]:
-        revision = getattr(found.builder, "hash", None) or source.revision
-        config = f", config `{source.config}`" if source.config else ""
-        return f"`{source.path}`{config}, split `{found.split}`, revision `{revision}`"
-    digests = []
-    for file in found.files:
-        with open(file, "rb") as opened:
-            digests.append(f"`{os.path.basename(file)}`, sha256 `{hashlib.file_digest(opened, 'sha256').hexdigest()}`")
-    return "; ".join(digests)
+        digests = {source.path: getattr(found.builder, "hash", None) or source.revision or "unknown"}
+    else:
+        digests = {os.path.basename(file): file_digest(file) for file in found.files}
+    parts = {"config": source.config, "split": found.split, "source": source.source, "task": source.task}
+    chosen = {key: value for key, value in parts.items() if value not in (None, "train")}
+    chosen |= {"columns": dict(source.columns)} if source.columns else {}
+    return digests | ({"read as": json.dumps(chosen, sort_keys=True)} if chosen else {})
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """sha256 of a file; of one over a gigabyte, of its size and of parts of it evenly spread."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if size <= WHOLE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        for block in range(BLOCKS):
+            file.seek(size * block // BLOCKS)
+            digest.update(file.read(BLOCK_BYTES))
+        return digest.hexdigest()
+
+
+def describe_source(source: Source) -> str:
+    """Name and digest of each file, or name and revision of a data set of the hub, and what is read of it."""
+    words = {"read as": "read as {}"}
+    found = find(source)
+    kind = "sha256" if found.files and "://" not in found.files[0] else "revision"
+    return "; ".join(
+        words[name].format(f"`{digest}`") if name in words else f"`{name}`, {kind} `{digest}`"
+        for name, digest in digest_source(source).items()
+    )
 
 
 def transcripts(rows) -> Iterator[str]:
@@ -770,6 +796,8 @@ __all__ = [
     "Streams",
     "check_rows",
     "describe_source",
+    "digest_source",
+    "file_digest",
     "fill_seconds",
     "find",
     "find_files",

@@ -275,12 +275,13 @@ def run_evaluation(
     if checkpoint:
         model, processor = load_checkpoint(checkpoint, **placing)
     else:
-        others = {"allow_other_backbones": allow_other_backbones}
+        others = {"allow_other_backbones": allow_other_backbones, "ctc_only": ctc}
         model, processor = load_adapter(adapter or ADAPTER, encoder, llm, **others, **placing)
+    whisper = encoder or (ENCODER if checkpoint else model.config.audio_config.name_or_path)
     scores, lines = {}, []
     for name, rows in rows_of.items():
         found = transcribe(model, processor, rows, batch_size, label=name, ctc=ctc)
-        baseline = whisper_baseline(resolve_backbone(encoder or ENCODER), rows, batch_size) if with_baseline else None
+        baseline = whisper_baseline(resolve_backbone(whisper), rows, batch_size) if with_baseline else None
         scores[name] = score(rows, found, baseline)
         lines += transcript_lines(name, rows, found, baseline)
     print(score_table(scores))

@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +24,7 @@ from .folders_soundwave import (
     is_soundwave,
     refuse_other_backbones,
 )
+from .trained_fields_soundwave import OWN_WAYS, checked_by_caller, differing_fields, trained_fields
 
 
 AUDIO_TOKEN = "<|audio|>"
@@ -199,7 +200,7 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
     Raises: `ValueError` where widths differ, or the backbones are others (see `refuse_other_backbones`);
     `FileNotFoundError` where the folder lacks a file.
     """
-    _check_files(adapter)
+    check_adapter_files(adapter)
     config = SoundwaveConfig.from_pretrained(adapter)
     expected = (config.audio_config.d_model, config.text_config.hidden_size)
     found = tuple(
@@ -216,7 +217,8 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
     return {name: getattr(config, name) for name in sorted(settable_fields())}
 
 
-def _check_files(adapter: str):
+def check_adapter_files(adapter: str):
+    """Raises: `FileNotFoundError` where a folder of adapters lacks a file, `ValueError` where it is something else."""
     if adapter_kind(adapter) is not None:
         return
     present = {name for name in ("config.json", TRAINED_FILE, *LORA_FILES) if os.path.isfile(f"{adapter}/{name}")}
@@ -251,19 +253,39 @@ def refuse_other_fields(given: dict, trained: dict, adapter: str):
             )
 
 
-def load_adapter(model, adapter: str):
-    """Load trained adapters into a joined model and merge their LoRA, if any, into its LLM. Returns the model."""
+def load_adapter(model, adapter: str, changed: Collection[str] = ()):
+    """Load trained adapters into a joined model and merge their LoRA, if any, into its LLM. Returns the model.
+
+    Args: changed: see `load_lora`.
+    """
     stage_one = os.path.join(adapter, TRAINED_FILE)
     if os.path.isfile(stage_one):
         load_trained(model, stage_one)
         return model
-    return load_lora(model, adapter).merge_and_unload()
+    return load_lora(model, adapter, changed=changed).merge_and_unload()
 
 
-def load_lora(model, adapter: str, is_trainable: bool = False):
+def refuse_other_training(config: SoundwaveConfig, adapter: str, changed: Collection[str] = ()):
+    """Raises: `ValueError` where adapters were trained with other fields than a model's config has.
+
+    Args: changed: names of fields that differ on purpose.
+    """
+    expected = trained_fields(SoundwaveConfig.from_pretrained(adapter))
+    found = {name: value for name, value in trained_fields(config).items() if name not in changed}
+    if differing := differing_fields(found, expected):
+        raise ValueError(
+            f"The adapters in `{adapter}` were trained with another config: the model's {differing}. {OWN_WAYS} Or "
+            "build the model with `from_backbones(encoder, llm, **adapter_fields(adapter, encoder, llm))`."
+        )
+
+
+def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collection[str] = ()):
     """Put the LoRA and the adapters of a PEFT folder around a joined model. Returns the `PeftModel`.
 
-    Raises: `ValueError` where the folder lacks a weight of the LoRA or of an adapter.
+    Args: changed: names of config fields in which the model differs from the adapters on purpose.
+
+    Raises: `ValueError` where the folder lacks a weight of the LoRA or of an adapter, or was trained with other
+    fields than the model's config has.
 
     Example: train on from a folder, one of the Hub after `adapter = huggingface_hub.snapshot_download(name)`.
 
@@ -288,8 +310,10 @@ def load_lora(model, adapter: str, is_trainable: bool = False):
     with reading_weights(adapter), safe_open(path, "pt") as weights:
         found = set(weights.keys())
     _refuse_missing({f"base_model.model.{name}" for name in _adapter_names(model)} - found, path)
-    loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
-    _refuse_missing(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - found, path)
+    refuse_other_training(model.config, adapter, changed)
+    with checked_by_caller():
+        loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+        _refuse_missing(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - found, path)
     return loaded
 
 
@@ -391,6 +415,7 @@ __all__ = [
     "adapter_fields",
     "as_dtype",
     "audio_token_place",
+    "check_adapter_files",
     "load_adapter",
     "load_adapter_weights",
     "load_lora",

@@ -85,6 +85,8 @@ class SoundwaveConfig(PreTrainedConfig):
         adapter_heads (`int`, *optional*): attention heads of both adapters. Defaults to those of the LLM.
         adapter_dropout (`float`): dropout of the alignment layer.
         ctc_loss_weight (`float`): weight of the CTC loss where both losses are taken.
+        no_speech_threshold (`float`, *optional*): a transcription request is answered with an empty transcript where
+            the CTC head gives the blank at least this probability at every frame of the clip. None and 0 answer all.
 
     Example:
 
@@ -129,6 +131,7 @@ class SoundwaveConfig(PreTrainedConfig):
     adapter_heads: int | None = None
     adapter_dropout: float = 0.1
     ctc_loss_weight: float | int = 0.3
+    no_speech_threshold: float | int | None = None
     tie_word_embeddings: bool | None = None
 
     @classmethod
@@ -171,14 +174,14 @@ class SoundwaveConfig(PreTrainedConfig):
         Args: names_from: the folder where the file will lie in the end; `save_directory` by default.
         """
         parts = [getattr(self, part) for part in self.sub_configs_defaults]
-        names = [part._name_or_path for part in parts]
+        names = [part.name_or_path for part in parts]
         try:
             for part in parts:
-                part._name_or_path = relative_name(part._name_or_path, os.fspath(names_from or save_directory))
+                part.name_or_path = relative_name(part.name_or_path, os.fspath(names_from or save_directory))
             super().save_pretrained(save_directory, **kwargs)
         finally:
             for part, name in zip(parts, names, strict=True):
-                part._name_or_path = name
+                part.name_or_path = name
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
@@ -256,6 +259,11 @@ class SoundwaveConfig(PreTrainedConfig):
             raise ValueError(f"`blank_margin` is {self.blank_margin}; give a finite number of nats, 0 for plain CTC.")
         if not 0 <= self.ctc_loss_weight < float("inf"):
             raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; give 0 (no CTC loss) or more.")
+
+        if self.no_speech_threshold is not None and not 0 <= self.no_speech_threshold < 1:
+            raise ValueError(
+                f"`no_speech_threshold` is {self.no_speech_threshold}; give a probability below 1, None to answer all."
+            )
 
     def _refuse_other_backbones(self):
         audio, text = self.audio_config, self.text_config

@@ -204,6 +204,7 @@ def generation_config(published: dict) -> GenerationConfig:
         bos_token_id=published.get("bos_token_id"),
         eos_token_id=published.get("eos_token_id"),
         pad_token_id=published.get("llm_pad_token_id", published.get("pad_token_id")),
+        suppress_tokens=[published["audio_patch_token"]],  # in an answer, it would stand for a clip that nobody gave
     )
 
 

@@ -29,11 +29,14 @@ class CTCResult:
         losses (`torch.FloatTensor` of shape `(clips,)`, *optional*): negative log-likelihood of each clip's targets;
             0 for a clip whose targets do not fit into its frames.
         feasible (`torch.BoolTensor` of shape `(clips,)`, *optional*): whether the targets fit.
+        blank_log_probs (`torch.FloatTensor` of shape `(clips, frames)`, *optional*): log-probability of the blank, in
+            nats, among the blank and all tokens (or the candidates); 0 behind a clip. Without a gradient.
     """
 
     best: torch.Tensor
     losses: torch.Tensor | None = None
     feasible: torch.Tensor | None = None
+    blank_log_probs: torch.Tensor | None = None
 
 
 def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -221,8 +224,10 @@ def large_vocabulary_ctc(
         valid_best = candidates[valid_best]
     valid_best = torch.where(valid_blank_scores - blank_margin >= best_score, blank_id, valid_best)
     best = torch.full_like(valid, blank_id, dtype=torch.long).masked_scatter(valid, valid_best)
+    blank_lead = (valid_blank_scores - normalizer).detach()  # over all tokens together
+    blank_log_probs = normalizer.new_zeros(valid.shape).masked_scatter(valid, nn.functional.logsigmoid(blank_lead))
     if targets is None:
-        return CTCResult(best)
+        return CTCResult(best, blank_log_probs=blank_log_probs)
 
     normalizer = torch.logaddexp(normalizer, valid_blank_scores)
     normalizer = normalizer.new_zeros(valid.shape).masked_scatter(valid, normalizer)
@@ -231,7 +236,7 @@ def large_vocabulary_ctc(
     # Equal targets must share one class, or CTC would not ask for a blank between two of them.
     classes = (ids[:, :, None] == ids[:, None, :]).float().argmax(dim=-1) + 1
     losses, feasible = _CTCOfColumns.apply(log_probs, classes, frame_lengths, target_lengths)
-    return CTCResult(best, losses, feasible)
+    return CTCResult(best, losses, feasible, blank_log_probs)
 
 
 __all__ = ["CTCResult", "large_vocabulary_ctc", "tokens_at_once"]

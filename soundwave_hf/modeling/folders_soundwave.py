@@ -100,8 +100,8 @@ def _describe_other(folder: str) -> str:
     numbers = [int(name[11:]) for name in os.listdir(folder) if re.fullmatch(r"checkpoint-\d+", name)]
     if model_type == PUBLISHED_MODEL_TYPE:
         return (
-            f"`{folder}` holds a checkpoint in the layout that the authors published. Convert it first: "
-            "`soundwave-hf convert SRC DST`."
+            f'`{folder}` has model type "{model_type}", the layout that the authors published. Convert the folder '
+            "first: `soundwave-hf convert SRC DST`."
         )
     if peft := read_json(folder, LORA_FILES[0]):
         base = peft.get("base_model_name_or_path") or "a model that it does not name"
@@ -112,8 +112,8 @@ def _describe_other(folder: str) -> str:
     if model_type is not None:
         keyword = "encoder" if model_type == "whisper" else "llm"
         return (
-            f'`{folder}` holds a model of type "{model_type}", which is no Soundwave. Load it by '
-            "`AutoModel.from_pretrained(folder)`, or make it a backbone of one: "
+            f'`{folder}` has model type "{model_type}" and "soundwave" was expected: load it with '
+            "`AutoModel.from_pretrained(folder)`, or make it a backbone: "
             f"`SoundwaveForConditionalGeneration.from_backbones({keyword}=folder, ...)`."
         )
     if numbers:

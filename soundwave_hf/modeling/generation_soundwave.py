@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.generation import AssistedCandidateGenerator, GenerationMixin
+from transformers.generation import AssistedCandidateGenerator, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
@@ -17,6 +17,11 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# What `generate` carries of a prompt with clips from one hook to the next.
+OWN_INPUTS = (
+    *("prompt_ids", "num_added", "caller_inputs", "is_draft"),
+    *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows"),
+)
 CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and from 5.24 on
 # The one of the installed version.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -32,6 +37,56 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
     return cache if past_key_values is None else past_key_values
 
 
+def _mixed(values: torch.Tensor) -> torch.Tensor:
+    """int64 values scattered over 64 bits (the finaliser of splitmix64)."""
+    values = (values ^ (values >> 30)) * -4658895280553007687
+    values = (values ^ (values >> 27)) * -7723592293110705685
+    return values ^ (values >> 31)
+
+
+def digest_clips(
+    input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None
+) -> torch.LongTensor:
+    """64 bits of each clip `(clips,)`: equal where its true frames are, whatever padding and company it has.
+
+    They are computed where the clips lie. Features and encoder states of one recording have other digests.
+    """
+    if encoder_states is None:
+        values, mask = input_features, input_features_mask  # [clips, mel_bins, frames]
+    else:
+        values, mask = encoder_states.transpose(1, 2), encoder_mask  # [clips, encoder_width, frames]
+    bits = values.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
+    channels = torch.arange(values.shape[1], device=values.device)
+    frames = torch.arange(values.shape[2], device=values.device)
+    places = _mixed((channels[:, None] << 32) + frames + 1) | 1  # odd, so that no bit of a value is lost
+    if mask is None:
+        mask = torch.ones_like(values[:, 0], dtype=torch.bool)
+    digests = []
+    for own, true in zip(bits, mask.to(values.device).bool(), strict=True):  # one by one, which bounds the memory
+        digests.append(_mixed((own * places * true).sum() + true.sum()))
+    return torch.stack(digests)
+
+
+def place_clip_values(
+    values: torch.Tensor, is_audio: torch.Tensor, before: torch.Tensor | None = None, begin: int = 0
+) -> torch.Tensor:
+    """Values of clips `(clips,)` at their audio tokens `(rows, tokens)`, zeros at other tokens.
+
+    Args:
+        values: of the clips of all tokens, or of those from `begin` on.
+        is_audio (`torch.BoolTensor` of shape `(rows, tokens)`): true at audio tokens.
+        before (`torch.Tensor` of shape `(rows, at least begin)`, *optional*): what is placed before `begin`.
+    """
+    values = values.to(is_audio.device)
+    placed, is_given = values.new_zeros(is_audio.shape), is_audio
+    if before is not None and len(values) != int(is_audio.sum()):
+        known = min(begin, before.shape[1])
+        placed[:, :known] = before[:, :known].to(placed)
+        is_given = is_audio.clone()
+        is_given[:, :begin] = False
+    return placed.masked_scatter(is_given, values)
+
+
 @dataclass
 class CachedPrompt:
     """The prompt with clips that a cache holds, kept on the cache, so that a next turn need not pass its clips again.
@@ -42,11 +97,15 @@ class CachedPrompt:
         num_added (`int`): `merged - tokens`.
         read_ids (`torch.LongTensor` of shape `(rows, read)`): the ids and what was generated since, as far as known;
             by default the prompt's.
+        digests (`torch.LongTensor` of shape `(rows, tokens)`): at audio tokens, those of the clips.
+        is_silent (`torch.BoolTensor` of shape `(rows, tokens)`): true at audio tokens of clips without speech.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     num_added: int
+    digests: torch.Tensor
+    is_silent: torch.Tensor
     read_ids: torch.Tensor | None = None
 
     def __post_init__(self):
@@ -61,6 +120,11 @@ class CachedPrompt:
         Raises: `ValueError` where not all clips are among them, or the cache would have to be cropped and cannot be.
         """
         in_cache = int(cache.get_seq_length()) - self.num_added
+        if len(self.input_ids) != len(input_ids):
+            raise ValueError(
+                f"`past_key_values` holds {len(self.input_ids)} rows with clips and `input_ids` has {len(input_ids)}: "
+                "pass the rows that it was made of, or leave it out and pass all clips."
+            )
         read = self.read_ids[:, : max(in_cache, 0)].to(input_ids.device)
         length = min(read.shape[1], input_ids.shape[1] - 1)
         held = 0
@@ -69,7 +133,7 @@ class CachedPrompt:
             held = int(same.int().cumprod(dim=0).sum())
             if held == read.shape[1]:  # nothing that is known speaks against the rest
                 held = min(max(in_cache, 0), input_ids.shape[1] - 1)
-        can_crop = all(type(layer) is DynamicLayer for layer in cache.layers)
+        can_crop = holds_every_position(cache)
         if (self.input_ids[:, held:] == audio_token_id).any() or (held < in_cache and not can_crop):
             raise ValueError(
                 f"`past_key_values` holds a prompt with clips, {self.input_ids.shape[1]} ids and what was generated "
@@ -78,6 +142,17 @@ class CachedPrompt:
             )
         return held
 
+    def heard_otherwise(self, input_ids: torch.Tensor, digests: torch.Tensor, audio_token_id: int) -> bool:
+        """Whether a next turn's clips for all its audio tokens `(clips,)` are not those in the cache, where both have
+        an audio token."""
+        is_audio = input_ids == audio_token_id
+        if len(input_ids) != len(self.input_ids) or len(digests) != int(is_audio.sum()):
+            return False  # clips of the new tokens alone: nothing to compare
+        length = min(input_ids.shape[1], self.input_ids.shape[1])
+        was_audio = self.input_ids[:, :length].to(input_ids.device) == audio_token_id
+        differs = place_clip_values(digests, is_audio)[:, :length] != self.digests[:, :length].to(input_ids.device)
+        return bool((differs & is_audio[:, :length] & was_audio).any())
+
     def next_mask(self, held: int, input_ids, attention_mask) -> torch.Tensor:
         """The mask of a next turn of which the cache holds so many ids: `(rows, tokens + num_added)`."""
         known = min(held, self.input_ids.shape[1])
@@ -85,6 +160,62 @@ class CachedPrompt:
             attention_mask = torch.ones_like(input_ids)
         read = self.attention_mask[:, : known + self.num_added].to(attention_mask)
         return torch.cat([read, attention_mask[:, known:]], dim=1)
+
+
+def holds_every_position(cache: Cache) -> bool:
+    """Whether every layer of a cache keeps all of its positions and can be cropped."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+class AnswerRules(LogitsProcessor):
+    """What no answer holds, and which rows have none.
+
+    Args: audio_token_id (`int`): in an answer, the audio token would stand for a clip that nobody gave.
+    """
+
+    def __init__(self, audio_token_id: int):
+        self.audio_token_id = audio_token_id
+        self.silent = self.end = None
+
+    def end_at_once(self, silent: torch.Tensor | None, end: int | list[int] | None):
+        """Let rows, with all of their beams or samples, consist of the end token.
+
+        Args: silent (`torch.BoolTensor` of shape `(rows,)`, *optional*): true for these rows.
+
+        Raises: `ValueError` where there are such rows and no end token.
+        """
+        if silent is None or not silent.any():
+            return
+        ends = [] if end is None else end if isinstance(end, list) else [end]
+        if not ends:
+            raise ValueError(
+                "A row asks for the transcript of a clip without speech, and there is no token to end it with: set "
+                "`generation_config.eos_token_id`, or `config.no_speech_threshold` to None."
+            )
+        self.silent, self.end = silent, int(ends[0])
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        tokens = torch.arange(scores.shape[1], device=scores.device)  # another LLM that drafts may have fewer
+        scores = scores.masked_fill(tokens == self.audio_token_id, -torch.inf)
+        if self.silent is None:
+            return scores
+        silent = self.silent.to(scores.device).repeat_interleave(len(scores) // len(self.silent))
+        only_end = torch.zeros_like(scores).masked_fill(tokens != self.end, -torch.inf)
+        return torch.where(silent[:, None], only_end, scores)
+
+
+def read_again(cache: Cache):
+    """Empty a cache whose clips are not those of the conversation any more.
+
+    Raises: `ValueError` where it is of a kind whose user decides on that.
+    """
+    if not holds_every_position(cache):
+        raise ValueError(
+            f"`past_key_values` ({type(cache).__name__}) holds a prompt with other clips than those given, and cannot "
+            "be cropped: call its `reset()`, or leave it out."
+        )
+    cache.reset()
+    cache.prompt = None
 
 
 def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
@@ -129,12 +260,17 @@ class SoundwaveGenerationMixin(GenerationMixin):
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
         *args,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
         **kwargs,
     ):
         """As in transformers; a kept cache is `past_key_values` or `cache`, whichever version is installed.
+
+        Rows that ask for a transcript (`is_transcription`, `(rows,)`, which
+        `SoundwaveProcessor.apply_transcription_request` gives) get an empty one, the end token alone, where their
+        clips are without speech: see `SoundwaveConfig.no_speech_threshold`.
 
         Raises: `ValueError` where two caches came, where clips, ids and what the cache holds do not belong together,
         and for an option that prompts with clips do not allow.
@@ -147,7 +283,11 @@ class SoundwaveGenerationMixin(GenerationMixin):
             has_clips = any(kwargs.get(name) is not None for name in ("input_features", "encoder_states"))
             if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
                 kwargs["attention_mask"] = self._mask_of(input_ids)
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        rules = AnswerRules(self.config.audio_token_id)
+        if kwargs.get("is_transcription") is not None:  # the hook that hears the clips tells the rules
+            kwargs["is_transcription"] = (kwargs["is_transcription"], rules)
+        logits_processor = LogitsProcessorList([*(logits_processor or []), rules])
+        return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
         """Raise `ValueError` where the pass to be guided away from, which is given no clips, would read a clip."""
@@ -170,14 +310,26 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
+        marked, rules = model_kwargs.pop("is_transcription", None) or (None, None)
         cache = model_kwargs.get(CACHE)
         cached = 0 if cache is None else int(cache.get_seq_length())
         prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
-        if input_name != "input_ids":  # a prompt of embeddings has no audio token left to replace
+        if input_name != "input_ids":
+            if has_clips:
+                raise ValueError(
+                    "`generate` got `inputs_embeds` and clips, which are merged into `input_ids` alone: leave the "
+                    "embeddings out, or merge the clips into them first (`model.model.merge_audio`)."
+                )
             return inputs, input_name, model_kwargs
+        if prompt is not None or has_clips:
+            self._refuse_virtual_tokens()
         if prompt is None and not has_clips:
             self.model.check_text(inputs)
             return inputs, input_name, model_kwargs
+        digests = digest_clips(**clips) if has_clips else inputs.new_zeros(0)
+        if prompt is not None and has_clips and prompt.heard_otherwise(inputs, digests, self.config.audio_token_id):
+            read_again(cache)
+            prompt, cached = None, 0
         caller_inputs = {**clips, "attention_mask": model_kwargs.get("attention_mask")}
         mask, num_added = caller_inputs["attention_mask"], 0
         if prompt is not None:
@@ -199,9 +351,37 @@ class SoundwaveGenerationMixin(GenerationMixin):
         is_audio = inputs == self.config.audio_token_id
         if has_clips and cached:
             clips = new_clips(clips, is_audio, begin)
+        is_silent = torch.zeros(0, dtype=torch.bool)
         if prompt is None or is_audio[:, begin:].any():
-            merged |= self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
+            tail, is_silent = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
+            merged |= tail
+        for name, new in {"digests": digests, "is_silent": is_silent}.items():
+            merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
+        if rules is not None:
+            merged["answer_rules"] = rules
+            merged["silent_rows"] = self._find_silent(marked, is_audio, merged["prompt_is_silent"])
         return inputs, input_name, {**model_kwargs, **merged}
+
+    def _find_silent(self, marked, is_audio: torch.Tensor, is_silent: torch.Tensor) -> torch.Tensor | None:
+        """Rows `(rows,)` that ask for a transcript of clips without speech."""
+        if marked is None or not self.config.no_speech_threshold:
+            return None
+        marked = torch.as_tensor(marked, device=is_audio.device).bool()
+        if marked.shape != (len(is_audio),):
+            raise ValueError(
+                f"`is_transcription` has shape {tuple(marked.shape)}; expected one value a row, ({len(is_audio)},)."
+            )
+        return marked & is_audio.any(dim=1) & ~(is_audio & ~is_silent).any(dim=1)
+
+    def _refuse_virtual_tokens(self):
+        """Raises: `ValueError` for PEFT's methods that write a prompt of their own before that of a row."""
+        outer = getattr(self.prepare_inputs_for_generation, "__self__", self)  # PEFT puts its own there
+        config = getattr(outer, "active_peft_config", None) if outer is not self else None
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"PEFT's {config.peft_type.value} writes virtual tokens into the prompt anew and would leave its "
+                "clips out of `generate`: use a method that changes weights, such as LoRA."
+            )
 
     def _mask_of(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The mask of rows that came without one: padding ids at their beginning are padding, as in the library."""
@@ -214,8 +394,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
         """Where the model reads these ids: on its own device, unless it is offloaded and its hooks move them."""
         return input_ids.device if self.device.type == "meta" else self.device
 
-    def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict) -> dict:
-        """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds."""
+    def _merge_tail(
+        self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict
+    ) -> tuple[dict, torch.Tensor]:
+        """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds.
+
+        Returns: what of the model's inputs changes, and which clips are without speech.
+        """
         if not clips:
             raise ValueError(
                 "`input_ids` holds new audio tokens behind those of the prompt in `past_key_values`, and no clip was "
@@ -232,11 +417,12 @@ class SoundwaveGenerationMixin(GenerationMixin):
         embeds = tail.inputs_embeds.to(input_ids.device)
         # `generate` takes a whole row and cuts off what its cache holds.
         read = embeds.new_zeros(len(input_ids), cached, embeds.shape[-1])
-        return {
+        merged = {
             "inputs_embeds": torch.cat([read, embeds], dim=1),
             "attention_mask": torch.cat([mask[:, :cached], tail.attention_mask.to(mask)], dim=1),
             "num_added": cached + embeds.shape[1] - input_ids.shape[1],
         }
+        return merged, self.model.judge_silence(audio, clips.get("input_features"), clips.get("input_features_mask"))
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
@@ -256,6 +442,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         )
         if (cache := model_kwargs.get(CACHE)) is not None:
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
+        if (rules := model_kwargs.get("answer_rules")) is not None:
+            rules.end_at_once(model_kwargs["silent_rows"], generation_config.eos_token_id)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
 
@@ -275,10 +463,12 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 "clips."
             )
 
-    def _cached_prompt(self, prompt_ids, num_added: int, attention_mask=None, **kwargs) -> CachedPrompt:
+    def _cached_prompt(
+        self, prompt_ids, num_added: int, prompt_digests, prompt_is_silent, attention_mask=None, **kwargs
+    ) -> CachedPrompt:
         if attention_mask is None:  # `generate` drops a mask of ones
             attention_mask = prompt_ids.new_ones(len(prompt_ids), prompt_ids.shape[1] + num_added)
-        return CachedPrompt(prompt_ids, attention_mask, num_added)
+        return CachedPrompt(prompt_ids, attention_mask, num_added, prompt_digests, prompt_is_silent)
 
     def _get_candidate_generator(
         self,
@@ -292,9 +482,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
     ):
         if assistant_model is not None and "num_added" in model_kwargs:
             # The merged row lies in this model's space: an assistant reads the caller's ids.
-            merged = {"inputs_embeds", "attention_mask", "position_ids", "prompt_ids", "num_added", "is_draft"}
+            merged = {"inputs_embeds", "attention_mask", "position_ids", *OWN_INPUTS}
             caller_inputs = model_kwargs["caller_inputs"]
-            model_kwargs = {k: v for k, v in model_kwargs.items() if k not in merged | {"caller_inputs"}}
+            model_kwargs = {k: v for k, v in model_kwargs.items() if k not in merged}
             if assistant_model.config.model_type == self.config.model_type:
                 model_kwargs |= caller_inputs
                 self._check_clips_of_draft(input_ids, caller_inputs)
@@ -330,6 +520,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         cache=None,
         **kwargs,
     ):
+        kwargs = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
         past_key_values = one_cache(past_key_values, cache)
         self._warn_of_context(input_ids.shape[1] + (num_added or 0), attention_mask)
         if num_added is not None and past_key_values is not None:

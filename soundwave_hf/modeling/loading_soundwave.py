@@ -29,7 +29,6 @@ WITHOUT_MEANING = {
     "code_revision",
     "low_cpu_mem_usage",
     "trust_remote_code",
-    "use_safetensors",
     "weights_only",
 }
 OWN_OPTIONS = ("encoder", "llm", "allow_other_backbones", "merge_lora", "is_trainable")
@@ -135,7 +134,7 @@ def from_adapter(
     model = model_class.from_backbones(*found, dtype=dtype, warm_start=False, **own, **{**fields, **changed})
     if attn_implementation is not None:
         model.set_attn_implementation(attn_implementation)
-    model = _put_adapters(model, adapter, merge_lora, is_trainable)
+    model = _put_adapters(model, adapter, merge_lora, is_trainable, changed)
     if quantization_config is None:
         model = place(model, device_map, device, **placing)
     model.train(is_trainable)
@@ -164,7 +163,7 @@ def _changed_fields(config: SoundwaveConfig | None, name: str, subfolder: str | 
     """Fields that a caller set in a config, which the Auto classes read from `name` and pass on."""
     if config is None:
         return {}
-    if not isinstance(config, SoundwaveConfig):
+    if getattr(config, "model_type", None) != SoundwaveConfig.model_type:  # remote code may have a class of its own
         raise ValueError(f"`config` is a {type(config).__name__} and a SoundwaveConfig was expected.")
     saved = SoundwaveConfig.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}), **hub)
     for part in ("audio_config", "text_config", "audio_token_id"):
@@ -190,7 +189,7 @@ def _take_fields(options: dict) -> dict:
     options = {key: value for key, value in options.items() if key not in WITHOUT_MEANING | {"adapter_kwargs"}}
     fields = {key: options.pop(key) for key in settable_fields() & options.keys()}
     for key, value in options.items():
-        if value is None:
+        if value is None or (key == "use_safetensors" and value):
             continue
         known = {*settable_fields(), *OWN_OPTIONS, *HUB_OPTIONS, "dtype", "device_map", "quantization_config"}
         near = difflib.get_close_matches(key, known, n=1)
@@ -199,11 +198,11 @@ def _take_fields(options: dict) -> dict:
     return fields
 
 
-def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool):
+def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool, changed: dict):
     if not hasattr(model, "lm_head"):
         load_adapter_weights(model, adapter)
         return model
-    return load_adapter(model, adapter) if merge_lora else load_lora(model, adapter, is_trainable)
+    return load_adapter(model, adapter, changed) if merge_lora else load_lora(model, adapter, is_trainable, changed)
 
 
 def _one_device(device_map, quantized: bool):

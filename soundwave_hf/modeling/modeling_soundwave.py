@@ -24,7 +24,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import CONFIG_NAME, TransformersKwargs, cached_file, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -33,6 +33,7 @@ from .backbones_soundwave import (
     adapter_fields,
     as_dtype,
     audio_token_place,
+    check_adapter_files,
     load_adapter,
     load_adapter_weights,
     read_encoder,
@@ -41,13 +42,24 @@ from .backbones_soundwave import (
     reading_weights,
     refuse_other_fields,
     refuse_other_heads,
+    refuse_other_training,
     refuse_unsettable,
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
 from .ctc_soundwave import large_vocabulary_ctc
 from .folders_soundwave import backbone_name, choose_backbones, weights_digest
-from .generation_soundwave import CACHE, CACHE_NAMES, CachedPrompt, SoundwaveGenerationMixin, one_cache
+from .generation_soundwave import (
+    CACHE,
+    CACHE_NAMES,
+    CachedPrompt,
+    SoundwaveGenerationMixin,
+    digest_clips,
+    one_cache,
+    place_clip_values,
+)
 from .loading_soundwave import from_adapter, take_adapter
+from .no_speech_soundwave import may_be_words
+from .trained_fields_soundwave import checked_by_caller, keep_trained_fields
 from .warm_start_soundwave import start_alignment
 
 
@@ -165,6 +177,8 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
             of clips, or over `num_ctc_clips` where that was given.
         num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
         ctc_logits (`torch.FloatTensor` of shape `(clips, frames, vocabulary)`, *optional*): returned on request.
+        no_speech_probs (`torch.FloatTensor` of shape `(clips,)`): least probability of the CTC blank at a frame of the
+            clip: near 1 where the CTC head hears no token anywhere. See `SoundwaveModel.judge_silence`.
     """
 
     aligned_states: torch.FloatTensor | None = None
@@ -174,6 +188,7 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
     ctc_loss: torch.FloatTensor | None = None
     num_ctc_skipped: torch.LongTensor | None = None
     ctc_logits: torch.FloatTensor | None = None
+    no_speech_probs: torch.FloatTensor | None = None
 
 
 class EitherCacheName:
@@ -387,6 +402,7 @@ class SoundwaveAlignmentAdapter(nn.Module):
         self.linear = nn.Linear(config.stack_factor * config.audio_config.d_model, width)
         self.layers = nn.ModuleList(SoundwaveAlignmentLayer(config) for _ in range(config.alignment_layers))
         self.norm = nn.LayerNorm(width)
+        keep_trained_fields(self)
 
     def forward(
         self, encoder_states: torch.Tensor, encoder_mask: torch.Tensor | None
@@ -537,6 +553,22 @@ def _describe_mismatches(mismatches, folder: str) -> str:
     )
 
 
+def unseen_by_trainer(name: str):
+    """Leave an argument out of a function's signature.
+
+    `Trainer` takes every argument with "label" in its name for one that each batch has, and gives no `eval_loss` for a
+    batch without it.
+    """
+
+    def hide(function):
+        signature = inspect.signature(function)
+        kept = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        function.__signature__ = signature.replace(parameters=kept)
+        return function
+
+    return hide
+
+
 class SoundwavePreTrainedModel(PreTrainedModel):
     config: SoundwaveConfig
     base_model_prefix = "model"
@@ -618,6 +650,17 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                 frozen.requires_grad_(False)
         return (model, report) if asked["output_loading_info"] else model
 
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """As in transformers, with the LoRA and the adapters of a PEFT folder.
+
+        Raises: `ValueError` where they were trained with other config fields than this model has.
+        """
+        # PEFT alone writes no config: what it was trained on is a checkpoint, with a config of its own.
+        if cached_file(peft_model_id or "", CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
+            refuse_other_training(self.config, peft_model_id)
+        with checked_by_caller():
+            return super().load_adapter(peft_model_id, *args, **kwargs)
+
     @classmethod
     def _with_adapter(cls, encoder, llm, adapter: str | None, allow_other_backbones: bool, fields: dict) -> tuple:
         """Backbones and fields of `from_backbones`, as its adapter needs them."""
@@ -628,6 +671,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                     "folder. They may be left out where `adapter` is a folder of trained adapters, which names them."
                 )
             return encoder, llm, fields
+        check_adapter_files(adapter)
         encoder, llm = choose_backbones(adapter, encoder, llm)
         trained = adapter_fields(adapter, encoder, llm, allow_other_backbones)
         refuse_other_fields(fields, trained, adapter)
@@ -642,7 +686,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         tower = read_encoder(encoder, dtype)
         for part, part_config, name in (("encoder", tower.config, encoder), ("llm", text_config, llm)):
             # What trained adapters are saved with, so that they find their backbones, and refuse others.
-            part_config._name_or_path = backbone_name(name)
+            part_config.name_or_path = backbone_name(name)
             part_config.weights_digest = weights_digest(name, part)
         config = SoundwaveConfig(
             audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
@@ -715,6 +759,20 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
                 "at least one true frame and is padded on the right."
             )
 
+    def _check_finite(self, input_features: torch.Tensor | None, encoder_states: torch.Tensor | None):
+        name = "input_features" if encoder_states is None else "encoder_states"
+        values = input_features if encoder_states is None else encoder_states
+        # In training it would hold up an accelerator at each step, and the loss tells.
+        if values is None or (self.training and values.device.type != "cpu"):
+            return
+        wrong = ~torch.isfinite(values)
+        if wrong.any():
+            clip = int(wrong.flatten(1).any(dim=1).int().argmax())
+            raise ValueError(
+                f"`{name}` of clip {clip} holds {values[wrong][0].item()}, and finite values were expected: see what "
+                "made it so (silence divided by its loudness, a half-precision overflow); the processor gives none."
+            )
+
     def align(
         self, input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None, **kwargs
     ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
@@ -723,6 +781,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         A clip longer than the encoder's window is cut at quiet places; its pieces are encoded and aligned like clips,
         a few at once, and joined.
         """
+        self._check_finite(input_features, encoder_states)
         longest = self.config.audio_config.max_source_positions
         if encoder_states is None and input_features.shape[-1] > 2 * longest:
             return self._align_pieces(input_features, input_features_mask, 2 * longest)
@@ -778,7 +837,10 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
         if ctc_labels is None and ctc.losses is not None:
             aligned = aligned + ctc.losses[:, None, None].to(aligned.dtype)
-        output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
+        no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
+        output = SoundwaveAudioOutput(
+            aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best, no_speech_probs=no_speech_probs
+        )
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
             if ctc_mask is None:
@@ -902,10 +964,11 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         input_features_mask: torch.Tensor | None = None,
         encoder_states: torch.Tensor | None = None,
         encoder_mask: torch.Tensor | None = None,
-        ctc_labels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         num_ctc_clips: int | None = None,
         ctc_candidates: torch.Tensor | None = None,
         ctc_mask: torch.Tensor | None = None,
+        output_ctc_logits: bool = False,
         **kwargs,
     ) -> SoundwaveCausalLMOutputWithPast:
         """
@@ -913,16 +976,22 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel of each clip.
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
-            ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): token ids, padded with -100.
+            labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): token ids, padded with -100. By the
+                name `ctc_labels` too, as the whole model has it. (That is no argument of its own: `Trainer` takes
+                every argument with "label" in its name for one that each batch of an evaluation has.)
             num_ctc_clips (`int`, *optional*): clips that the loss is a mean over (of a whole accumulated batch).
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with the
                 targets in this step, and may be `ctc_best`; by default the whole vocabulary.
             ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the loss
                 leaves the others out. By default all have one.
+            output_ctc_logits (`bool`): whether to return `logits`, the scores of all tokens and the blank, of shape
+                `(clips, frames, vocabulary)`. They are much memory: 30 s of a vocabulary of 150,000 are 450 MB.
 
-        Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`.
+        Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`,
+        and on request `logits`, which are `ctc_logits` too.
 
-        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, or a CTC label is no token.
+        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, a CTC label is no token, or
+        `labels` and `ctc_labels` are given and differ.
 
         Example:
 
@@ -932,15 +1001,18 @@ class SoundwaveForCTC(SoundwaveAudioModel):
 
         >>> ctc_model = SoundwaveForCTC.from_backbones(encoder, llm)
         >>> features = torch.randn(1, ctc_model.config.audio_config.num_mel_bins, 60)
-        >>> output = ctc_model(features, ctc_labels=torch.tensor([[3, 4]]))
+        >>> output = ctc_model(features, labels=torch.tensor([[3, 4]]))
         >>> output.num_frames  # 40 ms each
         tensor([15])
         >>> output.loss.backward()
         ```
         """
+        labels = self._one_of(labels, kwargs.pop("ctc_labels", None))
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
         _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
-        audio = self.label(aligned, mask, self.token_table(), ctc_labels, num_ctc_clips, ctc_candidates, ctc_mask)
+        embeddings = self.token_table()
+        audio = self.label(aligned, mask, embeddings, labels, num_ctc_clips, ctc_candidates, ctc_mask)
+        logits = self.ctc_head.logits(aligned, embeddings) if output_ctc_logits else None
         return SoundwaveCausalLMOutputWithPast(
             loss=audio.ctc_loss,
             ctc_loss=audio.ctc_loss,
@@ -948,7 +1020,20 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             num_positions=self.keep_mask(audio.ctc_best, mask).sum(dim=1),
             num_ctc_skipped=audio.num_ctc_skipped,
             ctc_best=audio.ctc_best,
+            logits=logits,
+            ctc_logits=logits,
         )
+
+    @staticmethod
+    def _one_of(labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:
+        if labels is None or ctc_labels is None:
+            return ctc_labels if labels is None else labels
+        if labels is not ctc_labels and not torch.equal(labels, ctc_labels.to(labels)):
+            raise ValueError(
+                f"`labels` of shape {tuple(labels.shape)} and `ctc_labels` of shape {tuple(ctc_labels.shape)} were "
+                "given and differ; they are two names of the transcripts' ids: give one of them."
+            )
+        return labels
 
 
 @dataclass
@@ -968,7 +1053,7 @@ class MergedPrompt:
     @property
     def position_ids(self) -> torch.Tensor:
         """`(batch, merged)`: positions counted over the merged row, padding left out."""
-        return (self.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 class SoundwaveModel(SoundwaveAudioModel):
@@ -1053,13 +1138,44 @@ class SoundwaveModel(SoundwaveAudioModel):
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
         return audio
 
+    @torch.no_grad()
+    def judge_silence(
+        self, audio: SoundwaveAudioOutput, input_features=None, input_features_mask=None
+    ) -> torch.Tensor:
+        """Clips in which there is no speech to transcribe, `(clips,)`; none where the config has no threshold.
+
+        The CTC head decides, but on clips that may be a single word, which it misses now and then. Encoder states do
+        not tell these: there, clips of up to 1.5 s count as speech.
+        """
+        threshold = self.config.no_speech_threshold
+        if not threshold:
+            return torch.zeros_like(audio.num_frames, dtype=torch.bool)
+        is_silent = audio.no_speech_probs >= threshold
+        if input_features is None:
+            frame_seconds = 0.02 * self.config.stack_factor
+            return is_silent & (audio.num_frames * frame_seconds > 1.5)
+        return is_silent & ~may_be_words(input_features, input_features_mask).to(is_silent.device)
+
     def check_text(self, input_ids: torch.Tensor):
         """Raises: `ValueError` where ids given without clips hold audio tokens, or ids outside the vocabulary."""
         check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         if (input_ids == self.config.audio_token_id).any():
             raise ValueError("`input_ids` holds audio tokens and no clip was given: pass `input_features` as well.")
 
-    def merge_audio(self, input_ids, positions, num_positions, attention_mask=None, before=0) -> MergedPrompt:
+    def ids_of_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """The audio token's id where embeddings `(batch, tokens, width)` are its own, else another: `(batch, tokens)`.
+
+        Libraries that put states of their own before a prompt (prompt tuning) pass its embeddings, and no ids.
+        """
+        audio_token_id = self.config.audio_token_id
+        row = self.get_input_embeddings()(torch.tensor([audio_token_id], device=inputs_embeds.device))
+        is_audio = (inputs_embeds == row.to(inputs_embeds)).all(dim=-1)
+        other = 0 if audio_token_id else 1
+        return torch.full_like(is_audio, other, dtype=torch.long).masked_fill(is_audio, audio_token_id)
+
+    def merge_audio(
+        self, input_ids, positions, num_positions, attention_mask=None, before=0, inputs_embeds=None
+    ) -> MergedPrompt:
         """Replace each audio token by the positions of its clip.
 
         Args:
@@ -1068,6 +1184,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             num_positions (`torch.LongTensor` of shape `(clips,)`): in the order of the tokens, row by row.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
             before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions that the LLM has read before.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): those of the other
+                tokens; the LLM's by default.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, ids and
         mask differ in shape, or a row is longer than the LLM's context.
@@ -1105,7 +1223,8 @@ class SoundwaveModel(SoundwaveAudioModel):
         audio_index = starts.repeat_interleave(num_positions) + step
         text_index = (flat_ends - 1)[~is_audio]
 
-        text = self.get_input_embeddings()(input_ids[~is_audio])
+        is_text = ~is_audio
+        text = self.get_input_embeddings()(input_ids[is_text]) if inputs_embeds is None else inputs_embeds[is_text]
         embeds = text.new_zeros(batch * merged, text.shape[-1])
         embeds = embeds.index_copy(0, text_index, text).index_copy(0, audio_index, positions.to(text))
         mask = attention_mask.new_zeros(batch * merged)
@@ -1185,6 +1304,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         ctc_mask: torch.BoolTensor | None = None,
         shared_prefix: int = 0,
         cache: Cache | None = None,
+        is_transcription: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveModelOutputWithPast:
         """
@@ -1199,7 +1319,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             past_key_values, cache (`Cache`, *optional*): keys and values of what the LLM has read before; transformers
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
-                no clip is merged into them.
+                clips stand where the embedding is that of the audio token.
             use_cache (`bool`, *optional*): whether to return `past_key_values`.
             encoder_states, encoder_mask: outputs of `encode`, in place of the features and their mask.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
@@ -1210,6 +1330,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the CTC loss
                 leaves the others out. By default all have one.
             shared_prefix (`int`): in training, tokens of text that all rows begin with, read once for the batch.
+            is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): the processor's mark of rows that
+                ask for a transcript, which `generate` alone reads.
 
         Returns: `SoundwaveModelOutputWithPast` with one state per input token, none for those of a `shared_prefix`.
 
@@ -1231,15 +1353,16 @@ class SoundwaveModel(SoundwaveAudioModel):
                 "`input_ids` was not given: pass the prompt's ids, with one audio token for each clip of "
                 "`input_features` (the processor writes both)."
             )
-        has_audio = (input_features is not None or encoder_states is not None) and inputs_embeds is None
+        has_audio = input_features is not None or encoder_states is not None
         if has_audio and not shared_prefix and past_key_values is not None and int(past_key_values.get_seq_length()):
             raise ValueError(
                 "`past_key_values` holds a prompt and `input_features` were given: `forward` takes clips with whole "
-                "prompts. `generate` merges the clips of a next turn behind a kept cache."
+                "prompts. `generate` merges the clips of a next turn behind a kept cache. PEFT's prefix tuning passes "
+                "such a cache: use a method that changes weights, such as LoRA."
             )
         if shared_prefix:
-            if not has_audio or past_key_values is not None:
-                raise ValueError("`shared_prefix` is for whole prompts with clips, without a cache.")
+            if not has_audio or past_key_values is not None or input_ids is None:
+                raise ValueError("`shared_prefix` is for the ids of whole prompts with clips, without a cache.")
             past_key_values = self.read_prefix(input_ids, attention_mask, shared_prefix)
             input_ids = input_ids[:, shared_prefix:]
             attention_mask = None if attention_mask is None else attention_mask[:, shared_prefix:]
@@ -1256,8 +1379,10 @@ class SoundwaveModel(SoundwaveAudioModel):
                 ctc_candidates=ctc_candidates,
                 ctc_mask=ctc_mask,
             )
+            if inputs_embeds is not None and input_ids is None:
+                input_ids = self.ids_of_embeddings(inputs_embeds)
             merged = self.merge_audio(
-                input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix
+                *(input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix, inputs_embeds)
             )
             prompt_ids, input_ids, inputs_embeds = input_ids, None, merged.inputs_embeds
             attention_mask, position_ids = merged.attention_mask, merged.position_ids + shared_prefix
@@ -1284,7 +1409,11 @@ class SoundwaveModel(SoundwaveAudioModel):
         if merged is not None and kept is not None and not shared_prefix:
             # `generate` may go on from it.
             added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
-            kept.prompt = CachedPrompt(prompt_ids, merged.attention_mask, added)
+            is_audio = prompt_ids == self.config.audio_token_id
+            clips = digest_clips(input_features, input_features_mask, encoder_states, encoder_mask)
+            is_silent = self.judge_silence(audio, input_features, input_features_mask)
+            known = [place_clip_values(values, is_audio) for values in (clips, is_silent)]
+            kept.prompt = CachedPrompt(prompt_ids, merged.attention_mask, added, *known)
         if merged is not None:
             hidden = hidden.gather(1, merged.last_position[..., None].expand(-1, -1, hidden.shape[-1]))
         return SoundwaveModelOutputWithPast(
@@ -1382,6 +1511,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         """
         refuse_unsettable(fields)
         dtype = as_dtype(dtype)
+        changed = fields.keys()
         encoder, llm, fields = cls._with_adapter(encoder, llm, adapter, allow_other_backbones, fields)
         if quantization_config is not None:
             quantization_config = quantize_llm_alone(quantization_config)
@@ -1412,7 +1542,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         model.generation_config.suppress_tokens = suppressed
         model.model.shrinking_adapter.start_norm(embeddings)
         if adapter is not None:
-            model = load_adapter(model, adapter)
+            model = load_adapter(model, adapter, changed)
         return (model if device is None or quantization_config is not None else model.to(device)).eval()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -1427,6 +1557,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         """See `SoundwaveModel.get_audio_features`."""
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
 
+    @unseen_by_trainer("ctc_labels")
     @can_return_tuple
     def forward(
         self,
@@ -1448,6 +1579,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         num_items_in_batch: torch.Tensor | None = None,
         shared_prefix: int = 0,
         cache: Cache | None = None,
+        is_transcription: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveCausalLMOutputWithPast:
         """
@@ -1463,7 +1595,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             past_key_values, cache (`Cache`, *optional*): keys and values of what the LLM has read before; transformers
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
-                no clip is merged into them.
+                clips stand where the embedding is that of the audio token.
             use_cache (`bool`, *optional*): whether to return `past_key_values`.
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` where a token is to be
                 learnt, -100 elsewhere.
@@ -1480,6 +1612,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 without `num_ctc_clips`, `ctc_loss` counts by the share of them that are in this part.
             shared_prefix (`int`): in training, tokens of text that all rows begin with: the LLM reads them once for
                 the batch, and neither scores them nor learns their labels.
+            is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): the processor's mark of rows that
+                ask for a transcript, which `generate` alone reads.
 
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
         inputs and of their masks or labels differ, a clip is empty, a prompt is longer than the LLM's context, or a

@@ -1,14 +1,22 @@
-"""Speech recognition as a pipeline: files of any length, in batches.
+"""Speech recognition as a pipeline: files of any length, in batches, as a list or as a stream.
 
 The library's own pipeline of that task knows CTC models and encoder-decoders; it cannot take an audio LLM.
 """
 
+import array
+import dataclasses
 import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Real
 
 import numpy as np
 import torch
-from transformers import Pipeline
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import GenerationConfig, Pipeline
+from transformers.pipelines.base import no_collate_fn
+from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
 from .modeling_soundwave import cut_at_quiet
@@ -29,15 +37,110 @@ CUSTOM_PIPELINES = {
 TOKENS_OF_30_SECONDS = 256  # English speech seldom has half of that
 SHORTEST_CHUNK = 1.0  # seconds
 SHORTEST_TAIL = 0.1  # seconds; what is left after the last cut is joined to the piece before it if it is shorter
+AUDIO_OPTIONS = ("mono", "allow_truncated", "max_seconds", "max_bytes")  # of the processor's call
 
 
-def is_many(inputs) -> bool:
-    """True for a list, a column of a data set or a generator of clips; a list of numbers is one clip."""
-    if isinstance(inputs, (str, bytes, bytearray, dict, np.ndarray, torch.Tensor)):
+def is_clip(inputs) -> bool:
+    """True for one clip; false for a list, a column, a data set or an iterator of clips."""
+    if is_data_set(inputs):
         return False
-    if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
-        return len(inputs) == 0 or not isinstance(inputs[0], Real)
-    return hasattr(inputs, "__next__")
+    if isinstance(inputs, (str, bytes, bytearray, memoryview, Mapping, torch.Tensor, array.array)):
+        return True
+    if isinstance(inputs, np.ndarray):
+        return inputs.dtype.kind not in "OU"  # objects, strings
+    if any(hasattr(inputs, name) for name in ("read", "get_all_samples", "sample_rate")):  # open file, torchcodec
+        return True
+    if isinstance(inputs, (list, tuple)) and inputs:
+        is_number = [isinstance(item, Real) for item in inputs[:2]]
+        return is_number[0] or (len(inputs) == 2 and is_number[1])  # samples, or samples and their rate
+    return not isinstance(inputs, Iterable)
+
+
+def is_data_set(inputs) -> bool:
+    """True for data sets of torch and `datasets`, which the library answers one by one as they are read."""
+    return isinstance(inputs, Dataset) or hasattr(inputs, "cast_column")
+
+
+def undecoded(rows, column: str | None = None):
+    """A column of `datasets` with audio left as it is stored: to decode it there needs torchcodec."""
+    features = rows.features or {}
+    names = [name for name, feature in features.items() if type(feature).__name__ == "Audio"]
+    if column is None and len(names) != 1:
+        raise ValueError(
+            f"A data set with the audio columns {names} arrived; expected one. Pass a column: "
+            "`KeyDataset(dataset, 'audio')` of `transformers.pipelines.pt_utils`."
+        )
+    column = column or names[0]
+    if column in names:
+        rows = rows.cast_column(column, dataclasses.replace(features[column], decode=False))
+    return KeyDataset(rows, column) if isinstance(rows, Sized) else (row[column] for row in rows)
+
+
+def as_clips(inputs):
+    """Many clips as a `Clips`, where their number is known, or as an iterator."""
+    if hasattr(inputs, "iterrows") or hasattr(inputs, "iter_rows"):  # a frame of pandas or polars
+        raise ValueError("A table arrived; expected clips. Pass the column of their paths: `frame['audio']`.")
+    if hasattr(inputs, "cast_column"):
+        inputs = undecoded(inputs)
+    elif isinstance(inputs, KeyDataset) and hasattr(inputs.dataset, "cast_column"):
+        inputs = undecoded(inputs.dataset, inputs.key)
+    elif hasattr(getattr(inputs, "source", None), "cast_column"):  # a column of `datasets`
+        inputs = undecoded(inputs.source, inputs.column_name)
+    if isinstance(inputs, IterableDataset) or not isinstance(inputs, Sized):
+        return iter(inputs)
+    return Clips(inputs if isinstance(inputs, (Sequence, Dataset)) else list(inputs))
+
+
+class Clips(Dataset):
+    """Clips and their numbers, which messages name."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, number: int) -> tuple:
+        return number, self.clips[number]
+
+
+class Transcripts(Iterator):
+    """What the pipeline returns for a data set or an iterator: each answer is computed when it is asked for."""
+
+    def __init__(self, answers: Iterator, clips):
+        self.answers, self.clips = answers, clips
+
+    def __next__(self):
+        return next(self.answers)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+@dataclasses.dataclass
+class Request:
+    """One clip on its way through the pipeline."""
+
+    number: int
+    pieces: int
+    language: str | None
+    prompt: str | None
+    texts: list[list[str]] = dataclasses.field(default_factory=list)  # of each piece, its hypotheses
+
+
+def option_of(option, number: int, name: str):
+    """The language or prompt of one clip, where one was given for all or one for each."""
+    if option is None or isinstance(option, str):
+        return option
+    if number >= len(option):
+        raise wrong_number(option, f"clip {number + 1}", name)
+    return option[number]
+
+
+def wrong_number(option, arrived: str, name: str) -> ValueError:
+    return ValueError(
+        f"`{name}` holds {len(option)} entries and {arrived} arrived; give one for each clip, or one text for all."
+    )
 
 
 def cut_samples(samples: np.ndarray, sampling_rate: int, seconds: float) -> list[np.ndarray]:
@@ -76,48 +179,106 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
     _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
     _pipeline_calls_generate = True
 
-    def __call__(self, inputs, **kwargs) -> dict[str, str] | list[dict[str, str]]:
+    def __call__(self, inputs, **kwargs):
         """
         Args:
-            inputs: a clip, or a list, a column of a data set or a generator of clips, each a path, a URL, the bytes
-                of an audio file, or `{"array" | "raw": samples, "sampling_rate": Hz}`; a bare array is at the
-                encoder's rate.
-            batch_size (`int`, *optional*): pieces transcribed at once, of one clip or of several; 1 by default.
+            inputs: a clip in any form that the processor's call takes, `{"raw": samples, "sampling_rate": Hz}` too; a
+                bare array is at the encoder's rate. Or many of them: a list, a column of `datasets` or pandas, a
+                data set of torch or `datasets`, a `KeyDataset`, a generator.
+            batch_size (`int`, *optional*): pieces transcribed at once, of one clip or of several; 1 by default. So
+                many pieces are read before the first answer.
+            num_workers (`int`, *optional*): processes that read the clips, where their number is known.
             chunk_length_s (`float`, *optional*): longest piece in seconds; the encoder's window of 30 s by default.
                 0 leaves a clip whole: one prompt holds it, as long as the LLM's context allows.
-            language, prompt (`str`, *optional*): as in `SoundwaveProcessor.apply_transcription_request`.
+            language, prompt (`str` or list, *optional*): as in `SoundwaveProcessor.apply_transcription_request`, one
+                for all clips or one for each.
+            mono, allow_truncated, max_seconds, max_bytes (*optional*): as in the processor's call.
             max_new_tokens (`int`, *optional*): 256 for each 30 s of the longest piece by default; a transcript that
                 does not end within them is warned of.
-            generate_kwargs (`dict`, *optional*): arguments of `generate`.
+            generation_config, generate_kwargs (*optional*): as for `generate`; its arguments may stand in the call,
+                too, such as `num_beams=2`. Of a `return_dict_in_generate` the transcripts are taken.
 
-        Returns: `{"text": transcript}` of each clip, a list where a list was given.
+        Returns: `{"text": transcript}` of a clip, or with `num_return_sequences` above 1 a list of as many, the best
+            first (a clip in pieces joins those of equal rank). A list of these for a list or a column; an iterator
+            for data sets and generators, which reads a clip when its answer is asked for.
 
-        Raises: `ValueError` for `return_timestamps`, which the model does not give, and for a bad clip.
+        Raises: `ValueError` for `return_timestamps`, which the model does not give, for lists of another length than
+            the clips', and for a bad clip.
         """
-        clips = list(inputs) if is_many(inputs) else [inputs]
-        if not clips:
-            return []
-        # One call holds the pieces of all clips, so that a batch may be filled from several.
-        kwargs.setdefault("batch_size", self._batch_size or 1)
-        transcripts = super().__call__(
-            {"clips": clips}, batch_size=1, **{"piece_batch": kwargs.pop("batch_size")}, **kwargs
-        )
-        return transcripts if is_many(inputs) else transcripts[0]
+        if is_clip(inputs):
+            return super().__call__([inputs], **kwargs)[0]
+        clips = as_clips(inputs)
+        if isinstance(clips, Clips):
+            answers = Transcripts(iter(super().__call__(clips, **kwargs)), clips)
+            return answers if is_data_set(inputs) else list(answers)
+        return Transcripts(iter(super().__call__((clip for clip in clips), **kwargs)), inputs)
 
     def _sanitize_parameters(self, **given):
         if given.pop("return_timestamps", None):
             raise ValueError("`return_timestamps` was set, and this model gives no times: leave it out.")
-        preprocess = {name: given.pop(name) for name in ("chunk_length_s",) if name in given}
-        names = ("language", "prompt", "piece_batch")
-        forward = {name: given.pop(name) for name in names if name in given}
-        max_new_tokens = {"max_new_tokens": given.pop("max_new_tokens")} if "max_new_tokens" in given else {}
-        if generate_kwargs := {**max_new_tokens, **(given.pop("generate_kwargs", None) or {})}:
-            forward["generate_kwargs"] = generate_kwargs
+        preprocess = {name: given.pop(name) for name in ("chunk_length_s", *AUDIO_OPTIONS) if name in given}
+        forward = {name: given.pop(name) for name in ("language", "prompt") if name in given}
+        generate_kwargs = dict(given.pop("generate_kwargs", None) or {})
+        for name in given.keys() & {*vars(GenerationConfig()), "generation_config"}:
+            value = given.pop(name)
+            if generate_kwargs.setdefault(name, value) != value:
+                raise ValueError(f"`{name}` was given twice, in the call and in `generate_kwargs`: leave one out.")
+        if generate_kwargs:
+            earlier = getattr(self, "_forward_params", {}).get("generate_kwargs", {})
+            replaces = "generation_config" in generate_kwargs  # as in the library
+            forward["generate_kwargs"] = generate_kwargs if replaces else {**earlier, **generate_kwargs}
         if given:
             raise ValueError(f"{sorted(given)} is nothing that this pipeline takes: see the arguments of its call.")
         return preprocess, forward, {}
 
-    def preprocess(self, inputs, chunk_length_s: float | None = None) -> dict:
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size!r}; expected a whole number of 1 or more.")
+        clips = Clips(inputs) if isinstance(inputs, list) else inputs
+        self._check_options(clips, **forward_params)
+        if isinstance(clips, Clips) and num_workers:
+            read = PipelineDataset(clips, self.preprocess, preprocess_params)
+            pieces = DataLoader(read, num_workers=num_workers, batch_size=1, collate_fn=no_collate_fn)
+        else:
+            numbered = map(clips.__getitem__, range(len(clips))) if isinstance(clips, Clips) else enumerate(clips)
+            pieces = (self.preprocess(clip, **preprocess_params) for clip in numbered)
+        requests = self._transcribe(pieces, batch_size, **forward_params)
+        return (self.postprocess(request, **postprocess_params) for request in requests)
+
+    def _check_options(self, clips, language=None, prompt=None, generate_kwargs=None):
+        """Refuse lists of a wrong length, and unknown languages, before the first clip is read."""
+        for name, option in (("language", language), ("prompt", prompt)):
+            if option is None or isinstance(option, str):
+                continue
+            if isinstance(clips, Clips) and len(clips) != len(option):
+                raise wrong_number(option, f"{len(clips)} clips", name)
+        languages = [language] if language is None or isinstance(language, str) else list(dict.fromkeys(language))
+        if languages:
+            self.processor.apply_transcription_request(["clip"] * len(languages), language=languages, tokenize=False)
+
+    def _transcribe(self, pieces: Iterable, batch_size: int, language=None, prompt=None, generate_kwargs=None):
+        """Fill batches with the pieces of one clip after the other; give each clip once its last piece is heard."""
+        requests, waiting, number = deque(), [], -1
+        for number, samples in enumerate(pieces):
+            options = option_of(language, number, "language"), option_of(prompt, number, "prompt")
+            request = Request(number, len(samples), *options)
+            requests.append(request)
+            for piece in samples:
+                waiting.append((request, piece))
+                if len(waiting) == batch_size:
+                    self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
+                    waiting = []
+            while requests and len(requests[0].texts) == requests[0].pieces:
+                yield requests.popleft()
+        if waiting:
+            self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
+        yield from requests
+        for name, option in (("language", language), ("prompt", prompt)):
+            if option is not None and not isinstance(option, str) and len(option) > number + 1:
+                raise wrong_number(option, f"{number + 1} clips", name)
+
+    def preprocess(self, inputs, chunk_length_s: float | None = None, **options) -> list[np.ndarray]:
+        """The pieces of a clip, `(samples,)` each. Args: inputs: the clip's number and the clip."""
         extractor = self.processor.feature_extractor
         rate = extractor.sampling_rate
         if chunk_length_s and chunk_length_s < SHORTEST_CHUNK:
@@ -125,43 +286,72 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 f"`chunk_length_s` is {chunk_length_s}; give {SHORTEST_CHUNK} or more, or 0 for whole clips."
             )
         longest = extractor.chunk_length if chunk_length_s is None else chunk_length_s or float("inf")
-        clips = [self._as_row(clip) for clip in inputs["clips"]]
-        pieces = [cut_samples(samples, rate, longest) for samples in self.processor.load_clips(clips, rate)]
-        return {"pieces": [piece for clip in pieces for piece in clip], "counts": [len(clip) for clip in pieces]}
+        number, clip = inputs
+        (samples,) = self.processor.load_clips([clip], rate, first=number, **options)
+        return cut_samples(samples, rate, longest)
 
-    @staticmethod
-    def _as_row(clip):
-        return {**clip, "array": clip["raw"]} if isinstance(clip, dict) and "raw" in clip else clip
-
-    def _forward(self, model_inputs, language=None, prompt=None, piece_batch: int = 1, generate_kwargs=None) -> dict:
+    def _forward(self, model_inputs, generate_kwargs=None) -> dict:
+        requests, pieces = zip(*model_inputs["waiting"], strict=True)
         rate = self.processor.feature_extractor.sampling_rate
-        pieces, texts = model_inputs["pieces"], []
-        options = self._prepare_generate_kwargs(generate_kwargs or {})
-        if not options.keys() & {"max_new_tokens", "max_length", "generation_config"}:
-            seconds = max(len(piece) for piece in pieces) / rate
-            options["max_new_tokens"] = math.ceil(TOKENS_OF_30_SECONDS * max(1.0, seconds / 30))
-        for start in range(0, len(pieces), piece_batch):
-            some = [{"array": piece, "sampling_rate": rate} for piece in pieces[start : start + piece_batch]]
-            batch = self.processor.apply_transcription_request(some, language=language, prompt=prompt)
-            batch = batch.to(self.model.device)
-            ids = self.model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
-            self._warn_of_unended(ids, start)
-            texts += self.processor.batch_decode(ids, skip_special_tokens=True)
-        return {"texts": texts, "counts": model_inputs["counts"]}
+        batch = self.processor.apply_transcription_request(
+            [{"array": piece, "sampling_rate": rate} for piece in pieces],
+            language=[request.language for request in requests],
+            prompt=[request.prompt for request in requests],
+        ).to(self.model.device)
+        options = self._generate_options(generate_kwargs or {}, max(map(len, pieces)) / rate)
+        outputs = self.model.generate(**batch, **options)
+        ids = getattr(outputs, "sequences", outputs)[:, batch["input_ids"].shape[1] :]  # [pieces * hypotheses, tokens]
+        texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        hypotheses = len(texts) // len(pieces)
+        for place, request in enumerate(requests):
+            rows = slice(place * hypotheses, (place + 1) * hypotheses)
+            self._warn_of_unended(ids[rows], request, options)
+            request.texts.append([text.strip() for text in texts[rows]])
+        return {}
 
-    def _warn_of_unended(self, ids: torch.Tensor, first_piece: int):
-        ends = self.model.generation_config.eos_token_id
-        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        for place, row in enumerate(ids.tolist(), start=first_piece):
-            if ends and not set(row) & set(ends):
-                logger.warning(
-                    f"The transcript of piece {place} did not end within {len(row)} tokens and may lack its "
-                    "rest: give more `max_new_tokens`, or a smaller `chunk_length_s`."
-                )
+    def _generate_options(self, generate_kwargs: dict, seconds: float) -> dict:
+        """Arguments of `generate`, with room for a transcript of so many seconds where nobody set a limit."""
+        options = self._prepare_generate_kwargs(generate_kwargs)
+        config = options.get("generation_config")
+        limits = {
+            **self.model.generation_config.to_diff_dict(),
+            **(config.to_diff_dict() if config else {}),
+            **options,
+        }
+        if any(limits.get(name) is not None for name in ("max_new_tokens", "max_length")):
+            return options
+        room = math.ceil(TOKENS_OF_30_SECONDS * max(1.0, seconds / 30))
+        if config is None:
+            return {**options, "max_new_tokens": room}
+        config.max_new_tokens = room  # `_prepare_generate_kwargs` copied it
+        return options
 
-    def postprocess(self, model_outputs) -> list[dict[str, str]]:
-        rest = iter(model_outputs["texts"])
-        return [{"text": " ".join(next(rest).strip() for _ in range(count))} for count in model_outputs["counts"]]
+    def _warn_of_unended(self, ids: torch.Tensor, request: Request, options: dict):
+        configs = options.get("generation_config"), self.model.generation_config
+        found = [options.get("eos_token_id"), *(config.eos_token_id for config in configs if config)]
+        ends = next((end for end in found if end is not None), [])
+        ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}
+        if ends and any(not ends & set(row) for row in ids.tolist()):
+            logger.warning(
+                f"The transcript of piece {len(request.texts)} did not end within {ids.shape[1]} tokens and may lack "
+                f"its rest (clip {request.number}): give more `max_new_tokens`, or a smaller `chunk_length_s`."
+            )
+
+    def postprocess(self, request: Request) -> dict[str, str] | list[dict[str, str]]:
+        # Of each rank, the pieces' texts; a piece in which nothing is said has none.
+        answers = [{"text": " ".join(filter(None, texts))} for texts in zip(*request.texts, strict=True)]
+        return answers[0] if len(answers) == 1 else answers
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """
+        Save the model, its generation config, its code and the processor: `pipeline(model=save_directory)` loads them.
+
+        Args: save_directory: folder, made where it is missing; kwargs: as in `PreTrainedModel.save_pretrained`.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"`{save_directory}` is a file; expected a folder. Give another name.")
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
 
 __all__ = ["CUSTOM_PIPELINES", "SoundwaveSpeechRecognitionPipeline", "cut_samples"]

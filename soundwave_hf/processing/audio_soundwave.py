@@ -1,28 +1,68 @@
-"""Audio as a user has it (array, file, URL, row of a data set) to mono samples at the encoder's rate."""
+"""Audio as a user has it (array, file, URL, row, part of a chat) to mono samples at the encoder's rate."""
 
-import base64
-import io
-import os
-import urllib.request
+import dataclasses
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import numpy as np
 import torch
 
+from .containers_soundwave import decode
+from .sources_soundwave import MAX_BYTES, describe, open_source, read_base64
 
-URL_TIMEOUT_SECONDS = 30
+
 LARGEST_SAMPLE = 100.0  # 40 dB above full scale: no gain gets there, and integers as floats do
+LOWEST_RATE = 1000  # Hz; below it stands a rate in kHz
+MOST_CHANNELS = 8  # of an array that carries its rate; an array of more rows is a batch of clips
+# Integers as sound files hold them, and the value of a sample of zero volts; the others belong to no sound file.
+PCM_ZERO = {"int8": 0, "uint8": 128, "int16": 0, "int32": 0}
+LARGEST_24_BIT = 2**23
+# Bytes of a file that were read as numbers.
+FILE_BEGINNINGS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")
+
+# Where a row or a part of a chat keeps its audio, first found first: `datasets` names the file beside the decoded
+# array, Common Voice the path beside the column, Gradio the path beside the URL of its own server.
+KEYS = ("array", "raw", "audio", "input_audio", "audio_url", "bytes", "path", "url", "base64", "data")
+PART_KEYS = ("audio", "path", "url", "audio_url", "base64", "input_audio", "data", "bytes", "array")
+PART_TYPES = ("audio", "input_audio", "audio_url")
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioOptions:
+    """How a clip is read. The fields are keywords of `SoundwaveProcessor.load_clips` and of the processor's call."""
+
+    mono: bool = False  # average the channels of a bare array; whatever carries its own rate is averaged anyway
+    allow_truncated: bool = False  # take what is left of a file that was cut off, with a warning
+    max_seconds: float | None = None  # longest clip; by default 4 hours, and no limit for a path
+    max_bytes: int | None = None  # largest file or download; by default 1 GiB, and no limit for a path
+
+    def __post_init__(self):
+        for name in ("max_seconds", "max_bytes"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and value > 0):
+                raise ValueError(f"`{name}` is {value!r}; expected a number above 0, or `None` for the default.")
+
+
+AUDIO_OPTIONS = tuple(field.name for field in dataclasses.fields(AudioOptions))
 
 
 def is_sample_list(audio) -> bool:
     """True for a plain list of numbers, which is one clip."""
-    return _is_list(audio) and len(audio) > 0 and isinstance(audio[0], Real)
+    return _is_list(audio) and len(audio) > 0 and isinstance(audio[0], Real) and not is_rated_pair(audio)
+
+
+def is_rated_pair(audio) -> bool:
+    """True for `(samples, rate)`, as soundfile gives it, and `(rate, samples)`, as Gradio does."""
+    if not isinstance(audio, (tuple, list)) or len(audio) != 2:
+        return False
+    return sum(map(_is_number, audio)) == 1 and sum(map(_is_samples, audio)) == 1
 
 
 def is_clip_list(audio) -> bool:
     """True for every other list: it holds clips, or none."""
-    return _is_list(audio) and not is_sample_list(audio)
+    if isinstance(audio, np.ndarray):
+        return audio.dtype.kind in "OU"  # objects, strings
+    return _is_list(audio) and not is_sample_list(audio) and not is_rated_pair(audio)
 
 
 def flatten_clips(audio) -> list:
@@ -35,127 +75,182 @@ def flatten_clips(audio) -> list:
 def lacks_rate(audio) -> bool:
     """True for samples that do not say at which rate they were taken."""
     if isinstance(audio, Mapping):
-        return audio.get("array") is not None and audio.get("sampling_rate") is None and lacks_rate(audio["array"])
+        key = next((key for key in KEYS if audio.get(key) is not None), None)
+        return key in ("array", "raw", "audio") and audio.get("sampling_rate") is None and lacks_rate(audio[key])
     return isinstance(audio, (np.ndarray, torch.Tensor)) or is_sample_list(audio)
 
 
-def load_clip(audio, name: str, sampling_rate: int | None, target_rate: int, min_seconds: float) -> np.ndarray:
+def load_clip(
+    audio,
+    name: str,
+    sampling_rate: int | None,
+    target_rate: int,
+    min_seconds: float,
+    options: AudioOptions = AudioOptions(),
+) -> np.ndarray:
     """Read one clip, check it, and resample it.
 
+    Whatever carries its own rate is averaged to mono: files, pairs, decoders, rows with a `sampling_rate`. A bare
+    array of several channels is an error, unless `options.mono` is set.
+
+    Floats are samples in [-1, 1]. Integers are PCM and are divided by their type's full scale: 128 for int8 and uint8
+    (whose zero is 128), 2**15 for int16, 2**31 for int32. Other integers, and int32 that stays within 24 bits, are
+    refused: their full scale is not known.
+
     Args:
-        audio: array, tensor or list of floats; path, URL, `data:` URI or bytes of a file; row of a data set
-            (`{"array", "sampling_rate"}` or `{"path", "bytes"}`); decoder with `get_all_samples()`.
+        audio: array, tensor or list of numbers; `(samples, rate)` or `(rate, samples)`; path, `file://`, http(s) or
+            fsspec URL, base64 or `data:` URI; bytes of a file or an open binary file, read from its beginning; row
+            of a data set (`{"array", "sampling_rate"}` or `{"path", "bytes"}`); audio part of a chat, OpenAI's
+            `input_audio` too; torchcodec's decoder or its samples.
         name: what error messages call the clip, for example `audio[0]`.
         sampling_rate: Hz of an array that does not carry its own rate.
         target_rate: Hz of the result.
         min_seconds: shortest clip that is accepted.
+        options: channels, limits, files that were cut off.
     Returns: float32 array of shape `(samples,)` at `target_rate`.
     Raises: `ValueError`, `TypeError` for audio that cannot be used as it is, `OSError` for a source that cannot be
-        opened; nothing is assumed, cut or mixed down.
+        opened, `ImportError` for a format whose decoder is not installed.
     """
-    if isinstance(audio, (str, os.PathLike)):
-        name = f"{name} ({_shorten(os.fspath(audio))})"
-    samples, rate = read_audio(audio, name, sampling_rate)
-    check_rate(rate, name)
-    samples = as_mono(samples, name)
+    samples, rate = read_audio(audio, name, sampling_rate, options)
     check_samples(samples, name)
-    check_length(samples.size / rate, name, min_seconds)
+    check_length(samples.size / rate, name, min_seconds, options.max_seconds)
     return resample(samples, rate, target_rate)
 
 
-def read_audio(audio, name: str, sampling_rate: int | None) -> tuple[np.ndarray, float]:
-    """Samples as they are stored, `(samples,)` or with a channel axis, and their rate in Hz."""
+def read_audio(
+    audio,
+    name: str,
+    sampling_rate: int | None,
+    options: AudioOptions = AudioOptions(),
+) -> tuple[np.ndarray, float]:
+    """Mono samples `(samples,)` of any form of audio, and their rate in Hz."""
     if isinstance(audio, Mapping):
-        return read_row(audio, name, sampling_rate)
-    if isinstance(audio, (bytes, bytearray)):
-        return decode(io.BytesIO(audio), name)
-    if isinstance(audio, (str, os.PathLike)):
-        return decode(open_source(os.fspath(audio), name), name)
+        return read_row(audio, name, sampling_rate, options)
+    if is_rated_pair(audio):
+        rate, samples = audio if _is_number(audio[0]) else reversed(audio)
+        return read_array(samples, rate, name, own_rate=True, options=options)
     if hasattr(audio, "get_all_samples"):  # torchcodec's decoder: a decoded row of `datasets`
-        decoded = audio.get_all_samples()
-        return as_array(decoded.data, name), decoded.sample_rate
-    if isinstance(audio, (np.ndarray, torch.Tensor)) or is_sample_list(audio):
+        audio = decoded_samples(audio, name)
+    if hasattr(audio, "sample_rate") and hasattr(audio, "data"):  # torchcodec's samples
+        samples = as_array(audio.data, name)
+        check_rate(audio.sample_rate, name)
+        return (samples.mean(axis=0) if samples.ndim == 2 else samples), audio.sample_rate
+    if _is_samples(audio):
         if sampling_rate is None:
             raise ValueError(
                 f"{name} arrived as an array without its sampling rate, which is never assumed. "
                 "Pass `sampling_rate=` in Hz, or the clip as {'array': samples, 'sampling_rate': rate}."
             )
-        return as_array(audio, name), sampling_rate
+        return read_array(audio, sampling_rate, name, own_rate=False, options=options)
+    if isinstance(audio, (str, bytes, bytearray, memoryview)) or hasattr(audio, "__fspath__") or _is_file(audio):
+        return read_source(audio, name, options)
     raise TypeError(
-        f"{name} arrived as {type(audio).__name__}; expected an array, a tensor, a list of floats, a path, a URL, the "
-        "bytes of an audio file, or a row of a data set ({'array', 'sampling_rate'} or {'path', 'bytes'})."
+        f"{name} arrived as {type(audio).__name__}; expected an array, a tensor, a list of floats, a pair of samples "
+        "and rate, a path, a URL, base64 text, the bytes of an audio file, an open binary file, or a row of a data "
+        "set ({'array', 'sampling_rate'} or {'path', 'bytes'})."
     )
 
 
-def read_row(row: Mapping, name: str, sampling_rate: int | None) -> tuple[np.ndarray, float]:
-    """A row of a `datasets` audio column: decoded (`array`) or as stored (`decode=False`: `bytes` or `path`)."""
-    if row.get("array") is not None:
-        rate = row.get("sampling_rate")
-        return read_audio(row["array"], name, sampling_rate if rate is None else rate)
-    for key in ("bytes", "path"):
-        if row.get(key) is not None:
-            return read_audio(row[key], name, sampling_rate)
-    raise ValueError(
-        f"{name} arrived as a row with the keys {sorted(row)} and no audio in it; "
-        "expected {'array', 'sampling_rate'} or {'path', 'bytes'}. Pass the row's audio column."
-    )
+def read_source(source, name: str, options: AudioOptions) -> tuple[np.ndarray, float]:
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
+        name = f"{name} ({describe(str(source))})"
+    opened = open_source(source, name, options.max_bytes)
+    samples, rate = decode(opened, name, options.max_seconds, options.allow_truncated)
+    check_rate(rate, name)
+    return samples, rate
 
 
-def open_source(source: str, name: str) -> str | io.BytesIO:
-    """A path as it is; what a URL or a `data:` URI holds as a buffer."""
-    if source.startswith(("http://", "https://")):
-        # Some hosts refuse the default agent of Python.
-        request = urllib.request.Request(source, headers={"User-Agent": "soundwave-hf"})
-        try:
-            with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
-                return io.BytesIO(response.read())
-        except OSError as error:
-            hint = "Check the URL, or download the file and pass its path."
-            raise OSError(f"{name} could not be fetched: {error}. {hint}") from error
-    if source.startswith("data:"):
-        try:
-            return io.BytesIO(base64.b64decode(source.partition(",")[2]))
-        except ValueError as error:
-            hint = "Expected `data:audio/wav;base64,...`: encode the bytes of an audio file with `base64.b64encode`."
-            raise ValueError(f"{name} is no base64: {error}. {hint}") from error
-    if not os.path.isfile(source):
-        raise FileNotFoundError(
-            f"{name} is not a file, seen from the folder {os.getcwd()}. "
-            "Check the path; a URL begins with http:// or https://."
-        )
-    return source
-
-
-def decode(source: str | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
-    """Decode a file with soundfile: float32 `(samples, channels)` and its rate in Hz."""
-    soundfile = import_soundfile()
-    try:
-        return soundfile.read(source, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless .raw file
+def read_row(row: Mapping, name: str, sampling_rate: int | None, options: AudioOptions) -> tuple[np.ndarray, float]:
+    """A row of a `datasets` audio column, decoded or as stored, a part of a chat, or what Gradio and OpenAI send."""
+    key = next((key for key in KEYS if row.get(key) is not None), None)
+    if key is None:
         raise ValueError(
-            f"{name} could not be decoded: {error} Expected a file that soundfile reads (wav, flac, ogg, opus, mp3). "
-            "Convert it: `ffmpeg -i INPUT -ac 1 -ar 16000 OUTPUT.wav`."
-        ) from error
+            f"{name} arrived as a row with the keys {sorted(map(str, row))} and no audio in it; "
+            "expected {'array', 'sampling_rate'} or {'path', 'bytes'}. Pass the row's audio column."
+        )
+    value, rate = row[key], row.get("sampling_rate")
+    if key in ("array", "raw", "audio") and _is_samples(value):
+        if rate is None:
+            return read_audio(value, name, sampling_rate, options)
+        return read_array(value, rate, name, own_rate=True, options=options)
+    if key in ("base64", "data") and not _is_url(value):
+        refuse_raw_format(row.get("format"), name)
+        if not isinstance(value, (str, bytes, bytearray)):
+            raise TypeError(f"{name} holds {type(value).__name__} under {key!r}; expected base64 text.")
+        limit = MAX_BYTES if options.max_bytes is None else options.max_bytes
+        return read_source(read_base64(value, f"{name}[{key!r}]", limit), name, options)
+    return read_audio(value, name, sampling_rate, options)
+
+
+def audio_of_part(part: Mapping) -> dict:
+    """What a part of type "audio", "input_audio" or "audio_url" holds, with its rate if the part gives one."""
+    found = [key for key in PART_KEYS if part.get(key) is not None]
+    if len(found) != 1:
+        raise ValueError(
+            f"An audio part arrived with {found if found else 'no audio'}; expected one of {list(PART_KEYS)}. "
+            "Write {'type': 'audio', 'audio': ...}, or use `tokenize=False` to render the text alone."
+        )
+    return {key: part[key] for key in (found[0], "sampling_rate") if part.get(key) is not None}
+
+
+def refuse_raw_format(audio_format, name: str):
+    if isinstance(audio_format, str) and audio_format.lower().startswith("pcm"):
+        raise ValueError(
+            f"{name} arrived in the format {audio_format!r}, samples without a header; expected a file such as wav. "
+            "Pass {'array': numpy.frombuffer(data, 'int16'), 'sampling_rate': rate}."
+        )
+
+
+def decoded_samples(decoder, name: str):
+    try:
+        return decoder.get_all_samples()
+    except RuntimeError as error:  # torchcodec raises it for every fault of a file
+        raise ValueError(f"{name} could not be decoded by its own decoder: {error}") from error
+
+
+def read_array(samples, rate, name: str, own_rate: bool, options: AudioOptions) -> tuple[np.ndarray, float]:
+    rate = rate.item() if hasattr(rate, "item") else rate
+    check_rate(rate, name)
+    return as_mono(as_array(samples, name), name, own_rate, options.mono), rate
 
 
 def as_array(samples, name: str) -> np.ndarray:
-    """Floating point samples of any container as float32; integers have no known full scale and are refused."""
+    """Samples of any container as float32; integers by their full scale, as [`load_clip`] says."""
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.is_floating_point() else samples).numpy()
-    samples = np.asarray(samples)
+    try:
+        samples = np.asarray(samples)
+    except ValueError as error:
+        raise ValueError(f"{name} is a list of lists of unequal lengths: {error}. Pass one list per clip.") from error
     if samples.size > 0 and not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(
-            f"{name} arrived as {samples.dtype} samples; expected floats in [-1, 1]. "
-            "Divide by the full scale: `audio.astype('float32') / 32768` for 16-bit samples."
-        )
+        return scale_integers(samples, name)
     return samples.astype(np.float32, copy=False)
 
 
-def as_mono(samples: np.ndarray, name: str) -> np.ndarray:
-    """Drop a channel axis of length 1; several channels are the caller's to mix.
+def scale_integers(samples: np.ndarray, name: str) -> np.ndarray:
+    """PCM integers to floats in [-1, 1)."""
+    kind = samples.dtype.name
+    peak = int(np.abs(samples.astype(np.int64)).max()) if kind == "int32" else LARGEST_24_BIT + 1
+    if kind not in PCM_ZERO or 0 < peak <= LARGEST_24_BIT:
+        found = f"{kind} samples of up to {peak}" if kind == "int32" else f"{kind} samples"
+        raise ValueError(
+            f"{name} arrived as {found}, whose full scale is not known; expected floats in [-1, 1], or int16. "
+            "Divide by the full scale: `audio.astype('float32') / 32768` for 16-bit samples."
+        )
+    if kind == "uint8" and samples.ravel()[:16].tobytes().startswith(FILE_BEGINNINGS):
+        raise ValueError(
+            f"{name} arrived as uint8 numbers that are the bytes of a file; expected samples. "
+            "Pass `audio.tobytes()`, or the path."
+        )
+    full_scale = 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return (samples.astype(np.float32) - np.float32(PCM_ZERO[kind])) / np.float32(full_scale)
 
-    Args: samples of shape `(samples,)`, `(1, samples)` or `(samples, 1)`.
+
+def as_mono(samples: np.ndarray, name: str, own_rate: bool = False, mono: bool = False) -> np.ndarray:
+    """Average the channels, the shorter axis, where the array carries its rate or the caller asks for it.
+
+    Args: samples of shape `(samples,)`, `(channels, samples)` or `(samples, channels)`.
     Returns: array of shape `(samples,)`.
     """
     if samples.ndim == 1:
@@ -165,16 +260,25 @@ def as_mono(samples: np.ndarray, name: str) -> np.ndarray:
     if samples.ndim != 2:
         raise ValueError(f"{name} arrived with the shape {samples.shape}; expected one clip, mono: a 1-D array.")
     axis = int(np.argmin(samples.shape))
-    raise ValueError(
-        f"{name} arrived with {samples.shape[axis]} channels (shape {samples.shape}); expected mono, a 1-D array. "
-        f"Average the channels: `samples.mean(axis={axis})`. For a batch of clips pass a list of 1-D arrays."
-    )
+    channels = samples.shape[axis]
+    if channels == samples.shape[1 - axis] or not (mono or (own_rate and channels <= MOST_CHANNELS)):
+        raise ValueError(
+            f"{name} arrived with {channels} channels (shape {samples.shape}); expected mono, a 1-D array. "
+            f"Average the channels: pass `mono=True`, or `samples.mean(axis={axis})`. "
+            "For a batch of clips pass a list of 1-D arrays."
+        )
+    return samples.mean(axis=axis)
 
 
 def check_rate(rate, name: str):
     if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate < float("inf"):
         raise ValueError(
             f"{name} arrived with the sampling rate {rate!r}; expected a positive number. Pass the rate in Hz."
+        )
+    if rate < LOWEST_RATE:
+        raise ValueError(
+            f"{name} arrived with the sampling rate {rate!r}; expected {LOWEST_RATE} or more. Pass the rate in Hz: "
+            "16000, not 16."
         )
 
 
@@ -195,11 +299,15 @@ def check_samples(samples: np.ndarray, name: str):
         )
 
 
-def check_length(seconds: float, name: str, min_seconds: float):
+def check_length(seconds: float, name: str, min_seconds: float, max_seconds: float | None = None):
     if seconds < min_seconds:
         raise ValueError(
             f"{name} lasts {seconds * 1000:.2f} ms; expected at least {min_seconds * 1000:g} ms, one position of the "
             "adapter. Leave the clip out, or check that `sampling_rate` is its true rate."
+        )
+    if max_seconds is not None and seconds > max_seconds:
+        raise ValueError(
+            f"{name} lasts {seconds:.2f} s; expected at most `max_seconds={max_seconds:g}`. Cut the recording."
         )
 
 
@@ -210,16 +318,8 @@ def resample(samples: np.ndarray, rate: float, target_rate: int) -> np.ndarray:
     return import_soxr().resample(samples, rate, target_rate)
 
 
-# Imported on first use, as arrays at the encoder's rate need neither; and inside `try`, as code loaded from the Hub is
-# refused where a package that it imports anywhere else is missing.
-def import_soundfile():
-    try:
-        import soundfile
-    except (ImportError, OSError) as error:  # OSError: the package is there, its C library is not
-        raise ImportError(f"Decoding audio files needs soundfile: `pip install soundfile` ({error}).") from error
-    return soundfile
-
-
+# Imported on first use, as arrays at the encoder's rate do not need it; and inside `try`, as code loaded from the Hub
+# is refused where a package that it imports anywhere else is missing.
 def import_soxr():
     try:
         import soxr
@@ -229,9 +329,24 @@ def import_soxr():
 
 
 def _is_list(audio) -> bool:
-    return isinstance(audio, Sequence) and not isinstance(audio, (str, bytes, bytearray))
+    return isinstance(audio, Sequence) and not isinstance(audio, (str, bytes, bytearray, memoryview))
 
 
-def _shorten(text: str, limit: int = 120) -> str:
-    """A `data:` URI can be megabytes long; its beginning names it."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _is_number(value) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 0
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_samples(audio) -> bool:
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
+        return audio.ndim > 0
+    return is_sample_list(audio) or (_is_list(audio) and len(audio) > 0 and is_sample_list(audio[0]))
+
+
+def _is_file(audio) -> bool:
+    return callable(getattr(audio, "read", None))
+
+
+def _is_url(value) -> bool:
+    return isinstance(value, str) and (value[:8].lower().startswith(("http://", "https://", "data:")))

@@ -1,19 +1,39 @@
 """Text and audio to model inputs: the LLM's tokens, with one token per clip, and Whisper's log-mel features."""
 
+import difflib
+import inspect
 import json
 import math
 import os
+import re
 
 import numpy as np
+import torch
 from transformers import BatchFeature, WhisperFeatureExtractor
 from transformers.audio_utils import AudioInput, prepare_language_inputs
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack, prepare_prompt_input
+from transformers.processing_utils import (
+    AudioKwargs,
+    ProcessingKwargs,
+    ProcessorMixin,
+    TextKwargs,
+    Unpack,
+    prepare_prompt_input,
+)
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import PROCESSOR_NAME, logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .audio_soundwave import flatten_clips, is_clip_list, lacks_rate, load_clip
+from .audio_soundwave import (
+    AUDIO_OPTIONS,
+    PART_TYPES,
+    AudioOptions,
+    audio_of_part,
+    flatten_clips,
+    is_clip_list,
+    lacks_rate,
+    load_clip,
+)
+from .languages_soundwave import LANGUAGE_NAMES, language_names
 from .llm_tokenizer_soundwave import (
     HUB_OPTIONS,
     find_file,
@@ -36,7 +56,6 @@ SYSTEM_PROMPT = (
 )
 ASR_QUESTION = "What does the person say?"
 
-LANGUAGE_NAMES = {**LANGUAGES, "fil": "filipino"}  # Whisper's, and the one of Qwen3-ASR's that Whisper lacks
 RETURN_FORMATS = ("raw", "parsed", "transcription_only")
 TRAILING_SILENCE = 0.3  # seconds; Whisper's encoder never heard speech that ends where its input ends
 NO_PROCESSOR = (
@@ -76,18 +95,11 @@ def transcription_question(prompt: str | None, language: str | None) -> str:
     return f"{question} The speech is in {language.title()}."
 
 
-def audio_of_part(part: dict):
-    """What an audio part holds, with its rate if the part gives one."""
-    found = [key for key in ("audio", "path", "url") if part.get(key) is not None]
-    if len(found) != 1:
-        raise ValueError(
-            f"An audio part arrived with {found if found else 'no audio'}; expected one of 'audio', 'path' and 'url'. "
-            "Write {'type': 'audio', 'audio': ...}, or use `tokenize=False` to render the text alone."
-        )
-    audio = part[found[0]]
-    if part.get("sampling_rate") is not None and not isinstance(audio, (str, dict)):
-        return {"array": audio, "sampling_rate": part["sampling_rate"]}
-    return audio
+def marks(rows: int, input_ids):
+    """True for each row `(rows,)`, in the form that the ids have: a tensor, an array, or a list."""
+    if isinstance(input_ids, (torch.Tensor, np.ndarray)):
+        return (torch if isinstance(input_ids, torch.Tensor) else np).ones(rows, dtype=bool)
+    return [True] * rows
 
 
 def standard_parts(message: dict) -> dict:
@@ -96,12 +108,15 @@ def standard_parts(message: dict) -> dict:
         return message
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in message["content"]]
     for part in parts:
-        if part.get("type") not in ("text", "audio"):
+        if part.get("type") not in ("text", *PART_TYPES):
             raise ValueError(
                 f"A part of type {part.get('type')!r} arrived in a {message.get('role')} message; expected 'text' or "
                 "'audio'. This model reads nothing else: remove the part."
             )
-    return {**message, "content": parts}
+    return {
+        **message,
+        "content": [{**part, "type": "audio"} if part["type"] in PART_TYPES else part for part in parts],
+    }
 
 
 def renders(template: str, messages: list[dict], expected: str, special_tokens: dict) -> bool:
@@ -150,6 +165,19 @@ def trained_silence(adapter: str | os.PathLike) -> float:
         return json.load(file).get("trailing_silence", 0.0)
 
 
+class SoundwaveAudioKwargs(AudioKwargs, total=False):
+    """The library's audio options, and the fields of `AudioOptions`."""
+
+    mono: bool
+    allow_truncated: bool
+    max_seconds: float | None
+    max_bytes: int | None
+
+
+class SoundwaveProcessingKwargs(ProcessingKwargs, total=False):
+    audio_kwargs: SoundwaveAudioKwargs
+
+
 class SoundwaveProcessor(ProcessorMixin):
     r"""
     Whisper's feature extractor and the LLM's tokenizer behind one call.
@@ -183,7 +211,7 @@ class SoundwaveProcessor(ProcessorMixin):
 
     _auto_class = "AutoProcessor"  # saved with its code
     text_kwargs = {"padding": True, "return_tensors": "pt"}
-    valid_processor_kwargs = ProcessingKwargs
+    valid_processor_kwargs = SoundwaveProcessingKwargs
 
     def __init__(
         self,
@@ -291,7 +319,7 @@ class SoundwaveProcessor(ProcessorMixin):
         self,
         text: TextInput | list[TextInput] | None = None,
         audio: AudioInput | str | dict | list | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        **kwargs: Unpack[SoundwaveProcessingKwargs],
     ) -> BatchFeature:
         r"""
         Tokenize text and turn its clips into features.
@@ -299,9 +327,14 @@ class SoundwaveProcessor(ProcessorMixin):
         Args:
             text (`str` or `list[str]`): one `audio_token` in it for each clip.
             audio (*optional*): a clip, a list of clips in the order of their tokens, or one such list per text. A clip
-                is a 1-D array, tensor or list of floats; a path, a URL, a `data:` URI or the bytes of an audio file; a
-                row of a `datasets` audio column. Mono, 40 ms or longer; resampled to the encoder's rate.
+                is a 1-D array, tensor or list of numbers; `(samples, rate)` or `(rate, samples)`; a path, a URL,
+                base64 text, the bytes of an audio file or an open binary file; a row of a `datasets` audio column; an
+                audio part of a chat. 40 ms or longer; resampled to the encoder's rate. What carries its own rate is
+                averaged to mono. Integers are PCM and divided by the full scale of their type.
             sampling_rate (`int`, *optional*): Hz of the arrays that do not carry their own rate.
+            mono (`bool`, *optional*): average the channels of bare arrays, which are an error otherwise.
+            allow_truncated (`bool`, *optional*): take what is left of a file that was cut off, with a warning.
+            max_seconds, max_bytes (*optional*): limits of a clip, 4 hours and 1 GiB by default; a path has none.
             kwargs: options of the tokenizer (`padding`, `return_tensors`, ...), flat or as `text_kwargs={...}`.
 
         Returns: [`BatchFeature`]:
@@ -339,10 +372,14 @@ class SoundwaveProcessor(ProcessorMixin):
                 )
         super().validate_inputs(text=text, audio=audio, **kwargs)
 
-    def load_clips(self, clips: list, sampling_rate: int | None = None) -> list[np.ndarray]:
+    def load_clips(
+        self, clips: list, sampling_rate: int | None = None, *, first: int = 0, **options
+    ) -> list[np.ndarray]:
         """Read, check and resample clips of any form; every clip comes through here.
 
-        Args: clips: as `audio` of the call, flat; sampling_rate: Hz of arrays that do not carry their own.
+        Args: clips: as `audio` of the call, flat; sampling_rate: Hz of arrays that do not carry their own; first:
+            number of the first clip in error messages; options: `mono`, `allow_truncated`, `max_seconds`, `max_bytes`
+            of the call.
         Returns: float32 arrays of shape `(samples,)` at the encoder's rate.
         """
         extractor = self.feature_extractor
@@ -350,7 +387,11 @@ class SoundwaveProcessor(ProcessorMixin):
         shortest = MIN_MEL_FRAMES * extractor.hop_length / rate
         if sampling_rate is None and not self.require_sampling_rate and any(map(lacks_rate, clips)):
             sampling_rate = self._assume_rate()
-        return [load_clip(clip, f"audio[{index}]", sampling_rate, rate, shortest) for index, clip in enumerate(clips)]
+        options = AudioOptions(**options)
+        return [
+            load_clip(clip, f"audio[{index}]", sampling_rate, rate, shortest, options)
+            for index, clip in enumerate(clips, start=first)
+        ]
 
     def _assume_rate(self) -> int:
         rate = self.feature_extractor.sampling_rate
@@ -361,7 +402,7 @@ class SoundwaveProcessor(ProcessorMixin):
         return rate
 
     def _process_audio(self, audio: list, sampling_rate=None, device=None, **kwargs) -> tuple[dict, list[str]]:
-        inputs = self.log_mel(self.load_clips(audio, sampling_rate), device or "cpu")
+        inputs = self.log_mel(self.load_clips(audio, sampling_rate, **audio_options(kwargs)), device or "cpu")
         return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
 
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
@@ -419,12 +460,14 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Args:
             conversation: messages of one conversation, or a list of conversations. Content is a string or a list of
-                strings, `{"type": "text", "text": ...}` and `{"type": "audio", "audio" | "path" | "url": ...}`; an
-                array's rate stands beside it, `{"type": "audio", "audio": array, "sampling_rate": 16000}`.
+                strings, `{"type": "text", "text": ...}` and `{"type": "audio", "audio": ...}` with a clip in any form
+                of the call, or under "path", "url", "audio_url" or "base64"; OpenAI's `input_audio` too. An array's
+                rate stands beside it, `{"type": "audio", "audio": array, "sampling_rate": 16000}`.
             chat_template (`str`, *optional*): a template or the name of one, in place of the processor's own. One that
                 reads messages as parts gets them so, and writes audio tokens and any system prompt itself.
             sampling_rate (`int`, *optional*): Hz of the arrays that do not carry their own rate.
-            processor_kwargs (`dict`, *optional*): options of the call, such as `{"padding": False}`.
+            processor_kwargs (`dict`, *optional*): options of the call, such as `{"padding": False}`; those of audio
+                (`mono`, `allow_truncated`, `max_seconds`, `max_bytes`) may stand outside it, too.
             kwargs: as in [`ProcessorMixin.apply_chat_template`]: `tokenize`, `return_dict`, `add_generation_prompt`,
                 `continue_final_message`, `tools`, `return_tensors`, and variables of the template.
 
@@ -450,8 +493,11 @@ class SoundwaveProcessor(ProcessorMixin):
         conversations = [[standard_parts(message) for message in messages] for messages in conversations]
         if flatten or chat_template is None:
             conversations = [with_system_prompt(messages, template, special_tokens) for messages in conversations]
+        given = {name: kwargs.pop(name) for name in AUDIO_OPTIONS if name in kwargs}
         if sampling_rate is not None:
-            processor_kwargs = {**(processor_kwargs or {}), "sampling_rate": sampling_rate}
+            given["sampling_rate"] = sampling_rate
+        if given:
+            processor_kwargs = {**(processor_kwargs or {}), **given}
         return super().apply_chat_template(
             conversations if is_batched else conversations[0],
             chat_template=template,
@@ -465,6 +511,7 @@ class SoundwaveProcessor(ProcessorMixin):
         return {
             "sampling_rate": self.feature_extractor.sampling_rate,
             "array_sampling_rate": audio_kwargs.get("sampling_rate"),
+            "options": audio_options(audio_kwargs),
         }
 
     def _multimodal_inputs_from_conversations(
@@ -479,7 +526,8 @@ class SoundwaveProcessor(ProcessorMixin):
             for part in message["content"]
             if part["type"] == "audio"
         ]
-        return [], [], self.load_clips(clips, audio_loading_params["array_sampling_rate"]), {}
+        rate, options = audio_loading_params["array_sampling_rate"], audio_loading_params["options"]
+        return [], [], self.load_clips(clips, rate, **options), {}
 
     def apply_transcription_request(
         self,
@@ -490,6 +538,7 @@ class SoundwaveProcessor(ProcessorMixin):
         *,
         model_id: str | None = None,
         format: str | list[str] | None = None,
+        task: str | None = None,
         **kwargs,
     ) -> BatchFeature | list[str]:
         """Inputs that ask for the transcript of each clip, one conversation per clip.
@@ -499,18 +548,21 @@ class SoundwaveProcessor(ProcessorMixin):
         Args:
             audio: a clip or a list of clips, in any form that the call takes. An array without its rate counts as
                 16 kHz, with a warning, as in the processors that share this protocol.
-            language: code or English name ("fr", "French"), one for all or one per clip. English, the language of the
-                training data, leaves the question as it is; another one is named in it.
+            language: code or English name ("fr", "fr-CA", "French"), one for all or one per clip; "auto" names none.
+                English, the language of the training data, leaves the question as it is; another one is named in it.
             prompt: question in place of "What does the person say?", one for all or one per clip.
             tokenize: `False` returns the prompts as strings and leaves the audio alone.
             model_id, format: what Voxtral's request names, the model and the container that arrays are packed in.
                 Nothing here depends on them.
+            task: "transcribe", as Whisper's scripts say; nothing else is done here.
             kwargs: passed to [`~SoundwaveProcessor.apply_chat_template`], such as `sampling_rate` in Hz.
 
-        Returns: as [`~SoundwaveProcessor.apply_chat_template`] with `return_dict=True, add_generation_prompt=True`.
+        Returns: as [`~SoundwaveProcessor.apply_chat_template`] with `return_dict=True, add_generation_prompt=True`,
+            and **is_transcription** `(clips,)`, true: `generate` answers such rows with an empty transcript where the
+            model hears no speech (`SoundwaveConfig.no_speech_threshold`). A question may be asked of silence.
 
-        Raises: `ValueError` for no clip, an unknown language, lists of another length than the
-        clips' and audio that cannot be used as it is.
+        Raises: `ValueError` for no clip, an unknown language, a keyword that nothing reads, lists of another length
+        than the clips' and audio that cannot be used as it is.
 
         Example:
 
@@ -520,6 +572,8 @@ class SoundwaveProcessor(ProcessorMixin):
         >>> texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         ```
         """
+        refuse_task(task)
+        self._refuse_unknown(kwargs)
         clips = flatten_clips(audio)
         if not clips:
             raise ValueError("No clip arrived to transcribe; expected at least one in `audio`.")
@@ -527,14 +581,33 @@ class SoundwaveProcessor(ProcessorMixin):
         given = self._resolve_audio_loading_params(options)["array_sampling_rate"]
         if kwargs.get("sampling_rate") is None and given is None and any(map(lacks_rate, clips)):
             kwargs["sampling_rate"] = self._assume_rate()
-        languages = prepare_language_inputs(language, len(clips), LANGUAGE_NAMES, return_code=False)
+        languages = prepare_language_inputs(language_names(language), len(clips), LANGUAGE_NAMES, return_code=False)
         prompts = prepare_prompt_input(prompt, len(clips), input_name="prompt")
         conversations = []
         for clip, prompt_text, language_name in zip(clips, prompts, languages, strict=True):
             question = {"type": "text", "text": transcription_question(prompt_text, language_name)}
             conversations.append([{"role": "user", "content": [{"type": "audio", "audio": clip}, question]}])
         usual = {"return_dict": True, "add_generation_prompt": True}
-        return self.apply_chat_template(conversations, tokenize=tokenize, **{**usual, **kwargs})
+        inputs = self.apply_chat_template(conversations, tokenize=tokenize, **{**usual, **kwargs})
+        if isinstance(inputs, BatchFeature):
+            inputs["is_transcription"] = marks(len(conversations), inputs["input_ids"])
+        return inputs
+
+    def _refuse_unknown(self, kwargs: dict):
+        """Refuse keywords of a transcription request that neither the call nor the chat template reads."""
+        doors = (self.apply_transcription_request, self.apply_chat_template, super().apply_chat_template)
+        known = {name for door in doors for name in inspect.signature(door).parameters} - {"self", "kwargs"}
+        for options in (SoundwaveProcessingKwargs, TextKwargs, SoundwaveAudioKwargs):
+            known |= options.__annotations__.keys()
+        template = kwargs.get("chat_template") or self.chat_template or ""
+        for name in kwargs.keys() - known:
+            if re.search(rf"\b{re.escape(name)}\b", str(template)):  # a variable of the template
+                continue
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else "Remove it."
+            raise ValueError(
+                f"`{name}={kwargs[name]!r}` arrived, which no part of a transcription request reads. {hint}"
+            )
 
     def decode(self, *args, return_format: str = "raw", **kwargs) -> str | list[str] | dict | list[dict]:
         """The tokenizer's `decode`: ids `(tokens,)` to a text, ids `(batch, tokens)` to a list of texts.
@@ -555,6 +628,19 @@ class SoundwaveProcessor(ProcessorMixin):
         if return_format == "parsed":
             texts = [{"language": None, "transcription": text} for text in texts]
         return texts[0] if isinstance(decoded, str) else texts
+
+
+def audio_options(kwargs: dict) -> dict:
+    """The fields of `AudioOptions` among keywords of a call."""
+    return {name: kwargs[name] for name in AUDIO_OPTIONS if kwargs.get(name) is not None}
+
+
+def refuse_task(task: str | None):
+    if task not in (None, "transcribe"):
+        raise ValueError(
+            f"`task` is {task!r}; a transcription request does 'transcribe' alone. Ask for anything else as a "
+            "question: `apply_chat_template` with the clip and a text such as 'Translate the speech to English.'"
+        )
 
 
 def check_clips_per_text(text: list[str] | None, audio, audio_token: str):
@@ -582,10 +668,10 @@ def refuse_unread(kwargs: dict):
         if kwargs.get(name) is not None:
             raise ValueError(f"`{name}` arrived; this processor reads text and audio. Remove it.")
     audio_kwargs = {"load_audio_backend": kwargs.get("load_audio_backend"), **(kwargs.get("audio_kwargs") or {})}
-    read = ("sampling_rate", "device", "return_tensors")
+    read = ("sampling_rate", "device", "return_tensors", *AUDIO_OPTIONS)
     unread = [name for name, value in audio_kwargs.items() if value is not None and name not in read]
     if unread:
         raise ValueError(
-            f"Audio options {unread} arrived; expected `sampling_rate` or `device`. Clips are decoded with soundfile, "
-            "padded to the longest and never cut: remove the options."
+            f"Audio options {unread} arrived; expected some of {sorted(read)}. Clips are decoded with soundfile or "
+            "PyAV, padded to the longest and never cut: remove the options."
         )

@@ -36,7 +36,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
         if (adapter := getattr(model.base_model, name, None)) is not None:
             adapter.float()
     if has_lora:
-        model = load_lora(model, start, is_trainable=True)
+        model = load_lora(model, start, is_trainable=True, changed=recipe.model)
     elif start is not None:
         load_adapter(model, start)
     if stage.has_llm and not has_lora:

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
-PREEMPTED = 128 + signal.SIGTERM  # 143, as a shell says of a process that this signal ended
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -57,7 +57,10 @@ def writing_checkpoint(checkpoint: str | os.PathLike) -> Iterator[None]:
 
 
 class PreemptionCallback(TrainerCallback):
-    """Within its context SIGTERM lets a run end after the step it is in, with a checkpoint; then `stopped` is true.
+    """Within its context SIGTERM and Ctrl-C let a run end after the step it is in, with a checkpoint.
+
+    Then `stopped` is true and `exit_code` 143 or 130, as a shell says of a process that the signal ended. A second
+    Ctrl-C stops at once.
 
     The library's `enable_jit_checkpoint` may save between the two halves of a step, whose random numbers are then
     gone: a resumed run would be another one. And it lets the run end as if it were complete.
@@ -66,21 +69,39 @@ class PreemptionCallback(TrainerCallback):
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.stopped = False
-        self._signalled = False
+        self._signal: signal.Signals | None = None
 
     def __enter__(self) -> "PreemptionCallback":
         # Elsewhere than in the main thread Python lets nobody take a signal.
         self._takes = threading.current_thread() is threading.main_thread()
+        self._process = os.getpid()
         if self._takes:
-            self._before = signal.signal(signal.SIGTERM, self._take)
+            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
         return self
 
     def __exit__(self, *error):
         if self._takes:
-            signal.signal(signal.SIGTERM, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    @property
+    def signal_name(self) -> str:
+        """Of another process, where this one has had none."""
+        return "A signal" if self._signal is None else "Ctrl-C" if self._signal == signal.SIGINT else "SIGTERM"
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self._signal or signal.SIGTERM)
 
     def _take(self, number, frame):
-        self._signalled = True
+        if os.getpid() != self._process:  # a data loader's worker, to which a terminal sends Ctrl-C too
+            return
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            # Not `print`: the signal may have come in the middle of one.
+            os.write(2, b"\nCtrl-C: a checkpoint is saved after this step; again stops at once.\n")
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._any_signalled() and state.global_step < state.max_steps:
@@ -90,11 +111,11 @@ class PreemptionCallback(TrainerCallback):
 
     def _any_signalled(self) -> bool:
         if self.accelerator.num_processes == 1:
-            return self._signalled
+            return self._signal is not None
         # The signal reaches processes at different times, and all must stop after the same step.
-        if self._signalled:
+        if self._signal is not None:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
 
 
-__all__ = ["PREEMPTED", "PreemptionCallback", "last_checkpoint", "writing_checkpoint"]
+__all__ = ["PreemptionCallback", "last_checkpoint", "writing_checkpoint"]

@@ -15,8 +15,11 @@ from ..whole_files import whole_file
 WEIGHTS = "adapter_model.safetensors"
 
 
-def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Path:
+def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
     """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
+
+    Args: hub_name: the hub repository that the folder will be, by whose name the Auto classes of transformers then
+        load it: they follow the name of a base model in adapter_config.json before they ask our class.
 
     Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value,
     `OSError` where the destination cannot be written; it is then as it was.
@@ -26,7 +29,10 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
         raise FileNotFoundError(f"`{run}` lacks {missing}: give the output folder of a finished stage II or III.")
-    weights = {name: weight.to(torch.float16).contiguous() for name, weight in load_file(run / WEIGHTS).items()}
+    weights = {
+        name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
+        for name, weight in load_file(run / WEIGHTS).items()
+    }
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
@@ -38,6 +44,8 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike) -> Pa
             for part in ("audio_config", "text_config"):
                 _name_from(config.get(part, {}), run, destination)
             config = _without_places(config)
+            if hub_name is not None and name == "adapter_config.json":
+                config["base_model_name_or_path"] = hub_name
             parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from glob import glob
@@ -42,12 +43,14 @@ SECTIONS = {
 }
 # Keys of the library that would be overruled, or that it does not read.
 OVERRULED = {
+    "hub_token": "it would be written down; log in with `hf auth login`, or set `HF_TOKEN`",
     "dataloader_persistent_workers": "workers that outlive an epoch draw its augmentation again",
     "dataset_kwargs": "the collator prepares the data",
     "label_names": "the stage has its labels",
     "max_length": "nothing is ever cut",
     "remove_unused_columns": "the collator reads every column",
     **dict.fromkeys(("assistant_only_loss", "completion_only_loss"), "the collator labels the answers"),
+    "logging_nan_inf_filter": "a loss that is no number ends the run",
     **dict.fromkeys(("dataset_text_field", "dataset_num_proc"), "the rows have columns of their own"),
     "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir`",
 }
@@ -55,6 +58,8 @@ OVERRULED = {
 ONCE_AT_HOME = ("data", "start_from", "output_dir")
 PATHS = (*ONCE_AT_HOME, "eval_data", "encoder", "llm")
 PATHS += ("deepspeed", "fsdp_config", "accelerator_config", "chat_template_path")  # files of settings
+NEEDS_EVAL_DATA = ("eval_strategy", "eval_steps", "eval_on_start", "eval_samples", "load_best_model_at_end")
+NEEDS_EVAL_DATA += ("metric_for_best_model", "early_stopping_patience", "early_stopping_threshold")
 # Keys in which the recipes of one file differ.
 OF_ONE_RECIPE = ("stage", "start_from", "output_dir")
 
@@ -137,6 +142,18 @@ class RecipeArguments:
         },
     )
 
+    eval_data: Any = field(
+        default=None, metadata={"help": "what to evaluate on: as `data`, or a mapping of several (`{clean: ...}`)"}
+    )
+    eval_samples: int = field(
+        default=100, metadata={"help": "rows of each set that the model is asked, for the scores of what it writes"}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "evaluations on end without a better `metric_for_best_model` that end the run"}
+    )
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "least that counts as better"})
+    license: str | None = field(default=None, metadata={"help": "of what is trained, for its model card"})
+
     written: dict[str, Any] = field(default_factory=dict, metadata={"help": "the keys as they were read"})
 
     def __post_init__(self):
@@ -163,6 +180,9 @@ class RecipeArguments:
             raise ValueError(f"`quantization` is given, and stage `{self.stage}` has no LLM: leave it out.")
         if self.ctc_negatives is not None and "ctc" not in STAGES[self.stage].losses:
             raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` takes no CTC loss: leave it out.")
+        for name in ("eval_samples", "early_stopping_patience"):
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` is {value!r}; give a whole number, 1 or more.")
         Mixture(**self.mixture)  # which checks its values
 
     def _read_sources(self) -> list[Source]:
@@ -211,6 +231,14 @@ class RecipeArguments:
         return resolve_adapter(self.start_from)
 
     @property
+    def evaluated(self) -> dict[str, Any]:
+        """The data sets of `eval_data` by name; one that has none is `""`."""
+        if self.eval_data is None:
+            return {}
+        several = isinstance(self.eval_data, dict) and not {"path", "name"} & self.eval_data.keys()
+        return self.eval_data if several else {"": self.eval_data}
+
+    @property
     def manifest(self) -> Path:
         """The file, pattern or folder of the first source."""
         return Path(self.sources[0].path)
@@ -231,7 +259,7 @@ def read_recipes(path: str | os.PathLike, overrides: dict[str, str] | None = Non
             f"`{path}` holds {len(documents)} recipes, and `--{one[0]}` would be that of each: change the file."
         )
     names = [f"recipe {number} of `{path}`" if several else f"`{path}`" for number in range(1, len(documents) + 1)]
-    return [_check_recipe(values, name, overrides or {}) for values, name in zip(documents, names, strict=True)]
+    return [check_recipe(values, name, overrides or {}) for values, name in zip(documents, names, strict=True)]
 
 
 def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> tuple:
@@ -242,7 +270,7 @@ def read_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None
     return recipes[0]
 
 
-def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
+def check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
     """The keys of one recipe, of the name `path`, -> its two argument classes."""
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no `key: value` lines; see `recipes/1_align.yaml` for one that does.")
@@ -272,6 +300,10 @@ def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
     if missing:
         raise ValueError(f"{path} lacks {missing}: a recipe needs them.")
     written = dict(values)
+    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if values.get(key) is False:
+            values[key] = "no"  # which YAML reads as false
+    _plan_evaluation(values, path)
     _expand_paths(values)
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
     for section, section_class in (
@@ -289,6 +321,34 @@ def _check_recipe(values, path: str, overrides: dict[str, str]) -> tuple:
     )
     _check_sampling(recipe, arguments)
     return recipe, arguments
+
+
+def _plan_evaluation(values: dict, path: str):
+    """Say when to evaluate, where a recipe says on what alone. Raises: `ValueError` where it says only the other."""
+    if values.get("eval_data") is None:
+        for key in NEEDS_EVAL_DATA:
+            if values.get(key) not in (None, False, "no"):
+                raise ValueError(f"{path} sets `{key}` and there is no `eval_data`: say what to evaluate on.")
+        return
+    if values.get("eval_strategy") == "no":
+        raise ValueError(f"{path} has `eval_data` and `eval_strategy` is `no`: leave one of them out.")
+    saves = values.get("save_strategy")
+    by_epoch = saves == "epoch" and "eval_steps" not in values
+    strategy = values.setdefault("eval_strategy", "epoch" if by_epoch else "steps")
+    if strategy == "steps" and "save_steps" in values:
+        values.setdefault("eval_steps", values["save_steps"])
+    if strategy == "steps":
+        values.setdefault("eval_steps", 500)  # as often as the library saves
+    if values.get("early_stopping_patience") is not None or values.get("load_best_model_at_end"):
+        values.setdefault("metric_for_best_model", "loss")
+    names = values["eval_data"] if isinstance(values["eval_data"], dict) else {}
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise ValueError(f"`eval_data` of {path} names a set {name!r}: give letters, digits and underscores.")
+        if name in ("ctc", "ce", "exact"):
+            raise ValueError(
+                f"`eval_data` of {path} names a set `{name}`, with which metrics begin: name it otherwise."
+            )
 
 
 def _check_quantization(given: dict, name: str):
@@ -392,6 +452,11 @@ def _expand_paths(values: dict):
             values[key] = expand_path(values[key], f"`{key}`")
     if not isinstance(values["output_dir"], str):
         raise ValueError(f"`output_dir` is {values['output_dir']!r}; give the path of a folder.")
+    if isinstance(values.get("eval_data"), dict):
+        values["eval_data"] = {
+            name: expand_path(path, f"`eval_data.{name}`") if isinstance(path, str) else path
+            for name, path in values["eval_data"].items()
+        }
     refuse_secrets({key: values.get(key) for key in PATHS}, "The recipe")  # which a variable may hold
     for key in ONCE_AT_HOME:
         if isinstance(values.get(key), str):
@@ -408,4 +473,4 @@ def _refuse_only_at_home(key: str, path: str):
         )
 
 
-__all__ = ["RecipeArguments", "read_recipe", "read_recipes"]
+__all__ = ["RecipeArguments", "check_recipe", "read_recipe", "read_recipes"]

@@ -10,13 +10,17 @@ from pathlib import Path
 import yaml
 
 from ..data.sources import Source, describe_source, looks_local
+from .earlier_run import RECORD
 
 
 PACKAGES = ("soundwave-hf", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors")
 
 
 def describe_run(
-    values: dict, sources: Sequence[Source], counts: dict[tuple[str], tuple[int, float]]
+    values: dict,
+    sources: Sequence[Source],
+    counts: dict[tuple[str], tuple[int, float]],
+    record: dict | None = None,
 ) -> dict[str, str]:
     """Files, by name, that stand beside what a run trained.
 
@@ -25,8 +29,9 @@ def describe_run(
         sources (`Sequence[Source]`): of the data; a `README.md` beside its files is the data's own card.
         counts (`dict`): clips and seconds by source, as they are trained on, repeats included; seconds are NaN where
             they are not known.
+        record (`dict`, *optional*): see `record_run`.
 
-    Returns: `recipe.yaml`, which trains the same again, `data_card.md` and `versions.json`.
+    Returns: `recipe.yaml`, which trains the same again, `data_card.md`, `versions.json`, and `run.json` of a record.
     """
     recipe = f"# soundwave-hf train recipe.yaml\n{yaml.safe_dump(values, sort_keys=False)}"
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
@@ -34,6 +39,7 @@ def describe_run(
         "recipe.yaml": recipe,
         "data_card.md": describe_data(sources, counts),
         "versions.json": json.dumps(versions, indent=2) + "\n",
+        **({RECORD: json.dumps(record, indent=2) + "\n"} if record is not None else {}),
     }
 
 

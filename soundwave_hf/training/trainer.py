@@ -1,6 +1,7 @@
 """Trainers of the three stages: losses normalised over the whole accumulated batch, each logged apart."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from accelerate.data_loader import DataLoaderShard
 from datasets import Dataset
 from datasets import IterableDataset as Stream
 from safetensors.torch import save_file
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -17,10 +20,12 @@ from trl import SFTTrainer
 from ..data.rows import RowCheck
 from ..data.sources import check_rows, lengths_of, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
-from ..whole_files import files_together
+from ..modeling.trained_fields_soundwave import checked_by_caller
+from ..whole_files import files_together, whole_file
 from .arguments import SoundwaveTrainingArguments
-from .checkpoints import writing_checkpoint
+from .checkpoints import last_checkpoint, writing_checkpoint
 from .encoder_cache import FRAMES_PER_SECOND
+from .evaluate_during import evaluation_collator
 from .mixture import (
     DrawnRows,
     GivenRows,
@@ -31,6 +36,7 @@ from .mixture import (
     StreamBatchSampler,
     number_tasks,
 )
+from .run_card import RunCard
 from .stages import Stage, check_trainable
 from .watch import CollapseCallback, PlotCallback
 
@@ -52,6 +58,11 @@ def count_clips(inputs: dict[str, torch.Tensor]) -> int:
 def has_clips(inputs: dict[str, torch.Tensor]) -> bool:
     """Whether a batch holds clips, or is of text alone."""
     return "input_features" in inputs or "encoder_states" in inputs
+
+
+def count_labels(inputs: dict[str, torch.Tensor]) -> int:
+    """Tokens of a batch that are to be foretold."""
+    return int(inputs["labels"][:, 1:].ne(-100).sum()) if "labels" in inputs else 0
 
 
 class EpochCallback(TrainerCallback):
@@ -90,6 +101,7 @@ class SoundwaveTrainerMixin:
     Args:
         stage (`Stage`, *optional*): where given, exactly its parameters must train.
         record (`dict[str, str]`, *optional*): files, by name, that every checkpoint and the output folder hold too.
+        card (`RunCard`, *optional*): what the model card says beside the backbones and what was measured.
         mixture (`Mixture`, *optional*): shares of tasks, epoch by epoch; a row's task is its `task`, or its `source`.
         max_batch_seconds (`float`, *optional*): audio of a batch; it then has at most the arguments' batch size.
     """
@@ -99,16 +111,18 @@ class SoundwaveTrainerMixin:
         *args,
         stage: Stage | None = None,
         record: dict[str, str] | None = None,
+        card: RunCard | None = None,
         mixture: Mixture | None = None,
         max_batch_seconds: float | None = None,
         **kwargs,
     ):
         self.stage, self.mixture, self.max_batch_seconds = stage, mixture, max_batch_seconds
-        self.record = record or {}
+        self.record, self.card = record or {}, card or RunCard()
         self.mixture_sampler: MixtureBatchSampler | None = None
         self.stream_sampler: StreamBatchSampler | None = None
         self.tasks: list[str] = []
         self._sums: dict[str, torch.Tensor] = {}
+        self._evaluated: dict[str, torch.Tensor] = {}
         for name in ("train_dataset", "eval_dataset"):
             if (given := kwargs.get(name)) is not None:
                 each = {key: trainable(rows) for key, rows in given.items()} if isinstance(given, dict) else None
@@ -145,31 +159,87 @@ class SoundwaveTrainerMixin:
         if audio.num_ctc_skipped is not None:
             self._add("ctc_skipped", audio.num_ctc_skipped, 1.0)
 
-    def _add(self, name: str, total, count):
+    def _add(self, name: str, total, count, sums: dict[str, torch.Tensor] | None = None):
+        sums = self._sums if sums is None else sums
         pair = torch.stack([torch.as_tensor(total).detach().double().cpu(), torch.as_tensor(count).double().cpu()])
-        self._sums[name] = self._sums.get(name, 0) + pair
+        sums[name] = sums.get(name, 0) + pair
+
+    def _means(self, sums: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
+        """Totals and counts of all processes, by name."""
+        names = sorted(sums)
+        table = torch.stack([sums[name] for name in names])
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table.to(self.args.device), "sum")
+        return dict(zip(names, table.tolist(), strict=True))
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         if "loss" in logs and self._sums:
-            names = sorted(self._sums)
-            sums = torch.stack([self._sums[name] for name in names])
-            if self.accelerator.num_processes > 1:
-                sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
-            for name, (total, count) in zip(names, sums.tolist(), strict=True):
+            for name, (total, count) in self._means(self._sums).items():
                 logs[name] = int(total) if name == "ctc_skipped" else total / count
             self._sums = {}
         super().log(logs, *args, **kwargs)
+        if "loss" in logs:
+            self._refuse_diverged(logs["loss"])
+
+    @torch.no_grad()
+    def _refuse_diverged(self, loss: float | None = None):
+        """Raise `RuntimeError` where a loss, or a weight that trains, is no finite number."""
+        if loss is None or math.isfinite(loss):
+            if not self._weights_finite():
+                loss = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), loss)
+                found = f"weights are no numbers any more, and the last logged loss was {loss}"
+            else:
+                return
+        else:
+            found = f"the loss is {loss}"
+        last = last_checkpoint(self.args.output_dir)
+        kept = "There is no checkpoint before it" if last is None else f"The last good checkpoint is `{last}`"
+        raise RuntimeError(
+            f"Step {self.state.global_step}: {found}: the run has diverged, and nothing of it was saved since. "
+            f"{kept}. Lower `learning_rate` (it is {self.args.learning_rate:g}), warm it up for longer "
+            f"(`warmup_steps`), or lower `max_grad_norm` ({self.args.max_grad_norm:g}), and look at the data of these "
+            "steps; then train into a new `output_dir`."
+        )
+
+    def _weights_finite(self) -> bool:
+        """Whether all that trains is finite, with one wait for the device."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        sharded = any(hasattr(weight, "to_local") for weight in weights)
+        finite = [getattr(weight, "to_local", lambda weight=weight: weight)().isfinite().all() for weight in weights]
+        finite = torch.stack(finite).all() if finite else torch.tensor(True)
+        if sharded and self.accelerator.num_processes > 1:  # each process holds a part
+            return not self.accelerator.reduce((~finite).int().to(self.args.device), "sum").item()
+        return bool(finite)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in the library; weights that are no numbers are refused."""
+        self._refuse_diverged()
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:  # where parameters are sharded, the library calls all processes
             return
-        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         destination = output_dir or self.args.output_dir
         with files_together(destination) as folder:
             self._save_trained(str(folder), state_dict)
-            base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
-            for name, text in self.record.items():
+            self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
+            # In the place of PEFT's, which would have the adapters loaded onto any model of their width.
+            for name, text in {**self.record, "README.md": self._card()}.items():
                 (folder / name).write_text(text, encoding="utf-8")
+
+    @property
+    def _base(self):
+        """The model without PEFT's wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def _card(self) -> str:
+        return self.card.text(self._base.config, self.state.log_history, has_lora=hasattr(self.model, "peft_config"))
+
+    def create_model_card(self, *args, **kwargs):
+        """Write this package's card to the output folder; TRL asks for one at each save."""
+        if self.is_world_process_zero():
+            with whole_file(Path(self.args.output_dir, "README.md")) as part:
+                part.write_text(self._card(), encoding="utf-8")
 
     def _save_trained(self, folder: str, state_dict: dict[str, torch.Tensor] | None):
         """Write weights and processor as the library does."""
@@ -192,6 +262,17 @@ class SoundwaveTrainerMixin:
         return batches, num_items
 
     def get_train_dataloader(self):
+        """Batches in the order of the arguments. Raises: `ValueError` where there is none."""
+        batches = self._make_train_dataloader()
+        if hasattr(self.train_dataset, "__len__") and len(batches) == 0:
+            raise ValueError(
+                f"{len(self.train_dataset)} rows make no batch of {self._train_batch_size} in {self.args.world_size} "
+                "processes where the last is dropped (`dataloader_drop_last`): nothing would be trained. Lower "
+                "`per_device_train_batch_size`, or give more data."
+            )
+        return batches
+
+    def _make_train_dataloader(self):
         rows, args = self.train_dataset, self.args
         grouped = args.train_sampling_strategy == "group_by_length"
         options = {
@@ -209,7 +290,7 @@ class SoundwaveTrainerMixin:
             # Processes share the streams already: the accelerator would split them once more.
             return DataLoaderShard(GivenRows(), device=args.device, batch_sampler=self.stream_sampler, **options)
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
-            return super().get_train_dataloader()
+            return super().get_train_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
         groups = LengthGroups(
             self._train_batch_size,
             group=args.gradient_accumulation_steps * args.world_size,
@@ -248,7 +329,73 @@ class SoundwaveTrainerMixin:
                 "`world_size=arguments.world_size`."
             )
 
+    # ---- evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Batches of the rows in their order, of a collator that augments nothing."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            rows = self.eval_dataset[rows]
+        if rows is None:
+            raise ValueError("There is nothing to evaluate on: give the trainer an `eval_dataset`.")
+        return self._in_order(rows)
+
+    def get_test_dataloader(self, test_dataset):
+        return self._in_order(test_dataset)
+
+    def _in_order(self, rows):
+        loader = DataLoader(
+            rows,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=evaluation_collator(self.data_collator),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            generator=torch.Generator(),  # the global one's numbers are those of training
+        )
+        return self.accelerator.prepare(loader)
+
+    def prediction_step(self, model: nn.Module, inputs, prediction_loss_only, ignore_keys=None):
+        if not prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs)
+        for name, count in (("ce_loss", count_labels(inputs)), ("ctc_loss", count_clips(inputs))):
+            if (part := getattr(output, name, None)) is not None and count:
+                self._add(name, part.double() * count, count, self._evaluated)
+        return (None if output.loss is None else output.loss.detach(), None, None)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """As in the library, with `eval_ce_loss` of a label and `eval_ctc_loss` of a clip, whatever the batches.
+
+        With several processes a clip that fills up the last batch counts twice there.
+        """
+        self._evaluated = {}
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._evaluated:
+            losses = {name: total / count for name, (total, count) in self._means(self._evaluated).items()}
+            weight = self.audio_model.config.ctc_loss_weight if "ce_loss" in losses else 1.0
+            losses["loss"] = losses.get("ce_loss", 0.0) + weight * losses.get("ctc_loss", 0.0)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
+        return output
+
+    # ---- checkpoints ----
+
+    def _load_best_model(self):
+        best = Path(self.args.output_dir, Path(self.state.best_model_checkpoint).name)  # the folder may have moved
+        if not best.is_dir():
+            raise FileNotFoundError(
+                f"The best checkpoint, `{best}`, is gone: its weights cannot be loaded. The last ones are in "
+                f"`{last_checkpoint(self.args.output_dir)}`."
+            )
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
+
     def _save_checkpoint(self, model, trial):
+        self._refuse_diverged()  # before a place is made for it
         with writing_checkpoint(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")):
             super()._save_checkpoint(model, trial)
 
@@ -257,6 +404,14 @@ class SoundwaveTrainerMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if checkpoint is not None and isinstance(schedule, LambdaLR):
+            # The rate in the checkpoint is that of the schedule as it was, which more steps stretch.
+            pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            rates = [highest * share(schedule.last_epoch) for highest, share in pairs]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
         if checkpoint is None or self.stream_sampler is None:
             return
         if not (path := self._stream_file(checkpoint)).is_file():
@@ -358,7 +513,16 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         if os.path.isfile(trained):
             load_trained(model or self.model, trained)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with checked_by_caller():  # a checkpoint of this run, maybe one of an older version
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        # The library knows whole models and PEFT's.
+        if os.path.isfile(os.path.join(self.state.best_model_checkpoint, TRAINED_FILE)):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            with checked_by_caller():
+                super()._load_best_model()
 
 
 class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):

@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 
 LOGS_OF_COLLAPSE = 3  # one alone may be the first steps, when every CTC says blank
 STEPS_TIMED = 5
-LOSSES = ("loss", "ce_loss", "ctc_loss", "eval_loss")
+LOSSES = ("loss", "ce_loss", "ctc_loss", "eval_loss", "eval_ce_loss", "eval_ctc_loss")
 SHARES = ("blank_share", "positions_per_second", "targets_per_frame")
 
 

@@ -156,11 +156,14 @@ def test_missing_adapters_are_named(tmp_path):
 def test_adapters_are_merged_in_float32_whatever_the_llm_is_stored_in(tmp_path, monkeypatch):
     given = {}
 
-    def from_backbones(encoder, llm, **options):
+    def from_pretrained(folder, **options):
         given.update(options)
         return torch.nn.Identity()
 
-    monkeypatch.setattr(SoundwaveForConditionalGeneration, "from_backbones", from_backbones)
-    monkeypatch.setattr(SoundwaveProcessor, "from_backbones", lambda encoder, llm, adapter: "processor")
-    load_adapter(tmp_path, str(tmp_path), str(tmp_path))
-    assert given == {"adapter": str(tmp_path), "dtype": torch.float32}
+    (tmp_path / "config.json").write_text('{"model_type": "soundwave"}')
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(SoundwaveForConditionalGeneration, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(SoundwaveProcessor, "from_pretrained", lambda folder, llm: "processor")
+    load_adapter(tmp_path)
+    assert given["dtype"] == "float32"

@@ -723,3 +723,247 @@ def test_a_compiled_decode_step_is_one_graph_and_changes_no_id():
     assert torch.equal(new_ids(model, batch, **options), expected)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+# ---- A cache and other clips than those it holds
+
+
+def another_clip(inputs: dict, seed: int = 8, frames: tuple = (80, 62)) -> dict:
+    """The same ids about other recordings."""
+    clips = dict(zip(("input_features", "input_features_mask"), make_clips(list(frames), seed=seed), strict=True))
+    return {**inputs, **clips}
+
+
+def first_scores(model, inputs: dict, **options) -> torch.Tensor:
+    """Scores of the first new id, `(rows, vocabulary)`: they tell recordings apart whose greedy ids are alike."""
+    options = {**GREEDY, "max_new_tokens": 2, "return_dict_in_generate": True, "output_logits": True, **options}
+    return model.generate(**inputs, **options).logits[0]
+
+
+def assert_hears(model, inputs: dict, cache, stale: dict):
+    """Generating from a cache of other clips gives what a fresh run gives, which the stale inputs do not."""
+    expected = first_scores(model, inputs)
+    assert (expected - first_scores(model, stale)).abs().max() > 1e-2
+    torch.testing.assert_close(first_scores(model, inputs, past_key_values=cache), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("as_states", [False, True], ids=["features", "states"])
+def test_a_kept_cache_does_not_answer_about_another_recording(as_states):
+    model, first = tiny_model(), single_row(0)
+    second = another_clip(first)
+    if as_states:
+        first, second = states_of(model, first), states_of(model, second)
+    cache = model.generate(**first, **GREEDY, return_dict_in_generate=True).past_key_values
+    assert_hears(model, second, cache, first)
+    assert_hears(model, first, cache, second)  # and back again
+
+
+def states_of(model, inputs: dict) -> dict:
+    """Inputs with encoder states in place of features."""
+    rest = without_clips(inputs)
+    with torch.no_grad():
+        states, mask = model.model.encode(inputs["input_features"], inputs["input_features_mask"])
+    return {**rest, "encoder_states": states, "encoder_mask": mask}
+
+
+def test_a_recording_replaced_while_the_talk_goes_on_is_heard():
+    model = tiny_model()
+    inputs, cache = next_turn(model, single_row(0), [[5, 6, 7]])
+    replaced = another_clip(inputs)
+    assert_hears(model, replaced, cache, inputs)
+
+
+def test_a_recording_of_a_later_turn_that_was_replaced_is_heard():
+    model = tiny_model()
+    inputs, _, cache = with_new_clips(model)
+    third, cache = next_turn(model, inputs, [[5, 6], [7, 8], [9, 2]], past_key_values=cache)
+    features = third["input_features"].clone()
+    features[-1] = make_clips([80], seed=11)[0][0]  # the last clip of the third row's second turn
+    assert_hears(model, {**third, "input_features": features}, cache, third)
+
+
+def test_clips_swapped_between_rows_are_heard():
+    model = tiny_model()
+    features, mask = make_clips([80, 62])
+    rows = {"input_ids": torch.tensor([[3, AUDIO, 4], [3, AUDIO, 4]])}
+    first = {**rows, "input_features": features, "input_features_mask": mask}
+    swapped = {**rows, "input_features": features.flip(0), "input_features_mask": mask.flip(0)}
+    cache = model.generate(**first, **GREEDY, return_dict_in_generate=True).past_key_values
+    assert_hears(model, swapped, cache, first)
+
+
+def test_padding_and_company_make_no_other_clip_of_one():
+    features, mask = make_clips([40, 62])
+    digests = generation_soundwave.digest_clips(features, mask)
+    alone = generation_soundwave.digest_clips(features[:1, :, :40])
+    longer = torch.nn.functional.pad(features, (0, 9), value=3.0), torch.nn.functional.pad(mask, (0, 9))
+    assert digests[0] == alone[0]
+    assert torch.equal(generation_soundwave.digest_clips(*longer), digests)
+    assert digests[0] != digests[1]
+    one_bit = features.clone()
+    one_bit[1, 3, 5] = torch.nextafter(one_bit[1, 3, 5], torch.tensor(9.0))
+    assert (generation_soundwave.digest_clips(one_bit, mask) != digests).tolist() == [False, True]
+    assert (generation_soundwave.digest_clips(features.flip(2), mask) != digests).all()  # frames in another order
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True, "top_k": 1}])
+def test_beams_and_samples_begin_from_the_recording_that_is_given(options):
+    model, first = tiny_model(), single_row(0)
+    second = another_clip(first)
+    cache = model.generate(**first, **GREEDY, return_dict_in_generate=True).past_key_values
+    expected = new_ids(model, second, **options)
+    assert torch.equal(new_ids(model, second, past_key_values=cache, **options), expected)
+
+
+def test_a_cache_that_forward_filled_does_not_answer_about_another_recording():
+    model, first = tiny_model(), padded_batch()
+    second = another_clip(first, frames=(80, 51, 1))
+    with torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+    assert_hears(model, second, cache, first)
+
+
+def test_a_cache_that_cannot_be_cropped_refuses_another_recording_with_the_way_out():
+    model, first = tiny_model(), single_row(0)
+    second, options = another_clip(first), {"cache_implementation": "static", "return_dict_in_generate": True}
+    cache = model.generate(**first, **GREEDY, **options).past_key_values
+    with pytest.raises(ValueError, match=r"other clips than those given, and cannot be cropped: call its `reset\(\)`"):
+        new_ids(model, second, past_key_values=cache)
+    cache.reset()
+    assert_hears(model, second, cache, first)
+
+
+def test_a_cache_of_other_rows_is_refused():
+    model, inputs = tiny_model(), padded_batch()
+    cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
+    with pytest.raises(ValueError, match="holds 3 rows with clips and `input_ids` has 1: pass the rows"):
+        new_ids(model, single_row(0), past_key_values=cache)
+
+
+def test_embeddings_and_clips_together_are_refused():
+    model, inputs = tiny_model(), single_row(0)
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    with pytest.raises(ValueError, match="got `inputs_embeds` and clips, which are merged into `input_ids` alone"):
+        model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
+
+
+# ---- What no answer holds, and rows without speech
+
+
+def test_no_answer_holds_the_audio_token_whatever_the_generation_config_says():
+    model, inputs = tiny_model(), single_row(0)
+    with torch.no_grad():
+        model.lm_head.weight[AUDIO] = 100 * model.lm_head.weight[int(new_ids(model, inputs)[0, 0])]
+    assert model.generation_config.suppress_tokens is None
+    for options in ({}, {"num_beams": 3}, {"do_sample": True}, {"prompt_lookup_num_tokens": 2}):
+        ids = model.generate(**inputs, **{"max_new_tokens": 6, "do_sample": False, **options})
+        assert not (ids[:, 6:] == AUDIO).any()
+
+
+END, PAD = 2, 0
+ENDING = {"eos_token_id": END, "pad_token_id": PAD}
+
+
+def silent_clips(batch: dict, clips: list[int]) -> dict:
+    """The batch with some of its clips silenced: nothing in them changes, so that none may be a word."""
+    features = batch["input_features"].clone()
+    features[clips] = 0.0
+    return {**batch, "input_features": features}
+
+
+def hearing_model(threshold: float | None = 0.5, **fields):
+    """A model whose CTC head hears something in every random clip, and nothing in one of zeros."""
+    model = tiny_model(no_speech_threshold=threshold, **fields)
+    zeros = torch.zeros(1, 8, 80)
+    with torch.no_grad():
+        state = model.get_audio_features(zeros).aligned_states[0].mean(dim=0)
+        model.model.ctc_head.blank_weight.copy_(3 * state)  # the blank's row looks like what silence gives
+        model.model.ctc_head.blank_bias.fill_(0.0)
+    return model
+
+
+def test_the_no_speech_probability_is_the_blanks_least_one_over_true_frames():
+    model = hearing_model()
+    features, mask = make_clips([80, 51])
+    with torch.no_grad():
+        audio = model.get_audio_features(features, mask, output_ctc_logits=True)
+    for clip, frames in enumerate(audio.num_frames.tolist()):
+        blank = audio.ctc_logits[clip, :frames].float().softmax(dim=-1)[:, AUDIO]
+        assert float(audio.no_speech_probs[clip]) == pytest.approx(float(blank.min()), rel=1e-4)
+
+
+def test_rows_that_ask_for_a_transcript_of_silence_end_at_once():
+    model = hearing_model()
+    batch = silent_clips(padded_batch(), [2])  # the clip of the third row
+    audio = model.get_audio_features(batch["input_features"], batch["input_features_mask"])
+    assert model.model.judge_silence(audio, batch["input_features"], batch["input_features_mask"]).tolist() == [
+        False,
+        False,
+        True,
+    ]
+    plain = new_ids(model, batch, **ENDING)
+    marked = new_ids(model, {**batch, "is_transcription": torch.tensor([True, True, True])}, **ENDING)
+    assert marked[2].tolist() == [END] + [PAD] * 7
+    assert torch.equal(marked[:2], plain[:2])  # the others as they were, the row of text too
+    questions = new_ids(model, {**batch, "is_transcription": torch.tensor([True, True, False])}, **ENDING)
+    assert torch.equal(questions, plain)  # a question about silence is answered
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 3, "temperature": 0.7, "top_p": 0.9},
+        {"min_new_tokens": 3},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 2},
+        {"assistant_model": 1},
+        {"assistant_model": "text"},
+    ],
+    ids=str,
+)
+def test_every_way_of_generating_ends_rows_of_silence_at_once(options):
+    model = hearing_model()
+    inputs = {**silent_clips(single_row(2), [0]), "is_transcription": [True]}
+    if "assistant_model" in options:
+        options = {"assistant_model": text_llm(1) if options["assistant_model"] == "text" else drafting(1)}
+    ids = new_ids(model, inputs, **options, **ENDING)
+    assert ids[:, 0].tolist() == [END] * len(ids)
+    assert (ids[:, 1:] == PAD).all()
+    assert len(ids) == options.get("num_return_sequences", 1)
+
+
+def test_a_kept_cache_knows_which_clips_are_silent():
+    model = hearing_model()
+    inputs = {**silent_clips(single_row(2), [0]), "is_transcription": torch.tensor([True])}
+    inputs["input_ids"] = torch.tensor([[11, AUDIO, 12]])
+    cache = model.generate(**inputs, **GREEDY, **ENDING, return_dict_in_generate=True).past_key_values
+    assert new_ids(model, inputs, past_key_values=cache, **ENDING).tolist() == [[END]]
+    assert new_ids(model, without_clips(inputs), past_key_values=cache, **ENDING).tolist() == [[END]]
+
+
+@pytest.mark.parametrize("threshold", [None, 0, 0.0])
+def test_without_a_threshold_silence_is_answered(threshold):
+    model = hearing_model(threshold)
+    inputs = silent_clips(single_row(2), [0])
+    marked = {**inputs, "is_transcription": torch.tensor([True])}
+    assert torch.equal(new_ids(model, marked, **ENDING), new_ids(model, inputs, **ENDING))
+
+
+def test_marks_are_one_a_row_and_need_an_end_token():
+    model = hearing_model()
+    inputs = silent_clips(single_row(2), [0])
+    with pytest.raises(ValueError, match=r"`is_transcription` has shape \(2,\); expected one value a row, \(1,\)"):
+        model.generate(**inputs, is_transcription=torch.tensor([True, False]), **GREEDY)
+    with pytest.raises(ValueError, match="there is no token to end it with: set `generation_config.eos_token_id`"):
+        model.generate(**inputs, is_transcription=torch.tensor([True]), **GREEDY)
+
+
+def test_forward_takes_the_mark_and_does_nothing_with_it():
+    model, inputs = hearing_model(), silent_clips(single_row(2), [0])
+    marked = {**inputs, "is_transcription": torch.tensor([True])}
+    labels = inputs["input_ids"]
+    assert torch.equal(model(**marked, labels=labels).loss, model(**inputs, labels=labels).loss)
+    assert torch.equal(model.model(**marked).last_hidden_state, model.model(**inputs).last_hidden_state)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor, LlamaForCausalLM, pipeline
 
@@ -25,6 +26,7 @@ from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
 from soundwave_hf.modeling.folders_soundwave import backbone_name, describe_folder, weights_digest
 from soundwave_hf.training.export import export_adapter
 from soundwave_hf.training.run import add_lora
+from tests.local_hub import local_hub
 
 
 @torch.no_grad()
@@ -278,9 +280,7 @@ def test_a_renamed_copy_and_a_tree_that_moved_as_a_whole_load(place, inputs, tmp
 def test_a_folder_that_moved_alone_takes_backbones_of_the_same_content_from_anywhere(place, inputs, tmp_path):
     shutil.copytree(place / "shipped", tmp_path / "a" / "b" / "shipped")
     moved = tmp_path / "a" / "b" / "shipped"
-    with pytest.raises(
-        FileNotFoundError, match="trained on the encoder in `.*whisper`.*no such folder here: give `enc"
-    ):
+    with pytest.raises(FileNotFoundError, match="trained on the encoder in `.*whisper`.*no such folder here"):
         SoundwaveForConditionalGeneration.from_pretrained(moved)
     with pytest.raises(FileNotFoundError, match="trained on the LLM in `.*llm`, and there is no such folder"):
         AutoProcessor.from_pretrained(moved)
@@ -491,8 +491,8 @@ KINDS = {
     "notes": "holds no model: its files are .'notes.txt'.",
     "peft": "holds a PEFT adapter of `Qwen/Qwen3-0.6B`, without the adapters of Soundwave.*AutoPeftModel",
     "published": "layout that the authors published.*`soundwave-hf convert SRC DST`",
-    "whisper": 'a model of type "whisper", which is no Soundwave.*from_backbones.encoder=folder',
-    "llm": 'a model of type "llama", which is no Soundwave.*from_backbones.llm=folder',
+    "whisper": 'has model type "whisper" and "soundwave" was expected.*from_backbones.encoder=folder',
+    "llm": 'has model type "llama" and "soundwave" was expected.*from_backbones.llm=folder',
     "checkpoints": "holds checkpoints of a run. Name one of them: `.*checkpoint-10`",
 }
 
@@ -510,7 +510,12 @@ def test_adapters_of_stage_align_are_not_for_the_class_that_generates(place):
     for door in (SoundwaveForConditionalGeneration, AutoModelForMultimodalLM):
         with pytest.raises(ValueError, match=message):
             door.from_pretrained(place / "align")
+    with pytest.raises(ValueError, match=message):
+        load_adapter(place / "align")
     assert resolve_adapter(place / "align") == str(place / "align")
+    heard, _ = load_adapter(place / "align", ctc_only=True)  # what `evaluate --ctc` scores
+    stored = load_file(place / "align" / "trained.safetensors")
+    assert all(torch.equal(heard.model.state_dict()[name], value) for name, value in stored.items())
 
 
 def test_a_whole_model_is_no_adapter(place, tmp_path):
@@ -533,9 +538,7 @@ def test_a_config_without_weights_names_the_files_that_are_missing(place, tmp_pa
 
 
 def test_the_bare_model_says_which_class_takes_adapters(place):
-    with pytest.raises(
-        ValueError, match="`SoundwaveModel` takes no folder of adapters.*whose `.model` is the bare one"
-    ):
+    with pytest.raises(ValueError, match="`SoundwaveModel` takes no folder of adapters.*`.model` is the bare"):
         SoundwaveModel.from_pretrained(place / "run")
 
 
@@ -577,3 +580,41 @@ def test_a_merged_checkpoint_is_written_in_shards(place, tmp_path, monkeypatch):
     assert (folder / "model.safetensors.index.json").is_file()
     assert not (folder / "model.safetensors").exists()
     assert SoundwaveForConditionalGeneration.from_pretrained(folder).config.blank_margin == 0.5
+
+
+# ---- a server that speaks the hub's protocol ----
+
+
+@pytest.fixture
+def hub_server(place, tmp_path):
+    """`me/whisper`, `me/llm` and `me/shipped`, which names these and itself, on a server; nothing is in the cache."""
+    shutil.copytree(place / "shipped", tmp_path / "to upload")
+    set_json(tmp_path / "to upload" / "config.json", audio_config="me/whisper", text_config="me/llm")
+    set_json(tmp_path / "to upload" / "adapter_config.json", base_model_name_or_path="me/shipped")
+    names = {"me/whisper": place / "whisper", "me/llm": place / "llm", "me/shipped": tmp_path / "to upload"}
+    with local_hub(tmp_path / "cache", tmp_path / "home", names) as server:
+        yield server
+
+
+def test_adapters_and_backbones_come_from_the_users_own_endpoint(place, inputs, hub_server):
+    expected = logits(SoundwaveForConditionalGeneration.from_pretrained(place / "shipped"), inputs)
+    for door in (SoundwaveForConditionalGeneration, AutoModelForMultimodalLM):
+        torch.testing.assert_close(logits(door.from_pretrained("me/shipped"), inputs), expected)
+    assert AutoProcessor.from_pretrained("me/shipped").trailing_silence == 0.1
+    assert {name for name, _ in hub_server.asked} >= {"me/shipped", "me/whisper", "me/llm"}
+
+
+def test_a_gated_llm_takes_the_callers_token_and_is_reported_without_it(hub_server):
+    hub_server.private = {"me/llm"}
+    with pytest.raises(GatedRepoError, match="403"):
+        SoundwaveForConditionalGeneration.from_pretrained("me/shipped")
+    model = SoundwaveForConditionalGeneration.from_pretrained("me/shipped", token="hf_mine")
+    assert model.config.text_config._name_or_path == "me/llm"
+    assert SoundwaveProcessor.from_pretrained("me/shipped", token="hf_mine").trailing_silence == 0.1
+
+
+def test_a_repository_that_is_not_there_is_reported_as_such(hub_server):
+    with pytest.raises(OSError, match="me/nothing"):
+        SoundwaveForConditionalGeneration.from_pretrained("me/nothing")
+    with pytest.raises(OSError, match="me/nothing"):
+        resolve_adapter("me/nothing")

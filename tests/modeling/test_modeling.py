@@ -8,13 +8,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, Trainer, TrainingArguments
 
 from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.modeling import modeling_soundwave
 from soundwave_hf.modeling.backbones_soundwave import adapter_fields
 from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc
-from soundwave_hf.modeling.modeling_soundwave import first_of_run
+from soundwave_hf.modeling.modeling_soundwave import SoundwaveAudioOutput, first_of_run
+from soundwave_hf.modeling.no_speech_soundwave import may_be_word, may_be_words
 from tests.tiny_models import (
     AUDIO,
     MEL_BINS,
@@ -1186,3 +1187,109 @@ def test_arguments_of_the_llm_are_passed_on():
 def test_clips_without_ids_are_refused():
     with pytest.raises(ValueError, match="`input_ids` was not given: pass the prompt's ids, with one audio token for"):
         tiny_model()(input_features=make_clips([80])[0])
+
+
+# ---- Stage I as a model of the ForCTC kind
+
+
+def test_labels_and_ctc_labels_are_two_names_of_one_argument():
+    stage_one = ctc_model_of(tiny_model())
+    features, mask = make_clips([80, 51])
+    targets = torch.tensor([[3, 4, 5], [6, -100, -100]])
+    expected = stage_one(features, mask, ctc_labels=targets)
+    for given in ({"labels": targets}, {"labels": targets, "ctc_labels": targets.clone()}):
+        output = stage_one(features, mask, **given)
+        assert output.loss == expected.loss == output.ctc_loss > 0
+    assert stage_one(features, mask).loss is None
+    with pytest.raises(ValueError, match=r"`labels` of shape \(2, 3\) and `ctc_labels` .* differ; they are two"):
+        stage_one(features, mask, labels=targets, ctc_labels=targets + 1)
+    with pytest.raises(ValueError, match="`ctc_labels` holds id 31"):
+        stage_one(features, mask, labels=targets.clamp(max=3) + 28)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_stage_one_gives_logits_on_request_alone(tied):
+    stage_one = ctc_model_of(tiny_model(tie_ctc_head=tied))
+    features, mask = make_clips([80, 51])
+    assert stage_one(features, mask, labels=torch.tensor([[3], [4]])).logits is None
+    output = stage_one(features, mask, output_ctc_logits=True)
+    assert output.logits.shape == (2, 20, VOCABULARY)
+    assert output.ctc_logits is output.logits
+    for clip, frames in enumerate(output.num_frames.tolist()):  # without a margin, labels are the arg max
+        assert torch.equal(output.logits[clip, :frames].argmax(dim=-1), output.ctc_best[clip, :frames])
+    scores = output.logits.log_softmax(dim=-1).transpose(0, 1)
+    targets = torch.tensor([[3, 4], [5, 6]])
+    losses = torch.nn.functional.ctc_loss(
+        scores, targets, output.num_frames, torch.tensor([2, 2]), blank=AUDIO, reduction="none"
+    )
+    expected = (losses / 2).mean()
+    torch.testing.assert_close(stage_one(features, mask, labels=targets).loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_trainer_evaluates_stage_one_on_labels(tmp_path):
+    features, mask = make_clips([80, 51])
+    rows = [
+        {"input_features": features[clip], "input_features_mask": mask[clip], "labels": torch.tensor([3, 4])}
+        for clip in range(2)
+    ]
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_steps=1, disable_tqdm=True)
+    trainer = Trainer(ctc_model_of(tiny_model()), arguments, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    assert trainer.train().training_loss > 0
+    assert trainer.evaluate()["eval_loss"] != before
+
+
+# ---- Values that are no numbers
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_features_that_are_not_finite_are_refused_with_the_clip(value):
+    model = tiny_model()
+    batch = pad_batch([[3, AUDIO, 4, AUDIO]], [80, 51])
+    batch["input_features"][1, 2, 7] = value
+    clips = {name: batch[name] for name in ("input_features", "input_features_mask")}
+    stage_one = ctc_model_of(model)
+    for call in (
+        lambda: model(**batch),
+        lambda: model.generate(**batch, max_new_tokens=2),
+        lambda: model.get_audio_features(**clips),
+        lambda: stage_one(**clips, labels=torch.tensor([[3], [4]])),
+        lambda: model.train()(**batch),  # on the CPU it costs nothing
+    ):
+        with pytest.raises(ValueError, match=r"`input_features` of clip 1 holds (nan|inf|-inf), and finite values"):
+            call()
+
+
+def test_encoder_states_that_are_not_finite_are_refused():
+    model = tiny_model()
+    states = torch.zeros(1, 20, 12)
+    states[0, 3, 4] = torch.nan
+    with pytest.raises(ValueError, match="`encoder_states` of clip 0 holds nan"):
+        model.generate(torch.tensor([[3, AUDIO]]), encoder_states=states, max_new_tokens=2)
+
+
+# ---- Whether there is speech
+
+
+def test_silence_noise_and_tones_may_not_be_a_word_and_a_short_change_may():
+    frames = 60
+    silence = torch.full((80, frames), -1.5)
+    noise = torch.randn(80, frames) * 0.14  # 5.6 dB, as the log-mel of noise has
+    tone = torch.full((80, frames), -0.9)
+    tone[10:14] = 1.0
+    word = silence.clone()
+    word[:30, 10:35], word[30:, 35:50] = 0.9, 0.6  # low and then high, a quarter of a second each
+    music = word.repeat(1, 8)
+    clips = [silence, noise, tone, word]
+    assert may_be_words(torch.stack(clips)).tolist() == [False, False, False, True]
+    assert not may_be_word(music)
+    padded = torch.stack([torch.nn.functional.pad(word, (0, 40), value=5.0)])
+    assert may_be_words(padded, (torch.arange(100) < 60).long()[None]).tolist() == [True]
+
+
+def test_encoder_states_of_a_long_clip_alone_are_judged_silent():
+    model = tiny_model(no_speech_threshold=0.5)
+    audio = SoundwaveAudioOutput(no_speech_probs=torch.tensor([0.9, 0.9, 0.4]), num_frames=torch.tensor([37, 38, 50]))
+    assert model.model.judge_silence(audio).tolist() == [False, True, False]  # 1.48, 1.52 and 2 s
+    model.config.no_speech_threshold = None
+    assert not model.model.judge_silence(audio).any()

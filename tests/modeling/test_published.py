@@ -341,3 +341,18 @@ def test_an_error_while_saving_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
     assert_refused(PUBLISHED, tmp_path / "native", OSError, "No space left")
+
+
+def test_a_converted_checkpoint_says_that_no_answer_holds_the_audio_token(native_folder, model, tmp_path):
+    written = json.loads((native_folder / "generation_config.json").read_text())
+    assert written["suppress_tokens"] == [AUDIO]
+    old = Path(shutil.copytree(native_folder, tmp_path / "old"))  # as it was converted before
+    written.pop("suppress_tokens")
+    (old / "generation_config.json").write_text(json.dumps(written))
+    loaded = AutoModelForMultimodalLM.from_pretrained(old)
+    inputs = {name: expected_case(0)[name] for name in ("input_ids", "input_features")}
+    with torch.no_grad():
+        loaded.lm_head.weight[AUDIO] = 100 * loaded(**inputs).last_hidden_state[0, -1]  # by far the likeliest
+    assert int(loaded(**inputs).logits[0, -1].argmax()) == AUDIO
+    ids = loaded.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert not (ids[:, inputs["input_ids"].shape[1] :] == AUDIO).any()

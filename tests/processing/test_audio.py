@@ -1,19 +1,18 @@
 """Every form of audio becomes the same mono samples at 16 kHz, or an error that says what to do."""
 
 import base64
-import http.server
 import io
 import pathlib
-import threading
 
 import numpy as np
+import pandas
 import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
 from transformers.audio_utils import load_audio
 
-from soundwave_hf.processing.audio_soundwave import decode, flatten_clips, load_clip
+from soundwave_hf.processing.audio_soundwave import flatten_clips, load_clip
 from tests.tiny import tiny_processor
 
 
@@ -52,29 +51,142 @@ class FakeDecoder:
 def test_every_form_of_the_same_clip_gives_the_same_samples(wav):
     samples = tone()
     stored = wav.read_bytes()
-    with_own_rate = [
-        {"array": samples, "sampling_rate": 16000},
-        {"array": samples.tolist(), "sampling_rate": 16000},
-        {"path": str(wav), "bytes": None},
-        {"path": "gone.wav", "bytes": stored},
-        {"bytes": stored},
-        str(wav),
-        wav,
-        stored,
-        "data:audio/wav;base64," + base64.b64encode(stored).decode(),
-        FakeDecoder(torch.from_numpy(samples)[None], 16000),
-    ]
+    text = base64.b64encode(stored).decode()
+    uri = f"data:audio/wav;base64,{text}"
+    with_own_rate = {
+        "row": {"array": samples, "sampling_rate": 16000},
+        "row of a list": {"array": samples.tolist(), "sampling_rate": 16000},
+        "raw": {"raw": samples, "sampling_rate": 16000},
+        "stored row": {"path": str(wav), "bytes": None},
+        "stored bytes": {"path": "gone.wav", "bytes": stored},
+        "bytes alone": {"bytes": stored},
+        "Common Voice": {"path": "gone.wav", "audio": {"path": "gone.wav", "bytes": stored}, "sentence": "hi"},
+        "Gradio file": {"path": str(wav), "url": "http://localhost:1/gone.wav", "meta": {"_type": "gradio.FileData"}},
+        "path": str(wav),
+        "PathLike": wav,
+        "file URL": wav.as_uri(),
+        "bytes": stored,
+        "bytearray": bytearray(stored),
+        "memoryview": memoryview(stored),
+        "BytesIO": io.BytesIO(stored),
+        "base64": text,
+        "data URI": uri,
+        "samples, rate": (samples, 16000),
+        "rate, samples": (16000, samples),
+        "pair as JSON has it": [16000, samples.tolist()],
+        "rate of numpy": (np.int64(16000), torch.from_numpy(samples)),
+        "decoder": FakeDecoder(torch.from_numpy(samples)[None], 16000),
+        "OpenAI": {"type": "input_audio", "input_audio": {"data": text, "format": "wav"}},
+    }
+    with_own_rate |= {
+        f"part, {key}": {"type": "audio", key: value}
+        for key, value in {
+            "audio": str(wav),
+            "path": wav,
+            "url": wav.as_uri(),
+            "audio_url": {"url": uri},
+            "base64": text,
+        }.items()
+    }
+    for form, clip in with_own_rate.items():
+        np.testing.assert_array_equal(load(clip), samples, err_msg=form)
+        inputs = tiny_processor().apply_transcription_request([clip, clip])  # a pair is one clip, a list is several
+        assert inputs["input_features_mask"].sum(1).tolist() == [50, 50], form
     plain = [samples, samples.astype(np.float64), torch.from_numpy(samples), samples.tolist(), samples[None]]
-    for clip in with_own_rate:
-        np.testing.assert_array_equal(load(clip), samples)
     for clip in plain:
         np.testing.assert_array_equal(load(clip, 16000), samples)
+
+
+INTEGERS = {"int8": (-64, -0.5), "uint8": (64, -0.5), "int16": (-16384, -0.5), "int32": (-(2**30), -0.5)}
+
+
+@pytest.mark.parametrize(("kind", "value", "level"), [(kind, *pair) for kind, pair in INTEGERS.items()])
+def test_integers_are_pcm_and_scaled_by_the_full_scale_of_their_type(kind, value, level):
+    array = np.full(8000, value, kind)
+    for clip, rate in (
+        (array, 16000),
+        (torch.from_numpy(array), 16000),
+        ((16000, array), None),
+        ({"array": array, "sampling_rate": 16000}, None),
+    ):
+        np.testing.assert_array_equal(load(clip, rate), np.full(8000, level, np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.longdouble, torch.bfloat16, torch.float16, torch.float64])
+def test_every_type_of_float_is_read(kind):
+    clip = torch.full((8000,), 0.25, dtype=kind) if isinstance(kind, torch.dtype) else np.full(8000, 0.25, kind)
+    np.testing.assert_array_equal(load(clip, 16000), np.full(8000, 0.25, np.float32))
+
+
+def stereo() -> np.ndarray:
+    """0.5 left, -0.25 right: 0.125 in mono."""
+    return np.stack([np.full(8000, 0.5), np.full(8000, -0.25)], axis=1).astype(np.float32)
+
+
+def test_what_carries_its_own_rate_is_averaged_to_mono(tmp_path):
+    path = tmp_path / "stereo.wav"
+    path.write_bytes(wav_bytes(stereo()))
+    mono = np.full(8000, 0.125, np.float32)
+    for clip in (
+        path,
+        path.read_bytes(),
+        path.open("rb"),
+        {"path": str(path), "bytes": None},
+        {"array": stereo(), "sampling_rate": 16000},
+        {"type": "audio", "audio": stereo().T, "sampling_rate": 16000},
+        (stereo(), 16000),
+        (16000, stereo().T),
+        (16000, (stereo() * 32768).astype(np.int16)),
+        FakeDecoder(torch.from_numpy(stereo().T.copy()), 16000),
+    ):
+        np.testing.assert_array_equal(load(clip), mono)
+    np.testing.assert_array_equal(load(path), load_audio(str(path), sampling_rate=16000, backend="soundfile"))
+
+
+def test_mono_averages_the_channels_of_a_bare_array():
+    processor = tiny_processor()
+    expected = processor(text="<|audio|>", audio=np.full(8000, 0.125, np.float32), sampling_rate=16000)
+    for options in ({"mono": True}, {"audio_kwargs": {"mono": True}}):
+        inputs = processor(text="<|audio|>", audio=stereo(), sampling_rate=16000, **options)
+        assert torch.equal(inputs["input_features"], expected["input_features"])
+    (samples,) = processor.load_clips([stereo().T], 16000, mono=True)
+    np.testing.assert_array_equal(samples, np.full(8000, 0.125, np.float32))
+    asked = processor.apply_transcription_request(stereo(), sampling_rate=16000, mono=True)
+    assert torch.equal(asked["input_features"], expected["input_features"])
+    part = {"type": "audio", "audio": torch.from_numpy(stereo())}
+    chat = [{"role": "user", "content": [part]}]
+    for options in ({"mono": True}, {"processor_kwargs": {"mono": True}}):
+        inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, sampling_rate=16000, **options)
+        assert torch.equal(inputs["input_features"], expected["input_features"])
+    with pytest.raises(ValueError, match="arrived with 2 channels"):
+        processor.apply_transcription_request(stereo(), sampling_rate=16000, mono=False)
+
+
+def test_a_chat_takes_every_part_of_audio(wav):
+    processor, text = tiny_processor(), base64.b64encode(wav.read_bytes()).decode()
+    parts = [
+        {"type": "audio", "audio": str(wav)},
+        {"type": "audio", "url": wav.as_uri()},
+        {"type": "audio", "base64": text},
+        {"type": "audio", "audio": (16000, tone())},
+        {"type": "audio", "audio": io.BytesIO(wav.read_bytes())},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{text}"}},
+        {"type": "input_audio", "input_audio": {"data": text, "format": "wav"}},
+    ]
+    chat = [{"role": "user", "content": [*parts, {"type": "text", "text": "Same?"}]}]
+    options = {"tokenize": True, "return_dict": True, "processor_kwargs": {"sanitize_control_tokens": True}}
+    inputs = processor.apply_chat_template(chat, **options)
+    assert (inputs["input_ids"] == processor.audio_token_id).sum() == 7
+    assert all(torch.equal(features, inputs["input_features"][0]) for features in inputs["input_features"])
 
 
 def test_a_column_of_datasets_is_read_row_by_row(wav):
     column = Dataset.from_dict({"audio": [str(wav), str(wav)]}).cast_column("audio", Audio(decode=False))["audio"]
     inputs = tiny_processor()(text=["<|audio|>", "<|audio|>"], audio=column)
     assert inputs["input_features_mask"].tolist() == [[1] * 50] * 2
+    frame = pandas.DataFrame({"audio": [str(wav), str(wav)]})
+    again = tiny_processor().apply_transcription_request(frame["audio"].to_numpy())
+    assert torch.equal(again["input_features"], inputs["input_features"])
 
 
 def test_a_bfloat16_tensor_with_gradient_is_read():
@@ -106,25 +218,6 @@ def test_resampling_keeps_the_tone_and_agrees_with_the_library(tmp_path, rate):
     np.testing.assert_array_equal(clip, load(tone(rate=rate), rate))
 
 
-def test_a_url_is_fetched(wav, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(wav.parent))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        np.testing.assert_array_equal(load(f"{address}/speech.wav"), tone())
-        with pytest.raises(OSError, match=r"gone.wav\) could not be fetched: HTTP Error 404.* pass its path"):
-            load(f"{address}/gone.wav")
-        server.shutdown()
-
-
 def test_flatten_clips_takes_one_clip_a_list_and_a_list_per_text():
     samples = tone()
     assert flatten_clips(samples)[0] is samples
@@ -132,11 +225,9 @@ def test_flatten_clips_takes_one_clip_a_list_and_a_list_per_text():
     assert flatten_clips([[0.1], [0.2]]) == [[0.1], [0.2]]
     assert flatten_clips([["a.wav", "b.wav"], [], ["c.wav"]]) == ["a.wav", "b.wav", "c.wav"]
     assert flatten_clips("a.wav") == ["a.wav"]
-
-
-def test_a_decoded_file_keeps_its_channel_axis():
-    samples, rate = decode(io.BytesIO(wav_bytes(np.zeros((100, 2)), 8000)), "audio[0]")
-    assert samples.shape == (100, 2) and rate == 8000
+    assert flatten_clips((16000, samples)) == [(16000, samples)]
+    assert len(flatten_clips([(16000, samples), (samples, 16000)])) == 2
+    assert flatten_clips(np.array(["a.wav", "b.wav"])) == ["a.wav", "b.wav"]
 
 
 def with_nan() -> np.ndarray:
@@ -164,24 +255,47 @@ REFUSED = {
     "stereo, channels first": (
         np.zeros((2, 8000), np.float32),
         16000,
-        r"2 channels \(shape \(2, 8000\)\); expected mono.*`samples.mean\(axis=0\)`",
+        r"2 channels \(shape \(2, 8000\)\); expected mono.*pass `mono=True`, or `samples.mean\(axis=0\)`",
     ),
     "stereo, channels last": (
         torch.zeros(8000, 2),
         16000,
         r"2 channels \(shape \(8000, 2\)\); expected mono.*`samples.mean\(axis=1\)`",
     ),
-    "stereo file": (wav_bytes(np.zeros((8000, 2))), None, r"2 channels.*`samples.mean\(axis=1\)`"),
-    "stereo decoder": (FakeDecoder(torch.zeros(2, 8000), 16000), None, r"2 channels.*`samples.mean\(axis=0\)`"),
+    "a batch in one array": (
+        (16000, np.zeros((9, 8000), np.float32)),
+        None,
+        r"9 channels .* pass `mono=True`, .* For a batch of clips pass a list",
+    ),
+    "rate in kHz": (tone(), 16, "sampling rate 16; expected 1000 or more. Pass the rate in Hz: 16000, not 16"),
     "three axes": (np.zeros((1, 1, 8000), np.float32), 16000, r"shape \(1, 1, 8000\); expected one clip, mono"),
-    "16-bit integers": (np.ones(8000, np.int16), 16000, r"arrived as int16 samples; expected floats.*/ 32768"),
+    "64-bit integers": (np.ones(8000, np.int64), 16000, r"arrived as int64 samples, .* expected floats.*/ 32768"),
+    "unsigned integers": ((16000, np.ones(8000, np.uint16)), None, "arrived as uint16 samples, whose full scale"),
+    "truth values": (np.ones(8000, bool), 16000, "arrived as bool samples, whose full scale is not known"),
+    "complex numbers": (np.ones(8000, np.complex64), 16000, "arrived as complex64 samples, whose full scale"),
+    "16 bits in 32": (
+        np.full(8000, -30_000, np.int32),
+        16000,
+        "arrived as int32 samples of up to 30000, whose full scale is not known; expected",
+    ),
+    "a file as numbers": (
+        np.frombuffer(wav_bytes(tone()), np.uint8),
+        16000,
+        r"uint8 numbers that are the bytes of a file; expected samples. Pass `audio.tobytes\(\)`",
+    ),
     "integers as floats": (
         np.full(8000, -20_000, np.float32),
         16000,
         r"up to 20000; expected floats in \[-1, 1\]. Divide .*/ 32768",
     ),
     "no base64": ("data:audio/wav;base64,@@@x", None, r"\(data:audio/wav;base64,@@@x\) is no base64: .* encode the b"),
-    "integer tensor": (torch.ones(8000, dtype=torch.int32), 16000, "arrived as int32 samples; expected floats"),
+    "integer tensor": (torch.ones(8000, dtype=torch.int64), 16000, "arrived as int64 samples, whose full scale"),
+    "raw PCM of OpenAI": (
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "pcm16"}},
+        None,
+        r"in the format 'pcm16', samples without a header; expected .* numpy.frombuffer\(data, 'int16'\)",
+    ),
+    "ragged": ({"array": [[0.1] * 9, [0.1]], "sampling_rate": 16000}, None, "lists of unequal lengths"),
     "not audio": (b"not audio at all", None, "could not be decoded: .* Expected a file .*Convert it: `ffmpeg"),
     "row without audio": (
         {"path": None, "bytes": None},

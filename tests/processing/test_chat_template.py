@@ -242,7 +242,24 @@ def test_a_transcription_request_asks_the_question_of_the_paper_about_each_clip(
         return_dict=True,
         add_generation_prompt=True,
     )
-    assert set(inputs) == set(asked) and all(torch.equal(inputs[key], asked[key]) for key in asked)
+    assert set(inputs) == {*asked, "is_transcription"}
+    assert all(torch.equal(inputs[key], asked[key]) for key in asked)
+
+
+@pytest.mark.parametrize(("form", "kind"), [("pt", torch.Tensor), ("np", np.ndarray), (None, list)])
+def test_a_transcription_request_marks_its_rows_and_a_question_none(form, kind):
+    processor = tiny_processor()
+    clips, options = [clip(1), clip(2), clip(3)], {"sampling_rate": 16000}
+    form_of_output = {} if form == "pt" else {"processor_kwargs": {"return_tensors": form}}
+    marks = processor.apply_transcription_request(clips, **options, **form_of_output)["is_transcription"]
+    assert isinstance(marks, kind) and list(marks) == [True, True, True]
+    if form == "pt":
+        assert marks.dtype == torch.bool
+        inputs = processor.apply_transcription_request(clips, **options).to("cpu", torch.bfloat16)
+        assert inputs["is_transcription"].dtype == torch.bool and inputs["input_features"].dtype == torch.bfloat16
+    asked = processor.apply_chat_template([user(audio(1), ASR_QUESTION)], tokenize=True, return_dict=True)
+    assert "is_transcription" not in asked
+    assert "is_transcription" not in processor(text=f"{AUDIO} a", audio=clip(1), sampling_rate=16000)
 
 
 def test_a_transcription_request_may_name_languages_and_questions():

@@ -29,6 +29,8 @@ class Steps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         os.write(self.pipe, b".")
         if state.global_step == self.steps:
+            if self.how == "interrupted_twice":
+                time.sleep(60)  # a step that does not end
             if self.how == "killed_in_optimizer":
                 torch.save = write_half(torch.save)
             if self.how == "killed_in_state":
@@ -89,6 +91,11 @@ def run_and_stop(recipe: str, how: str, steps: int) -> tuple[int, str]:
             os.kill(child, signal.SIGKILL)
         if how == "terminated":
             os.kill(child, signal.SIGTERM)
+        if how.startswith("interrupted"):
+            os.kill(child, signal.SIGINT)
+        if how == "interrupted_twice":
+            time.sleep(0.05)
+            os.kill(child, signal.SIGINT)
         _, status = os.waitpid(child, 0)
         os.close(read)
         errors.seek(0)

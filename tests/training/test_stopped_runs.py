@@ -23,6 +23,8 @@ STOPS = {
     "killed_in_optimizer": (4, -9),
     "killed_in_state": (4, -9),
     "terminated": (3, 143),
+    "interrupted": (3, 130),
+    "interrupted_twice": (3, 130),
     "full_at_trained": (4, 2),
     "full_at_optimizer": (4, 2),
 }
@@ -102,12 +104,20 @@ def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(stopped, how)
     assert stopped[how].checkpoint == str(folder / "checkpoint-2")
 
 
-def test_sigterm_saves_the_step_it_comes_in_and_says_so(stopped):
-    run = stopped["terminated"]
+@pytest.mark.parametrize(("how", "name"), [("terminated", "SIGTERM"), ("interrupted", "Ctrl-C")])
+def test_a_signal_saves_the_step_it_comes_in_and_says_so(stopped, how, name):
+    run = stopped[how]
     step = int(run.checkpoint.rpartition("-")[2])
     assert 3 <= step < MAX_STEPS
-    assert f"SIGTERM: saved {run.checkpoint}; the same command goes on from there." in run.printed
+    assert f"{name}: saved {run.checkpoint}; the same command goes on from there." in run.printed
     assert "Traceback" not in run.printed
+
+
+def test_a_second_interrupt_stops_at_once(stopped):
+    run = stopped["interrupted_twice"]
+    assert run.checkpoint.endswith("checkpoint-2")
+    assert "Ctrl-C: a checkpoint is saved after this step; again stops at once." in run.printed
+    assert "Stopped." in run.printed and "saved" not in run.printed.split("at once.")[1]
 
 
 @pytest.mark.parametrize("how", ["full_at_trained", "full_at_optimizer"])

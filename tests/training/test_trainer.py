@@ -28,7 +28,12 @@ from tests.training.workspace import (
 
 
 AUDIO_LOGS = {"positions_per_second", "blank_share"}
-PROCESSOR_FILES = {"audio_soundwave.py", "processing_soundwave.py"} | {
+PROCESSOR_FILES = {
+    "audio_soundwave.py",
+    "containers_soundwave.py",
+    "languages_soundwave.py",
+    "processing_soundwave.py",
+    "sources_soundwave.py",
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -1,0 +1,56 @@
+"""Languages as people write them ("en-US", "zh_Hans", "French", "auto") to English names."""
+
+import difflib
+import re
+
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+
+LANGUAGE_NAMES = {**LANGUAGES, "fil": "filipino"}  # Whisper's, and the one of Qwen3-ASR's that Whisper lacks
+# Codes for languages of this table under another code: retired ones, the spoken forms of Norwegian and Chinese that
+# FLEURS and Common Voice name, and Javanese, which Whisper writes "jw".
+OTHER_CODES = {"iw": "he", "in": "id", "ji": "yi", "jv": "jw", "nb": "no", "cmn": "zh", "mo": "ro", "pes": "fa"}
+UNNAMED = ("auto", "none", "und")  # the caller leaves the language to the model
+# BCP 47: language, script, region, variants; "zh-yue" is an older way to write "yue".
+TAG = re.compile(r"([a-z]{2,3})(-yue)?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9]{5,8}|\d[a-z0-9]{3}))*")
+
+
+def language_name(language: str | None) -> str | None:
+    """The English name of a language, in lower case; `None` where the caller names none.
+
+    Args: language: code with or without script and region ("en", "pt-BR", "zh_Hans", "en_US.UTF-8"), English name or
+        one of Whisper's other names ("Castilian"), in any case; "auto" or `None` for no language.
+    Raises: `ValueError` for a language that Whisper does not know, with those written like it.
+    """
+    if language is None:
+        return None
+    if not isinstance(language, str):
+        raise TypeError(f"`language` is {language!r}; expected a code such as 'en', an English name, or `None`.")
+    written = re.sub(r"\s*\(.*\)$|[.@].*$", "", language.strip().strip("<|>").lower())  # "Chinese (Mainland)"
+    if written in UNNAMED:
+        return None
+    words = re.sub(r"[-_\s]+", " ", written)
+    if words in TO_LANGUAGE_CODE or words in LANGUAGE_NAMES.values():
+        return LANGUAGE_NAMES[TO_LANGUAGE_CODE.get(words, "fil")]
+    tag = TAG.fullmatch(written.replace("_", "-"))
+    code = tag and ("yue" if tag[2] else OTHER_CODES.get(tag[1], tag[1]))
+    if code not in LANGUAGE_NAMES:
+        raise unknown_language(language, words)
+    return LANGUAGE_NAMES[code]
+
+
+def language_names(language: str | list[str | None] | None) -> str | list[str | None] | None:
+    """[`language_name`] of one or of each of a list."""
+    if language is None or isinstance(language, str):
+        return language_name(language)
+    return [language_name(one) for one in language]
+
+
+def unknown_language(language: str, words: str) -> ValueError:
+    known = [*TO_LANGUAGE_CODE, *LANGUAGE_NAMES.values(), *LANGUAGE_NAMES]
+    near = list(dict.fromkeys(difflib.get_close_matches(words, known, n=3)))
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return ValueError(
+        f"Unsupported language: {language!r}. {hint}Use a code ('en', 'pt-BR') or an English name ('French') of a "
+        f"language that Whisper knows: {', '.join(sorted(LANGUAGE_NAMES))}."
+    )

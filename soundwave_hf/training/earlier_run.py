@@ -1,0 +1,302 @@
+"""What a folder already holds when a run begins: nothing, a run to go on with, a finished one, or another's work."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from peft import LoraConfig
+from transformers import get_scheduler
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..data.backbones import resolve_backbone
+from ..modeling.backbones_soundwave import LORA_FILES, TRAINED_FILE
+from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..paths import soundwave_home
+from .arguments import SoundwaveTrainingArguments
+from .augment import Augmentation
+from .checkpoints import last_checkpoint
+from .mixture import Mixture
+from .recipe import ONCE_AT_HOME, SECTIONS, RecipeArguments, check_recipe
+from .secret_values import names_secret
+
+
+RECORD = "run.json"
+# What a run writes into its folder beside checkpoints: without a record it is not ours to replace.
+WRITTEN = ("README.md", "config.json", "model.safetensors", "recipe.yaml", RECORD, TRAINED_FILE, *LORA_FILES)
+# Arguments that change what is learnt, beside those of the recipe. Others say where, how fast or how loud a run is.
+LEARNT_BY = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "loss_type", "router_aux_loss_coef"),
+    *("seed", "data_seed", "bf16", "fp16", "train_sampling_strategy", "dataloader_drop_last"),
+    *("packing", "packing_strategy", "padding_free", "shuffle_dataset", "chat_template_path", "eos_token"),
+)
+OLD_DIGEST = re.compile(r"sha256 `([0-9a-f]{64})`")
+BLOCKS, BLOCK_BYTES = 64, 1 << 16  # read of a file of weights, evenly spread
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """What is done: `checkpoint` to go on from, if any, and whether nothing is left to do."""
+
+    checkpoint: str | None = None
+    finished: bool = False
+    message: str = ""
+
+
+# ---- what a run learns by ----
+
+
+def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, digests: Sequence[str]) -> dict:
+    """All that changes what is learnt, flat and as JSON has it.
+
+    Args: digests: of the data's content, or names and revisions of streams.
+    """
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    cache = (recipe.encoder_cache or {}).get("variants")
+    sections = {
+        "model": SoundwaveConfig(**recipe.model).to_dict(),
+        "lora": LoraConfig(**recipe.lora).to_dict(),
+        "augment": vars(Augmentation(**recipe.augment)),
+        "mixture": dataclasses.asdict(Mixture(**recipe.mixture)) if recipe.mixture else {},
+    }
+    values = {
+        "stage": recipe.stage,
+        **{
+            f"{section}.{name}": sorted(value) if isinstance(value, set) else value
+            for section, fields in sections.items()
+            for name, value in fields.items()
+            if name in SECTIONS[section]
+        },
+        **{f"repeat.{source}": times for source, times in recipe.repeat.items()},
+        "quantization": recipe.quantization,
+        "mixture": bool(recipe.mixture),
+        "ctc_negatives": recipe.ctc_negatives,
+        "warm_start": recipe.warm_start is not False,
+        "encoder_cache.variants": cache,
+        "streaming": recipe.streaming,
+        "max_batch_seconds": recipe.max_batch_seconds,
+        "data": sorted(digests),
+        "clips of a step (per_device_train_batch_size x gradient_accumulation_steps x processes)": batch,
+        **{name: getattr(arguments, name) for name in LEARNT_BY if hasattr(arguments, name)},
+    }
+    return json.loads(json.dumps(values, default=str))
+
+
+def origins(recipe: RecipeArguments) -> dict[str, dict[str, str | None]]:
+    """The backbones and the folder that a run starts from: how the recipe names them, and a digest of each."""
+    encoder, llm = recipe.backbones
+    places = {"encoder": (recipe.encoder, encoder), "llm": (recipe.llm, llm)}
+    if recipe.start_from is not None:
+        places["start_from"] = (str(recipe.start_from), recipe.start_folder)
+    return {key: {"name": name, "digest": folder_digest(folder)} for key, (name, folder) in places.items()}
+
+
+def folder_digest(folder: str) -> str | None:
+    """Digest of a folder's config and of evenly spread parts of its weights; None where there are none.
+
+    A few megabytes are read of any model. Other training changes every matrix, and so what is read.
+    """
+    digest = hashlib.sha256()
+    weights = sorted(path for path in Path(folder).glob("*") if path.suffix in (".safetensors", ".bin"))
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for block in range(BLOCKS):
+                file.seek(size * block // BLOCKS)
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest() if weights else None
+
+
+def record_run(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, digests: Sequence[str]) -> dict:
+    """What is kept of a run as `run.json`, for the next into the same folder."""
+    length = {"max_steps": arguments.max_steps, "num_train_epochs": arguments.num_train_epochs}
+    return {
+        "origins": origins(recipe),
+        "learning": learning_values(recipe, arguments, digests),
+        "length": json.loads(json.dumps(length)),
+    }
+
+
+# ---- the folder ----
+
+
+def look_for_run(arguments: SoundwaveTrainingArguments, record: dict) -> EarlierRun:
+    """What the output folder holds of the run of this record.
+
+    Raises: `ValueError` where it is a run that learns by other values, or goes on for longer; `FileExistsError` where
+    it holds what no run has recorded.
+    """
+    folder = Path(arguments.output_dir)
+    checkpoint = last_checkpoint(folder)
+    done, reached = _steps_of(folder), -1 if checkpoint is None else _steps_of(Path(checkpoint))
+    if done is None and checkpoint is None:
+        if held := [name for name in WRITTEN if (folder / name).exists()]:
+            raise FileExistsError(
+                f"`{folder}` holds `{held[0]}` and no run to go on with: name a new or empty folder as `output_dir`."
+            )
+        return EarlierRun()
+    place = folder if done is not None and done >= reached else Path(checkpoint)
+    earlier = _read_record(place, arguments)
+    _refuse_other(folder, earlier, record)
+    return _go_on(folder, checkpoint, done if place == folder else None, earlier["length"], arguments)
+
+
+def _steps_of(folder: Path) -> int | None:
+    try:
+        return json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _refuse_other(folder: Path, earlier: dict, record: dict):
+    """Raise `ValueError` with each key that differs, and both values."""
+    changed = []
+    for key, now in {**dict.fromkeys(earlier["origins"]), **record["origins"]}.items():
+        before = earlier["origins"].get(key)
+        if before is None or now is None:
+            changed.append((key, before and before["name"], now and now["name"]))
+        elif before["digest"] != now["digest"]:
+            other = " (other weights)" if before["name"] == now["name"] else ""
+            changed.append((key, before["name"], f"{now['name']}{other}"))
+    then, now = earlier["learning"], record["learning"]
+    repeats = {key for key in {*then, *now} if key.startswith("repeat.")}
+    keys = [key for key in now if key in then or key in repeats] + sorted(repeats - now.keys())
+    changed += [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
+    if changed:
+        listed = "; ".join(
+            f"`{key}` was {_short(before)} and is {_short(after)} now" for key, before, after in changed
+        )
+        raise ValueError(
+            f"`{folder}` holds another run: {listed}. Nothing was changed. Name a new folder as `output_dir`, or give "
+            "what the run had."
+        )
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _go_on(
+    folder: Path, checkpoint: str | None, done: int | None, length: dict, arguments: SoundwaveTrainingArguments
+) -> EarlierRun:
+    """The length that is asked for, held against that of the run in the folder, of which `done` steps are its all."""
+    unit = "max_steps" if arguments.max_steps > 0 else "num_train_epochs"
+    unit_before = "max_steps" if length["max_steps"] > 0 else "num_train_epochs"
+    asked, before = getattr(arguments, unit), length[unit_before]
+    if unit != unit_before or asked < before:
+        raise ValueError(
+            f"`{folder}` holds a run whose `{unit_before}` was {before}, and `{unit}` is {asked} now: more is "
+            "possible, less is another run. Nothing was changed. Name a new folder as `output_dir`."
+        )
+    if asked == before and done is not None:
+        return EarlierRun(checkpoint, True, f"`{folder}` is already finished ({done} steps): nothing to train.")
+    if checkpoint is None:
+        raise ValueError(
+            f"`{folder}` holds a finished run of {before} ({unit}) and no checkpoint, and {asked} are asked for: "
+            "there is nothing to go on from. Name a new folder as `output_dir`."
+        )
+    step = _steps_of(Path(checkpoint))
+    message = f"Resuming from {Path(checkpoint).name} in `{folder}`."
+    if asked > before:
+        message += (
+            f" `{unit}` was {before} and is {asked} now: {_new_rate(arguments, checkpoint, step, asked / before)}"
+        )
+    return EarlierRun(checkpoint, False, message)
+
+
+def _new_rate(arguments: SoundwaveTrainingArguments, checkpoint: str, step: int, times: float) -> str:
+    """What more steps do to the learning rate at the step where a run goes on."""
+    schedule = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
+    total = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["max_steps"]
+    rates = [_rate(arguments, schedule, step, steps) for steps in (total, round(total * times))]
+    if None in rates:
+        return f"the schedule `{schedule}` now ends there."
+    return (
+        f"the schedule `{schedule}` is stretched over all of it, and the learning rate at step {step} is "
+        f"{rates[1]:.3g} in place of {rates[0]:.3g}."
+    )
+
+
+def _rate(arguments: SoundwaveTrainingArguments, schedule: str, step: int, total: int) -> float | None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    try:
+        made = get_scheduler(
+            schedule,
+            optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(total),
+            num_training_steps=total,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or None,
+        )
+        return arguments.learning_rate * made.lr_lambdas[0](step)
+    except (AttributeError, TypeError, ValueError):  # one that follows losses, or has no end
+        return None
+
+
+# ---- its record ----
+
+
+def _read_record(place: Path, arguments: SoundwaveTrainingArguments) -> dict:
+    """The record of a run, or what one would be for a folder of an earlier version, which has `recipe.yaml` alone."""
+    if (place / RECORD).is_file():
+        return json.loads((place / RECORD).read_text(encoding="utf-8"))
+    if not (place / "recipe.yaml").is_file():
+        raise FileExistsError(
+            f"`{place}` was not written by `soundwave-hf train`: it has no `recipe.yaml`. Name a new folder as "
+            "`output_dir`."
+        )
+    return _record_of_recipe(place, arguments)
+
+
+def _record_of_recipe(place: Path, arguments: SoundwaveTrainingArguments) -> dict:
+    name = f"`{place / 'recipe.yaml'}`"
+    try:
+        values = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
+        values = {key: _old_place(key, value) for key, value in values.items() if not names_secret(key)}
+        recipe, its_arguments = check_recipe(values, name, {})
+    except (ValueError, OSError, AttributeError) as error:
+        raise ValueError(
+            f"{name} is the recipe of a run of an earlier version, which cannot be compared: {error} Name a new "
+            "folder as `output_dir`."
+        ) from error
+    augment = recipe.augment
+    if any(augment.get(name) for name in ("speed", "noise", "narrow", "room")):
+        recipe.augment = {"gain": 1.0, **augment}  # it had no name, and every clip had one
+    card = place / "data_card.md"
+    digests = OLD_DIGEST.findall(card.read_text(encoding="utf-8").split("\n---\n")[0]) if card.is_file() else []
+    return {
+        "origins": _old_origins(recipe),
+        "learning": learning_values(recipe, its_arguments, digests),
+        "length": {"max_steps": its_arguments.max_steps, "num_train_epochs": its_arguments.num_train_epochs},
+    }
+
+
+def _old_place(key: str, path):
+    """Where a relative path began before it began at the current folder."""
+    if key not in ONCE_AT_HOME or not isinstance(path, str) or os.path.isabs(path) or path[:1] in (".", "~", "$"):
+        return path
+    return str(soundwave_home() / path)
+
+
+def _old_origins(recipe: RecipeArguments) -> dict:
+    found = {}
+    for key in ("encoder", "llm", "start_from"):
+        if (name := getattr(recipe, key)) is not None:
+            try:
+                folder = name if key == "start_from" else resolve_backbone(name)
+                found[key] = {"name": str(name), "digest": folder_digest(folder)}
+            except OSError:  # gone since
+                found[key] = {"name": str(name), "digest": None}
+    return found
+
+
+__all__ = ["RECORD", "EarlierRun", "look_for_run", "record_run"]

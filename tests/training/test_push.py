@@ -1,0 +1,204 @@
+"""`push_to_hub` of a recipe, to a hub that answers, one that does not, and one that refuses."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from soundwave_hf import cli
+from soundwave_hf.training import push
+from soundwave_hf.training.arguments import SoundwaveTrainingArguments
+from soundwave_hf.training.run_card import RunCard, last_measured
+from tests.training.workspace import train
+
+
+TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789"
+ROOT = Path(__file__).parents[2]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A hub that knows nobody."""
+
+    def answer(self):
+        self.send_response(401)
+        self.send_header("X-Error-Message", "Invalid username or password.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *words):
+        pass
+
+
+class Hub:
+    """Stands in for the hub's client: keeps what is uploaded, or fails in the calls named."""
+
+    endpoint = "https://hub.example"
+
+    def __init__(self, fails=(), **options):
+        self.fails, self.uploads = fails, []
+
+    def create_repo(self, name, private=None, exist_ok=False):
+        if "create" in self.fails:
+            raise ConnectionError("Connection refused")
+        return type("Url", (), {"repo_id": f"me/{name.split('/')[-1]}"})
+
+    def upload_folder(self, repo_id, folder_path, ignore_patterns, run_as_future, path_in_repo=None, **options):
+        from concurrent.futures import Future
+
+        from huggingface_hub.utils import filter_repo_objects
+
+        names = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
+        kept = set(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+        self.uploads.append((repo_id, Path(folder_path).name, path_in_repo, kept))
+        future = Future()
+        if "upload" in self.fails and run_as_future:
+            future.set_exception(ConnectionError("Connection reset"))
+        else:
+            future.set_result(None)
+        return future
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Makes the hub of a run."""
+
+    def make(*fails):
+        made = Hub(fails)
+        monkeypatch.setattr(push, "HfApi", lambda **options: made)
+        return made
+
+    return make
+
+
+def pushed(workspace, folder: Path, **changes) -> dict:
+    return workspace.recipe("align", folder, **{"max_steps": 2, "save_steps": 1, "push_to_hub": True, **changes})
+
+
+def test_a_run_is_pushed_at_each_save_and_at_its_end(workspace, hub, tmp_path, capsys):
+    found = hub()
+    train(pushed(workspace, tmp_path / "mine", license="mit"))
+    assert [(repo, folder, place) for repo, folder, place, _ in found.uploads] == [
+        ("me/mine", "checkpoint-1", None),
+        ("me/mine", "checkpoint-2", None),
+        ("me/mine", "mine", None),
+    ]
+    for _, _, _, files in found.uploads:
+        assert {"README.md", "config.json", "recipe.yaml", "trained.safetensors"} <= files
+        assert not [name for name in files if name.startswith(("optimizer", "rng", "checkpoint", "training_args"))]
+    assert "Pushed to https://hub.example/me/mine." in capsys.readouterr().out
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert (card.data.library_name, card.data.license) == ("transformers", "mit")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "places"),
+    [("end", [None]), ("checkpoint", [None, "last-checkpoint", None, "last-checkpoint", None])]
+    + [("all_checkpoints", [None, "checkpoint-1", None, "checkpoint-2", None])],
+)
+def test_the_strategy_says_what_is_pushed_when(workspace, hub, tmp_path, strategy, places):
+    found = hub()
+    train(pushed(workspace, tmp_path / "mine", hub_strategy=strategy, hub_model_id="org/x"))
+    assert [place for _, _, place, _ in found.uploads] == places
+    for _, _, place, files in found.uploads:
+        assert ("optimizer.pt" in files) == (place is not None)
+
+
+def test_a_hub_that_fails_while_a_run_trains_does_not_end_it(workspace, hub, tmp_path, caplog):
+    found = hub("upload")
+    trained = train(pushed(workspace, tmp_path / "mine"))
+    assert trained.trainer.state.global_step == 2
+    assert found.uploads[-1][1] == "mine"
+    assert "`mine` could not be pushed to the hub (Connection reset): the run goes on." in caplog.text
+
+
+def test_what_was_not_pushed_is_pushed_by_the_same_command_without_training(workspace, hub, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(pushed(workspace, tmp_path / "mine")))
+    hub("create")
+    assert cli.main(["train", str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert f"weights are safe in `{tmp_path / 'mine'}`, but `mine` could not be pushed to the hub: Conn" in printed
+    before = (tmp_path / "mine" / "trained.safetensors").stat().st_mtime_ns
+    found = hub()
+    assert cli.main(["train", str(path)]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert [folder for _, folder, _, _ in found.uploads] == ["mine"]
+    assert (tmp_path / "mine" / "trained.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("kind", ["closed", "refusing"])
+def test_the_command_ends_in_one_sentence_with_the_weights_on_disk(workspace, tmp_path, kind):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    port = server.server_address[1]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    if kind == "closed":
+        server.shutdown()
+        server.server_close()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(pushed(workspace, tmp_path / "mine", max_steps=1)))
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-m", "soundwave_hf.cli", "train", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    server.server_close()
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("soundwave-hf train: The run is finished and its weights are safe in `")
+    assert ("Connection refused" if kind == "closed" else "401") in last
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert (tmp_path / "mine" / "trained.safetensors").is_file()
+    for path in (tmp_path / "mine").rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_a_name_that_can_be_no_repository_is_refused_before_the_first_step(workspace, hub, tmp_path):
+    hub()
+    with pytest.raises(ValueError, match="`hub_model_id` is 'a/b/c': "):
+        train(pushed(workspace, tmp_path / "mine", hub_model_id="a/b/c"))
+    assert not (tmp_path / "mine").exists()
+
+
+# ---- the card ----
+
+
+@pytest.mark.parametrize("stage", ["align", "shrink", "instruct"])
+def test_each_folder_has_a_card_of_this_package(chain, stage):
+    for folder in (chain[stage].folder, chain[stage].folder / "checkpoint-3"):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.library_name == "transformers" and "soundwave" in card.data.tags
+        assert card.data.license is None and "base_model" not in card.data.to_dict()  # local folders
+        assert "whisper" in card.text and f"in stage `{stage}`" in card.text
+        assert "| s0 | 6 | 0.00 |" in card.text or "| s1 | 6 | 0.00 |" in card.text
+        assert "peft" not in card.text.lower()
+
+
+def test_a_card_names_backbones_of_the_hub_and_the_last_scores(chain):
+    config = chain["align"].model.config
+    config = type(config).from_dict(config.to_dict())
+    config.audio_config._name_or_path, config.text_config._name_or_path = "openai/whisper-base", "org/llm"
+    history = [{"step": 1, "eval_wer": 0.9, "eval_ctc_wer": 1.0}, {"step": 2, "eval_wer": 0.5, "eval_a_cer": 0.25}]
+    card = ModelCard(RunCard("shrink").text(config, history, has_lora=True))
+    assert card.data.base_model == ["openai/whisper-base", "org/llm"]
+    assert "| evaluation data | word error rate | 0.5 |" in card.text
+    assert 'from_backbones("openai/whisper-base", "org/llm", adapter=folder)' in card.text
+    assert last_measured(history) == [("", "wer", 0.5), ("", "ctc_wer", 1.0), ("a", "cer", 0.25)]
+
+
+def test_a_trainer_without_a_recipe_writes_that_card_too(chain, tmp_path):
+    trainer = chain["instruct"].trainer
+    trainer.save_model(str(tmp_path / "saved"))
+    assert "library_name: transformers" in (tmp_path / "saved" / "README.md").read_text()
+    assert json.loads((tmp_path / "saved" / "run.json").read_text())["learning"]["stage"] == "instruct"
+
+
+def test_arguments_may_push(tmp_path):
+    assert push.repository_of(SoundwaveTrainingArguments(str(tmp_path / "x"))) == "x"
