@@ -367,23 +367,6 @@ def _permutation_p_value(gaps: np.ndarray, resamples: int, seed: int) -> float:
 # ---- frames and positions ----
 
 
-def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """As `word_error_rate`, of characters; a space between words is one."""
-    word_error_rate(references, hypotheses)  # which checks them
-    import jiwer
-
-    normalise = english_normalizer()
-    pairs = [(said, normalise(found)) for said, found in zip(map(normalise, references), hypotheses, strict=True)]
-    return jiwer.cer(*map(list, zip(*pairs, strict=True)))
-
-
-def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Share of answers that equal their reference after Whisper's English normaliser."""
-    normalise = english_normalizer()
-    pairs = list(zip(references, hypotheses, strict=True))
-    return sum(normalise(said) == normalise(found) for said, found in pairs) / len(pairs)
-
-
 def positions_per_second(num_positions: Sequence[int], audio_seconds: Sequence[float]) -> float:
     """LLM positions of all clips over the seconds of all clips."""
     if not sum(audio_seconds) > 0:
