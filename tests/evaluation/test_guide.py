@@ -45,7 +45,7 @@ def test_the_guide_has_commands_for_each_option():
     words = {word for command in COMMANDS for word in shlex.split(command) if word.startswith("--")}
     options = {option for action in evaluate_actions() for option in action.option_strings if "_" not in option}
     told = set(re.findall(r"`(--[\w-]+)", GUIDE)) | words
-    assert words and options - {"-h", "--help", "--debug", "--llm"} <= told
+    assert words and options - {"-h", "--help", "--debug"} <= told
 
 
 def evaluate_actions():
