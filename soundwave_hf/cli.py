@@ -87,12 +87,17 @@ def evaluate(arguments: argparse.Namespace):
     )
 
 
-def read_columns(pairs: Sequence[str]) -> dict[str, str]:
-    """`["sentence=text", "path=audio"]` -> `{"sentence": "text", "path": "audio"}`."""
-    for pair in pairs:
-        if not all(pair.partition("=")):
-            raise ValueError(f"`--columns` got `{pair}`; expected `THEIRS=OURS`, such as `sentence=text`.")
-    return dict(pair.split("=", 1) for pair in pairs)
+def read_columns(text: str | None) -> dict[str, str]:
+    """`"{sentence: text}"` -> `{"sentence": "text"}`: names of the user's columns and ours."""
+    import yaml
+
+    try:
+        columns = yaml.safe_load(text or "{}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--columns` cannot be read as YAML: {error}") from error
+    if not isinstance(columns, dict):
+        raise ValueError(f"`--columns` is `{text}`; expected a mapping, such as '{{sentence: text}}'.")
+    return columns
 
 
 def data(arguments: argparse.Namespace) -> int | None:
@@ -255,11 +260,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         action="append",
         default=[],
-        help="your data, as SOURCE or NAME=SOURCE; may come several times",
+        help="your data: a file, a folder, a hub name or a mapping; NAME=SOURCE names it; may come several times",
     )
-    verb.add_argument(
-        "--columns", metavar="THEIRS=OURS", nargs="+", default=[], help="names of your columns, such as sentence=text"
-    )
+    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
     verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default without --data: all")
     verb.add_argument("--language", help="of the speech, as code or English name; default: English")
     verb.add_argument("--metric", choices=("wer", "cer"), help="main figure; default: by the language")

@@ -22,7 +22,7 @@ from .reporting import (
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
 from .sets import SETS, open_sets, read_clips, read_set
-from .shipped import ADAPTER, ENCODER, load_adapter, load_checkpoint
+from .shipped import ADAPTER, ENCODER, load_adapter, load_checkpoint, load_ctc_adapter
 from .transcribe import (
     MAX_NEW_TOKENS,
     Result,
@@ -75,7 +75,10 @@ def load_system(name: str, is_adapter: bool, options: Options, **backbones) -> S
     """
     placing = {"device": options.device, "dtype": options.dtype}
     placing = {key: value for key, value in placing.items() if value is not None}
-    load = partial(load_adapter, **backbones) if is_adapter else load_checkpoint
+    if not is_adapter:
+        load = load_checkpoint
+    else:
+        load = partial(load_ctc_adapter if options.ctc else load_adapter, **backbones)
     return model_system(*load(name, **placing), options.ctc, options.max_new_tokens, options.language)
 
 

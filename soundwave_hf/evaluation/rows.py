@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.rows import RowCheck, clips_of, conversation_of
 from ..processing.audio_soundwave import load_clip
-from ..processing.processing_soundwave import audio_of_part
+from ..processing.processing_soundwave import ASR_QUESTION
 
 
 SAMPLING_RATE = 16_000  # Hz, of every Whisper encoder
@@ -42,25 +43,62 @@ def read_request(row: dict, number: int, transcripts_only: bool = False) -> Requ
     """One row with its clips decoded; where that fails, the request says why.
 
     Args:
-        row: `audio` and `text`; or `audio`, `question` and `answer`; or `messages` that end with the assistant's turn.
+        row: `audio` and `text`; or `question` and `answer`; or `messages` that end with the assistant's turn.
         transcripts_only: whether `text` is asked for in rows with `question` and `answer` too.
     """
-    request = Request(number, _audio_name(row.get("audio")), reference="")
+    request = Request(number, _audio_name(row), reference="")
     try:
-        if row.get("messages") is not None and not transcripts_only:
-            _read_messages(request, row["messages"])
-        elif not transcripts_only and (row.get("answer") is not None or row.get("question") is not None):
-            _read_question(request, row)
-        else:
-            request.reference = request.spoken = _text_of(row, "text")
-            _take_clip(request, row.get("audio"))
+        clips = _read_texts(request, row, transcripts_only)
+        request.clips = tuple(map(_decoded, clips))
+        if request.conversation is not None:
+            request.conversation = _with_clips(request.conversation, request.clips)
     except (ValueError, TypeError, OSError, ImportError) as error:
         request.failure = str(error)
         request.forget_audio()
+    request.seconds = sum(len(clip["array"]) / SAMPLING_RATE for clip in request.clips)
     return request
 
 
-def _audio_name(audio: Any) -> str | None:
+def _read_texts(request: Request, row: dict, transcripts_only: bool) -> list:
+    """What is asked and expected, into the request. Returns: the row's clips, not decoded yet."""
+    if not transcripts_only and _is_talk(row):
+        RowCheck()({**row, "text": row.get("text") or None}, "The row")  # an empty text is silence
+        *asked, answer = conversation_of(row, ASR_QUESTION)
+        if answer["role"] != "assistant" or not asked:
+            roles = [message["role"] for message in (*asked, answer)]
+            raise ValueError(f"`messages` has the roles {roles}; expected a question, and `assistant` at the end.")
+        request.conversation, request.is_answer = asked, True
+        request.reference = _text_of(answer)
+        request.question = " ".join(filter(None, (_text_of(turn) for turn in asked if turn["role"] == "user")))
+        request.spoken = row["text"] if isinstance(row.get("text"), str) else None
+        return clips_of(row)
+    clips = clips_of({"audio": row.get("audio")})
+    if len(clips) != 1:
+        raise ValueError(f"`audio` holds {len(clips)} clips; expected one with its transcript.")
+    texts = row.get("text") if row.get("answer") is None or transcripts_only else row["answer"]
+    (text,) = texts if isinstance(texts, list) and len(texts) == 1 else [texts]
+    if not isinstance(text, str):
+        raise ValueError(
+            f"`text` is {text!r}; expected a string. A row needs `text`, or `question` and `answer`, or `messages`; "
+            "name other columns with `--columns`."
+        )
+    request.reference = request.spoken = text
+    return clips
+
+
+def _is_talk(row: dict) -> bool:
+    """Whether a row asks something else than the transcript. An empty question is one: the clip itself asks."""
+    if row.get("messages") is not None or row.get("question"):
+        return True
+    return row.get("question") is not None and row.get("answer") is not None
+
+
+def _audio_name(row: dict) -> str | None:
+    """File name of the first clip, where there is one."""
+    try:
+        audio = next(iter(clips_of(row)), None)
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
+        return None  # what is wrong with the row is said where it is read
     if isinstance(audio, dict):
         audio = audio.get("path")
     if not isinstance(audio, (str, os.PathLike)) or str(audio).startswith("data:"):
@@ -68,82 +106,31 @@ def _audio_name(audio: Any) -> str | None:
     return Path(audio).name
 
 
-def _text_of(row: dict, column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise ValueError(
-            f"`{column}` is {value!r}; expected a string. A row needs `text`, or `question` and `answer`, or "
-            "`messages`; name other columns with `--columns`."
-        )
-    return value
+def _text_of(message: dict) -> str:
+    """The text of a turn; its audio parts have none."""
+    return " ".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-def _read_question(request: Request, row: dict):
-    request.question, request.reference = _text_of(row, "question"), _text_of(row, "answer")
-    request.spoken = row["text"] if isinstance(row.get("text"), str) else None
-    request.is_answer = True
-    audio = _take_clip(request, row.get("audio"))
-    asked = [{"type": "text", "text": request.question}] if request.question else []
-    request.conversation = [{"role": "user", "content": [{"type": "audio", "audio": audio}, *asked]}]
+def _decoded(audio: Any) -> dict:
+    return {
+        "array": load_clip(audio, "audio", None, SAMPLING_RATE, MIN_SECONDS),
+        "sampling_rate": SAMPLING_RATE,
+    }
 
 
-def _read_messages(request: Request, messages: list[dict]):
-    """Everything before the assistant's last turn is asked, and that turn is the answer."""
-    _check_messages(messages)
-    request.is_answer = True
-    request.reference = _text_content(messages[-1]["content"])
-    request.conversation = [_decoded_message(request, message) for message in messages[:-1]]
-    turns = [message["content"] for message in messages[:-1] if message["role"] == "user"]
-    request.question = " ".join(filter(None, map(_text_content, turns)))
-
-
-def _check_messages(messages: Any):
-    """Raises: ValueError where these are no turns that end with the assistant's."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"`messages` is {messages!r:.80}; expected a list of {{'role': ..., 'content': ...}}.")
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), (str, list)):
-            raise ValueError(
-                f"A message is {message!r:.80}; expected `role` (a string) and `content` (text or parts)."
-            )
-    roles = [message["role"] for message in messages]
-    if len(roles) < 2 or roles[-1] != "assistant":
-        raise ValueError(f"`messages` has the roles {roles}; expected a question, and `assistant` at the end.")
-
-
-def _decoded_message(request: Request, message: dict) -> dict:
-    """A message whose audio parts hold samples. Columns of `datasets` fill missing keys with `None`: they go."""
-    if isinstance(message.get("content"), str):
-        return {"role": message["role"], "content": message["content"]}
-    parts = []
-    for part in message["content"]:
-        part = {"type": "text", "text": part} if isinstance(part, str) else part
-        part = {key: value for key, value in part.items() if value is not None}
-        if part.get("type") == "audio":
-            source = audio_of_part(part)
-            request.audio_name = request.audio_name or _audio_name(source)
-            part = {"type": "audio", "audio": _take_clip(request, source)}
-        parts.append(part)
-    return {"role": message["role"], "content": parts}
-
-
-def _text_content(content: str | list) -> str:
-    """The text of a turn; audio parts have none."""
-    if isinstance(content, str):
-        return content
-    parts = [part if isinstance(part, str) else part.get("text") or "" for part in content]
-    return " ".join(filter(None, parts))
-
-
-def _take_clip(request: Request, audio: Any) -> dict:
-    """Decode one clip into the request."""
-    if audio is None:
-        raise ValueError("`audio` is missing; expected a path, bytes, or samples with their rate.")
-    samples = load_clip(audio, "audio", None, SAMPLING_RATE, MIN_SECONDS)
-    clip = {"array": samples, "sampling_rate": SAMPLING_RATE}
-    request.clips = (*request.clips, clip)
-    request.seconds += len(samples) / SAMPLING_RATE
-    return clip
+def _with_clips(conversation: list[dict], clips: tuple) -> list[dict]:
+    """The conversation with the clips in its audio parts, in order."""
+    remaining = iter(clips)
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                part if part["type"] == "text" else {"type": "audio", "audio": next(remaining)}
+                for part in message["content"]
+            ],
+        }
+        for message in conversation
+    ]
 
 
 def decoded_groups(rows: Iterable[dict], transcripts_only: bool = False) -> Iterator[list[Request]]:

@@ -5,8 +5,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import yaml
+from datasets import Dataset, IterableDataset
+
 from ..data.backbones import soundwave_home
 from ..data.manifest import read_rows
+from ..data.rows import rename
+from ..data.sources import open_rows, undecoded
 from .shipped import EXAMPLES
 
 
@@ -36,18 +41,19 @@ def read_clips(folder: Path) -> list[dict]:
     return [{**clip, "audio": str(folder / clip["file"])} for clip in json.loads(index.read_text(encoding="utf-8"))]
 
 
-def named_sources(words: Sequence[str]) -> dict[str, str]:
+def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
     """`["calls=calls.jsonl", "podcast.csv"]` -> `{"calls": "calls.jsonl", "podcast": "podcast.csv"}`.
+
+    A source that begins with a brace is a mapping, as in a recipe: `{path: user/corpus, split: test}`.
 
     Raises: ValueError where two sets have one name.
     """
     sources = {}
     for word in words:
-        named = re.fullmatch(r"([\w.-]+)=(.+)", word)
-        if named and not Path(word).exists():
-            name, source = named.groups()
-        else:
-            name, source = Path(word).stem or word, word
+        named = re.fullmatch(r"([\w.-]+)=(.+)", word, re.DOTALL)
+        name, source = named.groups() if named and not Path(word).exists() else (None, word)
+        source = yaml.safe_load(source) if source.startswith("{") else source
+        name = name or _usual_name(source)
         if name in sources:
             raise ValueError(
                 f"Two sets are called `{name}`, `{sources[name]}` and `{source}`: name them, `--data NAME=SOURCE`."
@@ -56,8 +62,13 @@ def named_sources(words: Sequence[str]) -> dict[str, str]:
     return sources
 
 
+def _usual_name(source: str | dict) -> str:
+    path = str(source.get("path") or source.get("name")) if isinstance(source, dict) else source
+    return Path(path).stem or path
+
+
 def open_sets(
-    sets: Sequence[str], data: Sequence[str] | Mapping[str, object], columns: dict[str, str] | None
+    sets: Sequence[str], data: Sequence[str] | Mapping[str, object], columns: Mapping[str, str] | None
 ) -> dict[str, Iterable[dict]]:
     """Rows of all sets by name, all of them opened before minutes of work."""
     opened = {name: read_set(name) for name in sets}
@@ -70,12 +81,13 @@ def open_sets(
     return opened
 
 
-def open_source(source, columns: dict[str, str] | None) -> Iterable[dict]:
-    """Rows of a source, which can be read more than once; rows that are in memory as they are."""
-    if not isinstance(source, (str, Path)):
-        return source
-    from datasets import load_dataset
+def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
+    """Rows of a source, which can be read more than once, with clips undecoded; rows in memory as they are.
 
-    kind = {".jsonl": "json", ".json": "json", ".csv": "csv"}[Path(source).suffix]
-    rows = load_dataset(kind, data_files=str(source), split="train")
-    return rows.rename_columns(columns or {})
+    No row is refused here: those that cannot be scored are named beside the scores.
+    """
+    if isinstance(source, (Dataset, IterableDataset)):
+        return undecoded(source).rename_columns(dict(columns or {}))
+    if isinstance(source, list) and all(isinstance(row, dict) and "path" not in row for row in source):
+        return [rename(row, columns or {}, f"row {number}") for number, row in enumerate(source)]
+    return open_rows(source, columns, check=lambda row, name: None, with_seconds=False)

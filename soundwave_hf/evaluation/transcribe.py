@@ -123,9 +123,8 @@ def ctc_transcribe(model, processor, clips: Sequence) -> Transcripts:
     """Greedy transcripts of the CTC head, without the LLM: all that Stage I trains."""
     start = time.perf_counter()
     features = processor.log_mel(processor.load_clips(list(clips)))
-    audio = model.get_audio_features(
-        **{name: torch.from_numpy(values).to(model.device) for name, values in features.items()}
-    )
+    hear_clips = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has its forward alone
+    audio = hear_clips(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
     ids = [
         collapse_ctc(best[:frames], model.config.audio_token_id)
         for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)

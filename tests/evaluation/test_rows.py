@@ -52,6 +52,29 @@ def test_an_empty_question_leaves_the_clip_alone(clip):
     assert [part["type"] for part in request.conversation[0]["content"]] == ["audio"]
 
 
+def test_an_answer_without_a_question_is_a_transcript(clip):
+    request = read_request({"audio": clip, "text": "good morning", "question": None, "answer": "Good morning!"}, 0)
+    assert (request.reference, request.is_answer, request.conversation) == ("Good morning!", False, None)
+
+
+def test_silence_has_an_empty_text(clip):
+    request = read_request({"audio": clip, "text": "", "question": "", "answer": None}, 0)
+    assert (request.reference, request.failure, request.is_answer) == ("", None, False)
+
+
+def test_a_question_may_be_about_two_clips_or_none(clip):
+    two = read_request({"audio": [clip, clip], "text": ["a", "b"], "question": "Who?", "answer": "Both"}, 0)
+    none = read_request({"audio": None, "question": "One and one?", "answer": "Two"}, 0)
+    assert [part["type"] for part in two.conversation[0]["content"]] == ["audio", "audio", "text"]
+    assert (len(two.clips), two.seconds, two.spoken) == (2, 1.0, None)
+    assert (none.clips, none.reference, none.failure) == ((), "Two", None)
+
+
+def test_a_list_of_one_clip_is_that_clip(clip):
+    request = read_request({"audio": [clip], "text": ["hello"]}, 0)
+    assert (request.reference, request.seconds, request.failure) == ("hello", 0.5, None)
+
+
 def test_messages_are_asked_up_to_the_last_turn(clip):
     messages = [
         {
@@ -80,16 +103,24 @@ def test_messages_may_be_text_alone():
     [
         ({"audio": "nowhere.wav", "text": "hello"}, "nowhere.wav"),
         ({"audio": b"no audio", "text": "hello"}, "could not be decoded"),
-        ({"audio": None, "text": "hello"}, "`audio` is missing"),
+        ({"audio": None, "text": "hello"}, "`audio` holds 0 clips; expected one"),
+        ({"audio": ["clip", "clip"], "text": "hello"}, "`audio` holds 2 clips; expected one"),
         ({"audio": "clip", "text": None}, "`text` is None; expected a string"),
         ({"audio": "clip", "sentence": "hello"}, "`text` is None.*`--columns`"),
         ({"audio": "clip", "text": 7}, "`text` is 7; expected a string"),
-        ({"audio": "clip", "question": "What?", "answer": None}, "`answer` is None; expected a string"),
-        ({"audio": "clip", "answer": "Paris"}, "`question` is None; expected a string"),
-        ({"messages": []}, "the roles \\[\\]"),
-        ({"messages": [{"role": "user", "content": "hello"}]}, "the roles \\['user'\\]"),
-        ({"messages": "hello"}, "`messages` is 'hello'; expected a list"),
-        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}, "expected `role`.*and `content`"),
+        ({"audio": "clip", "question": "What?", "answer": None}, "has a `question` .* and no `answer`"),
+        ({"audio": "clip", "question": "What?", "answer": 7}, "`answer` 7; expected text"),
+        ({"messages": []}, "without a turn of the `assistant`"),
+        (
+            {"messages": [{"role": "assistant", "content": "hello"}]},
+            "the roles \\['assistant'\\]; expected a question",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]},
+            "the roles \\['assistant', 'user'\\]",
+        ),
+        ({"messages": "hello"}, "`messages` 'hello'; expected a list"),
+        ({"messages": [{"role": 7, "content": "a"}, {"role": "assistant", "content": "a"}]}, "the `role` 7"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(clip, row, message):
