@@ -14,7 +14,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # is full or a file broken off.
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
-PATH_OPTIONS += ("output", "transcripts", "names")
+PATH_OPTIONS += ("output", "transcripts", "against", "names")
 
 
 BAD_CLIPS = 1  # exit code of a check that found some
