@@ -116,10 +116,11 @@ def check_data(arguments: argparse.Namespace) -> int | None:
 
     if arguments.source is None:
         raise ValueError("`soundwave-hf data check` needs a SOURCE: a file, a folder, or the name of a data set.")
+    columns = read_columns(arguments.columns)
     try:
-        source, columns = (yaml.safe_load(text) for text in (arguments.source, arguments.columns or "{}"))
+        source = yaml.safe_load(arguments.source)
     except yaml.YAMLError as error:
-        raise ValueError(f"SOURCE or `--columns` cannot be read as YAML: {error}") from error
+        raise ValueError(f"SOURCE cannot be read as YAML: {error}") from error
     bad = check_source(source, columns, arguments.skip, arguments.max_seconds)
     return BAD_CLIPS if bad and arguments.skip is None else None
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
 from ..modeling.backbones_soundwave import as_dtype
-from ..modeling.folders_soundwave import find_adapter
+from ..modeling.folders_soundwave import find_adapter, trained_backbone
 from ..modeling.loading_soundwave import as_device
 from .metrics import language_code, main_metric
 from .reporting import (
@@ -22,7 +23,7 @@ from .reporting import (
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
 from .sets import SETS, open_sets, read_clips, read_set
-from .shipped import ADAPTER, ENCODER, load_adapter, load_checkpoint, load_ctc_adapter
+from .shipped import ADAPTER, ENCODER, load_adapter, load_checkpoint
 from .transcribe import (
     MAX_NEW_TOKENS,
     Result,
@@ -75,11 +76,13 @@ def load_system(name: str, is_adapter: bool, options: Options, **backbones) -> S
     """
     placing = {"device": options.device, "dtype": options.dtype}
     placing = {key: value for key, value in placing.items() if value is not None}
-    if not is_adapter:
-        load = load_checkpoint
-    else:
-        load = partial(load_ctc_adapter if options.ctc else load_adapter, **backbones)
+    load = partial(load_adapter, ctc_only=options.ctc, **backbones) if is_adapter else load_checkpoint
     return model_system(*load(name, **placing), options.ctc, options.max_new_tokens, options.language)
+
+
+def whisper_of(folder: str) -> str:
+    """The Whisper whose encoder a folder of adapters or a whole model names; that of the shipped weights otherwise."""
+    return trained_backbone(folder, "encoder").name or ENCODER
 
 
 def load_other(name: str, options: Options) -> System:
@@ -237,9 +240,10 @@ def run_evaluation(
     backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
     load = partial(load_system, checkpoint or adapter or ADAPTER, not checkpoint, options, **backbones)
     found = transcribe_sets(load, rows, options)
+    whisper_name = encoder or whisper_of(checkpoint or resolve_adapter(adapter or ADAPTER)) if with_baseline else None
     whisper = {}
     if with_baseline:
-        load = partial(whisper_system, resolve_backbone(encoder or ENCODER), options.language, options.device or "cpu")
+        load = partial(whisper_system, resolve_backbone(whisper_name), options.language, options.device or "cpu")
         whisper = transcribe_sets(load, rows, options, "Whisper itself on ")
     scored = {key: score_set(*found[key], whisper[key][0] if whisper else None, options.language) for key in rows}
     if against is not None:
@@ -250,7 +254,7 @@ def run_evaluation(
     scores = {key: one.scores for key, one in scored.items()}
     print(summary(scores, options, name, against))
     if output:
-        header = {"weights": name, **report_header(options, against)}
+        header = {"weights": name, **report_header(options, whisper_name, against)}
         write_report(output, header, scores)
     if transcripts:
         write_lines(
@@ -260,9 +264,10 @@ def run_evaluation(
     return scores
 
 
-def report_header(options: Options, against: str | None) -> dict:
+def report_header(options: Options, whisper: str | None, against: str | None) -> dict:
     """What the JSON file says of how it was scored."""
-    header = {"metric": options.metric, "language": language_code(options.language), "against": against}
+    language = language_code(options.language)
+    header = {"metric": options.metric, "language": language, "whisper": whisper, "against": against}
     return {key: value for key, value in header.items() if value is not None}
 
 

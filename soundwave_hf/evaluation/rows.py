@@ -52,7 +52,7 @@ def read_request(row: dict, number: int, transcripts_only: bool = False) -> Requ
         request.clips = tuple(map(_decoded, clips))
         if request.conversation is not None:
             request.conversation = _with_clips(request.conversation, request.clips)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         request.failure = str(error)
         request.forget_audio()
     request.seconds = sum(len(clip["array"]) / SAMPLING_RATE for clip in request.clips)

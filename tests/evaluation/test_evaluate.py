@@ -119,13 +119,18 @@ def test_missing_adapters_are_named(tmp_path):
         ({"checkpoint": "joined", "device": "cpu", "dtype": "bfloat16"}, "load_checkpoint", "placing"),
         ({"adapter": "mine"}, "load_adapter", "backbones"),
         ({}, "load_adapter", "backbones"),
-        ({"adapter": "mine", "ctc": True}, "load_ctc_adapter", "backbones"),
+        ({"adapter": "mine", "ctc": True}, "load_adapter", "backbones"),
     ],
 )
 def test_a_system_is_loaded_where_and_as_the_caller_says(monkeypatch, data, given, loader, expected):
     expected = {
         "placing": {"device": "cpu", "dtype": "bfloat16"},
-        "backbones": {"encoder": None, "llm": None, "allow_other_backbones": False},
+        "backbones": {
+            "encoder": None,
+            "llm": None,
+            "allow_other_backbones": False,
+            "ctc_only": given.get("ctc", False),
+        },
     }.get(expected or "", {})
     loaded = []
 
@@ -156,8 +161,7 @@ def test_options_that_mean_nothing_are_refused(options, message):
 
 
 @pytest.mark.parametrize("stage", ["align", "shrink"])
-def test_the_ctc_head_of_adapters_of_any_stage_is_scored_without_the_llm(tmp_path, stage):
-    """Stage align has no shrinking adapter; its folder is what `--ctc` is for."""
+def test_the_ctc_head_of_adapters_of_any_stage_is_scored(tmp_path, stage):
     write_tiny_whisper(tmp_path / "whisper")
     write_tiny_llm(tmp_path / "llm")
     encoder, llm = str(tmp_path / "whisper"), str(tmp_path / "llm")
