@@ -251,7 +251,7 @@ def make_natural_speech(hours: float, processes: int, seed: int = 0) -> Path:
     """Make clips until there are `hours` of speech; returns the folder of clips and manifest."""
     folder = soundwave_home() / "data" / "small" / "natural"
     with only_one(folder):
-        model_folder, kept_apart = kokoro_folder(), held_out()
+        model_folder, kept_apart = kokoro_folder(), held_out(folder)
         texts = planned_texts(folder, round(3600 * hours / TEXT_SECONDS), kept_apart, seed)
         work = Work(folder, earlier_rows(folder, kept_apart))
         print(f"{len(texts)} texts; {work.seconds / 3600:.2f} h of speech are there", flush=True)
