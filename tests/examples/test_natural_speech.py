@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "sound
 import kokoro_voices
 import natural_speech
 import natural_texts
+from human_speech import UNUSED, librivox_transcripts, split_remainder
 from kokoro_voices import HELD_OUT_VOICES, TRAINING_VOICES, Kokoro, KokoroVoice, draw_voice, kokoro_phonemes
 from name_sentences import FIRST_NAMES, FRAMES, LAST_NAMES, name_sentences
 from natural_speech import (
@@ -35,7 +36,6 @@ from natural_speech import (
 from natural_texts import HeldOut, Text, choose_for_coverage, choose_texts, spell_out, spoken_sentence
 from sentences import normalized
 
-from soundwave_hf.data.human import UNUSED, librivox_transcripts, split_remainder
 from soundwave_hf.data.manifest import read_rows, write_rows
 
 
