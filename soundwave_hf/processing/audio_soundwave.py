@@ -59,7 +59,9 @@ def is_rated_pair(audio) -> bool:
 
 
 def is_clip_list(audio) -> bool:
-    """True for every other list: it holds clips, or none."""
+    """True for every other list: it holds clips, or none. Columns of numpy and pandas are lists, too."""
+    if hasattr(audio, "to_numpy"):
+        audio = audio.to_numpy()
     if isinstance(audio, np.ndarray):
         return audio.dtype.kind in "OU"  # objects, strings
     return _is_list(audio) and not is_sample_list(audio) and not is_rated_pair(audio)
@@ -185,6 +187,8 @@ def read_row(row: Mapping, name: str, sampling_rate: int | None, options: AudioO
 def audio_of_part(part: Mapping) -> dict:
     """What a part of type "audio", "input_audio" or "audio_url" holds, with its rate if the part gives one."""
     found = [key for key in PART_KEYS if part.get(key) is not None]
+    if set(found) == {"path", "bytes"}:  # a row of `datasets`, whose path is a name alone
+        found = ["bytes"]
     if len(found) != 1:
         raise ValueError(
             f"An audio part arrived with {found if found else 'no audio'}; expected one of {list(PART_KEYS)}. "
