@@ -37,6 +37,9 @@ class AudioOptions:
     max_bytes: int | None = None  # largest file or download; by default 1 GiB, and no limit for a path
 
     def __post_init__(self):
+        for name in ("mono", "allow_truncated"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected `True` or `False`.")
         for name in ("max_seconds", "max_bytes"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and value > 0):
@@ -227,6 +230,8 @@ def as_array(samples, name: str) -> np.ndarray:
         samples = np.asarray(samples)
     except ValueError as error:
         raise ValueError(f"{name} is a list of lists of unequal lengths: {error}. Pass one list per clip.") from error
+    if samples.dtype.kind not in "fiubc":
+        raise TypeError(f"{name} arrived as a list that holds more than numbers; expected samples in [-1, 1].")
     if samples.size > 0 and not np.issubdtype(samples.dtype, np.floating):
         return scale_integers(samples, name)
     return samples.astype(np.float32, copy=False)

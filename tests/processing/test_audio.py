@@ -335,7 +335,15 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
         load(broken)
 
 
+def test_options_that_are_no_truth_value_are_refused():
+    for name in ("mono", "allow_truncated"):
+        with pytest.raises(ValueError, match=f"`{name}` is 'false'; expected `True` or `False`"):
+            tiny_processor().load_clips([tone()], 16000, **{name: "false"})
+
+
 def test_an_object_that_is_no_audio_is_named_by_type():
+    with pytest.raises(TypeError, match=r"audio\[0\] arrived as a list that holds more than numbers"):
+        load([16000, "a.wav"], 16000)
     with pytest.raises(TypeError, match=r"audio\[0\] arrived as int; expected an array"):
         load(5)
 
