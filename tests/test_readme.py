@@ -4,11 +4,14 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from soundwave_hf import cli
+from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.evaluation.evaluate import Scores, score_table
 from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM
 from tests.evaluation.test_shipped import backbone_on_disk
@@ -56,3 +59,16 @@ def test_the_command_fine_tunes_the_shipped_weights(checkout):
     (checkout / "train.csv").write_text(f"audio,text\n{row}\n")
     assert cli.main([*shlex.split(line)[1:], "--max_steps", "1"]) == 0
     assert (checkout / "runs" / "mine" / "adapter_model.safetensors").is_file()
+
+
+def test_the_lines_that_transcribe_write_nothing_else(tmp_path, monkeypatch):
+    # Adapters of tiny backbones, which are made beforehand: a first use tells of them.
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    for name in ("tiny-random-whisper", "tiny-random-llama"):
+        resolve_backbone(name)
+    adapters = REPOSITORY / "tests" / "fixtures" / "0.1" / "instruct"
+    block = block_about("apply_transcription_request").replace("weights/soundwave-small", str(adapters))
+    assert str(adapters) in block
+    ran = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.endswith("\n")

@@ -335,7 +335,7 @@ def test_guidance_away_from_an_audio_token_is_refused():
         new_ids(tiny_model(), single_row(0), guidance_scale=3.0, negative_prompt_ids=torch.tensor([[AUDIO, 4]]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 2}])
 def test_inputs_may_stay_on_the_cpu(options):
     model, batch = tiny_model().cuda(), padded_batch()
