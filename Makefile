@@ -1,7 +1,8 @@
 # demo | test | train | check: each sets up a virtual environment in this checkout (.venv) and runs in it.
 #   make demo                     transcribe and answer human speech with the shipped weights
 #   make demo AUDIO=speech.wav    the same, your file first
-#   make test                     the tests, offline after set-up
+#   make test                     the tests but the slow ones, offline after set-up
+#   make test-all                 the slow ones too
 #   make test TRANSFORMERS=5.24.0 the same tests with another version of transformers
 #   make test-gpu                 the tests that need a GPU
 #   make train                    build the data, train the shipped weights again, score them; goes on where it stopped
@@ -15,8 +16,11 @@ RUN := $(VENV)/bin
 TRANSFORMERS ?=
 TRIED := $(VENV)-transformers-$(TRANSFORMERS)
 TEST := HF_HUB_OFFLINE=1 $(if $(TRANSFORMERS),$(TRIED)/bin,$(RUN))/python -m pytest
+# Two processes of one thread each; a file's tests stay in one of them and share what they build.
+WORKERS := -n 2 --dist loadfile
+test test-all: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-gpu train check clean
+.PHONY: demo test test-all test-gpu train check clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN)/soundwave-hf demo $(if $(AUDIO),"$(AUDIO)")
@@ -24,7 +28,10 @@ demo: $(VENV)/demo.stamp
 # The real backbones serve one integration test, which is skipped with a reason where they cannot be had.
 test: $(VENV)/test.stamp $(if $(TRANSFORMERS),$(TRIED)/tried.stamp)
 	$(RUN)/soundwave-hf backbones || echo "No backbones: the tests that need them will be skipped."
-	$(TEST)
+	$(TEST) $(WORKERS) -m "not slow"
+
+test-all: test
+	$(TEST) $(WORKERS) -m slow
 
 test-gpu: $(VENV)/test.stamp $(if $(TRANSFORMERS),$(TRIED)/tried.stamp)
 	$(TEST) -m gpu

@@ -5,6 +5,7 @@
 """
 
 import importlib
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -69,5 +70,14 @@ def __getattr__(name: str):
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
+
+def _says_what_a_user_can_use(record: logging.LogRecord) -> bool:
+    return "Failed to load" not in record.getMessage() and "register_constant" not in record.getMessage()
+
+
+# transformers imports torchao where that is installed. On a machine without a GPU it then warns of each of its parts
+# that was built for one, and torch warns of how torchao registers its classes.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(_says_what_a_user_can_use)
 
 register(sys.modules[__name__])

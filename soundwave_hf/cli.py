@@ -14,7 +14,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # is full or a file broken off.
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
-PATH_OPTIONS += ("output", "transcripts", "names")
+PATH_OPTIONS += ("output", "transcripts", "against", "names")
 
 
 BAD_CLIPS = 1  # exit code of a check that found some
@@ -65,20 +65,39 @@ def evaluate(arguments: argparse.Namespace):
             "`--encoder` says what adapters belong to, and `--model` has its own encoder: leave one of them out, or "
             "score the Whisper of that name beside the model with `--baseline`."
         )
-    from .evaluation.evaluate import SETS, run_evaluation
+    from .evaluation.evaluate import run_evaluation
 
     run_evaluation(
-        sets=arguments.sets.split(",") if arguments.sets else SETS,
+        sets=arguments.sets.split(",") if arguments.sets else None,
+        data=arguments.data,
+        columns=read_columns(arguments.columns),
         checkpoint=arguments.model,
         adapter=arguments.adapter,
         **given_backbones(arguments),
         **given_placing(arguments),
         with_baseline=arguments.baseline,
+        against=arguments.against,
         batch_size=arguments.batch_size,
         output=arguments.output,
         transcripts=arguments.transcripts,
         ctc=arguments.ctc,
+        language=arguments.language,
+        metric=arguments.metric,
+        max_new_tokens=arguments.max_new_tokens,
     )
+
+
+def read_columns(text: str | None) -> dict[str, str]:
+    """`"{sentence: text}"` -> `{"sentence": "text"}`: names of the user's columns and ours."""
+    import yaml
+
+    try:
+        columns = yaml.safe_load(text or "{}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--columns` cannot be read as YAML: {error}") from error
+    if not isinstance(columns, dict):
+        raise ValueError(f"`--columns` is `{text}`; expected a mapping, such as '{{sentence: text}}'.")
+    return columns
 
 
 def data(arguments: argparse.Namespace) -> int | None:
@@ -97,10 +116,11 @@ def check_data(arguments: argparse.Namespace) -> int | None:
 
     if arguments.source is None:
         raise ValueError("`soundwave-hf data check` needs a SOURCE: a file, a folder, or the name of a data set.")
+    columns = read_columns(arguments.columns)
     try:
-        source, columns = (yaml.safe_load(text) for text in (arguments.source, arguments.columns or "{}"))
+        source = yaml.safe_load(arguments.source)
     except yaml.YAMLError as error:
-        raise ValueError(f"SOURCE or `--columns` cannot be read as YAML: {error}") from error
+        raise ValueError(f"SOURCE cannot be read as YAML: {error}") from error
     bad = check_source(source, columns, arguments.skip, arguments.max_seconds)
     return BAD_CLIPS if bad and arguments.skip is None else None
 
@@ -230,16 +250,40 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("audio", metavar="AUDIO", nargs="*", help="your own audio files, transcribed first")
     add_placing(verb, "float32")
 
-    verb = add_verb(evaluate, "word error rate and positions per second on the validation sets")
+    verb = add_verb(evaluate, "error rates, answers and positions per second on any data, or the validation sets")
     which = verb.add_mutually_exclusive_group()
     which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
     which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
     add_backbones(verb)
     add_placing(verb, "float32 for adapters, a checkpoint's own")
-    verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default: all")
+    verb.add_argument(
+        "--data",
+        metavar="SOURCE",
+        action="append",
+        default=[],
+        help="your data: a file, a folder, a hub name or a mapping; NAME=SOURCE names it; may come several times",
+    )
+    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
+    verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default without --data: all")
+    verb.add_argument("--language", help="of the speech, as code or English name; default: English")
+    verb.add_argument("--metric", choices=("wer", "cer"), help="main figure; default: by the language")
     verb.add_argument("--baseline", action="store_true", help="score the encoder's own Whisper on the same clips too")
+    verb.add_argument(
+        "--against",
+        metavar="OTHER",
+        help="compare with another system on the same clips: adapters, a whole checkpoint, or a file of --transcripts",
+    )
     verb.add_argument("--ctc", action="store_true", help="score the CTC head alone, all that stage I trains")
-    verb.add_argument("--batch-size", type=int, default=8, help="clips transcribed together; default: %(default)s")
+    verb.add_argument(
+        "--batch-size", "--batch_size", type=int, default=8, help="clips transcribed together; default: %(default)s"
+    )
+    verb.add_argument(
+        "--max-new-tokens",
+        "--max_new_tokens",
+        type=int,
+        default=120,
+        help="of a text, for each 30 s of speech; default: %(default)s",
+    )
     verb.add_argument("--output", metavar="FILE", help="JSON to write the scores to")
     verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")
 

@@ -124,26 +124,37 @@ print("found")
 """
 
 
-@pytest.mark.parametrize(
-    "order", ["import soundwave_hf" + AUTO_NAMES, AUTO_NAMES + "import soundwave_hf"], ids=["before", "after"]
-)
-def test_auto_classes_know_soundwave_whichever_is_imported_first(order):
-    assert run_python(order + LOOK_UP) == "found"
+# `transformers serve` looks there for the class that a config names.
+IN_TRANSFORMERS = """
+import transformers, transformers as again
+for module in (transformers, again):
+    assert module.SoundwaveForConditionalGeneration is soundwave_hf.SoundwaveForConditionalGeneration
+print("in transformers")
+"""
+PUBLISHED = f"""
+for auto in (AutoConfig, AutoModel, AutoModelForMultimodalLM):
+    try: auto.from_pretrained({str(Path(__file__).parent / "fixtures" / "published")!r})
+    except ValueError as error: print(error)
+"""
 
 
-def test_auto_classes_say_how_a_published_checkpoint_is_converted():
-    published = Path(__file__).parent / "fixtures" / "published"
-    code = AUTO_NAMES + "import soundwave_hf\nfor auto in (AutoConfig, AutoModel, AutoModelForMultimodalLM):\n"
-    code += f"    try: auto.from_pretrained({str(published)!r})\n    except ValueError as error: print(error)\n"
-    assert run_python(code).count("Convert the folder first: `soundwave-hf convert SRC DST`") == 3
+@pytest.fixture(scope="module", params=["before", "after"])
+def interpreter(request) -> str:
+    """What a fresh interpreter prints that imports soundwave_hf before transformers' classes, or after them."""
+    first, second = ["import soundwave_hf", AUTO_NAMES][:: 1 if request.param == "before" else -1]
+    return run_python(f"{first}\n{second}\n{LOOK_UP}{IN_TRANSFORMERS}{PUBLISHED}")
 
 
-def test_transformers_itself_has_the_classes():
-    # `transformers serve` looks there for the class that a config names.
-    code = "import soundwave_hf, transformers\nfrom transformers import AutoProcessor\nimport transformers as again\n"
-    code += "for module in (transformers, again):\n"
-    code += "    assert module.SoundwaveForConditionalGeneration is soundwave_hf.SoundwaveForConditionalGeneration\n"
-    assert run_python(code + "print('found')") == "found"
+def test_auto_classes_know_soundwave_whichever_is_imported_first(interpreter):
+    assert interpreter.splitlines()[0] == "found"
+
+
+def test_transformers_itself_has_the_classes(interpreter):
+    assert interpreter.splitlines()[1] == "in transformers"
+
+
+def test_auto_classes_say_how_a_published_checkpoint_is_converted(interpreter):
+    assert interpreter.count("Convert the folder first: `soundwave-hf convert SRC DST`") == 3
 
 
 def test_every_public_name_resolves():

@@ -118,11 +118,12 @@ def test_options_of_the_command_are_paths_too(home, monkeypatch):
     me = str(home.parent / "me")
     for words in (
         ["export", "~/run", "$PLACE/x"],
-        ["evaluate", "--adapter", "$SOUNDWAVE_HOME/a", "--output", "~/o", "--llm", "$PLACE/l"],
+        ["evaluate", "--adapter", "$SOUNDWAVE_HOME/a", "--output", "~/o", "--llm", "$PLACE/l", "--against", "~/b"],
         ["demo", "~/a.wav", "$PLACE/b.wav"],
     ):
         assert cli.main(words) == 0
     export, evaluate, demo = seen
     assert (export.run_folder, export.destination) == (f"{me}/run", "/place/x")
     assert (evaluate.adapter, evaluate.output, evaluate.llm) == (f"{home}/a", f"{me}/o", "/place/l")
+    assert evaluate.against == f"{me}/b"
     assert demo.audio == [f"{me}/a.wav", "/place/b.wav"]

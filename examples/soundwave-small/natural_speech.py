@@ -251,7 +251,7 @@ def make_natural_speech(hours: float, processes: int, seed: int = 0) -> Path:
     """Make clips until there are `hours` of speech; returns the folder of clips and manifest."""
     folder = soundwave_home() / "data" / "small" / "natural"
     with only_one(folder):
-        model_folder, kept_apart = kokoro_folder(), held_out()
+        model_folder, kept_apart = kokoro_folder(), held_out(folder)
         texts = planned_texts(folder, round(3600 * hours / TEXT_SECONDS), kept_apart, seed)
         work = Work(folder, earlier_rows(folder, kept_apart))
         print(f"{len(texts)} texts; {work.seconds / 3600:.2f} h of speech are there", flush=True)
@@ -264,7 +264,7 @@ def make_natural_speech(hours: float, processes: int, seed: int = 0) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hours", type=float, default=20.0, help="of speech, with what is there")
-    parser.add_argument("--processes", type=int, default=2, help="one uses one core and about 0.7 GB")
+    parser.add_argument("--processes", type=int, default=2, help="one uses one core and about 0.5 GB")
     parser.add_argument("--seed", type=int, default=0, help="of texts, voices and speeds")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped; the same command goes on from here."))

@@ -8,6 +8,7 @@ Sources (Debian packages): WordNet's usage examples (`wordnet-base`, WordNet lic
 import hashlib
 import heapq
 import html
+import json
 import random
 import re
 import struct
@@ -34,6 +35,8 @@ from sentences import (
     year_words,
 )
 from spoken_questions import DEMO_QUESTION
+
+from soundwave_hf.whole_files import whole_file
 
 
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")
@@ -221,11 +224,20 @@ class HeldOut:
         return any(f" {whole} " in f" {key} " for start in starts for whole in self.by_start.get(start, ()))
 
 
-def held_out() -> HeldOut:
+def held_out(folder: Path) -> HeldOut:
     """Validation prompts, LibriVox clips, unused prompts, the demo's question, the synthetic validation sentences."""
     texts = set(held_out_texts()) | set(unused_prompt_words(all_prompt_names())) | {normalized(DEMO_QUESTION)}
-    texts |= {normalized(text) for text in spoken_texts(Sizes(), seed=0)["validation"]}
-    return HeldOut(texts)
+    return HeldOut(texts | {normalized(text) for text in synthetic_validation_texts(folder)})
+
+
+def synthetic_validation_texts(folder: Path) -> list[str]:
+    """The sentences of the synthetic validation set; kept in `folder`, since half a minute goes into finding them."""
+    path = folder / "validation_texts.json"
+    if not path.is_file():
+        texts = spoken_texts(Sizes(), seed=0)["validation"]
+        with whole_file(path) as part:
+            part.write_text(json.dumps(texts, indent=1), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # ---- even coverage ----

@@ -1,253 +1,210 @@
-"""Transcribe sets of clips with a loaded model and score them; Whisper itself on the same clips is the ceiling."""
+"""`soundwave-hf evaluate`: score one system, or compare two, on the validation sets or on any data."""
 
-import json
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
+from ..adapters import resolve_adapter
+from ..data.backbones import resolve_backbone
+from ..modeling.backbones_soundwave import as_dtype
+from ..modeling.folders_soundwave import find_adapter, trained_backbone
+from ..modeling.loading_soundwave import as_device
+from .metrics import language_code, main_metric
+from .reporting import (
+    clip_line,
+    comparison_table,
+    error_table,
+    other_columns,
+    read_lines,
+    score_table,
+    write_lines,
+    write_report,
+)
+from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
+from .sets import SETS, open_sets, read_clips, read_set
+from .shipped import ADAPTER, ENCODER, load_adapter, load_checkpoint
+from .transcribe import (
+    MAX_NEW_TOKENS,
+    Result,
+    System,
+    Transcripts,
+    ask,
+    batches_of_like_length,
+    check_batch_size,
+    conversation,
+    ctc_transcribe,
+    hear,
+    model_system,
+    run_rows,
+    transcribe,
+    whisper_baseline,
+    whisper_system,
+)
 
-from ..data.backbones import resolve_backbone, soundwave_home
-from ..data.manifest import read_rows, write_rows
-from ..processing.processing_soundwave import ASR_QUESTION
-from ..whole_files import whole_file
-from .metrics import collapse_ctc, positions_per_second, word_error_rate
-from .shipped import ADAPTER, ENCODER, EXAMPLES, load_adapter, load_checkpoint
+
+# ---- systems ----
 
 
-WINDOW_SECONDS = 30.0  # of the Whisper encoder
-MAX_NEW_TOKENS = 120  # English speech of a window seldom has more
-SETS = ("human", "librivox", "synthetic")  # telephone prompts, audiobook, new sentences in a new voice
+@dataclass(frozen=True)
+class Options:
+    """How sets are transcribed and scored."""
+
+    batch_size: int = 8  # clips
+    ctc: bool = False  # the CTC head alone
+    language: str | None = None  # of the speech; English by default
+    metric: str | None = None  # `wer` or `cer`; by the language, where not given
+    max_new_tokens: int = MAX_NEW_TOKENS  # of a text, for each 30 s of its clips
+    device: str | None = None  # the CPU by default
+    dtype: str | None = None  # float32 for adapters, a checkpoint's own
+
+    def __post_init__(self):
+        check_batch_size(self.batch_size)
+        object.__setattr__(self, "metric", self.metric or main_metric(self.language))
+        if self.metric not in UNIT_OF:
+            raise ValueError(f"The metric is `{self.metric}`; expected `wer` or `cer`.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"The most new tokens are {self.max_new_tokens}; expected 1 or more.")
+        as_device(self.device or "cpu")
+        as_dtype(self.dtype)
 
 
-# ---- one batch ----
+def load_system(name: str, is_adapter: bool, options: Options, **backbones) -> System:
+    """A model by folder or hub name: adapters, merged into backbones that are given or that they name, or a whole one.
+
+    Args: backbones: `encoder`, `llm` and `allow_other_backbones`, as `load_adapter` has them.
+    """
+    placing = {"device": options.device, "dtype": options.dtype}
+    placing = {key: value for key, value in placing.items() if value is not None}
+    load = partial(load_adapter, ctc_only=options.ctc, **backbones) if is_adapter else load_checkpoint
+    return model_system(*load(name, **placing), options.ctc, options.max_new_tokens, options.language)
+
+
+def whisper_of(folder: str) -> str:
+    """The Whisper whose encoder a folder of adapters or a whole model names; that of the shipped weights otherwise."""
+    return trained_backbone(folder, "encoder").name or ENCODER
+
+
+def load_other(name: str, options: Options) -> System:
+    """The system to compare with: adapters, with the backbones that they name, or a whole model."""
+    name = str(Path(name).expanduser())
+    return load_system(name, find_adapter(name) is not None, options)
+
+
+def transcribe_sets(
+    load: Callable[[], System], sets: dict[str, Iterable[dict]], options: Options, label: str = ""
+) -> dict[str, tuple[list[Result], float]]:
+    """Results of one system on each set and the seconds it took; the system is dropped afterwards."""
+    system = load()
+    return {
+        name: run_rows(system, rows, options.batch_size, f"{label}{name}", options.ctc) for name, rows in sets.items()
+    }
+
+
+# ---- one set ----
 
 
 @dataclass
-class Transcripts:
-    """What a model made of some clips, in their order."""
+class SetResult:
+    """What one system made of one set."""
 
-    texts: list[str]
-    seconds_taken: float  # from audio files to texts, on the clock
-    ctc_texts: list[str] | None = None  # greedy transcript of the CTC head, before the LLM
-    num_positions: list[int] | None = None  # LLM positions of each clip
-
-
-def conversation(audio: str | Path, question: str) -> list[dict]:
-    """One user turn: a clip, then a question about it; without one, the clip itself is the question."""
-    asked = [{"type": "text", "text": question}] if question else []
-    return [{"role": "user", "content": [{"type": "audio", "path": str(audio)}, *asked]}]
+    results: list[Result]
+    scores: Scores
+    by_row: dict[int, ClipScore]
+    whisper_texts: dict[int, str | None]
+    other: dict[int, tuple[str, ClipScore]] = field(default_factory=dict)  # texts of the system compared with
 
 
-@torch.inference_mode()
-def ask(
-    model, processor, clips: Sequence[str | Path], question: str, max_new_tokens: int = MAX_NEW_TOKENS
-) -> Transcripts:
-    """Put one question to each clip, all clips in one padded batch; greedy answers.
+def score_set(results: list[Result], seconds: float, whisper: list[Result] | None, language: str | None) -> SetResult:
+    scores, by_row = score_results(results, seconds, language, whisper)
+    return SetResult(results, scores, by_row, {result.request.row: result.text for result in whisper or ()})
 
-    Args: max_new_tokens: for each window of the encoder that the longest clip takes.
+
+def evaluate_set(
+    model, processor, rows: Iterable[dict], batch_size: int = 8, language: str | None = None, ctc: bool = False
+) -> Scores:
+    """Transcribe and score one set with a loaded model; rows as in `read_request`."""
+    system = model_system(model, processor, ctc, language=language)
+    return score_results(*run_rows(system, rows, batch_size, "transcribing", ctc), language)[0]
+
+
+def lines_of(name: str, found: SetResult, with_whisper: bool, language: str | None) -> list[dict]:
+    """One line a row, in order."""
+    lines = []
+    for result in found.results:
+        row = result.request.row
+        line = clip_line(name, result, found.by_row.get(row))
+        if with_whisper:
+            line["whisper_text"] = found.whisper_texts.get(row)
+        if row in found.other:
+            line |= other_columns(result, *found.other[row], language)
+        lines.append(line)
+    return lines
+
+
+# ---- two systems ----
+
+
+def earlier_lines(against: str | None, sets: Iterable[str]) -> dict[str, dict[int, dict]] | None:
+    """Lines of a file that an earlier run wrote, by set and row; `None` where `against` names a model.
+
+    Raises: ValueError where the file lacks a set.
     """
-    start = time.perf_counter()
-    inputs = processor.apply_chat_template(
-        [conversation(clip, question) for clip in clips], add_generation_prompt=True, tokenize=True, return_dict=True
-    ).to(model.device)
-    windows = math.ceil(inputs["input_features"].shape[-1] / processor.feature_extractor.nb_max_frames)
-    ids = model.generate(**inputs, max_new_tokens=windows * max_new_tokens, do_sample=False)
-    texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    seconds_taken = time.perf_counter() - start
-    # `generate` does not return what the audio side found; asking again costs little and is not on the clock.
-    heard = hear(model, processor, clips)
-    return Transcripts([text.strip() for text in texts], seconds_taken, heard.texts, heard.num_positions)
-
-
-@torch.inference_mode()
-def hear(model, processor, clips: Sequence[str | Path]) -> Transcripts:
-    """Greedy transcripts of the CTC head, without the LLM: all that Stage I trains."""
-    start = time.perf_counter()
-    features = processor.log_mel(processor.load_clips([str(clip) for clip in clips]))
-    audio = model.get_audio_features(
-        **{name: torch.from_numpy(values).to(model.device) for name, values in features.items()}
-    )
-    ids = [
-        collapse_ctc(best[:frames], model.config.audio_token_id)
-        for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
-    ]
-    texts = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
-    return Transcripts(texts, time.perf_counter() - start, texts, audio.num_positions.tolist())
-
-
-# ---- many clips ----
-
-
-def transcribe(
-    model,
-    processor,
-    rows: Sequence[dict],
-    batch_size: int = 8,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    label: str = "transcribing",
-    ctc: bool = False,
-) -> Transcripts:
-    """Greedy transcripts by `generate`, or by the CTC head alone.
-
-    Args: rows: one a clip, with `audio` (path) and `seconds`; label: stands before the progress bar.
-    """
-
-    def run(clips: list[str]) -> Transcripts:
-        if ctc:
-            return hear(model, processor, clips)
-        return ask(model, processor, clips, ASR_QUESTION, max_new_tokens)
-
-    return in_batches(run, rows, batch_size, label)
-
-
-def batches_of_like_length(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
-    """Places of clips in batches of like length, so that little is padded; none holds clips on both sides of a window.
-
-    Longer clips are heard in another way than those within the encoder's window, which no company is to change.
-    """
-    if batch_size < 1:
-        raise ValueError(f"The batch size is {batch_size}; it counts clips: give 1 or more.")
-    order = sorted(range(len(seconds)), key=lambda index: seconds[index])
-    within = sum(length <= WINDOW_SECONDS for length in seconds)
-    parts = (order[:within], order[within:])
-    return [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
-
-
-def in_batches(run: Callable[[list[str]], Transcripts], rows: Sequence[dict], batch_size: int, label: str):
-    """Call `run` on `batches_of_like_length`; results in the order of the rows."""
-    batches = batches_of_like_length([row["seconds"] for row in rows], batch_size)
-    order = [index for batch in batches for index in batch]
-    parts = []
-    with tqdm(total=len(rows), desc=label, unit="clip", mininterval=2) as progress:
-        for batch in batches:
-            parts.append(run([rows[index]["audio"] for index in batch]))
-            progress.update(len(batch))
-
-    def in_row_order(name: str) -> list | None:
-        values = [getattr(part, name) for part in parts]
-        if None in values:
-            return None
-        flat = [value for part in values for value in part]
-        return [value for _, value in sorted(zip(order, flat, strict=True), key=lambda pair: pair[0])]
-
-    return Transcripts(
-        in_row_order("texts"),
-        sum(part.seconds_taken for part in parts),
-        in_row_order("ctc_texts"),
-        in_row_order("num_positions"),
-    )
-
-
-def whisper_baseline(encoder_folder: str, rows: Sequence[dict], batch_size: int = 8) -> Transcripts:
-    """Greedy English transcripts of the encoder's own Whisper, each clip padded to 30 s as it was trained.
-
-    Longer clips go through its long form: window after window, each beginning where the last timestamp was.
-    """
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
-    from transformers.audio_utils import load_audio
-
-    model = WhisperForConditionalGeneration.from_pretrained(encoder_folder).eval()
-    processor = WhisperProcessor.from_pretrained(encoder_folder)
-    rate = processor.feature_extractor.sampling_rate
-
-    @torch.inference_mode()
-    def run(clips: list[str]) -> Transcripts:
-        start = time.perf_counter()
-        samples = [load_audio(str(clip), sampling_rate=rate) for clip in clips]
-        long = max(map(len, samples)) > processor.feature_extractor.n_samples
-        whole = {"truncation": False, "padding": "longest"} if long else {}
-        inputs = processor(samples, sampling_rate=rate, return_tensors="pt", return_attention_mask=True, **whole)
-        timestamps = {"return_timestamps": True} if long else {}
-        ids = model.generate(**inputs, language="en", task="transcribe", num_beams=1, do_sample=False, **timestamps)
-        texts = processor.batch_decode(ids, skip_special_tokens=True)
-        return Transcripts([text.strip() for text in texts], time.perf_counter() - start)
-
-    return in_batches(run, rows, batch_size, "Whisper itself")
-
-
-# ---- sets and scores ----
-
-
-def read_set(name: str) -> list[dict]:
-    """Rows of one validation set, `audio` as a path that opens from anywhere.
-
-    Raises: ValueError for a set that does not exist, FileNotFoundError where it was not built yet.
-    """
-    if name not in SETS:
-        raise ValueError(f"There is no set `{name}`: choose from {', '.join(SETS)}.")
-    if name == "librivox":
-        return read_clips(EXAMPLES / "librivox")
-    folder = soundwave_home() / "data" / "demo"  # where `examples/soundwave-small/build_data.py` writes them
-    # The human manifest lists the audiobook clips too, which are a set of their own here.
-    rows = [row for row in read_rows(folder / f"valid_{name}.jsonl") if row["source"] != "librivox"]
-    return [{**row, "audio": str(folder / row["audio"])} for row in rows]
-
-
-def read_clips(folder: Path) -> list[dict]:
-    """Clips that ship with the repository, as rows: `audio` (path), `text`, `seconds`, and what else is known."""
-    index = folder / "clips.json"
-    if not index.is_file():
-        raise FileNotFoundError(f"{index} is not there: the example clips come with a checkout of this repository.")
-    return [{**clip, "audio": str(folder / clip["file"])} for clip in json.loads(index.read_text(encoding="utf-8"))]
-
-
-@dataclass
-class Scores:
-    """Scores of one set."""
-
-    clips: int
-    audio_seconds: float
-    wer: float  # share of words, Whisper's English normaliser
-    ctc_wer: float  # of the CTC head's greedy transcript
-    positions_per_second: float  # of speech, in the LLM
-    seconds_taken: float
-    whisper_wer: float | None = None  # of the encoder's own Whisper
-
-
-def score(rows: Sequence[dict], found: Transcripts, baseline: Transcripts | None = None) -> Scores:
-    """Scores of transcripts against the `text` of their rows."""
-    references = [row["text"] for row in rows]
-    seconds = [row["seconds"] for row in rows]
-    return Scores(
-        clips=len(rows),
-        audio_seconds=sum(seconds),
-        wer=word_error_rate(references, found.texts),
-        ctc_wer=word_error_rate(references, found.ctc_texts),
-        positions_per_second=positions_per_second(found.num_positions, seconds),
-        seconds_taken=found.seconds_taken,
-        whisper_wer=None if baseline is None else word_error_rate(references, baseline.texts),
-    )
-
-
-def evaluate_set(model, processor, rows: Sequence[dict], batch_size: int = 8) -> Scores:
-    """Transcribe and score one set."""
-    return score(rows, transcribe(model, processor, rows, batch_size))
-
-
-def score_table(scores: dict[str, Scores]) -> str:
-    """Scores as a Markdown table, one set a row."""
-    lines = [
-        "| set | clips | seconds | WER % | CTC head WER % | positions a second | Whisper WER % | seconds taken |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in scores.items():
-        whisper = "" if row.whisper_wer is None else f"{100 * row.whisper_wer:.1f}"
-        lines.append(
-            f"| {name} | {row.clips} | {row.audio_seconds:.0f} | {100 * row.wer:.1f} | {100 * row.ctc_wer:.1f} | "
-            f"{row.positions_per_second:.2f} | {whisper} | {row.seconds_taken:.0f} |"
+    if against is None or not Path(against).is_file():
+        return None
+    lines = read_lines(against)
+    missing = [name for name in sets if name not in lines]
+    if missing:
+        raise ValueError(
+            f"`{against}` has the sets {', '.join(lines)} and lacks {', '.join(missing)}: score the same sets in both "
+            "runs, under the same names (`--data NAME=SOURCE`)."
         )
-    return "\n".join(lines)
+    return lines
+
+
+def lines_of_system(load: Callable[[], System], sets: dict[str, Iterable[dict]], options: Options, label: str):
+    """As `earlier_lines`, of a system that is run now."""
+    found = transcribe_sets(load, sets, options, label)
+    return {
+        name: {r.request.row: {"reference": r.request.reference, "text": r.text} for r in results if not r.failure}
+        for name, (results, _) in found.items()
+    }
+
+
+def compare_set(name: str, found: SetResult, lines: dict[int, dict], options: Options):
+    """Compare with another system on the rows that both have a text for.
+
+    Raises: ValueError where the other's references are not those of the data.
+    """
+    both = [result for result in found.results if result.failure is None and result.request.row in lines]
+    for result in both:
+        there = lines[result.request.row]["reference"]
+        if there != result.request.reference:
+            raise ValueError(
+                f"Row {result.request.row} of the set `{name}` has the reference `{result.request.reference}` here "
+                f"and `{there}` in the system to compare with: the two are of different data."
+            )
+    texts = [lines[result.request.row]["text"] for result in both]
+    clips = score_clips([result.request.reference for result in both], texts, options.language)
+    found.other = {result.request.row: (text, clip) for result, text, clip in zip(both, texts, clips, strict=True)}
+    figures = [compare_kind(found, both, is_answer, options.metric) for is_answer in (False, True)]
+    found.scores.comparison = {
+        "rows_of_one_system_only": len(found.by_row.keys() ^ lines.keys()),
+        "figures": [figure for figure in figures if figure],
+    }
+
+
+def compare_kind(found: SetResult, both: list[Result], is_answer: bool, metric: str) -> dict | None:
+    """Transcripts or answers of the two systems."""
+    rows = [result.request.row for result in both if result.request.is_answer == is_answer]
+    return compare_clips([found.by_row[row] for row in rows], [found.other[row][1] for row in rows], is_answer, metric)
 
 
 # ---- the verb ----
 
 
 def run_evaluation(
-    sets: Sequence[str] = SETS,
+    sets: Sequence[str] | None = None,
     checkpoint: str | None = None,
     adapter: str | Path | None = None,
     encoder: str | None = None,
@@ -258,58 +215,108 @@ def run_evaluation(
     transcripts: str | None = None,
     ctc: bool = False,
     allow_other_backbones: bool = False,
-    device: str | None = None,
-    dtype: str | None = None,
+    data: Sequence[str] | Mapping[str, object] = (),
+    columns: dict[str, str] | None = None,
+    against: str | None = None,
+    **options,
 ) -> dict[str, Scores]:
-    """Score a checkpoint, or adapters on their backbones (the shipped ones unless told otherwise); print a table.
+    """Score a checkpoint, or adapters on their backbones (the shipped ones unless told otherwise); print tables.
 
     Args:
-        ctc: whether to score the CTC head alone.
+        sets: validation sets; all of them by default, or none where there is `data`.
+        data: any sources, `SOURCE` or `NAME=SOURCE` each, or rows by name. columns: their columns -> ours.
+        encoder, llm, allow_other_backbones: what `adapter` belongs to; by default what it names.
         with_baseline: whether to transcribe the same clips with the Whisper that the encoder comes from.
-        encoder, llm: what the adapters belong to; by default what they name.
-        device, dtype: of the model; by default the CPU, and float32 for adapters, a checkpoint's own for a checkpoint.
+        ctc: whether to score the CTC head alone.
+        against: a second system on the same rows: adapters, a merged model, a hub name, or lines of an earlier run.
         output: JSON file for the scores. transcripts: JSON-lines file for the text of each clip.
+        options: the other fields of `Options`: `language`, `metric`, `device`, `dtype`, `max_new_tokens`.
+    Raises: ValueError at the end, with all printed and written, where rows could not be scored; it names them.
     """
-    rows_of = {name: read_set(name) for name in sets}  # all of them, before minutes of work
-    placing = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
-    if checkpoint:
-        model, processor = load_checkpoint(checkpoint, **placing)
-    else:
-        others = {"allow_other_backbones": allow_other_backbones, "ctc_only": ctc}
-        model, processor = load_adapter(adapter or ADAPTER, encoder, llm, **others, **placing)
-    whisper = encoder or (ENCODER if checkpoint else model.config.audio_config.name_or_path)
-    scores, lines = {}, []
-    for name, rows in rows_of.items():
-        found = transcribe(model, processor, rows, batch_size, label=name, ctc=ctc)
-        baseline = whisper_baseline(resolve_backbone(whisper), rows, batch_size) if with_baseline else None
-        scores[name] = score(rows, found, baseline)
-        lines += transcript_lines(name, rows, found, baseline)
-    print(score_table(scores))
+    options = Options(batch_size, ctc, **options)
+    rows = open_sets(SETS if sets is None and not data else sets or (), data, columns)
+    lines = earlier_lines(against, rows)
+    name = str(checkpoint or adapter or ADAPTER.name)
+    backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
+    load = partial(load_system, checkpoint or adapter or ADAPTER, not checkpoint, options, **backbones)
+    found = transcribe_sets(load, rows, options)
+    whisper_name = encoder or whisper_of(checkpoint or resolve_adapter(adapter or ADAPTER)) if with_baseline else None
+    whisper = {}
+    if with_baseline:
+        load = partial(whisper_system, resolve_backbone(whisper_name), options.language, options.device or "cpu")
+        whisper = transcribe_sets(load, rows, options, "Whisper itself on ")
+    scored = {key: score_set(*found[key], whisper[key][0] if whisper else None, options.language) for key in rows}
+    if against is not None:
+        load = partial(load_other, against, options)
+        lines = lines or lines_of_system(load, rows, options, f"{Path(against).name} on ")
+        for key, one in scored.items():
+            compare_set(key, one, lines[key], options)
+    scores = {key: one.scores for key, one in scored.items()}
+    print(summary(scores, options, name, against))
     if output:
-        report = {
-            "weights": str(checkpoint or adapter or ADAPTER.name),
-            "sets": {n: asdict(s) for n, s in scores.items()},
-        }
-        with whole_file(output) as part:
-            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        header = {"weights": name, **report_header(options, whisper_name, against)}
+        write_report(output, header, scores)
     if transcripts:
-        write_rows(Path(transcripts), lines)
+        write_lines(
+            transcripts, [line for key in rows for line in lines_of(key, scored[key], with_baseline, options.language)]
+        )
+    refuse_failures(scores)
     return scores
 
 
-def transcript_lines(name: str, rows: Sequence[dict], found: Transcripts, baseline: Transcripts | None) -> list[dict]:
-    """One line a clip: what was said and what each transcriber made of it."""
-    whisper_texts = [None] * len(rows) if baseline is None else baseline.texts
-    columns = zip(rows, found.texts, found.ctc_texts, found.num_positions, whisper_texts, strict=True)
-    return [
-        {
-            "set": name,
-            "audio": Path(row["audio"]).name,
-            "reference": row["text"],
-            "text": text,
-            "ctc_text": ctc_text,
-            "positions": positions,
-            "whisper_text": whisper_text,
-        }
-        for row, text, ctc_text, positions, whisper_text in columns
-    ]
+def report_header(options: Options, whisper: str | None, against: str | None) -> dict:
+    """What the JSON file says of how it was scored."""
+    language = language_code(options.language)
+    header = {"metric": options.metric, "language": language, "whisper": whisper, "against": against}
+    return {key: value for key, value in header.items() if value is not None}
+
+
+def summary(scores: dict[str, Scores], options: Options, name: str, against: str | None) -> str:
+    """What the verb prints."""
+    parts = [score_table(scores, options.metric), error_table(scores, options.metric)]
+    if against is not None:
+        parts.append(comparison_table(scores, Path(name).name, Path(against).name))
+        for key, row in scores.items():
+            if row.comparison["rows_of_one_system_only"]:
+                parts.append(
+                    f"{key}: {row.comparison['rows_of_one_system_only']} rows have a text of one system only."
+                )
+    for key, row in scores.items():
+        if row.unfinished:
+            parts.append(
+                f"{key}: {row.unfinished} texts were cut off at {options.max_new_tokens} tokens for each 30 s of "
+                "speech: raise `--max-new-tokens`, unless they repeat themselves."
+            )
+    return "\n\n".join(filter(None, parts))
+
+
+def refuse_failures(scores: dict[str, Scores]):
+    """Raises: ValueError that names the rows that are in no score."""
+    failed = [(name, failure) for name, row in scores.items() for failure in row.failures]
+    if not failed:
+        return
+    named = []
+    for name, failure in failed:
+        file = f" ({failure['audio']})" if failure["audio"] else ""
+        named.append(f"  {name}, row {failure['row']}{file}: {failure['reason']}")
+    raise ValueError("\n".join([f"{len(failed)} rows could not be scored and are in none of the figures:", *named]))
+
+
+__all__ = [
+    "SETS",
+    "Options",
+    "Scores",
+    "Transcripts",
+    "ask",
+    "batches_of_like_length",
+    "conversation",
+    "ctc_transcribe",
+    "evaluate_set",
+    "hear",
+    "read_clips",
+    "read_set",
+    "run_evaluation",
+    "score_table",
+    "transcribe",
+    "whisper_baseline",
+]

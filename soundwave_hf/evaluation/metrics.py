@@ -1,66 +1,370 @@
-"""Scores as pure functions of texts and numbers."""
+"""Scores as pure functions of texts and numbers: no model, no file."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
+import numpy as np
+
 
 NEEDS_EXTRA = "Scoring needs `jiwer` and `whisper-normalizer`: `pip install 'soundwave-hf[evaluate]'`."
+UNITS = ("words", "characters")
+# Written without spaces between words, so that the character error rate is the main figure (Whisper's paper, 4.2).
+SPACELESS_LANGUAGES = {"bo", "ja", "km", "lo", "my", "th", "yue", "zh"}
+RESAMPLES = 2_000
+CONFIDENCE = 0.95
 
 
-@lru_cache(maxsize=1)
-def english_normalizer():
-    """Whisper's English normaliser with its table of British and American spellings.
+# ---- texts ----
 
-    transformers has the same rules, but takes the table from the folder of a Whisper tokenizer, which may lack it: the
-    same texts would score differently on two machines.
+
+def language_code(language: str | None) -> str:
+    """`"German"`, `"de"` or `"de-AT"` -> `"de"`; without a language `"en"`, and `"auto"` stays as it is.
+
+    Raises: ValueError for a language that Whisper does not know.
     """
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+    if language is None:
+        return "en"
+    name = language.strip().lower()
+    code = TO_LANGUAGE_CODE.get(name, name.replace("_", "-").split("-")[0])
+    if code not in {*LANGUAGES, "fil", "auto"}:
+        raise ValueError(
+            f"The language is `{language}`; expected a code or an English name, such as `de`, `pt-BR` or `Japanese`."
+        )
+    return code
+
+
+def main_metric(language: str | None) -> str:
+    """`"cer"` for languages that are written without spaces between words, `"wer"` for all others."""
+    return "cer" if language_code(language) in SPACELESS_LANGUAGES else "wer"
+
+
+def text_normalizer(language: str | None = None) -> Callable[[str], str]:
+    """Whisper's English normaliser for English, its basic one for every other language.
+
+    The basic one keeps combining marks: Whisper's own default drops them, and with them the vowels of Hindi or Thai.
+    """
+    return _normalizer(language_code(language) == "en")
+
+
+@lru_cache(maxsize=2)
+def _normalizer(is_english: bool) -> Callable[[str], str]:
+    # transformers has the same rules, but takes the table of spellings from the folder of a Whisper tokenizer, which
+    # may lack it: the same texts would score differently on two machines.
     try:
+        from whisper_normalizer.basic import BasicTextNormalizer
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:
         raise ImportError(NEEDS_EXTRA) from error
-    return EnglishTextNormalizer()
+    return EnglishTextNormalizer() if is_english else BasicTextNormalizer(preserve_marks=True)
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Word edits over reference words of a whole set, both sides through Whisper's English normaliser.
+def as_written(text: str) -> str:
+    """The text with case and marks as they are; canonically equal Unicode (NFC) counts as equal."""
+    return unicodedata.normalize("NFC", text)
 
-    Args: references, hypotheses: one text a clip, in the same order.
-    Returns: a share: 0.25 is one error in four words; above 1 where more was invented than said.
-    Raises: ValueError where the two differ in number or no reference word is left after the normaliser.
+
+def _ready_texts(texts: Sequence[str], unit: str, language: str | None, normalize: bool) -> list[str]:
+    """Texts as they are compared: single spaces between words, and no space for characters without words."""
+    change = text_normalizer(language) if normalize else as_written
+    space = "" if unit == "characters" and language_code(language) in SPACELESS_LANGUAGES else " "
+    return [space.join(change(text).split()) for text in texts]
+
+
+def check_texts(references: Sequence[str], hypotheses: Sequence[str]):
+    """Raises: ValueError where the two are no lists of strings of one length."""
+    for name, texts in (("references", references), ("hypotheses", hypotheses)):
+        if isinstance(texts, str):
+            raise ValueError(f"`{name}` is one text, `{texts[:40]}`; expected a list with one text a clip.")
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}[{index}] is {text!r}; expected a string (an empty one for silence).")
+    if len(references) != len(hypotheses):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses arrived for {len(references)} references: give one a clip, in order."
+        )
+
+
+# ---- errors ----
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Edits that turn references into hypotheses, and the size of the references; of one clip or of many."""
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    reference_length: int = 0  # words or characters
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors over the size of the references; above 1 where more was invented than said.
+
+        Raises: ValueError where the references are empty.
+        """
+        if self.reference_length == 0:
+            raise ValueError("The references are empty after normalising: an error rate needs a word in one of them.")
+        return self.errors / self.reference_length
+
+    def __add__(self, other: "ErrorCounts") -> "ErrorCounts":
+        return ErrorCounts(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.reference_length + other.reference_length,
+        )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One difference between a reference and a hypothesis."""
+
+    kind: str  # substitute, delete or insert
+    reference: str  # the words (or characters) of the reference; empty for an insertion
+    hypothesis: str  # those of the hypothesis; empty for a deletion
+
+
+def edits_by_clip(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    unit: str = "words",
+    language: str | None = None,
+    normalize: bool = True,
+) -> list[tuple[ErrorCounts, list[Edit]]]:
+    """Counts and differences of each clip, by jiwer's alignment (least edits).
+
+    Args:
+        references, hypotheses: one text a clip, in the same order; an empty reference stands for silence.
+        unit: `words`, split at spaces, or `characters`, of which a space is one except in languages without spaces.
+        language: code or English name; chooses the normaliser, English by default.
+        normalize: `False` compares the texts as written, with case and marks.
+    Raises: ValueError for texts that are not paired and for another unit.
     """
     try:
         import jiwer
     except ImportError as error:
         raise ImportError(NEEDS_EXTRA) from error
-    if len(references) != len(hypotheses):
+    if unit not in UNITS:
+        raise ValueError(f"The unit is `{unit}`; expected one of {', '.join(UNITS)}.")
+    check_texts(references, hypotheses)
+    if not references:
+        return []
+    process = jiwer.process_words if unit == "words" else jiwer.process_characters
+    said, found = (_ready_texts(texts, unit, language, normalize) for texts in (references, hypotheses))
+    aligned = process(said, found)
+    glue = " " if unit == "words" else ""
+    return [
+        _counts_and_edits(*clip, glue)
+        for clip in zip(aligned.references, aligned.hypotheses, aligned.alignments, strict=True)
+    ]
+
+
+def _counts_and_edits(said: list[str], found: list[str], chunks: list, glue: str) -> tuple[ErrorCounts, list[Edit]]:
+    """Of one clip, from jiwer's chunks of its alignment."""
+    sizes = {"substitute": 0, "delete": 0, "insert": 0}
+    edits = []
+    for chunk in chunks:
+        if chunk.type == "equal":
+            continue
+        there = said[chunk.ref_start_idx : chunk.ref_end_idx]
+        here = found[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        sizes[chunk.type] += max(len(there), len(here))
+        edits.append(Edit(chunk.type, glue.join(there), glue.join(here)))
+    return ErrorCounts(sizes["substitute"], sizes["delete"], sizes["insert"], len(said)), edits
+
+
+def error_counts(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    unit: str = "words",
+    language: str | None = None,
+    normalize: bool = True,
+) -> ErrorCounts:
+    """Errors of a whole set; arguments as in `edits_by_clip`."""
+    by_clip = edits_by_clip(references, hypotheses, unit, language, normalize)
+    return sum((counts for counts, _ in by_clip), ErrorCounts())
+
+
+def word_error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool = True
+) -> float:
+    """Word edits over reference words of a whole set, both sides through Whisper's normaliser of the language.
+
+    Args: as in `edits_by_clip`; `normalize=False` gives the error rate of the text as written, case and marks counted.
+    Returns: a share: 0.25 is one error in four words; above 1 where more was invented than said.
+    Raises: ValueError where the two differ in number or no reference word is left after the normaliser.
+    """
+    return _error_rate(references, hypotheses, "words", language, normalize)
+
+
+def character_error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool = True
+) -> float:
+    """As `word_error_rate`, of characters; a space between words is one, except in languages without such spaces."""
+    return _error_rate(references, hypotheses, "characters", language, normalize)
+
+
+def _error_rate(references, hypotheses, unit: str, language: str | None, normalize: bool) -> float:
+    counts = error_counts(references, hypotheses, unit, language, normalize)
+    if counts.reference_length == 0:
         raise ValueError(
-            f"{len(hypotheses)} hypotheses arrived for {len(references)} references: give one a clip, in order."
+            f"None of the {len(references)} references has a word after normalising: an error rate needs one."
         )
-    normalise = english_normalizer()
-    said = [normalise(text) for text in references]
-    if not any(text.split() for text in said):
-        raise ValueError(
-            f"None of the {len(said)} references has a word after normalising: a word error rate needs one."
-        )
-    return jiwer.wer(said, [normalise(text) for text in hypotheses])
+    return counts.rate
 
 
-def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """As `word_error_rate`, of characters; a space between words is one."""
-    word_error_rate(references, hypotheses)  # which checks them
-    import jiwer
-
-    normalise = english_normalizer()
-    pairs = [(said, normalise(found)) for said, found in zip(map(normalise, references), hypotheses, strict=True)]
-    return jiwer.cer(*map(list, zip(*pairs, strict=True)))
+# ---- answers ----
 
 
-def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Share of answers that equal their reference after Whisper's English normaliser."""
-    normalise = english_normalizer()
-    pairs = list(zip(references, hypotheses, strict=True))
-    return sum(normalise(said) == normalise(found) for said, found in pairs) / len(pairs)
+def exact_matches(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> list[bool]:
+    """For each clip, whether the answer is the reference, both through Whisper's normaliser.
+
+    Where it leaves nothing of the reference, such as `(A)` or `+`, the texts are compared as written.
+    """
+    check_texts(references, hypotheses)
+    pairs = zip(references, hypotheses, strict=True)
+    return [said == found for said, found in (_ready_answers(*pair, language) for pair in pairs)]
+
+
+def contained_answers(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> list[bool]:
+    """For each clip, whether the words of the reference stand in the answer, in one piece and in order.
+
+    Both go through Whisper's normaliser. An empty reference is contained in an empty answer alone.
+    """
+    check_texts(references, hypotheses)
+    edge = "" if language_code(language) in SPACELESS_LANGUAGES else " "
+    pairs = (_ready_answers(*pair, language) for pair in zip(references, hypotheses, strict=True))
+    return [f"{edge}{said}{edge}" in f"{edge}{found}{edge}" if said else said == found for said, found in pairs]
+
+
+def _ready_answers(reference: str, hypothesis: str, language: str | None) -> tuple[str, str]:
+    said, found = _ready_texts([reference, hypothesis], "characters", language, normalize=True)
+    if said:
+        return said, found
+    return tuple(_ready_texts([reference.lower(), hypothesis.lower()], "characters", language, normalize=False))
+
+
+def exact_match(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> float:
+    """Share of answers that are the reference, as in `exact_matches`."""
+    return _share(exact_matches(references, hypotheses, language))
+
+
+def contained_answer(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> float:
+    """Share of answers that hold the reference, as in `contained_answers`."""
+    return _share(contained_answers(references, hypotheses, language))
+
+
+def _share(hits: Sequence[bool]) -> float:
+    if not hits:
+        raise ValueError("No answer arrived: a share of right answers needs one or more.")
+    return sum(hits) / len(hits)
+
+
+# ---- how sure a figure is ----
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A rate less that of another system on the same clips: negative where the other has more errors."""
+
+    value: float
+    low: float  # of the confidence interval
+    high: float
+    p_value: float  # two-sided; small where chance alone seldom gives such a difference
+
+
+def bootstrap_interval(
+    errors: Sequence[float],
+    lengths: Sequence[float],
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Confidence interval of a rate: clips are drawn with replacement, and percentiles of the rates are taken.
+
+    (Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.)
+
+    Args:
+        errors: of each clip. lengths: words, characters or answers of each clip; silent clips have 0.
+        resamples, confidence, seed: how many draws, the share of their rates between the bounds, and their seed.
+    Returns: lowest and highest rate.
+    Raises: ValueError below two clips, or where no clip has a word.
+    """
+    errors, lengths = _check_clips(errors, lengths)
+    rates = _resampled_rates(np.stack([errors]), lengths, resamples, seed)[0]
+    return _percentiles(rates, confidence)
+
+
+def paired_bootstrap(
+    errors: Sequence[float],
+    other_errors: Sequence[float],
+    lengths: Sequence[float],
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Difference:
+    """Compare two systems on the same clips: the difference of their rates, its interval and a p-value.
+
+    The interval draws clips with replacement, the same ones for both. The p-value is that of a permutation test: the
+    two systems' errors are swapped on each clip with a chance of one half, and it is the share of such swaps that make
+    the difference at least as large as it is.
+
+    Args: as in `bootstrap_interval`; other_errors: of the other system on each clip.
+    """
+    errors, lengths = _check_clips(errors, lengths)
+    other_errors, _ = _check_clips(other_errors, lengths)
+    rates, other_rates = _resampled_rates(np.stack([errors, other_errors]), lengths, resamples, seed)
+    low, high = _percentiles(rates - other_rates, confidence)
+    gaps = errors - other_errors
+    return Difference(float(gaps.sum() / lengths.sum()), low, high, _permutation_p_value(gaps, resamples, seed))
+
+
+def _check_clips(errors: Sequence[float], lengths: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    errors, lengths = np.asarray(errors, dtype=float), np.asarray(lengths, dtype=float)
+    if errors.shape != lengths.shape:
+        raise ValueError(f"{len(errors)} error counts arrived for {len(lengths)} lengths: give one of each a clip.")
+    if len(errors) < 2:
+        raise ValueError(f"An interval over clips needs two clips or more, and {len(errors)} arrived.")
+    if not lengths.sum() > 0:
+        raise ValueError(f"None of the {len(lengths)} references has a word: an error rate needs one.")
+    return errors, lengths
+
+
+def _resampled_rates(errors: np.ndarray, lengths: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Rates `(systems, resamples)` of errors `(systems, clips)`; a draw of silent clips alone is left out."""
+    generator = np.random.default_rng(seed)
+    rates = np.full((len(errors), resamples), np.nan)
+    for number in range(resamples):  # one draw at a time: memory stays that of the clips
+        drawn = generator.integers(len(lengths), size=len(lengths))
+        if (length := lengths[drawn].sum()) > 0:
+            rates[:, number] = errors[:, drawn].sum(axis=1) / length
+    return rates[:, ~np.isnan(rates[0])]
+
+
+def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _permutation_p_value(gaps: np.ndarray, resamples: int, seed: int) -> float:
+    """Two-sided; the observed difference counts as one of the swaps, so it is never 0 (Phipson and Smyth, 2010)."""
+    gaps = gaps[gaps != 0]
+    generator = np.random.default_rng(seed)
+    observed = abs(gaps.sum())
+    swaps = (abs((gaps * generator.choice((-1, 1), size=len(gaps))).sum()) for _ in range(resamples))
+    return (1 + sum(bool(swap >= observed) for swap in swaps)) / (1 + resamples)
+
+
+# ---- frames and positions ----
 
 
 def positions_per_second(num_positions: Sequence[int], audio_seconds: Sequence[float]) -> float:

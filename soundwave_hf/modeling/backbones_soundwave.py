@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperPreTrainedModel
 from transformers.utils import cached_file
+from transformers.utils.logging import set_tqdm_hook
 
 from .configuration_soundwave import SoundwaveConfig
 from .folders_soundwave import (
@@ -97,7 +98,8 @@ def read_language_model(llm: str, dtype=None, quantization_config=None, device=N
 
 def read_decoder(encoder: str) -> nn.Module | None:
     """The decoder of a Whisper, by hub name or folder; None where the checkpoint holds the encoder alone."""
-    whisper, report = WhisperDecoderAlone.from_pretrained(encoder, output_loading_info=True)
+    with reading_weights(encoder):
+        whisper, report = WhisperDecoderAlone.from_pretrained(encoder, output_loading_info=True)
     return None if report["missing_keys"] else whisper.decoder
 
 
@@ -368,6 +370,16 @@ def _refuse_missing(missing: set[str], path: str):
 
 
 @contextmanager
+def bars_in_terminals() -> Iterator[None]:
+    """Within it the library's progress bars are drawn in a terminal alone, not in a log."""
+    before = set_tqdm_hook(lambda make, args, options: make(*args, **{"disable": None, **options}))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
+
+
+@contextmanager
 def reading_weights(folder: str) -> Iterator[None]:
     """Around what reads the weights of a local checkpoint; a hub name is the library's to check.
 
@@ -377,7 +389,8 @@ def reading_weights(folder: str) -> Iterator[None]:
     if os.path.isfile(index) and not os.path.isfile(os.path.join(folder, "model.safetensors")):
         read_shards(index)
     try:
-        yield
+        with bars_in_terminals():
+            yield
     except SafetensorError as error:
         raise ValueError(f"{_broken_file(folder)} cannot be read ({error}): download or copy it again.") from error
 

@@ -523,6 +523,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
         past_key_values = one_cache(past_key_values, cache)
         self._warn_of_context(input_ids.shape[1] + (num_added or 0), attention_mask)
+        if num_added is None and inputs_embeds is None and is_first_iteration and next_sequence_length is None:
+            # Assisted decoding would read again what a kept cache of text holds.
+            held = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            next_sequence_length = input_ids.shape[1] - held
         if num_added is not None and past_key_values is not None:
             past_key_values.prompt.read_ids = input_ids
             if is_draft and not is_first_iteration:  # which the library does not tell drafts

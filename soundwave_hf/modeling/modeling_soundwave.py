@@ -588,6 +588,11 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         here = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = here & set(self._no_split_modules)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The older name of `is_activation_checkpointing`, by which PEFT and TRL ask; the library warns of it."""
+        return self.is_activation_checkpointing
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)

@@ -37,6 +37,9 @@ class AudioOptions:
     max_bytes: int | None = None  # largest file or download; by default 1 GiB, and no limit for a path
 
     def __post_init__(self):
+        for name in ("mono", "allow_truncated"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected `True` or `False`.")
         for name in ("max_seconds", "max_bytes"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and value > 0):
@@ -59,7 +62,9 @@ def is_rated_pair(audio) -> bool:
 
 
 def is_clip_list(audio) -> bool:
-    """True for every other list: it holds clips, or none."""
+    """True for every other list: it holds clips, or none. Columns of numpy and pandas are lists, too."""
+    if hasattr(audio, "to_numpy"):
+        audio = audio.to_numpy()
     if isinstance(audio, np.ndarray):
         return audio.dtype.kind in "OU"  # objects, strings
     return _is_list(audio) and not is_sample_list(audio) and not is_rated_pair(audio)
@@ -185,6 +190,8 @@ def read_row(row: Mapping, name: str, sampling_rate: int | None, options: AudioO
 def audio_of_part(part: Mapping) -> dict:
     """What a part of type "audio", "input_audio" or "audio_url" holds, with its rate if the part gives one."""
     found = [key for key in PART_KEYS if part.get(key) is not None]
+    if set(found) == {"path", "bytes"}:  # a row of `datasets`, whose path is a name alone
+        found = ["bytes"]
     if len(found) != 1:
         raise ValueError(
             f"An audio part arrived with {found if found else 'no audio'}; expected one of {list(PART_KEYS)}. "
@@ -223,6 +230,8 @@ def as_array(samples, name: str) -> np.ndarray:
         samples = np.asarray(samples)
     except ValueError as error:
         raise ValueError(f"{name} is a list of lists of unequal lengths: {error}. Pass one list per clip.") from error
+    if samples.dtype.kind not in "fiubc":
+        raise TypeError(f"{name} arrived as a list that holds more than numbers; expected samples in [-1, 1].")
     if samples.size > 0 and not np.issubdtype(samples.dtype, np.floating):
         return scale_integers(samples, name)
     return samples.astype(np.float32, copy=False)

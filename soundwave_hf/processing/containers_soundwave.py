@@ -44,7 +44,7 @@ def decode(
     samples, rate, seconds = read_samples(source, name, max_seconds)
     found = len(samples) / rate
     if promised > size:
-        seconds = max(seconds, found * promised / size)
+        seconds = max(seconds, found * promised / size) if found else BROKEN
     if lost or seconds - found > SHORTEST_LOSS:
         report_loss(name, found, seconds, allow_truncated)
     return samples, rate

@@ -12,6 +12,13 @@ TAGS = ["soundwave", "speech", "speech-llm"]
 WORD_OF = {"wer": "word error rate", "cer": "character error rate", "ctc_wer": "word error rate of the CTC head"}
 WORD_OF |= {"exact_match": "exact answers", "loss": "loss", "ce_loss": "next-token loss", "ctc_loss": "CTC loss"}
 LONGEST_FIRST = sorted(WORD_OF, key=len, reverse=True)  # `eval_ctc_wer` is no `wer` of a set `ctc`
+HOW_TO_LOAD = [
+    "from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor",
+    "",
+    "folder = ...  # this repository: a folder, or its name on the Hub",
+    "model = SoundwaveForConditionalGeneration.from_pretrained(folder)",
+    "processor = SoundwaveProcessor.from_pretrained(folder)",
+]
 
 
 @dataclass
@@ -52,24 +59,13 @@ class RunCard:
                 f"{names[1]}, which are not in this repository. Install `soundwave-hf`, then:",
                 "",
                 "```python",
-                *_how_to_load(names),
+                *HOW_TO_LOAD,
                 "```",
                 *(["", "## Measured", "", *_table(measured)] if measured else []),
                 *(["", self.data.strip().replace("# Data of this run", "## Data", 1)] if self.data else []),
                 "",
             ]
         )
-
-
-def _how_to_load(backbones: list[str]) -> list[str]:
-    pair = ", ".join(f'"{name}"' for name in backbones)
-    return [
-        "from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor",
-        "",
-        "folder = ...  # this repository, downloaded",
-        f"model = SoundwaveForConditionalGeneration.from_backbones({pair}, adapter=folder)",
-        f"processor = SoundwaveProcessor.from_backbones({pair}, adapter=folder)",
-    ]
 
 
 def last_measured(history: list[dict]) -> list[tuple[str, str, float]]:

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"batch": 2, "frames": 100, "vocabulary": 20_000, "width": 32, "targets": 8}
 
 
+@pytest.mark.slow
 def test_its_table_shows_the_memory_of_all_scores_and_equal_losses():
     arguments = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
     command = [sys.executable, str(ROOT / "benchmarks" / "ctc.py"), *arguments, "--repeats", "1"]

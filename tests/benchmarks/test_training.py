@@ -99,6 +99,7 @@ def options(tmp_path_factory) -> dict[str, str]:
     return {**backbones, "data": str(workspace.data / "train.jsonl"), "ctc_negatives": "20"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "shrink"])
 def test_each_variant_trains_and_those_that_compute_the_same_have_the_same_loss(training, options, tmp_path, stage):
     problem = training.Problem(clips=8, batch=4, epochs=1, cache=str(tmp_path), **options)
@@ -113,6 +114,7 @@ def test_each_variant_trains_and_those_that_compute_the_same_have_the_same_loss(
     assert loss["padded"] > loss["ours"]  # frames of silence
 
 
+@pytest.mark.slow
 def test_its_tables_have_the_variants_of_each_stage_and_what_the_cache_pays(options, tmp_path):
     sizes = {"clips": 8, "batch": 4, "rounds": 1, "output": tmp_path / "runs.json"}
     words = [word for name, value in {**options, **sizes}.items() for word in (f"--{name}", str(value))]

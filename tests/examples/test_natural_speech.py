@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "sound
 import kokoro_voices
 import natural_speech
 import natural_texts
+from human_speech import UNUSED, librivox_transcripts, split_remainder
 from kokoro_voices import HELD_OUT_VOICES, TRAINING_VOICES, Kokoro, KokoroVoice, draw_voice, kokoro_phonemes
 from name_sentences import FIRST_NAMES, FRAMES, LAST_NAMES, name_sentences
 from natural_speech import (
@@ -42,6 +43,7 @@ TEXTS = [
     Text(f"Here comes sentence number {word}.", "wordnet") for word in ["one", "two", "three", "four", "five", "six"]
 ]
 NOTHING = HeldOut([])
+UNUSED_PROMPT = next(f"digits_{n}" for n in range(20, 91, 10) if split_remainder(f"digits_{n}") == UNUSED)
 SECOND = 16_000  # samples
 
 
@@ -165,6 +167,21 @@ def test_held_out_texts_are_never_chosen(monkeypatch, tmp_path):
     monkeypatch.setattr(natural_texts, "common_words", lambda: ["red", "blue", "green", "fast"])
     chosen = natural_texts.natural_texts(4, HeldOut([normalized(sentences[1])]))
     assert {text.text for text in chosen} == {sentences[0], sentences[2], sentences[3]}
+
+
+def test_what_is_held_out_are_all_validation_sets_the_demo_and_the_unused_prompts(monkeypatch, tmp_path):
+    found = []
+    sentences = {"validation": ["A synthetic sentence of the validation."], "fortunes": ["The train left early."]}
+    monkeypatch.setattr(natural_texts, "spoken_texts", lambda *_, **__: (found.append(1), sentences)[1])
+    monkeypatch.setattr(natural_texts, "all_prompt_names", lambda: [UNUSED_PROMPT])
+    for _ in range(2):
+        kept_apart = natural_texts.held_out(tmp_path)
+    assert found == [1]  # found once, then read
+    told = UNUSED_PROMPT.removeprefix("digits_")
+    for text in ("What is the capital of France?", "A synthetic sentence of the validation", told):
+        assert kept_apart.repeats(text)
+    assert all(kept_apart.repeats(text) for text in librivox_transcripts())
+    assert not kept_apart.repeats("The train left early.")
 
 
 # ---- even coverage ----

@@ -77,6 +77,7 @@ def test_flex_attention_of_the_adapters_hears_clips_padded_together():
     torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_decode_step_through_the_whole_compiler_changes_no_id():
     try:
         get_cpp_compiler()

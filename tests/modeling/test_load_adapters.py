@@ -136,7 +136,7 @@ def test_the_ctc_class_takes_adapters_of_any_stage(place, inputs, folder):
         stored = {
             name.removeprefix("base_model.model.model."): value.float()
             for name, value in load_file(place / folder / "adapter_model.safetensors").items()
-            if "alignment_adapter" in name
+            if "alignment_adapter" in name and value.is_floating_point()  # not the fields of the training
         }
     assert stored
     state = model.state_dict()

@@ -12,7 +12,9 @@ import torch
 from datasets import Audio, Dataset
 from transformers.audio_utils import load_audio
 
-from soundwave_hf.processing.audio_soundwave import flatten_clips, load_clip
+from soundwave_hf.modeling import pipeline_soundwave
+from soundwave_hf.processing.audio_soundwave import AUDIO_OPTIONS, flatten_clips, load_clip
+from soundwave_hf.processing.processing_soundwave import SoundwaveAudioKwargs
 from tests.tiny import tiny_processor
 
 
@@ -162,6 +164,11 @@ def test_mono_averages_the_channels_of_a_bare_array():
         processor.apply_transcription_request(stereo(), sampling_rate=16000, mono=False)
 
 
+def test_processor_and_pipeline_take_the_same_options_of_audio():
+    assert pipeline_soundwave.AUDIO_OPTIONS == AUDIO_OPTIONS
+    assert set(AUDIO_OPTIONS) <= SoundwaveAudioKwargs.__annotations__.keys()
+
+
 def test_a_chat_takes_every_part_of_audio(wav):
     processor, text = tiny_processor(), base64.b64encode(wav.read_bytes()).decode()
     parts = [
@@ -185,8 +192,14 @@ def test_a_column_of_datasets_is_read_row_by_row(wav):
     inputs = tiny_processor()(text=["<|audio|>", "<|audio|>"], audio=column)
     assert inputs["input_features_mask"].tolist() == [[1] * 50] * 2
     frame = pandas.DataFrame({"audio": [str(wav), str(wav)]})
-    again = tiny_processor().apply_transcription_request(frame["audio"].to_numpy())
-    assert torch.equal(again["input_features"], inputs["input_features"])
+    for paths in (frame["audio"], frame["audio"].to_numpy()):
+        again = tiny_processor().apply_transcription_request(paths)
+        assert torch.equal(again["input_features"], inputs["input_features"])
+    row = {"path": "gone.wav", "bytes": wav.read_bytes()}
+    parts = [{"type": "audio", "audio": column[0]}, {"type": "audio", "audio": row}, {"type": "audio", **row}]
+    chat = [{"role": "user", "content": [*parts, "Same?"]}]
+    asked = tiny_processor().apply_chat_template(chat, tokenize=True, return_dict=True)
+    assert all(torch.equal(features, inputs["input_features"][0]) for features in asked["input_features"])
 
 
 def test_a_bfloat16_tensor_with_gradient_is_read():
@@ -322,7 +335,15 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
         load(broken)
 
 
+def test_options_that_are_no_truth_value_are_refused():
+    for name in ("mono", "allow_truncated"):
+        with pytest.raises(ValueError, match=f"`{name}` is 'false'; expected `True` or `False`"):
+            tiny_processor().load_clips([tone()], 16000, **{name: "false"})
+
+
 def test_an_object_that_is_no_audio_is_named_by_type():
+    with pytest.raises(TypeError, match=r"audio\[0\] arrived as a list that holds more than numbers"):
+        load([16000, "a.wav"], 16000)
     with pytest.raises(TypeError, match=r"audio\[0\] arrived as int; expected an array"):
         load(5)
 

@@ -163,6 +163,11 @@ def test_the_message_says_how_many_seconds_were_expected_and_found(tmp_path):
     )
 
 
+def test_a_header_without_its_sound_was_cut_off():
+    with pytest.raises(ValueError, match=r"speaks of more \(its length is not stated\) and 0.00 s were found"):
+        load(sound("WAV")[:44])
+
+
 def test_an_ogg_file_that_breaks_off_within_a_page_is_read_up_to_that_page():
     for content in (sound("OGG"), contained("opus")):
         with pytest.raises(ValueError, match=r"speaks of more \(its length is not stated\) and \d.\d\d s were found"):

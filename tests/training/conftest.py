@@ -1,11 +1,6 @@
 import pytest
-import torch
 
 from tests.training.workspace import Trained, Workspace, make_workspace, train_chain
-
-
-# A tiny model's operations are too small to share: more threads only wait for each other.
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

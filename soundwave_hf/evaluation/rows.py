@@ -1,0 +1,148 @@
+"""Rows of any data as requests: what a model is asked, and what it should say."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.rows import RowCheck, clips_of, conversation_of
+from ..processing.audio_soundwave import load_clip
+from ..processing.processing_soundwave import ASR_QUESTION
+
+
+SAMPLING_RATE = 16_000  # Hz, of every Whisper encoder
+MIN_SECONDS = 0.04  # one position of the adapter
+# Rows are decoded in groups, so that memory stays flat and clips of like length still meet in a batch.
+GROUP_ROWS = 256
+GROUP_SAMPLES = 4_000 * SAMPLING_RATE  # 256 MB as float32
+
+
+@dataclass
+class Request:
+    """What one row asks of a model; its clips are decoded."""
+
+    row: int  # number in its set, from 0
+    audio_name: str | None  # file name, where there is one
+    reference: str  # the transcript, or the answer that is expected
+    is_answer: bool = False
+    question: str | None = None  # of an answer
+    spoken: str | None = None  # what is said in the clip, where the row tells; the CTC head is scored against it
+    conversation: list[dict] | None = None  # of an answer; without one the transcript is asked for
+    clips: tuple = ()  # `{"array", "sampling_rate"}` each
+    seconds: float = 0.0  # of all clips
+    failure: str | None = None  # why the row cannot be used
+
+    def forget_audio(self):
+        self.clips, self.conversation = (), None
+
+
+def read_request(row: dict, number: int, transcripts_only: bool = False) -> Request:
+    """One row with its clips decoded; where that fails, the request says why.
+
+    Args:
+        row: `audio` and `text`; or `question` and `answer`; or `messages` that end with the assistant's turn.
+        transcripts_only: whether `text` is asked for in rows with `question` and `answer` too.
+    """
+    request = Request(number, _audio_name(row), reference="")
+    try:
+        clips = _read_texts(request, row, transcripts_only)
+        request.clips = tuple(map(_decoded, clips))
+        if request.conversation is not None:
+            request.conversation = _with_clips(request.conversation, request.clips)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        request.failure = str(error)
+        request.forget_audio()
+    request.seconds = sum(len(clip["array"]) / SAMPLING_RATE for clip in request.clips)
+    return request
+
+
+def _read_texts(request: Request, row: dict, transcripts_only: bool) -> list:
+    """What is asked and expected, into the request. Returns: the row's clips, not decoded yet."""
+    if not transcripts_only and _is_talk(row):
+        RowCheck()({**row, "text": row.get("text") or None}, "The row")  # an empty text is silence
+        *asked, answer = conversation_of(row, ASR_QUESTION)
+        if answer["role"] != "assistant" or not asked:
+            roles = [message["role"] for message in (*asked, answer)]
+            raise ValueError(f"`messages` has the roles {roles}; expected a question, and `assistant` at the end.")
+        request.conversation, request.is_answer = asked, True
+        request.reference = _text_of(answer)
+        request.question = " ".join(filter(None, (_text_of(turn) for turn in asked if turn["role"] == "user")))
+        request.spoken = row["text"] if isinstance(row.get("text"), str) else None
+        return clips_of(row)
+    clips = clips_of({"audio": row.get("audio")})
+    if len(clips) != 1:
+        raise ValueError(f"`audio` holds {len(clips)} clips; expected one with its transcript.")
+    texts = row.get("text") if row.get("answer") is None or transcripts_only else row["answer"]
+    (text,) = texts if isinstance(texts, list) and len(texts) == 1 else [texts]
+    if not isinstance(text, str):
+        raise ValueError(
+            f"`text` is {text!r}; expected a string. A row needs `text`, or `question` and `answer`, or `messages`; "
+            "name other columns with `--columns`."
+        )
+    request.reference = request.spoken = text
+    return clips
+
+
+def _is_talk(row: dict) -> bool:
+    """Whether a row asks something else than the transcript. An empty question is one: the clip itself asks."""
+    if row.get("messages") is not None or row.get("question"):
+        return True
+    return row.get("question") is not None and row.get("answer") is not None
+
+
+def _audio_name(row: dict) -> str | None:
+    """File name of the first clip, where there is one."""
+    try:
+        audio = next(iter(clips_of(row)), None)
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
+        return None  # what is wrong with the row is said where it is read
+    if isinstance(audio, dict):
+        audio = audio.get("path")
+    if not isinstance(audio, (str, os.PathLike)) or str(audio).startswith("data:"):
+        return None
+    return Path(audio).name
+
+
+def _text_of(message: dict) -> str:
+    """The text of a turn; its audio parts have none."""
+    return " ".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def _decoded(audio: Any) -> dict:
+    return {
+        "array": load_clip(audio, "audio", None, SAMPLING_RATE, MIN_SECONDS),
+        "sampling_rate": SAMPLING_RATE,
+    }
+
+
+def _with_clips(conversation: list[dict], clips: tuple) -> list[dict]:
+    """The conversation with the clips in its audio parts, in order."""
+    remaining = iter(clips)
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                part if part["type"] == "text" else {"type": "audio", "audio": next(remaining)}
+                for part in message["content"]
+            ],
+        }
+        for message in conversation
+    ]
+
+
+def decoded_groups(rows: Iterable[dict], transcripts_only: bool = False) -> Iterator[list[Request]]:
+    """Requests in groups that fit in memory: at most `GROUP_ROWS` rows, and no row after `GROUP_SAMPLES` samples."""
+    group: list[Request] = []
+    samples = 0
+    for number, row in enumerate(rows):
+        request = read_request(row, number, transcripts_only)
+        group.append(request)
+        samples += sum(np.size(clip["array"]) for clip in request.clips)
+        if len(group) == GROUP_ROWS or samples >= GROUP_SAMPLES:
+            yield group
+            group, samples = [], 0
+    if group:
+        yield group

@@ -1,0 +1,93 @@
+"""Sets to score: the validation sets of this package, and any data by name."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from datasets import Dataset, IterableDataset
+
+from ..data.backbones import soundwave_home
+from ..data.manifest import read_rows
+from ..data.rows import rename
+from ..data.sources import open_rows, undecoded
+from .shipped import EXAMPLES
+
+
+SETS = ("human", "librivox", "synthetic")  # telephone prompts, audiobook, new sentences in a new voice
+
+
+def read_set(name: str) -> list[dict]:
+    """Rows of one validation set, `audio` as a path that opens from anywhere.
+
+    Raises: ValueError for a set that does not exist, FileNotFoundError where it was not built yet.
+    """
+    if name not in SETS:
+        raise ValueError(f"There is no set `{name}`: choose from {', '.join(SETS)}.")
+    if name == "librivox":
+        return read_clips(EXAMPLES / "librivox")
+    folder = soundwave_home() / "data" / "demo"  # where `examples/soundwave-small/build_data.py` writes them
+    # The human manifest lists the audiobook clips too, which are a set of their own here.
+    rows = [row for row in read_rows(folder / f"valid_{name}.jsonl") if row["source"] != "librivox"]
+    return [{**row, "audio": str(folder / row["audio"])} for row in rows]
+
+
+def read_clips(folder: Path) -> list[dict]:
+    """Clips that ship with the repository, as rows: `audio` (path), `text`, `seconds`, and what else is known."""
+    index = folder / "clips.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index} is not there: the example clips come with a checkout of this repository.")
+    return [{**clip, "audio": str(folder / clip["file"])} for clip in json.loads(index.read_text(encoding="utf-8"))]
+
+
+def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
+    """`["calls=calls.jsonl", "podcast.csv"]` -> `{"calls": "calls.jsonl", "podcast": "podcast.csv"}`.
+
+    A source that begins with a brace is a mapping, as in a recipe: `{path: user/corpus, split: test}`.
+
+    Raises: ValueError where two sets have one name.
+    """
+    sources = {}
+    for word in words:
+        named = re.fullmatch(r"([\w.-]+)=(.+)", word, re.DOTALL)
+        name, source = named.groups() if named and not Path(word).exists() else (None, word)
+        source = yaml.safe_load(source) if source.startswith("{") else source
+        name = name or _usual_name(source)
+        if name in sources:
+            raise ValueError(
+                f"Two sets are called `{name}`, `{sources[name]}` and `{source}`: name them, `--data NAME=SOURCE`."
+            )
+        sources[name] = source
+    return sources
+
+
+def _usual_name(source: str | dict) -> str:
+    path = str(source.get("path") or source.get("name")) if isinstance(source, dict) else source
+    return Path(path).stem or path
+
+
+def open_sets(
+    sets: Sequence[str], data: Sequence[str] | Mapping[str, object], columns: Mapping[str, str] | None
+) -> dict[str, Iterable[dict]]:
+    """Rows of all sets by name, all of them opened before minutes of work."""
+    opened = {name: read_set(name) for name in sets}
+    for name, source in (data if isinstance(data, Mapping) else named_sources(data)).items():
+        if name in opened:
+            raise ValueError(f"`{name}` is a validation set: give `{source}` another name, `--data NAME=SOURCE`.")
+        opened[name] = open_source(source, columns)
+    if not opened:
+        raise ValueError("There is nothing to score: name validation sets (`--sets`) or data (`--data`).")
+    return opened
+
+
+def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
+    """Rows of a source, which can be read more than once, with clips undecoded; rows in memory as they are.
+
+    No row is refused here: those that cannot be scored are named beside the scores.
+    """
+    if isinstance(source, (Dataset, IterableDataset)):
+        return undecoded(source).rename_columns(dict(columns or {}))
+    if isinstance(source, list) and all(isinstance(row, dict) and "path" not in row for row in source):
+        return [rename(row, columns or {}, f"row {number}") for number, row in enumerate(source)]
+    return open_rows(source, columns, check=lambda row, name: None, with_seconds=False)

@@ -1,0 +1,337 @@
+"""Texts of a loaded model, of its CTC head, and of Whisper itself, for many clips in batches."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..processing.processing_soundwave import ASR_QUESTION
+from .metrics import collapse_ctc, language_code
+from .rows import SAMPLING_RATE, Request, decoded_groups
+
+
+WINDOW_SECONDS = 30.0  # of the Whisper encoder
+MAX_NEW_TOKENS = 120  # English speech of a window seldom has more
+
+
+# ---- one batch ----
+
+
+@dataclass
+class Transcripts:
+    """What a model made of some clips, in their order."""
+
+    texts: list[str | None]
+    seconds_taken: float  # from audio files to texts, on the clock
+    ctc_texts: list[str | None] | None = None  # greedy transcript of the CTC head, before the LLM
+    num_positions: list[int | None] | None = None  # LLM positions of each clip
+    finished: list[bool] | None = None  # whether each text ended before the most tokens it may have
+
+
+def conversation(audio, question: str) -> list[dict]:
+    """One user turn: a clip, then a question about it; without one, the clip itself is the question."""
+    asked = [{"type": "text", "text": question}] if question else []
+    kind = "path" if isinstance(audio, (str, Path)) else "audio"
+    return [{"role": "user", "content": [{"type": "audio", kind: str(audio) if kind == "path" else audio}, *asked]}]
+
+
+def ask(
+    model,
+    processor,
+    clips: Sequence,
+    question: str = ASR_QUESTION,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    language: str | None = None,
+) -> Transcripts:
+    """Put one question to each clip, all clips in one padded batch; greedy answers.
+
+    Args:
+        clips: audio in any form that the processor takes.
+        question: `ASR_QUESTION` asks for the transcript, by `apply_transcription_request`, in `language`.
+        max_new_tokens: for each window of the encoder that the longest clip takes.
+    """
+    talks = [None if question == ASR_QUESTION else conversation(clip, question) for clip in clips]
+    requests = [
+        Request(row, None, "", conversation=talk, clips=(clip,))
+        for row, (clip, talk) in enumerate(zip(clips, talks, strict=True))
+    ]
+    return answer(model, processor, requests, max_new_tokens, language)
+
+
+@torch.inference_mode()
+def answer(
+    model,
+    processor,
+    requests: Sequence[Request],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    language: str | None = None,
+) -> Transcripts:
+    """Greedy texts for requests of one kind, all transcripts or all conversations, in one padded batch."""
+    start = time.perf_counter()
+    if requests[0].conversation is None:
+        clips = [clip for request in requests for clip in request.clips]
+        inputs = processor.apply_transcription_request(clips, language=language)
+    else:
+        inputs = processor.apply_chat_template(
+            [request.conversation for request in requests], add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    inputs = inputs.to(model.device)
+    limit = max_new_tokens * windows_of(inputs, processor)
+    ids = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
+    new_ids = ids[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(new_ids, skip_special_tokens=True)
+    seconds_taken = time.perf_counter() - start
+    # `generate` does not return what the audio side found; asking again costs little and is not on the clock.
+    ctc_texts, num_positions = ctc_of_requests(model, processor, requests)
+    return Transcripts(
+        [text.strip() for text in texts], seconds_taken, ctc_texts, num_positions, finished(model, new_ids, limit)
+    )
+
+
+def windows_of(inputs, processor) -> int:
+    """Windows of the encoder that the longest clip of a batch takes; 1 without clips."""
+    if "input_features" not in inputs:
+        return 1
+    return math.ceil(inputs["input_features"].shape[-1] / processor.feature_extractor.nb_max_frames)
+
+
+def finished(model, new_ids: torch.Tensor, limit: int) -> list[bool]:
+    """For each row of new ids `(batch, tokens)`, whether it ended before the limit."""
+    ends = model.generation_config.eos_token_id
+    if new_ids.shape[1] < limit or ends is None:
+        return [new_ids.shape[1] < limit] * len(new_ids)
+    ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=new_ids.device)
+    return torch.isin(new_ids, ends).any(dim=1).tolist()
+
+
+def ctc_of_requests(model, processor, requests: Sequence[Request]) -> tuple[list[str | None], list[int]]:
+    """CTC transcripts and LLM positions of requests with one clip, several, or none."""
+    clips = [clip for request in requests for clip in request.clips]
+    found = ctc_transcribe(model, processor, clips) if clips else Transcripts([], 0.0, [], [])
+    texts, positions = iter(found.texts), iter(found.num_positions)
+    joined = [" ".join(next(texts) for _ in request.clips) if request.clips else None for request in requests]
+    return joined, [sum(next(positions) for _ in request.clips) for request in requests]
+
+
+@torch.inference_mode()
+def ctc_transcribe(model, processor, clips: Sequence) -> Transcripts:
+    """Greedy transcripts of the CTC head, without the LLM: all that Stage I trains."""
+    start = time.perf_counter()
+    features = processor.log_mel(processor.load_clips(list(clips)))
+    hear_clips = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has its forward alone
+    audio = hear_clips(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
+    ids = [
+        collapse_ctc(best[:frames], model.config.audio_token_id)
+        for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
+    ]
+    texts = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+    return Transcripts(texts, time.perf_counter() - start, texts, audio.num_positions.tolist())
+
+
+hear = ctc_transcribe  # its name in earlier versions
+
+
+# ---- systems: from requests of one kind to texts ----
+
+
+System = Callable[[Sequence[Request]], Transcripts]
+
+
+def model_system(
+    model, processor, ctc: bool = False, max_new_tokens: int = MAX_NEW_TOKENS, language: str | None = None
+) -> System:
+    """A loaded model that answers requests, or its CTC head alone."""
+    if ctc:
+        return lambda requests: ctc_transcribe(model, processor, [request.clips[0] for request in requests])
+    return partial(answer, model, processor, max_new_tokens=max_new_tokens, language=language)
+
+
+def whisper_system(encoder_folder: str, language: str | None = None, device: str | torch.device = "cpu") -> System:
+    """Greedy transcripts of the encoder's own Whisper, each clip padded to 30 s as it was trained.
+
+    Longer clips go through its long form: window after window, each beginning where the last timestamp was. It answers
+    no questions: rows without exactly one clip get no text.
+    """
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    model = WhisperForConditionalGeneration.from_pretrained(encoder_folder).to(device).eval()
+    processor = WhisperProcessor.from_pretrained(encoder_folder)
+    options = whisper_options(model, language)
+
+    @torch.inference_mode()
+    def run(requests: Sequence[Request]) -> Transcripts:
+        start = time.perf_counter()
+        heard = [request for request in requests if len(request.clips) == 1]
+        if not heard:
+            return Transcripts([None] * len(requests), 0.0)
+        samples = [request.clips[0]["array"] for request in heard]
+        long = max(map(len, samples)) > processor.feature_extractor.n_samples
+        whole = {"truncation": False, "padding": "longest"} if long else {}
+        inputs = processor(
+            samples, sampling_rate=SAMPLING_RATE, return_tensors="pt", return_attention_mask=True, **whole
+        ).to(model.device)
+        timestamps = {"return_timestamps": True} if long else {}
+        ids = model.generate(**inputs, num_beams=1, do_sample=False, **options, **timestamps)
+        texts = iter(processor.batch_decode(ids, skip_special_tokens=True))
+        found = [next(texts).strip() if len(request.clips) == 1 else None for request in requests]
+        return Transcripts(found, time.perf_counter() - start)
+
+    return run
+
+
+def whisper_options(model, language: str | None) -> dict:
+    """Language and task for Whisper's `generate`; the English-only models take neither."""
+    code = language_code(language)
+    if not getattr(model.generation_config, "is_multilingual", True):
+        if code != "en":
+            raise ValueError(f"This Whisper hears English alone and the language is `{language}`: name another one.")
+        return {}
+    return {"task": "transcribe", **({} if code == "auto" else {"language": code})}
+
+
+# ---- many clips ----
+
+
+@dataclass
+class Result:
+    """What a system made of one row."""
+
+    request: Request  # without its audio
+    text: str | None = None
+    ctc_text: str | None = None
+    num_positions: int | None = None
+    finished: bool = True
+    failure: str | None = None  # why there is no text
+
+
+def batches_of_like_length(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
+    """Places of clips in batches of like length, so that little is padded.
+
+    Clips within the encoder's window and longer ones, which are cut into pieces, never share a batch.
+    """
+    check_batch_size(batch_size)
+    order = sorted(range(len(seconds)), key=lambda index: seconds[index])
+    within = sum(length <= WINDOW_SECONDS for length in seconds)
+    parts = (order[:within], order[within:])
+    return [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
+
+
+def check_batch_size(batch_size: int):
+    if batch_size < 1:
+        raise ValueError(f"The batch size is {batch_size}; it counts clips: give 1 or more.")
+
+
+def run_rows(
+    system: System, rows: Iterable[dict], batch_size: int, label: str, transcripts_only: bool = False
+) -> tuple[list[Result], float]:
+    """Results of all rows in their order, and the seconds that reading and answering took.
+
+    A row that cannot be read, or that the system refuses, has a `failure` and stops nothing.
+
+    Args: label: stands before the progress bar; transcripts_only: whether questions are left out of the rows.
+    """
+    check_batch_size(batch_size)
+    results, seconds_taken, start = [], 0.0, time.perf_counter()
+    total = len(rows) if hasattr(rows, "__len__") else None
+    with tqdm(total=total, desc=label, unit="clip", mininterval=2) as progress:
+        for group in decoded_groups(rows, transcripts_only):
+            seconds_taken += time.perf_counter() - start
+            found, seconds = run_group(system, group, batch_size, progress)
+            results += found
+            seconds_taken += seconds
+            start = time.perf_counter()
+    if not results:
+        raise ValueError(f"`{label}` has no rows: there is nothing to transcribe.")
+    return results, seconds_taken
+
+
+def run_group(system: System, group: list[Request], batch_size: int, progress) -> tuple[list[Result], float]:
+    """Results of decoded requests in their order, and the seconds that answering took."""
+    results = {request.row: Result(request, failure=request.failure) for request in group}
+    usable = [request for request in group if request.failure is None]
+    progress.update(len(group) - len(usable))
+    seconds_taken = 0.0
+    for is_talk in (False, True):  # a batch asks for transcripts or holds conversations
+        alike = [request for request in usable if (request.conversation is not None) == is_talk]
+        for places in batches_of_like_length([request.seconds for request in alike], batch_size):
+            batch = [alike[place] for place in places]
+            seconds_taken += run_batch(system, batch, results)
+            progress.update(len(batch))
+    for request in group:
+        request.forget_audio()
+    return list(results.values()), seconds_taken
+
+
+def run_batch(system: System, batch: list[Request], results: dict[int, Result]) -> float:
+    """Put what the system makes of a batch into the results; of one that it refuses, each row is tried alone.
+
+    Returns: seconds taken.
+    """
+    try:
+        found = system(batch)
+    except ValueError as error:
+        if len(batch) > 1:
+            return sum(run_batch(system, [request], results) for request in batch)
+        results[batch[0].row].failure = str(error)
+        return 0.0
+    for place, request in enumerate(batch):
+        result = results[request.row]
+        result.text = found.texts[place]
+        result.ctc_text = found.ctc_texts and found.ctc_texts[place]
+        result.num_positions = found.num_positions and found.num_positions[place]
+        result.finished = found.finished is None or found.finished[place]
+    return found.seconds_taken
+
+
+def as_transcripts(results: Sequence[Result], seconds_taken: float) -> Transcripts:
+    """The results by column.
+
+    Raises: ValueError where a row has none.
+    """
+    for result in results:
+        if result.failure is not None:
+            raise ValueError(f"Row {result.request.row} could not be transcribed: {result.failure}")
+    return Transcripts(
+        [result.text for result in results],
+        seconds_taken,
+        [result.ctc_text for result in results],
+        [result.num_positions for result in results],
+        [result.finished for result in results],
+    )
+
+
+def transcribe(
+    model,
+    processor,
+    rows: Iterable[dict],
+    batch_size: int = 8,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    label: str = "transcribing",
+    ctc: bool = False,
+    language: str | None = None,
+) -> Transcripts:
+    """Greedy transcripts by `generate`, or by the CTC head alone.
+
+    Args: rows: one a clip, with `audio`; label: stands before the progress bar.
+    Raises: ValueError for a clip that cannot be read.
+    """
+    system = model_system(model, processor, ctc, max_new_tokens, language)
+    return as_transcripts(*run_rows(system, only_audio(rows), batch_size, label))
+
+
+def whisper_baseline(
+    encoder_folder: str, rows: Iterable[dict], batch_size: int = 8, language: str | None = None
+) -> Transcripts:
+    """As `transcribe`, by the Whisper that the encoder comes from (`whisper_system`)."""
+    system = whisper_system(encoder_folder, language)
+    return as_transcripts(*run_rows(system, only_audio(rows), batch_size, "Whisper itself"))
+
+
+def only_audio(rows: Iterable[dict]) -> list[dict]:
+    """Rows that ask for a transcript and nothing else."""
+    return [{"audio": row["audio"], "text": ""} for row in rows]
