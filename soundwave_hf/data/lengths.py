@@ -25,6 +25,8 @@ def clip_seconds(clip, name: str) -> float:
     if isinstance(clip, Mapping):
         if clip.get("array") is not None:
             return _array_seconds(clip["array"], clip.get("sampling_rate"), name)
+        if clip.get("bytes") is None and clip.get("path") is None:
+            return _loaded_seconds(clip, name)
         clip = clip["path"] if clip.get("bytes") is None else clip["bytes"]
     if isinstance(clip, str | os.PathLike) and _is_remote(os.fspath(clip)):
         return _loaded_seconds(os.fspath(clip), name)
@@ -98,11 +100,11 @@ def _is_remote(path: str) -> bool:
     return "://" in path[:64] or path.startswith("data:")
 
 
-def _loaded_seconds(path: str, name: str) -> float:
-    """Of a clip at a URL, which has no header that could be read alone."""
+def _loaded_seconds(clip, name: str) -> float:
+    """Of a clip at a URL or in base64, which has no header that could be read alone."""
     from ..processing.audio_soundwave import load_clip
 
-    return len(load_clip(path, name, None, 16_000, 0.0)) / 16_000
+    return len(load_clip(clip, name, None, 16_000, 0.0)) / 16_000
 
 
 # ---- many clips ----

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..processing.audio_soundwave import is_clip_list
-from ..processing.processing_soundwave import audio_of_part
+from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
 
 
 COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
+BARE_KEYS = ("audio", "path", "url", "bytes")  # of an audio part, whose value alone is a clip
 # Names that other data sets use. They are never guessed: an error suggests the `columns` to write.
 COMMON_NAMES = {
     "audio": (
@@ -201,7 +201,7 @@ def _check_part(part, role: str, name: str):
     elif role == "assistant":
         raise ValueError(f"{name} has audio in a turn of the `assistant`, which answers in text: move it.")
     elif _has_own_clip(part):
-        _check_audio(audio_of_part(_given(part)), name)
+        _check_audio(_own_clip(part), name)
 
 
 def _check_audio(audio, name: str):
@@ -209,7 +209,7 @@ def _check_audio(audio, name: str):
     for clip in _as_clips(audio):
         if isinstance(clip, bool | int | float) or (isinstance(clip, str | bytes) and not clip.strip()):
             raise ValueError(f"{name} has `audio` {_short(clip)}; expected a path, bytes or samples.")
-        if isinstance(clip, Mapping) and all(clip.get(key) is None for key in ("array", "bytes", "path")):
+        if isinstance(clip, Mapping) and all(clip.get(key) is None for key in KEYS):
             raise ValueError(f"{name} has `audio` {_short(dict(clip))}, which holds no clip; expected path or bytes.")
 
 
@@ -246,7 +246,7 @@ def clips_of(row: Mapping) -> list:
     if row.get("messages") is None:
         return list(loose)
     parts = [part for message in row["messages"] for part in _parts(message) if part["type"] != "text"]
-    return [audio_of_part(_given(part)) if _has_own_clip(part) else next(loose) for part in parts]
+    return [_own_clip(part) if _has_own_clip(part) else next(loose) for part in parts]
 
 
 def transcripts_of(row: Mapping, name: str = "A row") -> list[str | None]:
@@ -291,15 +291,32 @@ def stored_messages(messages: Sequence[Mapping], folder: str | os.PathLike) -> l
     for message in messages:
         parts = []
         for part in _parts(message):
-            audio = audio_of_part(_given(part)) if part["type"] != "text" and _has_own_clip(part) else None
-            if audio is not None and not isinstance(audio, Mapping):
-                audio = {"bytes": audio} if isinstance(audio, bytes | bytearray) else {"path": str(audio)}
-            if audio is not None:
-                audio = {"bytes": audio.get("bytes"), "path": at_folder(audio, folder).get("path")}
+            has_clip = part["type"] != "text" and _has_own_clip(part)
+            audio = _stored_clip(_own_clip(part), folder) if has_clip else None
             kind = "text" if part["type"] == "text" else "audio"
             parts.append({"type": kind, "text": part.get("text"), "audio": audio})
         stored.append({"role": message["role"], "content": parts})
     return stored
+
+
+def _stored_clip(clip, folder: str | os.PathLike) -> dict:
+    """A clip as bytes, or as a path, URL or data URI."""
+    if isinstance(clip, bytes | bytearray):
+        return {"bytes": bytes(clip), "path": None}
+    if isinstance(clip, str | os.PathLike):
+        return {"bytes": None, "path": at_folder(clip, folder)}
+    key = next(key for key in KEYS if clip.get(key) is not None)
+    if key in ("base64", "data") and not clip[key].startswith("data:"):
+        return {"bytes": None, "path": f"data:audio/wav;base64,{clip[key]}"}
+    if key == "array":
+        raise ValueError("An array cannot be stored in messages: give the path or the bytes of a file.")
+    return _stored_clip(clip[key], folder)
+
+
+def _own_clip(part: Mapping):
+    """The clip that an audio part names."""
+    clip = audio_of_part(_given(part))
+    return next(iter(clip.values())) if len(clip) == 1 and next(iter(clip)) in BARE_KEYS else clip
 
 
 def _as_clips(audio) -> list:

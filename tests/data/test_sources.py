@@ -1,5 +1,6 @@
 """Every source that `data:` takes gives the same rows, whole and streamed; what cannot be learnt from is named."""
 
+import base64
 import io
 import json
 import tarfile
@@ -449,3 +450,20 @@ def test_rows_with_their_clips_are_written_as_parquet(data, capsys):
     assert open_rows(str(out))["text"][:] == TEXTS
     assert cli.main(["data", "check", str(data / "rows.parquet"), "--skip", str(data / "kept.jsonl")]) == 2
     assert "give `--skip` a file ending in .parquet" in capsys.readouterr().err.replace("that ends in", "ending in")
+
+
+def test_audio_parts_of_a_chat_may_hold_their_clip_in_any_form(data):
+    content = (data / "clips/0.wav").read_bytes()
+    text = base64.b64encode(content).decode()
+    forms = [
+        {"type": "audio", "path": "clips/0.wav"},
+        {"type": "audio", "audio": "clips/0.wav"},
+        {"type": "audio", "base64": text},
+        {"type": "input_audio", "input_audio": {"data": text, "format": "wav"}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{text}"}},
+    ]
+    rows = [
+        {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "hi"}]} for part in forms
+    ]
+    (data / "forms.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert open_rows(str(data / "forms.jsonl"))["seconds"][:] == [0.5] * 5
