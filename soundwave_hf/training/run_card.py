@@ -36,7 +36,7 @@ class RunCard:
 
     def text(self, config, history: list[dict], has_lora: bool) -> str:
         """Markdown with metadata, for a model's config and a trainer's `log_history`."""
-        backbones = [str(part._name_or_path) for part in (config.audio_config, config.text_config)]
+        backbones = [str(part.name_or_path) for part in (config.audio_config, config.text_config)]
         on_hub = [name for name in backbones if HUB_NAME.fullmatch(name) and not os.path.isdir(name)]
         measured = last_measured(history)
         metadata = {
