@@ -1,10 +1,13 @@
 """The real backbones and the shipped weights on human speech; `make test` fetches the backbones before it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf.data.backbones import backbone_folder, download_from_hub
+from soundwave_hf.data.backbones import NotDelivered, backbone_folder, download_from_hub
 from soundwave_hf.evaluation.evaluate import evaluate_set, read_set, whisper_baseline
 from soundwave_hf.evaluation.metrics import word_error_rate
 from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM, load_adapter
@@ -13,10 +16,12 @@ from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM, load_adapter
 def backbone_on_disk(name: str) -> str:
     """Folder of a backbone, or a skipped test: tests fetch nothing."""
     made = backbone_folder(name)
-    folder = str(made) if (made / "config.json").is_file() else download_from_hub(name)
-    if folder is None:
+    if (made / "config.json").is_file():
+        return str(made)
+    try:
+        return download_from_hub(name, local_files_only=True)
+    except NotDelivered:
         pytest.skip(f"{name} is not on this machine: `soundwave-hf backbones` fetches it")
-    return folder
 
 
 def test_whisper_itself_hears_the_shipped_clips_and_one_longer_than_its_window_to_the_end(tmp_path):
@@ -37,3 +42,16 @@ def test_the_shipped_weights_hear_the_shipped_clips():
     scores = evaluate_set(model, processor, read_set("librivox"))
     assert scores.wer < 0.42  # 0.338 when shipped
     assert scores.positions_per_second < 3.5  # 2.91
+
+
+def test_the_shipped_folder_loads_by_the_auto_classes_and_takes_a_copy_of_its_llm(tmp_path):
+    folders = {name: backbone_on_disk(name) for name in (ENCODER, LLM)}
+    copy = tmp_path / "a copy"
+    shutil.copytree(folders[LLM], copy)
+    model = AutoModelForMultimodalLM.from_pretrained(ADAPTER, llm=str(copy))
+    processor = AutoProcessor.from_pretrained(ADAPTER)
+    assert model.config.audio_config.name_or_path == ENCODER
+    clip = next(row for row in read_set("librivox") if "0880" in row["audio"])
+    inputs = processor.apply_transcription_request(clip["audio"])
+    ids = model.generate(**inputs, max_new_tokens=20)
+    assert "young man" in processor.batch_decode(ids, skip_special_tokens=True)[0]
