@@ -12,13 +12,6 @@ TAGS = ["soundwave", "speech", "speech-llm"]
 WORD_OF = {"wer": "word error rate", "cer": "character error rate", "ctc_wer": "word error rate of the CTC head"}
 WORD_OF |= {"exact_match": "exact answers", "loss": "loss", "ce_loss": "next-token loss", "ctc_loss": "CTC loss"}
 LONGEST_FIRST = sorted(WORD_OF, key=len, reverse=True)  # `eval_ctc_wer` is no `wer` of a set `ctc`
-HOW_TO_LOAD = [
-    "from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor",
-    "",
-    "folder = ...  # this repository: a folder, or its name on the Hub",
-    "model = SoundwaveForConditionalGeneration.from_pretrained(folder)",
-    "processor = SoundwaveProcessor.from_pretrained(folder)",
-]
 
 
 @dataclass
@@ -47,6 +40,7 @@ class RunCard:
             **({"license": self.license} if self.license else {}),
             **({"metrics": sorted({name for _, name, _ in measured} & {"wer", "cer"})} if measured else {}),
         }
+        model = "SoundwaveForConditionalGeneration" if has_lora else "SoundwaveForCTC"
         kind = "adapters and LoRA" if has_lora else "alignment adapter and CTC head"
         stage = "" if self.stage is None else f" in stage `{self.stage}`"
         names = [name if name in on_hub else os.path.basename(name) for name in backbones]
@@ -59,7 +53,11 @@ class RunCard:
                 f"{names[1]}, which are not in this repository. Install `soundwave-hf`, then:",
                 "",
                 "```python",
-                *HOW_TO_LOAD,
+                f"from soundwave_hf import {model}, SoundwaveProcessor",
+                "",
+                "folder = ...  # this repository: a folder, or its name on the Hub",
+                f"model = {model}.from_pretrained(folder)",
+                "processor = SoundwaveProcessor.from_pretrained(folder)",
                 "```",
                 *(["", "## Measured", "", *_table(measured)] if measured else []),
                 *(["", self.data.strip().replace("# Data of this run", "## Data", 1)] if self.data else []),

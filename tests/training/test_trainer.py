@@ -40,7 +40,7 @@ PROCESSOR_FILES = {
     "tokenizer_config.json",
     "chat_template.jinja",
 }
-RECORD = {"recipe.yaml", "data_card.md", "versions.json"}
+RECORD = {"recipe.yaml", "data_card.md", "versions.json", "run.json", "README.md"}
 CHECKPOINT_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
 
@@ -417,7 +417,7 @@ def test_stage_one_writes_what_trained(chain):
 @pytest.mark.parametrize(("stage", "num_trained"), [("shrink", 48), ("instruct", 16)])
 def test_the_later_stages_write_adapters_and_lora(chain, stage, num_trained):
     folder = chain[stage].folder
-    written = {"adapter_model.safetensors", "adapter_config.json", "config.json", "README.md", "training_args.bin"}
+    written = {"adapter_model.safetensors", "adapter_config.json", "config.json", "training_args.bin"}
     written |= PROCESSOR_FILES | RECORD
     assert {path.name for path in folder.iterdir()} == written | {"trainer_state.json", "checkpoint-3", "loss.png"}
     assert {path.name for path in (folder / "checkpoint-3").iterdir()} == written | CHECKPOINT_FILES
