@@ -87,7 +87,7 @@ def test_no_line_of_text_in_an_uploaded_file_looks_like_a_relative_import(path):
         ("evaluation", {"training", "demo", "cli"}),
         ("demo", {"training", "cli"}),
         ("data", {"training", "evaluation", "demo", "cli"}),
-        ("training", {"demo", "cli"}),  # which scores what it trains by the functions of evaluation
+        ("training", {"evaluation", "demo", "cli"}),
     ],
 )
 def test_floors(folder, forbidden):
