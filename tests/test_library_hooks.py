@@ -69,6 +69,7 @@ METHODS = [
     (Trainer, "_save", "output_dir state_dict", "write what trained, config and record in one step"),
     (Trainer, "_save_checkpoint", "model trial", "clear up after a full disk"),
     (Trainer, "_load_from_checkpoint", "resume_from_checkpoint model", "read what stage I trained"),
+    (Trainer, "_load_best_model", "", "read what stage I trained, for the best checkpoint"),
     (Trainer, "_load_optimizer_and_scheduler", "checkpoint", "go on reading streams where they stood"),
     (Trainer, "_save_rng_state", "output_dir", "write where streams stand"),
 ]

@@ -915,6 +915,8 @@ class SoundwaveForCTC(SoundwaveAudioModel):
 
     main_input_name = "input_features"
     _input_embed_layer = "token_embeddings"
+    # `Trainer` counts labels, and the loss is a mean over clips: parts of an accumulated batch weigh the same.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__(config)

@@ -47,7 +47,7 @@ class SoundwaveCollator:
     Args:
         processor (`SoundwaveProcessor`): the model's.
         folder (`Path` or `str`): what the rows' relative paths are seen from; the current folder.
-        losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`, and `ctc_mask` where a clip has no transcript; "ce" adds
+        losses (`tuple[str, ...]`): "ctc" adds `ctc_labels` (alone, as `labels` too), and `ctc_mask` where a clip has no transcript; "ce" adds
             `input_ids`, `attention_mask`, `labels`.
         augmentation (`Augmentation`): drawn anew for each row and epoch.
         seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches. They are drawn by
@@ -130,6 +130,8 @@ class SoundwaveCollator:
         texts = [text for row in rows for text in transcripts_of(row)]
         targets = [self._token_ids(ctc_text(text or "")) for text in texts]
         batch = {"ctc_labels": pad_sequence(targets, batch_first=True, padding_value=-100)}
+        if "ce" not in self.losses:  # the name by which `Trainer` knows that a batch has a loss
+            batch["labels"] = batch["ctc_labels"]
         if None in texts:
             batch["ctc_mask"] = torch.tensor([text is not None for text in texts])
         if self.spoken_ids is not None:

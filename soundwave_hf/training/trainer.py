@@ -474,7 +474,9 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        if (labels := inputs.get("labels")) is not None:
+        if not hasattr(self.audio_model, "language_model"):  # the labels are `ctc_labels` by another name
+            inputs = {name: value for name, value in inputs.items() if name != "labels" or "ctc_labels" not in inputs}
+        elif (labels := inputs.get("labels")) is not None:
             # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
             first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
             inputs = {**inputs, "logits_to_keep": labels.shape[1] - first}

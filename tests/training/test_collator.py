@@ -69,7 +69,7 @@ def test_ctc_learns_one_spelling_a_word(text, expected):
 
 def test_each_stage_gets_the_inputs_of_its_losses(collator, rows):
     features, text = {"input_features", "input_features_mask"}, {"input_ids", "attention_mask", "labels"}
-    assert collator(("ctc",))(rows[:2]).keys() == features | {"ctc_labels"}
+    assert collator(("ctc",))(rows[:2]).keys() == features | {"ctc_labels", "labels"}
     assert collator(("ce",))(rows[:2]).keys() == features | text
     assert collator(BOTH)(rows[:2]).keys() == features | text | {"ctc_labels"}
 
