@@ -8,8 +8,15 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.utils import can_return_tuple, logging
 
-from .adapters_soundwave import (
+from .adapters_soundwave import (  # noqa: F401 (some for those who import them from here, as in 0.1.0)
+    SoundwaveAlignmentAdapter,
+    SoundwaveAlignmentLayer,
+    SoundwaveAttention,
+    SoundwaveCTCHead,
+    SoundwaveEncoder,
+    SoundwaveFrameAttention,
     SoundwaveShrinkingAdapter,
+    eager_attention_forward,
     first_of_run,
 )
 from .audio_model_soundwave import (
@@ -21,8 +28,9 @@ from .audio_model_soundwave import (
     refuse_misspelt,
     unseen_by_trainer,
 )
-from .backbones_soundwave import (
+from .backbones_soundwave import (  # noqa: F401
     AUDIO_TOKEN,
+    HIGH_PRECISION_PARTS,
     as_dtype,
     audio_token_place,
     load_adapter,
@@ -48,6 +56,7 @@ from .outputs_soundwave import (
     SoundwaveCausalLMOutputWithPast,
     SoundwaveModelOutputWithPast,
 )
+from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
