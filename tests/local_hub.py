@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from transformers.utils.hub import hf_api
 
 
 COMMIT = "0123456789012345678901234567890123456789"
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     def describe(self, name: str, folder: Path, rest: list[str]):
         files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         if rest[:1] == ["tree"]:
+            files = [file for file in files if file.startswith("/".join(rest[2:]))]
             sizes = {file: (folder / file).stat().st_size for file in files}
             oid = {file: hashlib.sha1((folder / file).read_bytes()).hexdigest() for file in files}
             return [{"type": "file", "path": file, "size": sizes[file], "oid": oid[file]} for file in files]
@@ -74,6 +76,7 @@ def local_hub(cache: Path, home: Path, repositories: dict[str, Path]):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(hf_api(), "endpoint", address)  # the library keeps one for the whole process
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setenv("SOUNDWAVE_HOME", str(home))

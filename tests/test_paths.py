@@ -78,6 +78,9 @@ def test_a_path_that_stands_for_nothing_is_refused(home, monkeypatch, written, m
 
 def test_every_path_of_a_recipe_is_expanded(read, home, monkeypatch):
     monkeypatch.setenv("PLACE", "/place")
+    (home / "s").mkdir(parents=True)  # adapters of stage `align`, as far as a recipe looks at them
+    (home / "s" / "config.json").write_text('{"model_type": "soundwave"}')
+    (home / "s" / "trained.safetensors").touch()
     recipe, arguments = read(
         encoder="~/e", llm="$PLACE/l", data="$PLACE/d.jsonl", start_from="$SOUNDWAVE_HOME/s", output_dir="~/out"
     )

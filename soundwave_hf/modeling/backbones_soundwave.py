@@ -1,5 +1,6 @@
 """What joining two backbones needs of their files: the audio token's place, the embedding table, trained adapters."""
 
+import copy
 import difflib
 import json
 import os
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperPreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import set_tqdm_hook
 
@@ -420,7 +422,36 @@ def read_shards(index: str | os.PathLike) -> list[str]:
     return [os.path.join(folder, shard) for shard in shards]
 
 
+_NOT_LLM = ("audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter")
+# As the quantizers compare names: from their beginning, in a model with a head or in one without.
+HIGH_PRECISION_PARTS = (*_NOT_LLM, *(f"model.{name}" for name in _NOT_LLM), "lm_head")
+
+
+def quantize_llm_alone(quantization_config):
+    """The quantizer's config, or that of its dict; without modules to leave out: encoder, adapters and heads."""
+    if isinstance(quantization_config, dict):
+        config = AutoQuantizationConfig.from_dict(quantization_config)
+    else:
+        config = copy.deepcopy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # of bitsandbytes, and of the others
+        if getattr(config, name, ()) is None:
+            setattr(config, name, list(HIGH_PRECISION_PARTS))
+    return config
+
+
+def take_quantizer(model: nn.Module, language: nn.Module):
+    """Give a joined model what transformers, PEFT and the trainers read of the quantized LLM inside it."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(language, name):
+            setattr(model, name, getattr(language, name))
+    model.config.quantization_config = model.config.text_config.quantization_config
+    del model.config.text_config.quantization_config
+
+
 __all__ = [
+    "HIGH_PRECISION_PARTS",
+    "quantize_llm_alone",
+    "take_quantizer",
     "AUDIO_TOKEN",
     "FIXED_BY_WEIGHTS",
     "LORA_FILES",

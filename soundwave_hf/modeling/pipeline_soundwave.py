@@ -19,7 +19,7 @@ from transformers.pipelines.base import no_collate_fn
 from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
-from .modeling_soundwave import cut_at_quiet
+from .segments_soundwave import cut_samples
 
 
 logger = logging.get_logger(__name__)
@@ -36,7 +36,6 @@ CUSTOM_PIPELINES = {
 
 TOKENS_OF_30_SECONDS = 256  # English speech seldom has half of that
 SHORTEST_CHUNK = 1.0  # seconds
-SHORTEST_TAIL = 0.1  # seconds; what is left after the last cut is joined to the piece before it if it is shorter
 AUDIO_OPTIONS = ("mono", "allow_truncated", "max_seconds", "max_bytes")  # of the processor's call
 
 
@@ -141,19 +140,6 @@ def wrong_number(option, arrived: str, name: str) -> ValueError:
     return ValueError(
         f"`{name}` holds {len(option)} entries and {arrived} arrived; give one for each clip, or one text for all."
     )
-
-
-def cut_samples(samples: np.ndarray, sampling_rate: int, seconds: float) -> list[np.ndarray]:
-    """Cut a clip longer than `seconds` where it is quietest: `(samples,)` -> pieces, together the whole clip."""
-    hop = sampling_rate // 100
-    if len(samples) <= seconds * sampling_rate:
-        return [samples]
-    frames = np.pad(samples, (0, -len(samples) % hop)).reshape(-1, hop)
-    loudness = np.log10(np.mean(frames**2, axis=1) + 1e-10)  # [frames of 10 ms]
-    places = cut_at_quiet(torch.from_numpy(loudness), round(100 * seconds), 1)
-    if places[-1][1] - places[-1][0] < 100 * SHORTEST_TAIL:
-        places[-2:] = [(places[-2][0], places[-1][1])]
-    return [samples[hop * begin : hop * end] for begin, end in places]
 
 
 class SoundwaveSpeechRecognitionPipeline(Pipeline):

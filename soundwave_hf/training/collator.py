@@ -47,8 +47,8 @@ class SoundwaveCollator:
     Args:
         processor (`SoundwaveProcessor`): the model's.
         folder (`Path` or `str`): what the rows' relative paths are seen from; the current folder.
-        losses (`tuple[str, ...]`): "ctc" adds `ctc_labels` (alone, as `labels` too), and `ctc_mask` where a clip has no transcript; "ce" adds
-            `input_ids`, `attention_mask`, `labels`.
+        losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`, and `ctc_mask` where a clip has no transcript; "ce" adds
+            `input_ids`, `attention_mask`, `labels`. With "ctc" alone, `labels` are the `ctc_labels`.
         augmentation (`Augmentation`): drawn anew for each row and epoch.
         seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches. They are drawn by
             the row's number `row`, or, where rows have none, by the content of the clip.

@@ -11,7 +11,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC
-from soundwave_hf.modeling.modeling_soundwave import HIGH_PRECISION_PARTS, quantize_llm_alone
+from soundwave_hf.modeling.backbones_soundwave import HIGH_PRECISION_PARTS, quantize_llm_alone
 from tests.tiny_models import AUDIO, FAMILIES, make_clips, pad_batch, tiny_config, tiny_model
 
 

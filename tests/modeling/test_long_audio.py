@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soundwave_hf.modeling.modeling_soundwave import PIECES_AT_ONCE, cut_at_quiet
+from soundwave_hf.modeling.segments_soundwave import PIECES_AT_ONCE, cut_at_quiet
 from tests.tiny_models import AUDIO, WINDOW, make_clips, tiny_model
 
 

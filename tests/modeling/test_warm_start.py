@@ -17,7 +17,7 @@ from transformers import (
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 from soundwave_hf.evaluation.shipped import ENCODER, EXAMPLES, LLM
-from soundwave_hf.modeling import modeling_soundwave, warm_start_soundwave
+from soundwave_hf.modeling import audio_model_soundwave, warm_start_soundwave
 from soundwave_hf.modeling.warm_start_soundwave import between_embeddings, decoder_reading, words_of
 from tests.evaluation.test_shipped import backbone_on_disk
 from tests.tiny_models import save_tiny_llm, save_tiny_whisper, tiny_audio_config
@@ -117,7 +117,7 @@ def test_a_random_start_where_asked_for_and_with_a_free_head_reads_no_decoder(ba
 def warnings(monkeypatch) -> list[str]:
     """What the model warns of."""
     found = []
-    monkeypatch.setattr(modeling_soundwave.logger, "warning", lambda text, *names: found.append(text % names))
+    monkeypatch.setattr(audio_model_soundwave.logger, "warning", lambda text, *names: found.append(text % names))
     return found
 
 

@@ -1,0 +1,589 @@
+"""The audio side of Soundwave, alone (Stage I) and as the base of the whole model."""
+
+import difflib
+import inspect
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+)
+from transformers.utils import CONFIG_NAME, TransformersKwargs, cached_file, can_return_tuple, logging
+
+from .adapters_soundwave import (
+    SoundwaveAlignmentAdapter,
+    SoundwaveCTCHead,
+    SoundwaveEncoder,
+    first_of_run,
+)
+from .backbones_soundwave import (
+    AUDIO_TOKEN,
+    adapter_fields,
+    as_dtype,
+    audio_token_place,
+    check_adapter_files,
+    load_adapter_weights,
+    quantize_llm_alone,
+    read_encoder,
+    read_input_embeddings,
+    reading_weights,
+    refuse_other_fields,
+    refuse_other_training,
+    refuse_unsettable,
+)
+from .configuration_soundwave import SoundwaveConfig
+from .folders_soundwave import backbone_name, choose_backbones, weights_digest
+from .generation_soundwave import (
+    CACHE_NAMES,
+)
+from .loading_soundwave import from_adapter, take_adapter
+from .outputs_soundwave import (
+    SoundwaveAudioOutput,
+    SoundwaveCausalLMOutputWithPast,
+)
+from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
+from .trained_fields_soundwave import checked_by_caller
+from .warm_start_soundwave import start_alignment
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
+    """Raises: `ValueError` where ids are outside an LLM's vocabulary."""
+    wrong = (ids < 0) | (ids >= vocabulary)
+    if wrong.any():
+        raise ValueError(
+            f"`{name}` holds id {int(ids[wrong][0])} and the LLM's vocabulary has {vocabulary} ids: use the processor "
+            "that was saved with the model."
+        )
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def refuse_misspelt(forward: Callable, given: dict):
+    """Refuse keywords that nearly are an argument of a `forward`; others are passed on to the LLM.
+
+    Raises: `ValueError` with the near one.
+    """
+    for name in given.keys() - TransformersKwargs.__annotations__.keys():
+        known = inspect.signature(forward).parameters
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{near[0]}`?")
+
+
+def _describe_mismatches(mismatches, folder: str) -> str:
+    shapes = [f"{name} has {tuple(found)}, not {tuple(expected)}" for name, found, expected in sorted(mismatches)[:8]]
+    return (
+        f"{len(mismatches)} weights of `{folder}` do not fit its config: {'; '.join(shapes)}. "
+        "Use the config.json that was saved with them, without other sizes or fields."
+    )
+
+
+def unseen_by_trainer(name: str):
+    """Leave an argument out of a function's signature.
+
+    `Trainer` takes every argument with "label" in its name for one that each batch has, and gives no `eval_loss` for a
+    batch without it.
+    """
+
+    def hide(function):
+        signature = inspect.signature(function)
+        kept = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        function.__signature__ = signature.replace(parameters=kept)
+        return function
+
+    return hide
+
+
+class SoundwavePreTrainedModel(PreTrainedModel):
+    config: SoundwaveConfig
+    base_model_prefix = "model"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SoundwaveAlignmentLayer", "SoundwaveShrinkingAdapter", "WhisperEncoderLayer"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def post_init(self):
+        super().post_init()
+        # The library gathers these names of all parts, and Whisper's are its decoder's too: sharding looks for each.
+        here = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = here & set(self._no_split_modules)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The older name of `is_activation_checkpointing`, by which PEFT and TRL ask; the library warns of it."""
+        return self.is_activation_checkpointing
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SoundwaveCTCHead):
+            if module.weight is not None:
+                init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+            else:
+                init.zeros_(module.blank_weight)
+                init.zeros_(module.blank_bias)
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """As in transformers, and the CTC head with it.
+
+        Raises: `ValueError` where the audio token, which is the CTC blank, would be cut off.
+        """
+        if new_num_tokens is not None and new_num_tokens <= self.config.audio_token_id:
+            raise ValueError(
+                f"`new_num_tokens` is {new_num_tokens} and the audio token has id {self.config.audio_token_id}: give "
+                f"{self.config.audio_token_id + 1} or more."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.base_model.ctc_head.resize(embeddings.weight.shape[0])
+        return embeddings
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
+        here a checkpoint has them all, and the frozen parts are frozen again.
+
+        A folder or hub name of trained adapters is loaded with the backbones that its config names. What only those
+        take (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`): see `from_adapter`.
+
+        A caller that asks for the report (`output_loading_info=True`) sees there what is missing. A
+        `quantization_config` of bitsandbytes or torchao that names no modules to leave out quantizes the LLM's layers
+        alone: another CTC label here and there would be another number of positions.
+
+        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
+        missing or have other shapes, or the checkpoint is in the published layout.
+        """
+        adapter = take_adapter(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            return from_adapter(cls, adapter, pretrained_model_name_or_path, **kwargs)
+        folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = quantize_llm_alone(kwargs["quantization_config"])
+        asked = {name: kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes")}
+        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with reading_weights(folder):
+            model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **reported, **kwargs)
+        if report["mismatched_keys"] and not asked["ignore_mismatched_sizes"]:
+            raise ValueError(_describe_mismatches(report["mismatched_keys"], pretrained_model_name_or_path))
+        if report["missing_keys"] and not asked["output_loading_info"]:
+            missing = sorted(report["missing_keys"])
+            raise ValueError(
+                f"`{pretrained_model_name_or_path}` lacks {len(missing)} weights of {cls.__name__}: {missing[:8]}. "
+                "Load it as the class that it was saved from, or download it again."
+            )
+        for name in ("audio_tower", "token_embeddings"):
+            if (frozen := getattr(model.base_model, name, None)) is not None:
+                frozen.requires_grad_(False)
+        return (model, report) if asked["output_loading_info"] else model
+
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """As in transformers, with the LoRA and the adapters of a PEFT folder.
+
+        Raises: `ValueError` where they were trained with other config fields than this model has.
+        """
+        # PEFT alone writes no config: what it was trained on is a checkpoint, with a config of its own.
+        if cached_file(peft_model_id or "", CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
+            refuse_other_training(self.config, peft_model_id)
+        with checked_by_caller():
+            return super().load_adapter(peft_model_id, *args, **kwargs)
+
+    @classmethod
+    def _with_adapter(cls, encoder, llm, adapter: str | None, allow_other_backbones: bool, fields: dict) -> tuple:
+        """Backbones and fields of `from_backbones`, as its adapter needs them."""
+        if adapter is None:
+            if encoder is None or llm is None:
+                raise ValueError(
+                    f"`from_backbones` got the encoder {encoder!r} and the LLM {llm!r}: give both by hub name or "
+                    "folder. They may be left out where `adapter` is a folder of trained adapters, which names them."
+                )
+            return encoder, llm, fields
+        check_adapter_files(adapter)
+        encoder, llm = choose_backbones(adapter, encoder, llm)
+        trained = adapter_fields(adapter, encoder, llm, allow_other_backbones)
+        refuse_other_fields(fields, trained, adapter)
+        return encoder, llm, {**trained, **fields}
+
+    @classmethod
+    def _join(cls, encoder: str, llm: str, llm_rows, text_config, audio_token_id: int, dtype, warm_start, fields):
+        """A model of this class: the encoder's weights, adapters that begin sensibly, and an LLM yet to be put in.
+
+        Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
+        """
+        tower = read_encoder(encoder, dtype)
+        for part, part_config, name in (("encoder", tower.config, encoder), ("llm", text_config, llm)):
+            # What trained adapters are saved with, so that they find their backbones, and refuse others.
+            part_config.name_or_path = backbone_name(name)
+            part_config.weights_digest = weights_digest(name, part)
+        config = SoundwaveConfig(
+            audio_config=tower.config, text_config=text_config, audio_token_id=audio_token_id, **fields
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        audio_model = model.base_model if isinstance(model.base_model, SoundwaveAudioModel) else model
+        audio_model.audio_tower.load_state_dict(tower.state_dict(), assign=True)
+        audio_model.audio_tower.requires_grad_(False)
+        for name in ("alignment_adapter", "ctc_head", "shrinking_adapter"):
+            if (adapter := getattr(audio_model, name, None)) is not None:
+                adapter.to_empty(device="cpu").apply(model._init_weights)
+                adapter.to(dtype)
+        warm_start = warm_start and config.tie_ctc_head
+        if warm_start and not start_alignment(audio_model.alignment_adapter, encoder, llm, llm_rows):
+            logger.warning(
+                "The alignment adapter begins at random: `%s` has no decoder, or shares too few words with `%s`.",
+                *(encoder, llm),
+            )
+        audio_model.ctc_head.start_blank(llm_rows[:audio_token_id])
+        return model
+
+
+class SoundwaveAudioModel(SoundwavePreTrainedModel):
+    """The audio side: audio tower, alignment adapter, CTC head."""
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__(config)
+        self.audio_tower = SoundwaveEncoder(config.audio_config)
+        self.alignment_adapter = SoundwaveAlignmentAdapter(config)
+        self.ctc_head = SoundwaveCTCHead(config)
+        self.audio_tower.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """As in PyTorch; an encoder that is frozen stays in eval mode."""
+        super().train(mode)
+        self.audio_tower.train(mode and self.encoder_trains())
+        return self
+
+    def encoder_trains(self) -> bool:
+        """Whether the encoder was unfrozen."""
+        return any(parameter.requires_grad for parameter in self.audio_tower.parameters())
+
+    def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Clips of at most the encoder's window: log-mel `(clips, mel_bins, mel_frames)` -> encoder states
+        `(clips, encoder_frames, encoder_width)` and their mask."""
+        outputs, mask = self._encode(input_features, input_features_mask)
+        return outputs.last_hidden_state, mask
+
+    def _encode(self, input_features, input_features_mask=None, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
+        if input_features_mask is not None:
+            self._check_mask(input_features, input_features_mask)
+        if self.training and not self.audio_tower.training and self.encoder_trains():  # unfrozen since `train()`
+            self.audio_tower.train()
+        outputs = self.audio_tower(input_features, input_features_mask, **kwargs)
+        return outputs, None if input_features_mask is None else input_features_mask[:, ::2].bool()
+
+    def _check_mask(self, input_features: torch.Tensor, input_features_mask: torch.Tensor):
+        if input_features_mask.shape != input_features.shape[::2]:
+            raise ValueError(
+                f"`input_features_mask` has shape {tuple(input_features_mask.shape)} and `input_features` "
+                f"{tuple(input_features.shape)}: the mask must be (clips, mel_frames), "
+                f"here {tuple(input_features.shape[::2])}."
+            )
+        starts, rises = input_features_mask[:, 0].bool(), input_features_mask.int().diff(dim=1) > 0
+        wrong = ~starts | rises.any(dim=1)
+        if wrong.any():
+            raise ValueError(
+                f"`input_features_mask` of clip {int(wrong.int().argmax())} is not ones and then zeros: a clip needs "
+                "at least one true frame and is padded on the right."
+            )
+
+    def _check_finite(self, input_features: torch.Tensor | None, encoder_states: torch.Tensor | None):
+        name = "input_features" if encoder_states is None else "encoder_states"
+        values = input_features if encoder_states is None else encoder_states
+        # In training it would hold up an accelerator at each step, and the loss tells.
+        if values is None or (self.training and values.device.type != "cpu"):
+            return
+        wrong = ~torch.isfinite(values)
+        if wrong.any():
+            clip = int(wrong.flatten(1).any(dim=1).int().argmax())
+            raise ValueError(
+                f"`{name}` of clip {clip} holds {values[wrong][0].item()}, and finite values were expected: see what "
+                "made it so (silence divided by its loudness, a half-precision overflow); the processor gives none."
+            )
+
+    def align(
+        self, input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None, **kwargs
+    ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
+        """Clips of any length -> the encoder's output, aligned states and the mask of these.
+
+        A clip longer than the encoder's window is cut at quiet places; its pieces are encoded and aligned like clips,
+        a few at once, and joined.
+        """
+        self._check_finite(input_features, encoder_states)
+        longest = self.config.audio_config.max_source_positions
+        if encoder_states is None and input_features.shape[-1] > 2 * longest:
+            return self._align_pieces(input_features, input_features_mask, 2 * longest)
+        if encoder_states is None:
+            outputs, encoder_mask = self._encode(input_features, input_features_mask, **kwargs)
+        elif encoder_states.shape[1] <= longest:
+            outputs = BaseModelOutput(last_hidden_state=encoder_states)
+        else:
+            raise ValueError(
+                f"`encoder_states` has {encoder_states.shape[1]} frames and the encoder gives at most {longest} at "
+                "once, which are aligned together: pass the `input_features` of longer clips."
+            )
+        aligned, mask = self.alignment_adapter(outputs.last_hidden_state, encoder_mask)
+        return outputs, aligned, mask
+
+    def _align_pieces(self, input_features, input_features_mask, window: int):
+        if input_features_mask is None:
+            input_features_mask = torch.ones_like(input_features[:, 0], dtype=torch.long)
+        self._check_mask(input_features, input_features_mask)
+        pieces, pieces_of_clip = [], []
+        for features, length in zip(input_features, input_features_mask.sum(dim=1).tolist(), strict=True):
+            places = cut_at_quiet(features[:, :length].mean(dim=0), window, 2 * self.config.stack_factor)
+            pieces += [features[:, begin:end].T for begin, end in places]  # [mel_frames, mel_bins]
+            pieces_of_clip.append(len(places))
+        states, aligned = [], []
+        for start in range(0, len(pieces), PIECES_AT_ONCE):
+            some = pieces[start : start + PIECES_AT_ONCE]
+            features, mask = join_pieces(some, [1] * len(some))
+            some_states, states_mask = self.encode(features.transpose(1, 2), mask)
+            some_aligned, aligned_mask = self.alignment_adapter(some_states, states_mask)
+            states += [row[true] for row, true in zip(some_states, states_mask, strict=True)]
+            aligned += [row[true] for row, true in zip(some_aligned, aligned_mask, strict=True)]
+        outputs = BaseModelOutput(last_hidden_state=join_pieces(states, pieces_of_clip)[0])
+        return outputs, *join_pieces(aligned, pieces_of_clip)
+
+    def label(
+        self, aligned, mask, token_embeddings, ctc_labels=None, num_ctc_clips=None, ctc_candidates=None, ctc_mask=None
+    ) -> SoundwaveAudioOutput:
+        """CTC labels, and with `ctc_labels` the loss, of aligned frames: an output without positions.
+
+        Args:
+            aligned, mask: as `align` returns them.
+            token_embeddings (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
+            num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over; those given here by default.
+            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): see `forward`.
+            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): see `forward`.
+        """
+        num_frames = mask.sum(dim=1)
+        if ctc_labels is not None:
+            self._check_ctc_labels(ctc_labels, len(aligned))
+        if ctc_candidates is not None:
+            check_ids("ctc_candidates", ctc_candidates, self.config.text_config.vocab_size)
+        ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
+        if ctc_labels is None and ctc.losses is not None:
+            aligned = aligned + ctc.losses[:, None, None].to(aligned.dtype)
+        no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
+        output = SoundwaveAudioOutput(
+            aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best, no_speech_probs=no_speech_probs
+        )
+        if ctc_labels is not None:
+            per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
+            if ctc_mask is None:
+                ctc_mask = torch.ones_like(ctc.feasible)
+            clips = ctc_mask.sum().clamp(min=1) if num_ctc_clips is None else num_ctc_clips
+            output.ctc_loss = torch.where(ctc_mask, per_target, 0.0).sum() / clips
+            output.num_ctc_skipped = (~ctc.feasible & ctc_mask).sum()
+        return output
+
+    def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
+        if len(ctc_labels) != clips:
+            raise ValueError(f"`ctc_labels` has {len(ctc_labels)} rows for {clips} clips: give one row a clip.")
+        vocabulary, blank = self.config.text_config.vocab_size, self.config.audio_token_id
+        wrong = ctc_labels.ne(-100) & ((ctc_labels < 0) | (ctc_labels >= vocabulary) | (ctc_labels == blank))
+        if wrong.any():
+            raise ValueError(
+                f"`ctc_labels` holds id {int(ctc_labels[wrong][0])}; ids of 0..{vocabulary - 1} other than the blank "
+                f"({blank}) were expected, -100 where there is no target."
+            )
+        gap = (ctc_labels.ne(-100).int().diff(dim=1) > 0).any(dim=1)
+        if gap.any():
+            raise ValueError(
+                f"`ctc_labels` of clip {int(gap.int().argmax())} has a target behind -100: targets come first, and "
+                "rows are padded with -100 on the right."
+            )
+
+    def token_table(self) -> torch.Tensor | None:
+        """The embeddings `(vocabulary, width)` that the tied CTC head scores with: whole and here, where they are
+        offloaded or sharded too. None where the model holds none, because its head has weights of its own."""
+        embeddings = self.get_input_embeddings()
+        if embeddings is None:
+            return None
+        if not embeddings.weight.is_meta:
+            # Sharded (FSDP2), it is whole only while the embedding itself runs.
+            gather = getattr(embeddings.weight, "full_tensor", None)
+            return embeddings.weight if gather is None else gather()
+        try:
+            from accelerate.utils import align_module_device
+        except ImportError as error:
+            raise ImportError("The LLM's embeddings are offloaded: install `accelerate`.") from error
+        with align_module_device(embeddings):
+            return embeddings.weight.data
+
+    def keep_mask(self, ctc_best: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Frames which become positions, `(clips, frames)`: the first of each run, at least one of each clip."""
+        keep = first_of_run(ctc_best) & mask
+        if not self.config.keep_blanks:
+            keep &= ctc_best != self.config.audio_token_id
+            keep[:, 0] |= ~keep.any(dim=1)
+        return keep
+
+
+class SoundwaveForCTC(SoundwaveAudioModel):
+    r"""Stage I: the audio side and the LLM's frozen token embeddings; the LLM itself is absent.
+
+    Parameter names are those of `SoundwaveModel`, so that what Stage I trains loads into it.
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import SoundwaveForCTC
+
+    >>> ctc_model = SoundwaveForCTC.from_backbones(encoder, llm)  # such as "openai/whisper-base", "Qwen/Qwen3-0.6B"
+    >>> sorted({name.split(".")[0] for name, weight in ctc_model.named_parameters() if weight.requires_grad})
+    ['alignment_adapter', 'ctc_head']
+    ```"""
+
+    main_input_name = "input_features"
+    _input_embed_layer = "token_embeddings"
+    # `Trainer` counts labels, and the loss is a mean over clips: parts of an accumulated batch weigh the same.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SoundwaveConfig):
+        super().__init__(config)
+        if config.tie_ctc_head:
+            self.token_embeddings = nn.Embedding(config.text_config.vocab_size, config.text_config.hidden_size)
+            self.token_embeddings.requires_grad_(False)
+        else:
+            self.token_embeddings = None
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.token_embeddings
+
+    @classmethod
+    def from_backbones(
+        cls,
+        encoder: str | None = None,
+        llm: str | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        dtype=None,
+        warm_start: bool = True,
+        adapter: str | None = None,
+        allow_other_backbones: bool = False,
+        **fields,
+    ):
+        """Join a Whisper encoder and the token embeddings of an LLM, which is not loaded.
+
+        Arguments as in `SoundwaveForConditionalGeneration.from_backbones`; of an `adapter` of a later stage, the
+        alignment adapter and the CTC head are loaded.
+        """
+        refuse_unsettable(fields)
+        dtype = as_dtype(dtype)
+        encoder, llm, fields = cls._with_adapter(encoder, llm, adapter, allow_other_backbones, fields)
+        warm_start = warm_start and adapter is None
+        rows = read_input_embeddings(llm)
+        audio_token_id, vocabulary = audio_token_place(llm, audio_token, len(rows))
+        text_config = AutoConfig.from_pretrained(llm)
+        text_config.vocab_size = vocabulary
+        rows = torch.cat([rows, rows.new_zeros(vocabulary - len(rows), rows.shape[1])])
+        rows[audio_token_id] = rows[:audio_token_id].float().mean(dim=0)
+        model = cls._join(encoder, llm, rows, text_config, audio_token_id, dtype, warm_start, fields)
+        if model.token_embeddings is not None:
+            model.token_embeddings = nn.Embedding.from_pretrained(rows.to(dtype), freeze=True)
+        if adapter is not None:
+            load_adapter_weights(model, adapter)
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        encoder_states: torch.Tensor | None = None,
+        encoder_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_ctc_clips: int | None = None,
+        ctc_candidates: torch.Tensor | None = None,
+        ctc_mask: torch.Tensor | None = None,
+        output_ctc_logits: bool = False,
+        **kwargs,
+    ) -> SoundwaveCausalLMOutputWithPast:
+        """
+        Args:
+            input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel of each clip.
+            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
+            encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
+            labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): token ids, padded with -100. By the
+                name `ctc_labels` too, as the whole model has it. (That is no argument of its own: `Trainer` takes
+                every argument with "label" in its name for one that each batch of an evaluation has.)
+            num_ctc_clips (`int`, *optional*): clips that the loss is a mean over (of a whole accumulated batch).
+            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with the
+                targets in this step, and may be `ctc_best`; by default the whole vocabulary.
+            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the loss
+                leaves the others out. By default all have one.
+            output_ctc_logits (`bool`): whether to return `logits`, the scores of all tokens and the blank, of shape
+                `(clips, frames, vocabulary)`. They are much memory: 30 s of a vocabulary of 150,000 are 450 MB.
+
+        Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`,
+        and on request `logits`, which are `ctc_logits` too.
+
+        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, a CTC label is no token, or
+        `labels` and `ctc_labels` are given and differ.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from soundwave_hf import SoundwaveForCTC
+
+        >>> ctc_model = SoundwaveForCTC.from_backbones(encoder, llm)
+        >>> features = torch.randn(1, ctc_model.config.audio_config.num_mel_bins, 60)
+        >>> output = ctc_model(features, labels=torch.tensor([[3, 4]]))
+        >>> output.num_frames  # 40 ms each
+        tensor([15])
+        >>> output.loss.backward()
+        ```
+        """
+        labels = self._one_of(labels, kwargs.pop("ctc_labels", None))
+        refuse_misspelt(SoundwaveForCTC.forward, kwargs)
+        _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
+        embeddings = self.token_table()
+        audio = self.label(aligned, mask, embeddings, labels, num_ctc_clips, ctc_candidates, ctc_mask)
+        logits = self.ctc_head.logits(aligned, embeddings) if output_ctc_logits else None
+        return SoundwaveCausalLMOutputWithPast(
+            loss=audio.ctc_loss,
+            ctc_loss=audio.ctc_loss,
+            num_frames=audio.num_frames,
+            num_positions=self.keep_mask(audio.ctc_best, mask).sum(dim=1),
+            num_ctc_skipped=audio.num_ctc_skipped,
+            ctc_best=audio.ctc_best,
+            logits=logits,
+            ctc_logits=logits,
+        )
+
+    @staticmethod
+    def _one_of(labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:
+        if labels is None or ctc_labels is None:
+            return ctc_labels if labels is None else labels
+        if labels is not ctc_labels and not torch.equal(labels, ctc_labels.to(labels)):
+            raise ValueError(
+                f"`labels` of shape {tuple(labels.shape)} and `ctc_labels` of shape {tuple(ctc_labels.shape)} were "
+                "given and differ; they are two names of the transcripts' ids: give one of them."
+            )
+        return labels
+
+
+__all__ = [
+    "SoundwaveAudioModel",
+    "SoundwaveForCTC",
+    "SoundwavePreTrainedModel",
+    "check_ids",
+    "num_processes",
+    "refuse_misspelt",
+    "unseen_by_trainer",
+]

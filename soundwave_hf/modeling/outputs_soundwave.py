@@ -1,0 +1,133 @@
+"""What the models return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+
+from .generation_soundwave import (
+    CACHE,
+    CACHE_NAMES,
+)
+
+
+@dataclass
+class SoundwaveAudioOutput(BaseModelOutputWithPooling):
+    """What the audio side of the model makes of a batch of clips.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(clips, encoder_frames, encoder_width)`): encoder states.
+        pooler_output (`torch.FloatTensor` of shape `(sum of num_positions, width)`): the positions of all clips, in
+            order, as they enter the LLM. None in `SoundwaveForCTC`.
+        aligned_states (`torch.FloatTensor` of shape `(clips, frames, width)`): output of the alignment adapter.
+        num_frames (`torch.LongTensor` of shape `(clips,)`): true aligned frames of each clip.
+        num_positions (`torch.LongTensor` of shape `(clips,)`): positions of each clip.
+        ctc_best (`torch.LongTensor` of shape `(clips, frames)`): CTC label of each aligned frame: its likeliest token,
+            or the blank where that leads by `blank_margin`.
+        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): sum of each clip's loss per target, over the number
+            of clips, or over `num_ctc_clips` where that was given.
+        num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
+        ctc_logits (`torch.FloatTensor` of shape `(clips, frames, vocabulary)`, *optional*): returned on request.
+        no_speech_probs (`torch.FloatTensor` of shape `(clips,)`): least probability of the CTC blank at a frame of the
+            clip: near 1 where the CTC head hears no token anywhere. See `SoundwaveModel.judge_silence`.
+    """
+
+    aligned_states: torch.FloatTensor | None = None
+    num_frames: torch.LongTensor | None = None
+    num_positions: torch.LongTensor | None = None
+    ctc_best: torch.LongTensor | None = None
+    ctc_loss: torch.FloatTensor | None = None
+    num_ctc_skipped: torch.LongTensor | None = None
+    ctc_logits: torch.FloatTensor | None = None
+    no_speech_probs: torch.FloatTensor | None = None
+
+
+class EitherCacheName:
+    """Lets an output be asked for its cache by both names, `past_key_values` and `cache`.
+
+    From 5.24 on the library's outputs do so themselves, with a warning for the old name.
+    """
+
+    def __getattr__(self, name):
+        if name == "cache":  # where no field has that name
+            return self.past_key_values
+        raise AttributeError(f"`{type(self).__name__}` has no attribute `{name}`.")
+
+    def __getitem__(self, key):
+        return super().__getitem__(CACHE if key in CACHE_NAMES else key)
+
+    def __contains__(self, key):
+        return super().__contains__(CACHE if key in CACHE_NAMES else key)
+
+    def get(self, key, default=None):
+        return super().get(CACHE if key in CACHE_NAMES else key, default)
+
+
+@dataclass
+class SoundwaveModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
+    """Output of [`SoundwaveModel`]: one state per input token, and the audio side's output.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, width)`): for the audio token, the state at
+            the last of its positions.
+        audio_output (`SoundwaveAudioOutput`, *optional*): present where clips were given.
+    """
+
+    audio_output: SoundwaveAudioOutput | None = None
+
+
+@dataclass
+class SoundwaveCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
+    """Output of [`SoundwaveForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): `ce_loss + ctc_loss_weight * ctc_loss`, of those present.
+        ce_loss (`torch.FloatTensor` of shape `()`, *optional*): next-token loss, returned with `labels`.
+        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): returned with `ctc_labels`.
+        logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`): next-token scores of each input token.
+        num_positions, num_frames, ctc_logits, num_ctc_skipped: see `SoundwaveAudioOutput`.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, width)`): of the LLM, for those who loaded
+            the model as `AutoModel`.
+    """
+
+    ce_loss: torch.FloatTensor | None = None
+    ctc_loss: torch.FloatTensor | None = None
+    num_positions: torch.LongTensor | None = None
+    num_frames: torch.LongTensor | None = None
+    num_ctc_skipped: torch.LongTensor | None = None
+    ctc_best: torch.LongTensor | None = None
+    ctc_logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+
+
+@dataclass
+class MergedPrompt:
+    """A prompt with each audio token replaced by the positions of its clip, padded on the left.
+
+    Args:
+        inputs_embeds (`torch.FloatTensor` of shape `(batch, merged, width)`).
+        attention_mask (`torch.LongTensor` of shape `(batch, merged)`): 1 at true positions.
+        last_position (`torch.LongTensor` of shape `(batch, tokens)`): where each input token ends in the merged row.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    last_position: torch.Tensor
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """`(batch, merged)`: positions counted over the merged row, padding left out."""
+        return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+__all__ = [
+    "EitherCacheName",
+    "MergedPrompt",
+    "SoundwaveAudioOutput",
+    "SoundwaveCausalLMOutputWithPast",
+    "SoundwaveModelOutputWithPast",
+]
