@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from soundwave_hf.data.tiny import write_tiny_data, write_tiny_llm, write_tiny_whisper
-from soundwave_hf.modeling.modeling_soundwave import SoundwaveAttention
+from soundwave_hf.modeling.adapters_soundwave import SoundwaveAttention
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
 from soundwave_hf.training import run
 
