@@ -160,14 +160,21 @@ def plain_ctc(head, aligned, num_frames, token_embeddings, ctc_labels=None, cand
     """What `SoundwaveCTCHead.forward` returns, from a score for every frame and token."""
     scores = head.logits(aligned, token_embeddings)
     best = with_margin(scores, head.blank_id, head.blank_margin).argmax(dim=-1)
+    log_probs = scores.log_softmax(dim=-1, dtype=torch.float32)
+    blank_log_probs = log_probs[..., head.blank_id].detach()
     if ctc_labels is None:
-        return CTCResult(best)
-    log_probs = scores.log_softmax(dim=-1, dtype=torch.float32).transpose(0, 1)
+        return CTCResult(best, blank_log_probs=blank_log_probs)
     target_lengths = ctc_labels.ne(-100).sum(dim=1)
     losses = nn.functional.ctc_loss(
-        log_probs, ctc_labels.clamp(min=0), num_frames, target_lengths, head.blank_id, "none", zero_infinity=True
+        log_probs.transpose(0, 1),
+        ctc_labels.clamp(min=0),
+        num_frames,
+        target_lengths,
+        head.blank_id,
+        "none",
+        zero_infinity=True,
     )
-    return CTCResult(best, losses, torch.ones_like(losses, dtype=torch.bool))
+    return CTCResult(best, losses, torch.ones_like(losses, dtype=torch.bool), blank_log_probs)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def refuse_misspelt(forward: Callable, given: dict):
 
     Raises: `ValueError` with the near one.
     """
+    known = {*inspect.signature(forward).parameters, "ctc_labels"}  # see `unseen_by_trainer`
     for name in given.keys() - TransformersKwargs.__annotations__.keys():
-        known = inspect.signature(forward).parameters
         if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
             raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{near[0]}`?")
 
