@@ -126,8 +126,9 @@ def measure(trainer, model, inputs: dict, run: Callable) -> tuple[torch.Tensor, 
 def batch_seen(trainer, inputs: dict, positions: int) -> Batch:
     clips, _, mel_frames = inputs["input_features"].shape
     targets = inputs["ctc_labels"].shape[1] if "ctc_labels" in inputs else 0
-    if (labels := inputs.get("labels")) is None:
+    if "input_ids" not in inputs:
         return Batch(clips, mel_frames, targets, positions)
+    labels = inputs["labels"]
     tokens = labels.shape[1]
     if not isinstance(trainer, SoundwaveTrainer):  # TRL's head scores all tokens on a CPU
         return Batch(clips, mel_frames, targets, positions, tokens, scored=clips * (tokens - 1))
