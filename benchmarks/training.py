@@ -54,6 +54,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from soundwave_hf.data.backbones import soundwave_home
+from soundwave_hf.data.rows import at_folder
 from soundwave_hf.evaluation.shipped import ADAPTER, REPOSITORY
 from soundwave_hf.modeling.ctc_soundwave import CTCResult
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
@@ -90,7 +91,7 @@ def published_loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.T
     log_probs = scores.log_softmax(dim=-1, dtype=torch.float32).transpose(0, 1)
     lengths = [torch.tensor([log_probs.shape[0]]), torch.tensor([targets.shape[1]])]
     ctc_loss = nn.functional.ctc_loss(log_probs, targets, *lengths, head.blank_id, zero_infinity=True)
-    if "labels" not in inputs:
+    if "input_ids" not in inputs:
         return ctc_loss
     keep = audio_model.keep_mask(published_labels(scores, head), mask)
     positions = audio_model.shrinking_adapter(aligned, mask, keep)  # [positions, width]
@@ -143,13 +144,13 @@ def untie(model: nn.Module):
 class PaddedCollator(SoundwaveCollator):
     """Log-mel of Whisper's whole window, all of it true."""
 
-    def features(self, rows: list[dict], draws: list) -> dict[str, torch.Tensor]:
+    def features(self, clips: list, draws: list) -> dict[str, torch.Tensor]:
         extractor = self.processor.feature_extractor
-        clips = self.processor.load_clips([str(self.folder / row["audio"]) for row in rows])
-        features = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
+        samples = self.processor.load_clips([at_folder(clip, self.folder) for clip in clips])
+        features = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
         return {
             "input_features": features,
-            "input_features_mask": torch.ones(len(rows), features.shape[2], dtype=torch.long),
+            "input_features_mask": torch.ones(len(clips), features.shape[2], dtype=torch.long),
         }
 
 
