@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from .adapters import load_adapter
-from .whole_files import refuse_used, whole_folder
+from .atomic import atomic_folder, refuse_used
 
 
 SHARD_SIZE = "5GB"
@@ -38,7 +38,7 @@ def merge_adapter(
     model, processor = load_adapter(adapter, encoder, llm, dtype, device, allow_other_backbones)
     # One dtype: a checkpoint is loaded in one, and a Whisper in float16 would make it that of an LLM in bfloat16.
     model = model.to(model.lm_head.weight.dtype)
-    with whole_folder(destination) as folder:
+    with atomic_folder(destination) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         processor.save_pretrained(folder)
     print(f"{destination}: {sum(file.stat().st_size for file in destination.iterdir()) / 1e6:.0f} MB")

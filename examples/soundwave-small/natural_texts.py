@@ -36,7 +36,7 @@ from sentences import (
 )
 from spoken_questions import DEMO_QUESTION
 
-from soundwave_hf.whole_files import whole_file
+from soundwave_hf.atomic import atomic_file
 
 
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")
@@ -235,7 +235,7 @@ def synthetic_validation_texts(folder: Path) -> list[str]:
     path = folder / "validation_texts.json"
     if not path.is_file():
         texts = spoken_texts(Sizes(), seed=0)["validation"]
-        with whole_file(path) as part:
+        with atomic_file(path) as part:
             part.write_text(json.dumps(texts, indent=1), encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 from debian_packages import debian_root
 
-from soundwave_hf.whole_files import whole_file
+from soundwave_hf.atomic import atomic_file
 
 
 SAMPLING_RATE = 16_000
@@ -88,7 +88,7 @@ def clip_seconds(path: Path) -> float | None:
 
 def write_clip(path: Path, samples: np.ndarray) -> None:
     """16 kHz mono FLAC, put in place in one step so that an interrupted build leaves no half file."""
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         soundfile.write(part, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from ..atomic import atomic_file
 from ..processing.audio_soundwave import load_clip
-from ..whole_files import whole_file
 from .rows import clips_of
 from .sources import open_rows
 
@@ -141,12 +141,12 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
 
 def _write_rows(rows: Dataset, path: Path):
     if path.suffix == ".parquet":
-        with whole_file(path) as part:
+        with atomic_file(path) as part:
             rows.to_parquet(part)
         return
     if path.suffix != ".jsonl":
         raise ValueError(f"`--skip` is `{path}`; give a file that ends in .jsonl, or .parquet for clips inside it.")
-    with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
+    with atomic_file(path) as part, open(part, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps({key: _as_json(value) for key, value in row.items() if value is not None}) + "\n")
 

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from ..whole_files import whole_file
+from ..atomic import atomic_file
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """A manifest, one JSON object a line, put in place in one step."""
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows), encoding="utf-8")
 
 

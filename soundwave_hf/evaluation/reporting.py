@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..atomic import atomic_file
 from ..data.manifest import write_rows
-from ..whole_files import whole_file
 from .metrics import edits_by_clip
 from .scoring import UNIT_OF, ClipScore, Scores
 from .transcribe import Result
@@ -99,7 +99,7 @@ def write_report(path: str | Path, header: dict, scores: dict[str, Scores]):
     sets = {
         name: {key: value for key, value in asdict(row).items() if value is not None} for name, row in scores.items()
     }
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         text = json.dumps({**header, "sets": sets}, indent=2, ensure_ascii=False)
         part.write_text(text + "\n", encoding="utf-8")
 

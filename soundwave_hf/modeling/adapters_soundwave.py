@@ -271,7 +271,7 @@ class SoundwaveCTCHead(nn.Module):
             self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
 
     @torch.no_grad()
-    def start_blank(self, token_embeddings: torch.Tensor):
+    def init_blank(self, token_embeddings: torch.Tensor):
         """Let the tied blank begin as likely as all tokens together, for frames of unit variance.
 
         Over such frames the score of token `v` has variance `|e_v|^2`, so the log-normaliser is near
@@ -292,7 +292,7 @@ class SoundwaveShrinkingAdapter(nn.Module):
         self.norm = nn.LayerNorm(config.text_config.hidden_size)
 
     @torch.no_grad()
-    def start_norm(self, token_embeddings: nn.Module):
+    def init_norm(self, token_embeddings: nn.Module):
         """Let positions begin at the scale of the LLM's own embeddings: at another, its layers hardly move them.
 
         Beside the embeddings of their labels they begin at a quarter of it, and the text can be read through them.

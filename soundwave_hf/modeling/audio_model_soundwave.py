@@ -47,7 +47,7 @@ from .outputs_soundwave import (
 )
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
 from .trained_fields_soundwave import checked_by_caller
-from .warm_start_soundwave import start_alignment
+from .warm_start_soundwave import init_alignment
 
 
 logger = logging.get_logger(__name__)
@@ -241,12 +241,12 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                 adapter.to_empty(device="cpu").apply(model._init_weights)
                 adapter.to(dtype)
         warm_start = warm_start and config.tie_ctc_head
-        if warm_start and not start_alignment(audio_model.alignment_adapter, encoder, llm, llm_rows):
+        if warm_start and not init_alignment(audio_model.alignment_adapter, encoder, llm, llm_rows):
             logger.warning(
                 "The alignment adapter begins at random: `%s` has no decoder, or shares too few words with `%s`.",
                 *(encoder, llm),
             )
-        audio_model.ctc_head.start_blank(llm_rows[:audio_token_id])
+        audio_model.ctc_head.init_blank(llm_rows[:audio_token_id])
         return model
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, WhisperFeatureExtractor
 
-from ..whole_files import refuse_used, whole_folder
+from ..atomic import atomic_folder, refuse_used
 from .backbones_soundwave import read_shards
 from .configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveConfig
 from .modeling_soundwave import SoundwaveForConditionalGeneration
@@ -261,7 +261,7 @@ def convert_published(src: str, dst: str):
         print(f"`{src}` holds no tokenizer: the model alone is written.")
     else:
         parts.append(make_processor(tokenizer, config))
-    with whole_folder(dst) as folder:
+    with atomic_folder(dst) as folder:
         for part in parts:
             part.save_pretrained(folder)
     print(f"Wrote `{dst}`: {sum(value.numel() for value in model.parameters()) / 1e6:.1f}M parameters, {model.dtype}.")

@@ -546,7 +546,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         # An audio token in an answer would stand for a clip that nobody gave.
         suppressed = [*(model.generation_config.suppress_tokens or []), audio_token_id]
         model.generation_config.suppress_tokens = suppressed
-        model.model.shrinking_adapter.start_norm(embeddings)
+        model.model.shrinking_adapter.init_norm(embeddings)
         if adapter is not None:
             model = load_adapter(model, adapter, changed)
         return (model if device is None or quantization_config is not None else model.to(device)).eval()

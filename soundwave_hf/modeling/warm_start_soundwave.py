@@ -58,7 +58,7 @@ def between_embeddings(source: torch.Tensor, target: torch.Tensor, ridge: float 
 
 
 @torch.no_grad()
-def start_alignment(adapter: nn.Module, encoder: str, llm: str, llm_rows: torch.Tensor) -> bool:
+def init_alignment(adapter: nn.Module, encoder: str, llm: str, llm_rows: torch.Tensor) -> bool:
     """Let the alignment adapter begin at what Whisper's decoder reads, its layers at the identity.
 
     Args:
@@ -87,4 +87,4 @@ def start_alignment(adapter: nn.Module, encoder: str, llm: str, llm_rows: torch.
     return True
 
 
-__all__ = ["between_embeddings", "decoder_reading", "start_alignment", "words_of"]
+__all__ = ["between_embeddings", "decoder_reading", "init_alignment", "words_of"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..atomic import atomic_file
 from ..modeling.configuration_soundwave import relative_name
-from ..whole_files import whole_file
 
 
 WEIGHTS = "adapter_model.safetensors"
@@ -37,7 +37,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
     with ExitStack() as files:  # all of them, or none: old weights go with no new config
-        parts = {name: files.enter_context(whole_file(destination / name)) for name in [*needed[1:], WEIGHTS]}
+        parts = {name: files.enter_context(atomic_file(destination / name)) for name in [*needed[1:], WEIGHTS]}
         save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
             config = json.loads((run / name).read_text(encoding="utf-8"))

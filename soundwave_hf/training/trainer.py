@@ -17,11 +17,11 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
+from ..atomic import atomic_file, atomic_files
 from ..data.rows import RowCheck
 from ..data.sources import check_rows, lengths_of, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
 from ..modeling.trained_fields_soundwave import checked_by_caller
-from ..whole_files import files_together, whole_file
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint, writing_checkpoint
 from .encoder_cache import FRAMES_PER_SECOND
@@ -220,7 +220,7 @@ class SoundwaveTrainerMixin:
         if not self.args.should_save:  # where parameters are sharded, the library calls all processes
             return
         destination = output_dir or self.args.output_dir
-        with files_together(destination) as folder:
+        with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
             self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
             # In the place of PEFT's, which would have the adapters loaded onto any model of their width.
@@ -238,7 +238,7 @@ class SoundwaveTrainerMixin:
     def create_model_card(self, *args, **kwargs):
         """Write this package's card to the output folder; TRL asks for one at each save."""
         if self.is_world_process_zero():
-            with whole_file(Path(self.args.output_dir, "README.md")) as part:
+            with atomic_file(Path(self.args.output_dir, "README.md")) as part:
                 part.write_text(self._card(), encoding="utf-8")
 
     def _save_trained(self, folder: str, state_dict: dict[str, torch.Tensor] | None):

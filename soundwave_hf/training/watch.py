@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..whole_files import whole_file
+from ..atomic import atomic_file
 
 
 logger = logging.get_logger(__name__)
@@ -109,7 +109,7 @@ def plot_history(history: list[dict], path: str | os.PathLike):
         panels[0].set_yscale("log")
     panels[0].set_ylabel("loss, nats")
     panels[1].set_xlabel("step")
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         figure.savefig(part, dpi=120, format="png")
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from soundwave_hf.whole_files import files_together, refuse_used, whole_file, whole_folder
+from soundwave_hf.atomic import atomic_file, atomic_files, atomic_folder, refuse_used
 
 
 def test_a_file_appears_once_it_is_written(tmp_path):
     path = tmp_path / "deep" / "scores.json"
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         part.write_text("{}")
         assert not path.exists()
     assert path.read_text() == "{}"
@@ -20,7 +20,7 @@ def test_a_file_appears_once_it_is_written(tmp_path):
 def test_a_file_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "scores.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="No space left"), whole_file(path) as part:
+    with pytest.raises(OSError, match="No space left"), atomic_file(path) as part:
         part.write_text("half")
         raise OSError("No space left on device")
     assert path.read_text() == "old"
@@ -32,7 +32,7 @@ def test_a_folder_appears_once_all_of_it_is_written(tmp_path, is_there):
     path = tmp_path / "model"
     if is_there:
         path.mkdir()
-    with whole_folder(path) as part:
+    with atomic_folder(path) as part:
         (part / "config.json").write_text("{}")
         assert not (path / "config.json").exists()
     assert [file.name for file in path.iterdir()] == ["config.json"]
@@ -43,14 +43,14 @@ def test_a_folder_that_fails_leaves_nothing_even_of_a_run_that_was_killed(tmp_pa
     killed = tmp_path / ".model.part"
     killed.mkdir()
     (killed / "old.safetensors").write_text("half")
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "model") as part:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model") as part:
         assert list(part.iterdir()) == []
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_were_made_for_what_fails_go_again(tmp_path):
-    for whole in (whole_file, whole_folder):
+    for whole in (atomic_file, atomic_folder):
         with pytest.raises(ValueError, match="diverged"), whole(tmp_path / "a" / "b" / "c"):
             raise ValueError("diverged")
         assert list(tmp_path.iterdir()) == []
@@ -70,18 +70,18 @@ def full_disk():
 def test_weights_that_do_not_fit_on_the_disk_are_named(tmp_path):
     path = tmp_path / "shipped" / "model.safetensors"
     message = f"`{path}` could not be written, and nothing there was changed: .*too large.*Make room"
-    with pytest.raises(OSError, match=message), whole_file(path) as part, full_disk():
+    with pytest.raises(OSError, match=message), atomic_file(path) as part, full_disk():
         save_file({"weight": torch.zeros(1_000)}, part)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_files_come_together_or_not_at_all(tmp_path):
     (tmp_path / "config.json").write_text("old")
-    with pytest.raises(OSError, match="No space left"), files_together(tmp_path) as part:
+    with pytest.raises(OSError, match="No space left"), atomic_files(tmp_path) as part:
         (part / "config.json").write_text("new")
         raise OSError("No space left on device")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.json", "old")]
-    with files_together(tmp_path) as part:
+    with atomic_files(tmp_path) as part:
         (part / "config.json").write_text("new")
         (part / "notes.txt").write_text("mine")
         assert (tmp_path / "config.json").read_text() == "old"
@@ -91,7 +91,7 @@ def test_files_come_together_or_not_at_all(tmp_path):
 def test_the_folder_that_one_stands_in_may_be_named_by_a_dot(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with whole_folder(".") as part:
+    with atomic_folder(".") as part:
         (part / "config.json").write_text("{}")
     assert [file.name for file in (tmp_path / "here").iterdir()] == ["config.json"]
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """A place to write a file, which is put at `path` once the block ends, and removed where it fails.
 
     Raises: `OSError` where safetensors cannot write there.
@@ -25,7 +25,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A folder to write into, which becomes `path` once the block ends, and is removed where it fails.
 
     Raises: `OSError` where safetensors cannot write there.
@@ -39,7 +39,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def files_together(folder: str | os.PathLike) -> Iterator[Path]:
+def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     """A place to write files, which are put into `folder` once the block ends, and of which none comes where it fails.
 
     Raises: `OSError` where safetensors cannot write there.
@@ -89,4 +89,4 @@ def refuse_used(folder: str | os.PathLike):
         raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")
 
 
-__all__ = ["files_together", "refuse_used", "whole_file", "whole_folder"]
+__all__ = ["atomic_files", "refuse_used", "atomic_file", "atomic_folder"]
