@@ -1,0 +1,242 @@
+"""CTC log-probabilities of one clip at decoding time: of single labels, and of texts by any of their spellings.
+
+`CTCFrames` holds what the scores of a clip's frames need beside the columns of the labels that somebody asks for.
+`CTCTexts` scores texts: how likely is it that the transcript begins with a text, or is a text? It sums over every way
+of writing the text in labels, of those that are likely at some frame and the single bytes. Nothing here knows of
+Soundwave.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .ctc_soundwave import _scores, tokens_at_once
+
+
+LIKELY_LABELS = 32  # a frame
+LEAST_PROBABILITY = 1e-5  # of a likely label, at its best frame
+NEGLIGIBLE = 25.0  # nats below the best part of a sum
+
+
+@dataclass
+class CTCFrames:
+    """CTC log-probabilities of the frames of one clip; those of labels are computed when they are asked for.
+
+    Args:
+        states (`torch.Tensor` of shape `(frames, width)`): aligned states.
+        token_weight (`torch.Tensor` of shape `(vocabulary, width)`): one row a token.
+        normalizer (`torch.FloatTensor` of shape `(frames,)`): log-sum-exp of the scores of blank and tokens.
+        blank_log_probs (`torch.FloatTensor` of shape `(frames,)`).
+        top_ids, top_log_probs (`(frames, labels)`): the likeliest tokens of each frame, best first.
+    """
+
+    states: torch.Tensor
+    token_weight: torch.Tensor
+    normalizer: torch.Tensor
+    blank_log_probs: torch.Tensor
+    top_ids: torch.Tensor
+    top_log_probs: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def columns(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Log-probabilities of tokens `(ids,)`, none of them the blank: `(frames, ids)`, float32."""
+        ids = torch.as_tensor(ids, device=self.token_weight.device, dtype=torch.long)
+        return _scores(self.states, self.token_weight[ids]) - self.normalizer[:, None]
+
+
+@torch.no_grad()
+def score_frames(
+    aligned: torch.Tensor,
+    num_frames: torch.Tensor,
+    token_weight: torch.Tensor,
+    blank_id: int,
+    blank_weight: torch.Tensor | None = None,
+    blank_bias: torch.Tensor | None = None,
+    top: int = LIKELY_LABELS,
+) -> list[CTCFrames]:
+    """`CTCFrames` of each clip; arguments as in `large_vocabulary_ctc`. All tokens are scored once, in chunks.
+
+    Args:
+        aligned (`torch.Tensor` of shape `(clips, frames, width)`): padded on the right.
+        num_frames (`torch.LongTensor` of shape `(clips,)`).
+        top (`int`): how many of each frame's likeliest tokens are kept.
+    """
+    valid = torch.arange(aligned.shape[1], device=aligned.device)[None] < num_frames[:, None]
+    states = aligned[valid]  # [all frames, width]
+    row = token_weight[blank_id] if blank_weight is None else blank_weight
+    blank = _scores(states, row[None])[:, 0] + (0 if blank_bias is None else blank_bias)
+    normalizer, best, best_ids = blank, None, None
+    chunk = tokens_at_once(len(states))
+    for start in range(0, len(token_weight), chunk):
+        scores = _scores(states, token_weight[start : start + chunk])  # [all frames, chunk]
+        if start <= blank_id < start + chunk:
+            scores[:, blank_id - start] = torch.finfo(scores.dtype).min
+        normalizer = torch.logaddexp(normalizer, scores.logsumexp(dim=1))
+        values, ids = scores.topk(min(top, scores.shape[1]), dim=1)
+        if best is not None:
+            values, ids = torch.cat([best, values], dim=1), torch.cat([best_ids, ids + start], dim=1)
+            values, order = values.topk(min(top, values.shape[1]), dim=1)
+            ids = ids.gather(1, order)
+        best, best_ids = values, ids
+    parts = (states, normalizer, blank - normalizer, best_ids, best - normalizer[:, None])
+    clips = zip(*(part.split(num_frames.tolist()) for part in parts), strict=True)
+    return [CTCFrames(own, token_weight, *rest) for own, *rest in clips]
+
+
+class _Spelt:
+    """All label sequences that write one text and end there.
+
+    Args:
+        ends: log-probability `(frames + 1,)`, for each last label, that a sequence is complete after so many frames
+            and that the last of them has that label.
+        blank: the same where the last frame is blank.
+    """
+
+    def __init__(self, ends: dict[int, np.ndarray], blank: np.ndarray):
+        self.ends, self.blank = ends, blank
+        self.total = np.logaddexp.reduce([blank, *ends.values()]) if ends else blank
+        self.peak = self.total.max()
+
+    def before(self, label: int) -> np.ndarray:
+        """Log-probability `(frames,)` that a label may begin at a frame: one equal to the last needs a blank."""
+        if label not in self.ends:
+            return self.total[:-1]
+        others = [values for last, values in self.ends.items() if last != label]
+        return np.logaddexp.reduce([self.blank, *others])[:-1]
+
+
+def _held(log_probs: np.ndarray, entering: np.ndarray) -> np.ndarray:
+    """Log-probability `(frames + 1,)` of being at a label after so many frames, staying as long as one likes.
+
+    `held[t + 1] = log_probs[t] + logaddexp(held[t], entering[t])`, as a running sum.
+
+    Args: log_probs, entering: `(frames,)`.
+    """
+    so_far = np.concatenate([[0.0], np.cumsum(log_probs)])
+    running = np.logaddexp.accumulate(entering - so_far[:-1])
+    return np.concatenate([[-np.inf], running + so_far[1:]])
+
+
+class CTCTexts:
+    """CTC scores of texts over the frames of one clip (prefix scores as in P17-1048, over texts instead of labels).
+
+    A text is written by any sequence of labels whose bytes, joined, are its bytes. Its scores depend on nothing but the
+    text, and are kept: beams, drafts and candidates that share a beginning share its work.
+
+    Args:
+        frames: of the clip.
+        bytes_of: the bytes of each token, b"" for those that write nothing.
+        byte_labels: tokens that are one byte, so that every text can be written.
+    """
+
+    def __init__(self, frames: CTCFrames, bytes_of: Sequence[bytes], byte_labels: Sequence[int]):
+        best = frames.top_ids[frames.top_log_probs >= np.log(LEAST_PROBABILITY)].unique().tolist()
+        labels = {label for label in (*best, *byte_labels) if bytes_of[label]}
+        self.labels = sorted(labels, key=lambda label: bytes_of[label])
+        self.texts = [
+            bytes_of[label] for label in self.labels
+        ]  # sorted, so that those with one beginning are together
+        self.most_bytes = max(map(len, self.texts))
+        log_probs = frames.columns(self.labels).T.double().cpu().numpy()
+        self.log_probs = np.maximum(log_probs, -700.0)  # [labels, frames]: a product of some is a number still
+        self.probs = np.exp(self.log_probs)
+        self.places = {}  # of each text among the labels
+        for place, text in enumerate(self.texts):
+            self.places.setdefault(text, []).append(place)
+        blank = frames.blank_log_probs.double().cpu().numpy()
+        self.blank = np.maximum(blank, -700.0)
+        self.spelt = {b"": _Spelt({}, np.concatenate([[0.0], np.cumsum(self.blank)]))}
+        self.begun, self.columns = {b"": 0.0}, {}
+
+    def whole(self, text: bytes) -> float:
+        """Log-probability that the transcript is this text."""
+        return float(self._spell(text).total[-1])
+
+    def prefix(self, text: bytes) -> float:
+        """Log-probability that the transcript begins with this text."""
+        if text not in self.begun:
+            self.begun[text] = self._prefix(text)
+        return self.begun[text]
+
+    def continuations(self, text: bytes, count: int) -> list[bytes]:
+        """What the clip most likely goes on with behind a text: the rest of a label that it may end in, or the next.
+
+        Returns: at most `count` of them, best first.
+        """
+        found = {}
+        for start in range(max(0, len(text) - self.most_bytes + 1), len(text) + 1):
+            first, end = self._beginning_with(text[start:])
+            spelt = self._spell(text[:start])
+            if first == end or spelt.peak == -np.inf:
+                continue
+            scores = self.probs[first:end] @ np.exp(spelt.total[:-1] - spelt.peak)
+            for place in np.argsort(-scores)[:count]:
+                rest = self.texts[first + place][len(text) - start :]
+                if rest and scores[place] > 0:
+                    score = np.log(scores[place]) + spelt.peak
+                    found[rest] = np.logaddexp(found.get(rest, -np.inf), score)
+        return sorted(found, key=found.get, reverse=True)[:count]
+
+    def _beginning_with(self, text: bytes) -> tuple[int, int]:
+        """First and end of the labels that begin with a text."""
+        return bisect_left(self.texts, text), bisect_left(self.texts, text + b"\xff" * (self.most_bytes + 1))
+
+    def _column(self, text: bytes) -> tuple[int, int, np.ndarray, float]:
+        """Of the labels that begin with a text: first, end, log-probability of any `(frames,)`, and its maximum."""
+        if text not in self.columns:
+            first, end = self._beginning_with(text)
+            column = self.probs[first:end].sum(axis=0)
+            column = np.log(np.maximum(column, 1e-300))
+            self.columns[text] = first, end, column, column.max(initial=-np.inf)
+        return self.columns[text]
+
+    def _prefix(self, text: bytes) -> float:
+        # The label in which the text is reached begins somewhere in it, and reaches to its end or beyond.
+        ways = []
+        for start in range(max(0, len(text) - self.most_bytes), len(text)):
+            first, end, column, most = self._column(text[start:])
+            if first < end:
+                spelt = self._spell(text[:start])
+                ways.append((spelt.peak + most, spelt, first, end, column))
+        best = -np.inf
+        for bound, spelt, first, end, column in sorted(ways, key=lambda way: -way[0]):
+            if bound + np.log(len(column)) < best - NEGLIGIBLE:
+                break
+            score = np.logaddexp.reduce(spelt.total[:-1] + column)
+            for label, ends in spelt.ends.items():  # a label cannot follow itself without a blank
+                if first <= label < end:
+                    repeated = np.logaddexp.reduce(ends[:-1] + self.log_probs[label])
+                    score += np.log1p(-min(np.exp(repeated - score), 1 - 1e-12))
+            best = np.logaddexp(best, score)
+        return float(best)
+
+    def _spell(self, text: bytes) -> _Spelt:
+        known = len(text)
+        while text[:known] not in self.spelt:
+            known -= 1
+        for end in range(known + 1, len(text) + 1):
+            self.spelt[text[:end]] = self._spell_last(text[:end])
+        return self.spelt[text]
+
+    def _spell_last(self, text: bytes) -> _Spelt:
+        ends = {}
+        for length in range(1, min(self.most_bytes, len(text)) + 1):
+            for label in self.places.get(text[len(text) - length :], ()):
+                before = self.spelt[text[: len(text) - length]]
+                if before.peak > -np.inf:
+                    ends[label] = _held(self.log_probs[label], before.before(label))
+        peaks = {label: values.max() for label, values in ends.items()}
+        best = max(peaks.values(), default=-np.inf)
+        ends = {label: values for label, values in ends.items() if peaks[label] >= best - NEGLIGIBLE}
+        if best == -np.inf:
+            return _Spelt({}, np.full(len(self.blank) + 1, -np.inf))
+        reached = np.logaddexp.reduce(list(ends.values()))
+        return _Spelt(ends, _held(self.blank, reached[:-1]))
+
+
+__all__ = ["CTCFrames", "CTCTexts", "score_frames"]

@@ -1,0 +1,170 @@
+"""The bridge between an answer's text and CTC labels.
+
+CTC targets are written in one of two forms. `lower`: lower case without marks, a space before each word. `as_written`:
+the text itself, a space before it. The LLM writes " He was not." either way, so its tokens are compared with labels
+by their text and not by their ids: texts are bytes here, since a token may end within a character.
+"""
+
+import os
+import re
+
+from transformers import AutoTokenizer
+
+
+CTC_FORMS = ("lower", "as_written")
+WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # of SentencePiece vocabularies
+
+
+def ctc_form(text: str, form: str) -> str:
+    """A transcript as the CTC head learns it.
+
+    Args: form: "lower" (lower case, apostrophes within words the only marks) or "as_written".
+
+    Returns: the words with a space before each of them; "" for no words.
+
+    Raises: `ValueError` for another form.
+    """
+    if form == "lower":
+        return "".join(f" {word}" for word in WORDS.findall(_plain(text)))
+    if form == "as_written":
+        return "".join(f" {word}" for word in text.split())
+    raise ValueError(f"The form of CTC targets is {form!r}; expected one of {CTC_FORMS}.")
+
+
+def _plain(text: str) -> str:
+    return text.lower().replace("’", "'")
+
+
+class CTCText:
+    """Texts of an LLM's tokens, and what of an answer's text the CTC head has heard as labels.
+
+    Args:
+        tokenizer: the LLM's.
+        form: of the CTC targets, "lower" or "as_written".
+    """
+
+    def __init__(self, tokenizer, form: str = "lower"):
+        ctc_form("", form)
+        self.tokenizer = tokenizer
+        self.form = form
+        self.bytes_of = vocabulary_bytes(tokenizer)  # of each token; b"" for control tokens
+        self.token_of = {}
+        for token, text in enumerate(self.bytes_of):
+            if text:
+                self.token_of.setdefault(text, token)
+        self.byte_labels = [token for token, text in enumerate(self.bytes_of) if len(text) == 1]
+        self.most_bytes = max(map(len, self.bytes_of))
+
+    def labels(self, text: str) -> list[int]:
+        """CTC labels of a transcript, as in training."""
+        return self.tokenizer(ctc_form(text, self.form), add_special_tokens=False).input_ids
+
+    def text_of(self, tokens: list[int]) -> str:
+        """Text of an answer's tokens; a character that is not whole at the end is left out."""
+        written = b"".join(self.bytes_of[token] for token in tokens)
+        return written.decode(errors="ignore")
+
+    def prefixes(self, answer: str) -> tuple[list[bytes], list[bytes]]:
+        """Label texts that an unfinished answer stands for: those that it begins, and those that it may be in all."""
+        if self.form == "as_written":
+            text = ctc_form(answer, self.form)
+            return [(text + " " if text and answer[-1].isspace() else text).encode()], []
+        plain = _plain(answer)
+        text = ctc_form(answer, self.form)
+        last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
+        behind = plain[last.end() :] if last is not None else plain
+        if not behind:
+            return [text.encode()], []  # the last word may go on
+        prefixes = [f"{text} ".encode()]
+        if behind == "'" and text:  # of "don't", or a closing quote
+            prefixes.append(f"{text}'".encode())
+        return prefixes, [text.encode()]
+
+    def whole(self, answer: str) -> bytes:
+        """Label text of a finished answer."""
+        return ctc_form(answer, self.form).encode()
+
+    def tokens_for(self, heard: bytes, at_start: bool) -> set[int]:
+        """Tokens with which an answer may write a label's text: the text or its beginning, capitalised too.
+
+        Args: at_start: whether the answer is empty, so that its first word has no space.
+        """
+        spellings = {heard}
+        if self.form == "lower":
+            head = len(heard) - len(heard.lstrip())
+            spellings.add(heard[:head] + heard[head : head + 1].upper() + heard[head + 1 :])
+        if at_start:
+            spellings |= {spelling.lstrip() for spelling in spellings}
+        found = set()
+        for spelling in spellings:
+            ends = range(len(spelling), 0, -1)
+            longest = next((self.token_of[spelling[:end]] for end in ends if spelling[:end] in self.token_of), None)
+            found |= set() if longest is None else {longest}
+        return found
+
+
+def vocabulary_bytes(tokenizer) -> list[bytes]:
+    """The text of each token as bytes, b"" for control tokens.
+
+    Raises: `ValueError` for a vocabulary that writes word pieces, whose spaces are not in its tokens.
+    """
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    control = set(tokenizer.all_special_ids) | {
+        token for token, added in tokenizer.added_tokens_decoder.items() if added.special
+    }
+    plain = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
+    decode = _byte_level if any(name and name.startswith("Ġ") for name in names) else _sentence_piece
+    if decode is _sentence_piece and not any(name and name.startswith("▁") for name in names):
+        raise ValueError(
+            f"The tokens of {tokenizer.name_or_path or type(tokenizer).__name__} do not say where words begin: joint "
+            "decoding and word times need a byte-level or SentencePiece vocabulary."
+        )
+    return [
+        b"" if token in control or name is None else plain[token].encode() if token in plain else decode(name)
+        for token, name in enumerate(names)
+    ]
+
+
+def _byte_level(name: str) -> bytes:
+    return b"".join(BYTE_OF[character] if character in BYTE_OF else character.encode() for character in name)
+
+
+def _sentence_piece(name: str) -> bytes:
+    byte = BYTE_TOKEN.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()
+
+
+def _bytes_of_characters() -> dict[str, bytes]:
+    """The characters by which GPT-2's byte-level vocabularies write bytes: printable ones stand for themselves, the
+    others for 256 and following, in order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    pairs = [(byte, byte) for byte in printable] + [(256 + place, byte) for place, byte in enumerate(others)]
+    return {chr(character): bytes([byte]) for character, byte in pairs}
+
+
+BYTE_OF = _bytes_of_characters()
+
+
+def find_tokenizer(model, given=None):
+    """The tokenizer of a loaded model: that given, or what its folder or its LLM's folder or hub name holds.
+
+    Raises: `ValueError` where there is none.
+    """
+    if given is not None:
+        return getattr(given, "tokenizer", given)  # a processor has one
+    llm = getattr(model.config.text_config, "name_or_path", "") or ""
+    for name in (model.name_or_path, llm):
+        try:
+            if name and (os.path.isdir(name) or not os.path.isabs(name)):
+                return AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError):
+            continue
+    raise ValueError(
+        "The CTC head's labels are compared with the answer by their text, and the model does not know where its "
+        "tokenizer is: pass `tokenizer=processor.tokenizer` to `generate`."
+    )
+
+
+__all__ = ["CTC_FORMS", "CTCText", "ctc_form", "find_tokenizer", "vocabulary_bytes"]
