@@ -125,8 +125,8 @@ def _held(log_probs: np.ndarray, entering: np.ndarray) -> np.ndarray:
 class CTCTexts:
     """CTC scores of texts over the frames of one clip (prefix scores as in P17-1048, over texts instead of labels).
 
-    A text is written by any sequence of labels whose bytes, joined, are its bytes. Its scores depend on nothing but the
-    text, and are kept: beams, drafts and candidates that share a beginning share its work.
+    A text is written by any sequence of labels whose bytes, joined, are its bytes. Its scores depend on the text alone
+    and are kept: beams, drafts and candidates that share a beginning share its work.
 
     Args:
         frames: of the clip.

@@ -56,13 +56,17 @@ class CTCText:
         self.byte_labels = [token for token, text in enumerate(self.bytes_of) if len(text) == 1]
         self.most_bytes = max(map(len, self.bytes_of))
 
+    def writes(self, token: int) -> bool:
+        """Whether a token writes something: control tokens and ids behind the vocabulary do not."""
+        return token < len(self.bytes_of) and bool(self.bytes_of[token])
+
     def labels(self, text: str) -> list[int]:
         """CTC labels of a transcript, as in training."""
         return self.tokenizer(ctc_form(text, self.form), add_special_tokens=False).input_ids
 
     def text_of(self, tokens: list[int]) -> str:
         """Text of an answer's tokens; a character that is not whole at the end is left out."""
-        written = b"".join(self.bytes_of[token] for token in tokens)
+        written = b"".join(self.bytes_of[token] for token in tokens if self.writes(token))
         return written.decode(errors="ignore")
 
     def prefixes(self, answer: str) -> tuple[list[bytes], list[bytes]]:

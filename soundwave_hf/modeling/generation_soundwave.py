@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 # What `generate` carries of a prompt with clips from one hook to the next.
 OWN_INPUTS = (
     *("prompt_ids", "num_added", "caller_inputs", "is_draft"),
-    *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows"),
+    *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "joint_decoding"),
 )
 CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and from 5.24 on
 # The one of the installed version.
@@ -284,10 +284,31 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
                 kwargs["attention_mask"] = self._mask_of(input_ids)
         rules = AnswerRules(self.config.audio_token_id)
+        joint = self._joint_decoding(generation_config, kwargs)
         if kwargs.get("is_transcription") is not None:  # the hook that hears the clips tells the rules
-            kwargs["is_transcription"] = (kwargs["is_transcription"], rules)
-        logits_processor = LogitsProcessorList([*(logits_processor or []), rules])
+            kwargs["is_transcription"] = (kwargs["is_transcription"], rules, joint)
+        logits_processor = LogitsProcessorList([*(logits_processor or []), joint, rules])
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+
+    def _joint_decoding(self, generation_config: GenerationConfig | None, kwargs: dict) -> JointDecoding:
+        """Joint decoding as `ctc_weight` and the generation config ask for it, which yet has to hear the clips."""
+        config = generation_config or self.generation_config
+        explicit = kwargs.pop("ctc_weight", None)
+        weight = check_weight(getattr(config, "ctc_weight", None) or 0 if explicit is None else explicit)
+        do_sample = kwargs.get("do_sample")
+        if config.do_sample if do_sample is None else do_sample:
+            if explicit:
+                raise ValueError(
+                    f"`ctc_weight` is {explicit} and `do_sample` is True: joint decoding searches for the best "
+                    "transcript. Set `do_sample=False`, with `num_beams` for a wider search."
+                )
+            weight = 0.0
+        if explicit and kwargs.get("is_transcription") is None:
+            raise ValueError(
+                f"`ctc_weight` is {explicit}, and no row is marked as a transcription: the CTC head knows what is said "
+                "and nothing else. Build the inputs by `processor.apply_transcription_request`, or leave it out."
+            )
+        return JointDecoding(self, weight, bool(explicit), kwargs.get("tokenizer"))
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
         """Raise `ValueError` where the pass to be guided away from, which is given no clips, would read a clip."""
@@ -310,7 +331,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
-        marked, rules = model_kwargs.pop("is_transcription", None) or (None, None)
+        marked, rules, joint = model_kwargs.pop("is_transcription", None) or (None, None, None)
         cache = model_kwargs.get(CACHE)
         cached = 0 if cache is None else int(cache.get_seq_length())
         prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
@@ -353,8 +374,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
             clips = new_clips(clips, is_audio, begin)
         is_silent = torch.zeros(0, dtype=torch.bool)
         if prompt is None or is_audio[:, begin:].any():
-            tail, is_silent = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
+            tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
             merged |= tail
+            if joint is not None:
+                joint.hear(audio, inputs, marked, is_new=is_audio.sum() == len(audio.num_frames))
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
         if rules is not None:
@@ -396,10 +419,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
 
     def _merge_tail(
         self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict
-    ) -> tuple[dict, torch.Tensor]:
+    ) -> tuple[dict, torch.Tensor, SoundwaveAudioOutput]:
         """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds.
 
-        Returns: what of the model's inputs changes, and which clips are without speech.
+        Returns: what of the model's inputs changes, which clips are without speech, and what the clips gave.
         """
         if not clips:
             raise ValueError(
@@ -422,7 +445,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             "attention_mask": torch.cat([mask[:, :cached], tail.attention_mask.to(mask)], dim=1),
             "num_added": cached + embeds.shape[1] - input_ids.shape[1],
         }
-        return merged, self.model.judge_silence(audio, clips.get("input_features"), clips.get("input_features_mask"))
+        is_silent = self.model.judge_silence(audio, clips.get("input_features"), clips.get("input_features_mask"))
+        return merged, is_silent, audio
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
