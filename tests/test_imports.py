@@ -22,6 +22,7 @@ UPLOADED = {
     "soxr",
     "av",
     "fsspec",
+    "num2words",
 }
 UPLOADED |= set(sys.stdlib_module_names)
 PURE = {"evaluation.metrics"}  # functions of texts and numbers, for whoever scores

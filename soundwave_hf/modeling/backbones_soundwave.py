@@ -39,6 +39,7 @@ FIXED_BY_WEIGHTS = (
     "alignment_attention",
     "tie_ctc_head",
     "adapter_heads",
+    "ctc_text",
 )
 
 

@@ -87,6 +87,9 @@ class SoundwaveConfig(PreTrainedConfig):
         ctc_loss_weight (`float`): weight of the CTC loss where both losses are taken.
         no_speech_threshold (`float`, *optional*): a transcription request is answered with an empty transcript where
             the CTC head gives the blank at least this probability at every frame of the clip. None and 0 answer all.
+        ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`): what the CTC head writes of a transcript: the text
+            with case and marks; lower case without marks; that with numbers in English words. The processor has the
+            same value and makes the targets.
 
     Example:
 
@@ -132,6 +135,7 @@ class SoundwaveConfig(PreTrainedConfig):
     adapter_dropout: float = 0.1
     ctc_loss_weight: float | int = 0.3
     no_speech_threshold: float | int | None = None
+    ctc_text: Literal["as_written", "lower", "lower_spelled"] = "lower"
     tie_word_embeddings: bool | None = None
 
     @classmethod

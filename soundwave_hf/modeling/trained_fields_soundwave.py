@@ -25,7 +25,9 @@ TRAINED_FIELDS = (
     "blank_margin",
     "label_embeddings",
     "adapter_heads",
+    "ctc_text",
 )
+LATER_FIELDS = {"ctc_text": "lower"}  # younger than the first tensors of fields, and the value that those stand for
 TENSOR = "trained_fields"  # its name in the alignment adapter
 OWN_WAYS = (
     "Load the folder by `SoundwaveForConditionalGeneration.from_pretrained(folder)`, which reads the fields from "
@@ -62,7 +64,7 @@ def as_tensor(fields: dict) -> torch.Tensor:
 
 
 def from_tensor(saved: torch.Tensor) -> dict:
-    return json.loads(bytes(saved.to(torch.uint8).tolist()))
+    return LATER_FIELDS | json.loads(bytes(saved.to(torch.uint8).tolist()))
 
 
 def keep_trained_fields(adapter: nn.Module):

@@ -14,16 +14,17 @@ from transformers.utils import cached_file
 from .backbones_soundwave import read_decoder
 
 
-def words_of(llm_or_encoder: str) -> dict[str, int]:
-    """Ids of the tokens that are lower-case letters, by their text with its space; none without a tokenizer.
+def words_of(llm_or_encoder: str, ctc_text: str = "lower") -> dict[str, int]:
+    """Ids of the tokens that are letters, by their text with its space; none without a tokenizer.
 
-    CTC targets are lower case, so that no other tokens have to be carried over.
+    Args: ctc_text (`str`): what the CTC head writes; tokens in lower case are enough unless it is "as_written".
     """
     if cached_file(llm_or_encoder, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None:
         return {}
     vocabulary = AutoTokenizer.from_pretrained(llm_or_encoder).get_vocab()
     spelt = {token.replace("Ġ", " ").replace("▁", " "): index for token, index in vocabulary.items()}
-    return {text: index for text, index in spelt.items() if text.strip().isalpha() and text.islower()}
+    words = {text: index for text, index in spelt.items() if text.strip().isalpha()}
+    return words if ctc_text == "as_written" else {text: words[text] for text in words if text.islower()}
 
 
 def decoder_reading(decoder: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +70,7 @@ def init_alignment(adapter: nn.Module, encoder: str, llm: str, llm_rows: torch.T
     Returns: whether it does; not where the vocabularies share fewer words than the LLM's width, one of them has no
     tokenizer, or the Whisper is an encoder alone.
     """
-    heard, read = words_of(encoder), words_of(llm)
+    heard, read = (words_of(name, adapter.config.ctc_text) for name in (encoder, llm))
     shared = sorted(heard.keys() & read.keys())
     decoder = read_decoder(encoder) if len(shared) >= llm_rows.shape[1] else None
     if decoder is None:

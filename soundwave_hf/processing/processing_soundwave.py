@@ -43,6 +43,7 @@ from .llm_tokenizer_soundwave import (
     read_config,
     read_llm_tokenizer,
 )
+from .text_soundwave import check_ctc_text, ctc_target
 
 
 logger = logging.get_logger(__name__)
@@ -57,6 +58,7 @@ SYSTEM_PROMPT = (
 ASR_QUESTION = "What does the person say?"
 
 RETURN_FORMATS = ("raw", "parsed", "transcription_only")
+CTC_TEXT = "lower"  # what a new CTC head learns to write; see `ctc_text` of the processor
 TRAILING_SILENCE = 0.3  # seconds; Whisper's encoder never heard speech that ends where its input ends
 NO_PROCESSOR = (
     f"`{{}}` holds no {PROCESSOR_NAME}, which says how its adapters hear: give a folder that `soundwave-hf train` or "
@@ -156,13 +158,25 @@ def with_system_prompt(conversation: list[dict], template: str, special_tokens: 
     return conversation
 
 
-def trained_silence(adapter: str | os.PathLike) -> float:
-    """The trailing silence that a folder of trained adapters was trained with; 0 where it names none."""
+def trained_values(adapter: str | os.PathLike) -> dict:
+    """`trailing_silence` and `ctc_text` that adapters were trained with; 0 and "lower" where their folder has none.
+
+    Raises: `FileNotFoundError` where the folder has no processor_config.json.
+    """
     path = os.path.join(adapter, PROCESSOR_NAME)
     if not os.path.isfile(path):
         raise FileNotFoundError(NO_PROCESSOR.format(adapter))
     with open(path, encoding="utf-8") as file:
-        return json.load(file).get("trailing_silence", 0.0)
+        saved = json.load(file)
+    return {"trailing_silence": saved.get("trailing_silence", 0.0), "ctc_text": saved.get("ctc_text", "lower")}
+
+
+def refuse_other_ctc_text(ctc_text: str | None, trained: str, adapter: str | os.PathLike):
+    if ctc_text not in (None, trained):
+        raise ValueError(
+            f"`ctc_text` is set to {ctc_text!r}, and `{adapter}` was trained with {trained!r}: leave it out, or name "
+            "another folder."
+        )
 
 
 class SoundwaveAudioKwargs(AudioKwargs, total=False):
@@ -194,8 +208,12 @@ class SoundwaveProcessor(ProcessorMixin):
             it, as far as the encoder's window reaches. `from_backbones` sets 0.3, or what adapters were trained with.
         require_sampling_rate (`bool`, *optional*, defaults to `False`): refuse an array that comes without its rate.
             Otherwise it counts as 16 kHz, with a warning, as in the library's processors. `from_backbones` sets it.
+        ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`, *optional*, defaults to `"lower"`): what the CTC head
+            writes of a transcript: the text with case and marks; lower case without marks; that with numbers in
+            English words. `SoundwaveConfig.ctc_text` of the model has the same value.
 
-    Raises: `ValueError` if the tokenizer has no token `audio_token`, or the silence fills the encoder's window.
+    Raises: `ValueError` if the tokenizer has no token `audio_token`, the silence fills the encoder's window, or
+        `ctc_text` is another value.
 
     Example:
 
@@ -221,6 +239,7 @@ class SoundwaveProcessor(ProcessorMixin):
         audio_token=AUDIO_TOKEN,
         trailing_silence=0.0,
         require_sampling_rate=False,
+        ctc_text="lower",
     ):
         super().__init__(
             feature_extractor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
@@ -230,6 +249,8 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"`trailing_silence` is {trailing_silence}; expected seconds from 0 to less than the encoder's window "
                 f"of {feature_extractor.chunk_length} s."
             )
+        check_ctc_text(ctc_text)
+        self.ctc_text = ctc_text
         self.trailing_silence = trailing_silence
         self.require_sampling_rate = require_sampling_rate
         self.auto_map = {"AutoProcessor": "processing_soundwave.SoundwaveProcessor"}  # as `save_pretrained` leaves it
@@ -250,6 +271,7 @@ class SoundwaveProcessor(ProcessorMixin):
         adapter: str | os.PathLike | None = None,
         audio_token: str = AUDIO_TOKEN,
         trailing_silence: float | None = None,
+        ctc_text: str | None = None,
     ) -> "SoundwaveProcessor":
         """Join the feature extractor of a Whisper and the tokenizer of a causal LM.
 
@@ -261,19 +283,24 @@ class SoundwaveProcessor(ProcessorMixin):
             adapter (*optional*): folder of trained adapters.
             audio_token: stands for one clip in the text.
             trailing_silence (*optional*): seconds behind each clip; what `adapter` was trained with, else 0.3.
+            ctc_text (*optional*): what the CTC head learns to write; what `adapter` was trained with, else "lower".
 
-        Raises: `FileNotFoundError` where the adapter's folder has no processor_config.json.
+        Raises: `FileNotFoundError` where the adapter's folder has no processor_config.json, `ValueError` where
+        `adapter` was trained with another `ctc_text`.
         """
-        usual_silence = TRAILING_SILENCE if adapter is None else trained_silence(adapter)
-        trailing_silence = usual_silence if trailing_silence is None else trailing_silence
+        usual = {"trailing_silence": TRAILING_SILENCE, "ctc_text": CTC_TEXT}
+        if adapter is not None:
+            usual = trained_values(adapter)
+            refuse_other_ctc_text(ctc_text, usual["ctc_text"], adapter)
         feature_extractor = WhisperFeatureExtractor.from_pretrained(encoder)
         tokenizer = read_llm_tokenizer(llm, audio_token)
         return cls(
             feature_extractor,
             tokenizer,
             audio_token=audio_token,
-            trailing_silence=trailing_silence,
+            trailing_silence=usual["trailing_silence"] if trailing_silence is None else trailing_silence,
             require_sampling_rate=True,
+            ctc_text=usual["ctc_text"] if ctc_text is None else ctc_text,
         )
 
     @classmethod
@@ -306,7 +333,7 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"The adapters in `{name}` have the audio token at id {expected}, and the tokenizer of `{folder}` at "
                 f"{tokenizer.convert_tokens_to_ids(audio_token)}: name the LLM that they were trained with (`llm=`)."
             )
-        fields = ("trailing_silence", "require_sampling_rate", "chat_template")
+        fields = ("trailing_silence", "require_sampling_rate", "chat_template", "ctc_text")
         own = {key: values[key] for key in fields if values.get(key) is not None}
         extractor = WhisperFeatureExtractor.from_pretrained(name, **place)
         return cls(extractor, tokenizer, audio_token=audio_token, **own)
@@ -371,6 +398,10 @@ class SoundwaveProcessor(ProcessorMixin):
                     f"Write one {self.audio_token} where each clip belongs, and pass the clips in `audio=`."
                 )
         super().validate_inputs(text=text, audio=audio, **kwargs)
+
+    def ctc_target(self, text: str) -> str:
+        """A transcript as the CTC head learns to write it, by the processor's `ctc_text`."""
+        return ctc_target(text, self.ctc_text)
 
     def load_clips(
         self, clips: list, sampling_rate: int | None = None, *, first: int = 0, **options

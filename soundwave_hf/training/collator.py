@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..data.rows import RowCheck, at_folder, clips_of, conversation_of, transcripts_of
 from ..processing.processing_soundwave import ASR_QUESTION
+from ..processing.text_soundwave import lower
 from .augment import Augmentation
 from .encoder_cache import EncoderCache, clip_digest, version_name
 
@@ -23,13 +24,7 @@ GENERATION_MARKS = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 BEGIN, END = "\ue000", "\ue001"  # of the private use area, which no text holds
 
 
-def ctc_text(text: str) -> str:
-    """A transcript as the CTC head learns it: lower case, apostrophes the only marks, a space before each word.
-
-    One spelling a word gives one run of tokens a word, whatever stands around it; case and marks are the LLM's work.
-    """
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
-    return "".join(f" {word}" for word in words)
+ctc_text = lower  # its name in earlier versions
 
 
 @dataclass
@@ -128,7 +123,7 @@ class SoundwaveCollator:
 
     def _transcripts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         texts = [text for row in rows for text in transcripts_of(row)]
-        targets = [self._token_ids(ctc_text(text or "")) for text in texts]
+        targets = [self._token_ids(self.processor.ctc_target(text or "")) for text in texts]
         batch = {"ctc_labels": pad_sequence(targets, batch_first=True, padding_value=-100)}
         if "ce" not in self.losses:  # the name by which `Trainer` knows that a batch has a loss
             batch["labels"] = batch["ctc_labels"]
@@ -147,7 +142,9 @@ class SoundwaveCollator:
             raise ValueError(
                 f"`ctc_negatives` is {negatives}; give 0 to {len(self.processor.tokenizer)}, the LLM's vocabulary."
             )
-        spoken = self.processor.tokenizer([ctc_text(text) for text in texts], add_special_tokens=False).input_ids
+        spoken = self.processor.tokenizer(
+            [self.processor.ctc_target(text) for text in texts], add_special_tokens=False
+        ).input_ids
         self.spoken_ids = torch.tensor(sorted(set().union(*spoken)), dtype=torch.long)
         self.negatives = negatives
 

@@ -71,7 +71,9 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
     with PartialState().main_process_first():
         _make_tiny_data(recipe)
         recipe.backbones  # noqa: B018 (found or made at the first call)
-        processor = SoundwaveProcessor.from_backbones(*recipe.backbones, adapter=recipe.start_folder)
+        processor = SoundwaveProcessor.from_backbones(
+            *recipe.backbones, adapter=recipe.start_folder, ctc_text=recipe.model.get("ctc_text")
+        )
         check = RowCheck.of(processor, STAGES[recipe.stage].losses)
         data = _open_data(recipe, arguments, check)
     evaluated = _open_evaluated(recipe, arguments, check)

@@ -131,6 +131,7 @@ class SoundwaveTrainerMixin:
         if isinstance(self.train_dataset, Stream):
             # Dispatched, batches would be cut by their first dimension, of which a row may have another number.
             self.accelerator.dataloader_config.dispatch_batches = False
+        self._refuse_other_ctc_text()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)
         self.add_callback(EpochCallback(self))
@@ -141,6 +142,16 @@ class SoundwaveTrainerMixin:
         if self.args.label_names is None:
             # The library would ask for both, and take a batch of plain text for one without labels.
             self.label_names = ["labels" if hasattr(self.audio_model, "language_model") else "ctc_labels"]
+
+    def _refuse_other_ctc_text(self):
+        """Raise `ValueError` where the processor makes other targets than the model's config says."""
+        expected = self.audio_model.config.ctc_text
+        for processor in (self.processing_class, getattr(self.data_collator, "processor", None)):
+            if (found := getattr(processor, "ctc_text", expected)) != expected:
+                raise ValueError(
+                    f"`ctc_text` is {found!r} in the processor and {expected!r} in the model's config: give both the "
+                    "same, `from_backbones(..., ctc_text=...)`."
+                )
 
     @property
     def audio_model(self):

@@ -101,6 +101,7 @@ def test_a_saved_attribute_of_the_users_is_kept_and_a_misspelt_field_of_a_file_r
         ({"compat": "papers"}, r"expected one of \('paper', 'published'\), got papers"),
         ({"alignment_attention": "frames"}, r"expected one of \('sequence', 'frame'\), got frames"),
         ({"look_back": "some"}, r"expected one of \('all', 'kept'\), got some"),
+        ({"ctc_text": "upper"}, r"expected one of \('as_written', 'lower', 'lower_spelled'\), got upper"),
         ({"keep_blanks": "no"}, "expected bool, got str"),
         ({"stack_factor": "2"}, "expected int, got str"),
     ],

@@ -1,5 +1,6 @@
 """PEFT's own calls on a joined model: its methods hear the clips or are refused, and adapters know their config."""
 
+import json
 import shutil
 
 import pytest
@@ -86,12 +87,32 @@ def test_peft_loads_adapters_onto_a_model_with_the_fields_of_their_training(back
         ({**FIELDS, "adapter_heads": 4}, "here `adapter_heads` is 4, not 2"),
         ({**FIELDS, "alignment_attention": "frame"}, "here `alignment_attention` is 'frame', not 'sequence'"),
         ({**FIELDS, "stack_factor": 3}, "here `stack_factor` is 3, not 2"),
+        ({**FIELDS, "ctc_text": "as_written"}, "here `ctc_text` is 'as_written', not 'lower'"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
 )
 def test_peft_refuses_adapters_on_a_model_with_other_fields(backbones, adapter, fields, message):
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(joined(backbones, **fields), adapter[0])
+
+
+def test_a_tensor_of_old_that_names_no_ctc_text_stands_for_lower_case(backbones, adapter, tmp_path):
+    folder, expected = adapter
+    old = shutil.copytree(folder, tmp_path / "old")
+    weights = load_file(old / "adapter_model.safetensors")
+    fields = json.loads(bytes(weights[TENSOR].tolist()))
+    assert fields.pop("ctc_text") == "lower"
+    weights[TENSOR] = torch.tensor(list(json.dumps(fields).encode()), dtype=torch.uint8)
+    save_file(weights, old / "adapter_model.safetensors", metadata={"format": "pt"})
+    torch.testing.assert_close(logits_of(PeftModel.from_pretrained(joined(backbones, **FIELDS), old)), expected)
+    with pytest.raises(ValueError, match="here `ctc_text` is 'as_written', not 'lower'"):
+        PeftModel.from_pretrained(joined(backbones, **FIELDS, ctc_text="as_written"), old)
+
+
+def test_what_the_ctc_head_writes_is_no_change_on_purpose(backbones, adapter):
+    message = "`ctc_text` is set to 'as_written', and `.*` was trained with 'lower': leave it out"
+    with pytest.raises(ValueError, match=message):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(adapter[0]), ctc_text="as_written")
 
 
 def test_fields_that_change_no_meaning_may_differ(backbones, adapter):

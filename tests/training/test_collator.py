@@ -10,7 +10,7 @@ from soundwave_hf.data.tiny import MEL_BINS
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from soundwave_hf.processing.processing_soundwave import SYSTEM_PROMPT
 from soundwave_hf.training.augment import Augmentation
-from soundwave_hf.training.collator import SoundwaveCollator, ctc_text
+from soundwave_hf.training.collator import SoundwaveCollator
 from tests.training.workspace import EVERY_AUGMENTATION
 
 
@@ -43,28 +43,6 @@ def prompt(user: str) -> str:
     return (
         f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Login incorrect.", " login incorrect"),
-        ("HELLO, World!", " hello world"),
-        ("It's five o'clock", " it's five o'clock"),
-        ("Don’t", " don't"),
-        ("'Tis 'quoted'; dogs' tails", " tis quoted dogs tails"),
-        ("Dial 911 at 7:30", " dial 911 at 7 30"),
-        ("e-mail snake_case", " e mail snake case"),
-        ("3.5 %", " 3 5"),
-        ("École d'été", " école d'été"),
-        ("  many \n spaces\t", " many spaces"),
-        ("你好 world", " 你好 world"),
-        ("?!...", ""),
-        ("", ""),
-    ],
-)
-def test_ctc_learns_one_spelling_a_word(text, expected):
-    assert ctc_text(text) == expected
 
 
 def test_each_stage_gets_the_inputs_of_its_losses(collator, rows):

@@ -1,0 +1,68 @@
+"""The text that the CTC head learns to write, as named policies, for training, cleaning of data and scoring."""
+
+import re
+from collections.abc import Callable
+
+
+NUMBER = re.compile(r"(?<!\w)(\d{1,3}(?:,\d{3})+|\d+)(?:(st|nd|rd|th)\b|\.(\d+))?(?!\w)")
+
+
+def as_written(text: str) -> str:
+    """The text with its case and marks, a single space before each word: `"Hi,  you."` -> `" Hi, you."`."""
+    return "".join(f" {word}" for word in text.split())
+
+
+def lower(text: str) -> str:
+    """Lower case, apostrophes the only marks, a single space before each word: `"Don't! e-mail"` -> `" don't e mail"`.
+
+    A word has one spelling, whatever stands around it; case and marks are left to the LLM.
+    """
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
+    return "".join(f" {word}" for word in words)
+
+
+def lower_spelled(text: str) -> str:
+    """As `lower`, with numbers in English words: `"Dial 911."` -> `" dial nine hundred and eleven"`.
+
+    Raises: `ImportError` where the library `num2words` is missing.
+    """
+    return lower(NUMBER.sub(_spell_number, text))
+
+
+def _spell_number(found: re.Match) -> str:
+    """Words of a whole number, an ordinal or a decimal fraction; digit by digit where it begins with a zero."""
+    try:
+        from num2words import num2words
+    except ImportError as error:
+        raise ImportError(
+            "`ctc_text` is 'lower_spelled', and numbers are spelled by the library num2words, which is not installed: "
+            "`pip install num2words`, or give 'lower'."
+        ) from error
+    digits, ordinal, decimals = found[1].replace(",", ""), found[2], found[3]
+    if ordinal:
+        return num2words(int(digits), to="ordinal")
+    if digits.startswith("0") and decimals is None:
+        return " ".join(num2words(int(digit)) for digit in digits)
+    whole = num2words(int(digits))
+    return whole if decimals is None else " ".join([whole, "point", *(num2words(int(digit)) for digit in decimals)])
+
+
+CTC_TEXTS: dict[str, Callable[[str], str]] = {"as_written": as_written, "lower": lower, "lower_spelled": lower_spelled}
+
+
+def check_ctc_text(policy: str):
+    """Raises: `ValueError` where `policy` is none of `CTC_TEXTS`."""
+    if policy not in CTC_TEXTS:
+        raise ValueError(f"`ctc_text` is {policy!r}; expected one of {', '.join(map(repr, CTC_TEXTS))}.")
+
+
+def ctc_target(text: str, policy: str) -> str:
+    """A transcript as the CTC head learns to write it, by one of `CTC_TEXTS`.
+
+    Raises: `ValueError` for another policy.
+    """
+    check_ctc_text(policy)
+    return CTC_TEXTS[policy](text)
+
+
+__all__ = ["CTC_TEXTS", "as_written", "check_ctc_text", "ctc_target", "lower", "lower_spelled"]
