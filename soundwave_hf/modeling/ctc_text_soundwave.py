@@ -5,10 +5,13 @@ the text itself, a space before it. The LLM writes " He was not." either way, so
 by their text and not by their ids: texts are bytes here, since a token may end within a character.
 """
 
-import os
 import re
+from functools import lru_cache
 
 from transformers import AutoTokenizer
+
+from .ctc_scores_soundwave import CTCFrames, CTCTexts
+from .folders_soundwave import locate_backbone
 
 
 CTC_FORMS = ("lower", "as_written")
@@ -55,6 +58,10 @@ class CTCText:
                 self.token_of.setdefault(text, token)
         self.byte_labels = [token for token, text in enumerate(self.bytes_of) if len(text) == 1]
         self.most_bytes = max(map(len, self.bytes_of))
+
+    def texts(self, frames: CTCFrames) -> CTCTexts:
+        """Scores of texts over the frames of a clip."""
+        return CTCTexts(frames, self.bytes_of, self.byte_labels)
 
     def writes(self, token: int) -> bool:
         """Whether a token writes something: control tokens and ids behind the vocabulary do not."""
@@ -151,24 +158,32 @@ def _bytes_of_characters() -> dict[str, bytes]:
 BYTE_OF = _bytes_of_characters()
 
 
-def find_tokenizer(model, given=None):
-    """The tokenizer of a loaded model: that given, or what its folder or its LLM's folder or hub name holds.
+def find_bridge(model, tokenizer=None) -> CTCText:
+    """The bridge for a loaded model, by its LLM's tokenizer: that given, or what its folder or its LLM's holds.
 
     Raises: `ValueError` where there is none.
     """
-    if given is not None:
-        return getattr(given, "tokenizer", given)  # a processor has one
-    llm = getattr(model.config.text_config, "name_or_path", "") or ""
-    for name in (model.name_or_path, llm):
+    if tokenizer is None:
+        llm = getattr(model.config.text_config, "name_or_path", None) or ""
+        tokenizer = _find_tokenizer(model.name_or_path or "", llm)
+    return _bridge(getattr(tokenizer, "tokenizer", tokenizer), model.config.ctc_text)  # a processor has a tokenizer
+
+
+_bridge = lru_cache(maxsize=4)(CTCText)
+
+
+@lru_cache(maxsize=4)
+def _find_tokenizer(*names: str):
+    for name in filter(None, names):
         try:
-            if name and (os.path.isdir(name) or not os.path.isabs(name)):
-                return AutoTokenizer.from_pretrained(name)
+            folder = locate_backbone(name, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError):
             continue
     raise ValueError(
-        "The CTC head's labels are compared with the answer by their text, and the model does not know where its "
-        "tokenizer is: pass `tokenizer=processor.tokenizer` to `generate`."
+        "Joint decoding compares the CTC head's labels with the answer by their text, and the model does not know "
+        "where its tokenizer is: pass `tokenizer=processor.tokenizer` to `generate`."
     )
 
 
-__all__ = ["CTC_FORMS", "CTCText", "ctc_form", "find_tokenizer", "vocabulary_bytes"]
+__all__ = ["CTC_FORMS", "CTCText", "ctc_form", "find_bridge", "vocabulary_bytes"]

@@ -6,7 +6,7 @@ import torch
 from transformers.generation import LogitsProcessor
 
 from .ctc_scores_soundwave import CTCTexts
-from .ctc_text_soundwave import CTCText
+from .ctc_text_soundwave import CTCText, find_bridge
 
 
 LLM_CANDIDATES = 16  # likeliest tokens of the LLM that are scored
@@ -35,7 +35,7 @@ class CTCLogitsProcessor(LogitsProcessor):
     ```python
     >>> frames = model.model.ctc_frames(audio)  # audio: what `get_audio_features` returned
     >>> bridge = CTCText(processor.tokenizer, "lower")
-    >>> texts = [CTCTexts(clip, bridge.bytes_of, bridge.byte_labels) for clip in frames]
+    >>> texts = [bridge.texts(clip) for clip in frames]
     >>> joint = CTCLogitsProcessor(texts, bridge, 0.3, prompt_length=ids.shape[1], end_ids=[2])
     ```
     """
@@ -101,6 +101,71 @@ class CTCLogitsProcessor(LogitsProcessor):
         return float(torch.logsumexp(torch.tensor(scores, dtype=torch.float64), dim=0))
 
 
+class JointDecoding(LogitsProcessor):
+    """The `CTCLogitsProcessor` of one call of `generate`, which is made when the clips have been heard.
+
+    Args:
+        model: a `SoundwaveForConditionalGeneration`.
+        weight: of the CTC head.
+        is_explicit: whether the caller gave the weight: then every row has to be a transcription of one clip.
+        tokenizer (*optional*): the LLM's; by default it is looked for.
+    """
+
+    def __init__(self, model, weight: float, is_explicit: bool, tokenizer=None):
+        self.model, self.weight, self.is_explicit, self.tokenizer = model, weight, is_explicit, tokenizer
+        self.joint = None
+
+    def hear(self, audio, input_ids: torch.Tensor, marked):
+        """Take in what the audio side made of the clips of a prompt.
+
+        Args:
+            audio: `SoundwaveAudioOutput` of all clips.
+            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): one audio token a clip.
+            marked (`torch.BoolTensor` of shape `(rows,)`): rows that ask for a transcript.
+
+        Raises: `ValueError` where the caller gave a weight, and a row is no transcription of one clip.
+        """
+        if not self.weight:
+            return
+        num_clips = (input_ids == self.model.config.audio_token_id).sum(dim=1)
+        is_heard = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
+        if num_clips.sum() != len(audio.num_frames):
+            return self.refuse_deaf()  # clips of earlier turns are in a cache
+        if self.is_explicit and not is_heard.all():
+            row = int((~is_heard).int().argmax())
+            raise ValueError(
+                f"`ctc_weight` is {self.weight}, and row {row} is no transcription of one clip ({int(num_clips[row])} "
+                "audio tokens): the CTC head knows what is said in a clip and nothing else. Leave it out, or ask for "
+                "such rows in a call of their own."
+            )
+        if not is_heard.any():
+            return
+        bridge = find_bridge(self.model, self.tokenizer)
+        frames = self.model.model.ctc_frames(audio)
+        clip_of = (num_clips.cumsum(dim=0) - num_clips).tolist()
+        rows = zip(clip_of, is_heard.tolist(), strict=True)
+        texts = [
+            CTCTexts(frames[clip], bridge.bytes_of, bridge.byte_labels) if heard else None for clip, heard in rows
+        ]
+        self.joint = CTCLogitsProcessor(texts, bridge, self.weight, input_ids.shape[1], [])
+
+    def refuse_deaf(self):
+        """Raises: `ValueError` where the caller gave a weight, and this call hears no clips of its own."""
+        if self.is_explicit:
+            raise ValueError(
+                f"`ctc_weight` is {self.weight}, and the clips are not given, or are in `past_key_values` already: "
+                "pass whole prompts with their clips, or leave it out."
+            )
+
+    def end_with(self, end_ids: int | list[int] | None):
+        """Name the tokens that end an answer."""
+        if self.joint is not None and end_ids is not None:
+            self.joint.end_ids = {end_ids} if isinstance(end_ids, int) else {int(token) for token in end_ids}
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return scores if self.joint is None else self.joint(input_ids, scores)
+
+
 def check_weight(weight) -> float:
     """The weight of the CTC head as a number.
 
@@ -113,4 +178,4 @@ def check_weight(weight) -> float:
     return float(weight)
 
 
-__all__ = ["CTCLogitsProcessor", "check_weight"]
+__all__ = ["CTCLogitsProcessor", "JointDecoding", "check_weight"]

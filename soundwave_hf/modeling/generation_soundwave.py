@@ -14,6 +14,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
+from .decoding_soundwave import JointDecoding, check_weight
+
 
 logger = logging.get_logger(__name__)
 
@@ -305,8 +307,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             weight = 0.0
         if explicit and kwargs.get("is_transcription") is None:
             raise ValueError(
-                f"`ctc_weight` is {explicit}, and no row is marked as a transcription: the CTC head knows what is said "
-                "and nothing else. Build the inputs by `processor.apply_transcription_request`, or leave it out."
+                f"`ctc_weight` is {explicit}, and no row is marked as a transcription: the CTC head knows what is "
+                "said and nothing else. Build the inputs by `processor.apply_transcription_request`, or leave it out."
             )
         return JointDecoding(self, weight, bool(explicit), kwargs.get("tokenizer"))
 
@@ -342,6 +344,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
                     "embeddings out, or merge the clips into them first (`model.model.merge_audio`)."
                 )
             return inputs, input_name, model_kwargs
+        if joint is not None and not has_clips:
+            joint.refuse_deaf()
         if prompt is not None or has_clips:
             self._refuse_virtual_tokens()
         if prompt is None and not has_clips:
@@ -377,11 +381,11 @@ class SoundwaveGenerationMixin(GenerationMixin):
             tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
             merged |= tail
             if joint is not None:
-                joint.hear(audio, inputs, marked, is_new=is_audio.sum() == len(audio.num_frames))
+                joint.hear(audio, inputs, marked)
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
         if rules is not None:
-            merged["answer_rules"] = rules
+            merged |= {"answer_rules": rules, "joint_decoding": joint}
             merged["silent_rows"] = self._find_silent(marked, is_audio, merged["prompt_is_silent"])
         return inputs, input_name, {**model_kwargs, **merged}
 
@@ -417,9 +421,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         """Where the model reads these ids: on its own device, unless it is offloaded and its hooks move them."""
         return input_ids.device if self.device.type == "meta" else self.device
 
-    def _merge_tail(
-        self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict
-    ) -> tuple[dict, torch.Tensor, SoundwaveAudioOutput]:
+    def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict) -> tuple:
         """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds.
 
         Returns: what of the model's inputs changes, which clips are without speech, and what the clips gave.
@@ -468,6 +470,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
         if (rules := model_kwargs.get("answer_rules")) is not None:
             rules.end_at_once(model_kwargs["silent_rows"], generation_config.eos_token_id)
+            model_kwargs["joint_decoding"].end_with(generation_config.eos_token_id)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
 
