@@ -1,0 +1,245 @@
+"""Joint decoding against its formula over every path, and as `generate` runs it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
+from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor
+from soundwave_hf.processing.text_soundwave import ctc_target
+from tests.modeling.test_ctc_scores import BYTES, brute_force, frames_of
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import save_tiny_soundwave
+
+
+END = 6
+SECONDS = [0.5, 1.9, 1.2]
+
+
+class Bridge(CTCText):
+    """A vocabulary of six labels, and the end token where the CTC has its blank."""
+
+    def __init__(self, form: str = "as_written"):
+        self.form, self.bytes_of = form, BYTES
+        self.byte_labels, self.most_bytes = [1, 3, 4], 3
+        self.token_of = {text: token for token, text in enumerate(BYTES) if text}
+
+
+@pytest.mark.parametrize("text", ["Don’t! It's 9 o'clock, Ann-Marie.", "", "  two\n words ", "…", "straße ÉTÉ"])
+@pytest.mark.parametrize("form", ["lower", "as_written"])
+def test_labels_are_written_as_training_writes_them(form, text):
+    assert ctc_form(text, form) == ctc_target(text, form)
+
+
+def test_another_form_is_named():
+    with pytest.raises(ValueError, match="'shouted'; expected one of"):
+        CTCText(tiny_tokenizer(), "shouted")
+
+
+@pytest.mark.parametrize(
+    "answer, begun, finished",
+    [
+        ("", [b""], []),
+        ("He was", [b" he was"], []),  # or " he wash"
+        ("He was ", [b" he was "], [b" he was"]),
+        ("He was,", [b" he was "], [b" he was"]),
+        ('"', [b" "], [b""]),
+        ("It don'", [b" it don ", b" it don'"], [b" it don"]),
+        ("It don’t", [b" it don't"], []),
+        ("Ann-", [b" ann "], [b" ann"]),
+        ("Ann-Ma", [b" ann ma"], []),
+    ],
+)
+def test_an_unfinished_answer_stands_for_what_it_may_become(answer, begun, finished):
+    assert CTCText(tiny_tokenizer(), "lower").prefixes(answer) == (begun, finished)
+
+
+def test_targets_as_written_keep_case_and_marks():
+    bridge = CTCText(tiny_tokenizer(), "as_written")
+    assert bridge.prefixes("He was, ") == ([b" He was, "], [])
+    assert bridge.whole(" He was.\n") == b" He was."
+
+
+def test_tokens_of_vocabularies_are_bytes_and_joined_they_are_the_text():
+    tokenizer = tiny_tokenizer()
+    text = "Ça va? 日本 it's 1 🎉."
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    texts = vocabulary_bytes(tokenizer)
+    assert b"".join(texts[token] for token in tokens) == text.encode()
+    assert all(texts[token] == b"" for token in tokenizer.all_special_ids)
+    bridge = CTCText(tokenizer, "lower")
+    assert bridge.text_of(tokens[:1]) == ""  # half of a character
+    assert bridge.text_of(tokens[:2]) == "Ç"
+
+
+def test_word_pieces_are_refused():
+    from tests.tiny_models import tiny_tokenizer as words
+
+    with pytest.raises(ValueError, match="do not say where words begin"):
+        vocabulary_bytes(words())
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.9])
+@pytest.mark.parametrize("answer", [[], [2], [0, 3]])
+def test_scores_of_tokens_are_the_formula_over_all_paths(weight, answer):
+    frames, log_probs = frames_of(5)
+    paths = brute_force(log_probs.double())
+    bridge = Bridge()
+
+    def begins(text: bytes) -> float:  # texts begin with a space, as the bridge writes them
+        return math.log(sum(p for written, found in paths.items() if written.startswith(text) for _, p in found))
+
+    processor = CTCLogitsProcessor([bridge.texts(frames)], bridge, weight, prompt_length=2, end_ids=[END])
+    scores = torch.randn(1, 7, generator=torch.Generator().manual_seed(1))
+    found = processor(torch.tensor([[9, 9, *answer]]), scores)[0]
+    written = b"".join(BYTES[token] for token in answer)
+    expected = {}
+    for token, log_prob in enumerate(scores.log_softmax(dim=-1)[0].tolist()):
+        text = ctc_form((written + BYTES[token]).decode(), "as_written").encode()
+        text += b" " if token == 4 and text else b""
+        after = math.log(sum(p for _, p in paths[written])) if token == END else begins(text)
+        expected[token] = (1 - weight) * log_prob + weight * (after - begins(written))
+    best = max(expected, key=expected.get)
+    assert int(found.argmax()) == best
+    for token, value in enumerate(found.tolist()):
+        assert value == -math.inf or value == pytest.approx(expected[token], abs=1e-4)
+    # For beams no token is left out that may be among twice as many.
+    both = processor(torch.tensor([[9, 9, *answer]] * 2), scores.repeat(2, 1))[1]
+    order = sorted(expected, key=expected.get, reverse=True)[:4]
+    assert both[order].tolist() == pytest.approx([expected[token] for token in order], abs=1e-4)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1, "0.3", True, math.nan])
+def test_a_weight_that_is_none_is_named(weight):
+    with pytest.raises(ValueError, match=f"`ctc_weight` is {weight!r}; expected"):
+        CTCLogitsProcessor([None], Bridge(), weight, 0, [])
+
+
+# ---- generate ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_soundwave(tmp_path_factory.mktemp("joint"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return SoundwaveForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return SoundwaveProcessor.from_pretrained(folder)
+
+
+def clips(*seconds: float) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    every = [random.normal(size=int(16_000 * length)).astype("float32") for length in SECONDS]
+    return [every[SECONDS.index(length)] for length in seconds]
+
+
+def ask(processor, *seconds: float):
+    return processor.apply_transcription_request([(clip, 16_000) for clip in clips(*seconds)])
+
+
+def answers(model, inputs, **options) -> list[list[int]]:
+    options = {"max_new_tokens": 6, "do_sample": False, "ctc_weight": 0.6, "eos_token_id": 257} | options
+    ids = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    return [[token for token in row if token != model.generation_config.pad_token_id] for row in ids.tolist()]
+
+
+def test_the_ctc_head_changes_the_answer_and_weight_zero_does_not(model, processor):
+    inputs = ask(processor, 1.9)
+    plain = answers(model, inputs, ctc_weight=None)
+    assert answers(model, inputs, ctc_weight=0) == plain
+    assert answers(model, inputs, ctc_weight=0.9) != plain
+
+
+@pytest.mark.parametrize("beams", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_rows_of_a_padded_batch_get_what_each_gets_alone(model, processor, beams):
+    together = answers(model, ask(processor, *SECONDS), **beams)
+    alone = [row for length in SECONDS for row in answers(model, ask(processor, length), **beams)]
+    assert [row[:6] for row in together] == [row[:6] for row in alone]
+
+
+def test_a_beam_is_no_worse_than_greedy_by_the_joint_score(model, processor):
+    inputs = ask(processor, 1.9)
+    scored = {"return_dict_in_generate": True, "output_scores": True}
+    greedy = model.generate(**inputs, **scored, max_new_tokens=4, min_new_tokens=4, do_sample=False, ctc_weight=0.5)
+    beam = model.generate(
+        **(inputs | scored), max_new_tokens=4, min_new_tokens=4, do_sample=False, ctc_weight=0.5, num_beams=4
+    )
+    total = sum(float(step[0].max()) for step in greedy.scores)
+    assert float(beam.sequences_scores[0]) >= total / 4 - 1e-4
+
+
+def test_the_weight_of_the_generation_config_is_the_default_and_is_saved(model, processor, tmp_path):
+    inputs = ask(processor, 1.9)
+    explicit = answers(model, inputs, ctc_weight=0.6)
+    before = model.generation_config
+    model.generation_config = GenerationConfig(ctc_weight=0.6, pad_token_id=before.pad_token_id)
+    try:
+        assert answers(model, inputs, ctc_weight=None) == explicit
+        model.save_pretrained(tmp_path)
+        loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+        assert loaded.generation_config.ctc_weight == 0.6
+        assert answers(loaded, inputs, ctc_weight=None, tokenizer=processor.tokenizer) == explicit
+    finally:
+        model.generation_config = before
+
+
+def test_rows_that_ask_for_something_else_are_left_alone_by_a_default_weight(model, processor):
+    inputs = ask(processor, 1.9, 0.5)
+    plain, joint = (answers(model, inputs, ctc_weight=weight) for weight in (None, 0.9))
+    model.generation_config.ctc_weight = 0.9
+    try:
+        unmarked = replace_marks(inputs, [False, True])
+        assert answers(model, unmarked, ctc_weight=None) == [plain[0], joint[1]]
+        assert answers(model, inputs, ctc_weight=None) == joint
+    finally:
+        del model.generation_config.ctc_weight
+
+
+def replace_marks(inputs, marks: list[bool]):
+    return {**inputs, "is_transcription": torch.tensor(marks)}
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        ({"is_transcription": torch.tensor([True, False])}, {}, "row 1 is no transcription of one clip"),
+        ({"is_transcription": None}, {}, "no row is marked as a transcription"),
+        ({}, {"do_sample": True}, "`do_sample` is True"),
+        ({}, {"ctc_weight": -1}, "`ctc_weight` is -1; expected"),
+        ({}, {"ctc_weight": 1.0}, "`ctc_weight` is 1.0; expected"),
+    ],
+)
+def test_a_weight_that_cannot_be_used_is_refused(model, processor, change, options, message):
+    inputs = {**ask(processor, 1.9, 0.5), **change}
+    with pytest.raises(ValueError, match=message):
+        answers(model, inputs, **options)
+
+
+def test_text_alone_with_a_weight_is_refused(model, processor):
+    inputs = {name: ask(processor, 1.9)[name] for name in ("input_ids", "attention_mask", "is_transcription")}
+    inputs["input_ids"] = inputs["input_ids"].clone().masked_fill_(inputs["input_ids"] == processor.audio_token_id, 5)
+    with pytest.raises(ValueError, match="the clips are not given"):
+        answers(model, inputs)
+
+
+def test_a_model_that_cannot_find_its_tokenizer_asks_for_it(model, processor, monkeypatch):
+    monkeypatch.setattr(model, "name_or_path", "")
+    with pytest.raises(ValueError, match="tokenizer=processor.tokenizer"):
+        answers(model, ask(processor, 1.9))
+    assert answers(model, ask(processor, 1.9), tokenizer=processor.tokenizer)
+    assert answers(model, ask(processor, 1.9), tokenizer=processor)
+
+
+def test_prompt_lookup_drafts_give_the_tokens_of_joint_greedy(model, processor):
+    inputs = ask(processor, 1.9)
+    assert answers(model, inputs, prompt_lookup_num_tokens=3) == answers(model, inputs)
