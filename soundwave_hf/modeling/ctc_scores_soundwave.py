@@ -31,6 +31,7 @@ class CTCFrames:
         normalizer (`torch.FloatTensor` of shape `(frames,)`): log-sum-exp of the scores of blank and tokens.
         blank_log_probs (`torch.FloatTensor` of shape `(frames,)`).
         top_ids, top_log_probs (`(frames, labels)`): the likeliest tokens of each frame, best first.
+        entropy (`torch.FloatTensor` of shape `(frames,)`): of the blank and all tokens, in nats.
     """
 
     states: torch.Tensor
@@ -39,6 +40,7 @@ class CTCFrames:
     blank_log_probs: torch.Tensor
     top_ids: torch.Tensor
     top_log_probs: torch.Tensor
+    entropy: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.states)
@@ -70,20 +72,23 @@ def score_frames(
     states = aligned[valid]  # [all frames, width]
     row = token_weight[blank_id] if blank_weight is None else blank_weight
     blank = _scores(states, row[None])[:, 0] + (0 if blank_bias is None else blank_bias)
-    normalizer, best, best_ids = blank, None, None
+    normalizer, mean, best, best_ids = blank, blank, None, None  # mean score of what was seen so far
     chunk = tokens_at_once(len(states))
     for start in range(0, len(token_weight), chunk):
         scores = _scores(states, token_weight[start : start + chunk])  # [all frames, chunk]
         if start <= blank_id < start + chunk:
             scores[:, blank_id - start] = torch.finfo(scores.dtype).min
-        normalizer = torch.logaddexp(normalizer, scores.logsumexp(dim=1))
+        total = scores.logsumexp(dim=1)
+        share = torch.sigmoid(total - normalizer)  # of this chunk
+        mean = mean * (1 - share) + (scores * (scores - total[:, None]).exp()).sum(dim=1) * share
+        normalizer = torch.logaddexp(normalizer, total)
         values, ids = scores.topk(min(top, scores.shape[1]), dim=1)
         if best is not None:
             values, ids = torch.cat([best, values], dim=1), torch.cat([best_ids, ids + start], dim=1)
             values, order = values.topk(min(top, values.shape[1]), dim=1)
             ids = ids.gather(1, order)
         best, best_ids = values, ids
-    parts = (states, normalizer, blank - normalizer, best_ids, best - normalizer[:, None])
+    parts = (states, normalizer, blank - normalizer, best_ids, best - normalizer[:, None], normalizer - mean)
     clips = zip(*(part.split(num_frames.tolist()) for part in parts), strict=True)
     return [CTCFrames(own, token_weight, *rest) for own, *rest in clips]
 

@@ -96,6 +96,10 @@ class CTCText:
         """Label text of a finished answer."""
         return ctc_form(answer, self.form).encode()
 
+    def plain_word(self, word: str) -> str:
+        """A written word in lower case without marks, to be compared with others."""
+        return ctc_form(word, "lower").strip()
+
     def tokens_for(self, heard: bytes, at_start: bool) -> set[int]:
         """Tokens with which an answer may write a label's text: the text or its beginning, capitalised too.
 

@@ -1,15 +1,19 @@
 """Joint decoding: the LLM's next tokens, rescored with what the CTC head hears."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from transformers.generation import LogitsProcessor
 
 from .ctc_scores_soundwave import CTCTexts
 from .ctc_text_soundwave import CTCText, find_bridge
+from .drafts_soundwave import Draft, draft_of
 
 
 LLM_CANDIDATES = 16  # likeliest tokens of the LLM that are scored
+# What a caller of `generate` may ask of the CTC head.
+CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability")
 CTC_CANDIDATES = 8  # labels that the CTC head hears next, whatever the LLM thinks of them
 
 
@@ -52,6 +56,12 @@ class CTCLogitsProcessor(LogitsProcessor):
         self.weight = check_weight(weight)
         self.prompt_length = prompt_length
         self.end_ids = set(end_ids)
+
+    def for_row(self, row: int) -> "CTCLogitsProcessor":
+        """The same for one row of the prompt alone."""
+        return CTCLogitsProcessor(
+            self.texts[row : row + 1], self.bridge, self.weight, self.prompt_length, self.end_ids
+        )
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         copies = len(input_ids) // len(self.texts)  # beams or samples of a row
@@ -101,19 +111,21 @@ class CTCLogitsProcessor(LogitsProcessor):
         return float(torch.logsumexp(torch.tensor(scores, dtype=torch.float64), dim=0))
 
 
-class JointDecoding(LogitsProcessor):
-    """The `CTCLogitsProcessor` of one call of `generate`, which is made when the clips have been heard.
+class CTCDecoding(LogitsProcessor):
+    """What the CTC head does in one call of `generate`, once the clips have been heard.
 
     Args:
         model: a `SoundwaveForConditionalGeneration`.
-        weight: of the CTC head.
-        is_explicit: whether the caller gave the weight: then every row has to be a transcription of one clip.
+        weight: of the CTC head in joint decoding; 0 for the LLM alone.
+        asked: the options by which the caller asks for it; then every row has to be a transcription of one clip.
+        needs_drafts: whether the transcripts of the CTC head are wanted.
         tokenizer (*optional*): the LLM's; by default it is looked for.
     """
 
-    def __init__(self, model, weight: float, is_explicit: bool, tokenizer=None):
-        self.model, self.weight, self.is_explicit, self.tokenizer = model, weight, is_explicit, tokenizer
-        self.joint = None
+    def __init__(self, model, weight: float, asked: dict, needs_drafts: bool = False, tokenizer=None):
+        self.model, self.weight, self.asked = model, weight, asked
+        self.needs_drafts, self.tokenizer = needs_drafts, tokenizer
+        self.joint = self.drafts = self.bridge = None
 
     def hear(self, audio, input_ids: torch.Tensor, marked):
         """Take in what the audio side made of the clips of a prompt.
@@ -123,44 +135,57 @@ class JointDecoding(LogitsProcessor):
             input_ids (`torch.LongTensor` of shape `(rows, tokens)`): one audio token a clip.
             marked (`torch.BoolTensor` of shape `(rows,)`): rows that ask for a transcript.
 
-        Raises: `ValueError` where the caller gave a weight, and a row is no transcription of one clip.
+        Raises: `ValueError` where the caller asked for it, and a row is no transcription of one clip.
         """
-        if not self.weight:
+        if not (self.weight or self.needs_drafts):
             return
         num_clips = (input_ids == self.model.config.audio_token_id).sum(dim=1)
         is_heard = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
         if num_clips.sum() != len(audio.num_frames):
             return self.refuse_deaf()  # clips of earlier turns are in a cache
-        if self.is_explicit and not is_heard.all():
+        if self.asked and not is_heard.all():
             row = int((~is_heard).int().argmax())
             raise ValueError(
-                f"`ctc_weight` is {self.weight}, and row {row} is no transcription of one clip ({int(num_clips[row])} "
-                "audio tokens): the CTC head knows what is said in a clip and nothing else. Leave it out, or ask for "
-                "such rows in a call of their own."
+                f"{self._asked_for()}, and row {row} is no transcription of one clip ({int(num_clips[row])} audio "
+                "tokens): the CTC head knows what is said in a clip and nothing else. Leave it out, or ask for such "
+                "rows in a call of their own."
             )
         if not is_heard.any():
             return
-        bridge = find_bridge(self.model, self.tokenizer)
-        frames = self.model.model.ctc_frames(audio)
+        self.bridge = find_bridge(self.model, self.tokenizer)
         clip_of = (num_clips.cumsum(dim=0) - num_clips).tolist()
-        rows = zip(clip_of, is_heard.tolist(), strict=True)
-        texts = [
-            CTCTexts(frames[clip], bridge.bytes_of, bridge.byte_labels) if heard else None for clip, heard in rows
-        ]
-        self.joint = CTCLogitsProcessor(texts, bridge, self.weight, input_ids.shape[1], [])
+        clips = [clip if heard else None for clip, heard in zip(clip_of, is_heard.tolist(), strict=True)]
+        frames = self.model.model.ctc_frames(audio)
+        if self.weight:
+            texts = [None if clip is None else self.bridge.texts(frames[clip]) for clip in clips]
+            self.joint = CTCLogitsProcessor(texts, self.bridge, self.weight, input_ids.shape[1], [])
+        if self.needs_drafts:
+            self.drafts = [None if clip is None else self._draft(audio, frames, clip) for clip in clips]
+
+    def _draft(self, audio, frames: list, clip: int) -> Draft:
+        best = audio.ctc_best[clip, : len(frames[clip])].tolist()
+        labels = [label for label, _ in groupby(best) if label != self.model.config.audio_token_id]
+        return draft_of(self.bridge, labels, float(frames[clip].entropy.max()))
 
     def refuse_deaf(self):
-        """Raises: `ValueError` where the caller gave a weight, and this call hears no clips of its own."""
-        if self.is_explicit:
+        """Raises: `ValueError` where the caller asked for it, and this call hears no clips of its own."""
+        if self.asked:
             raise ValueError(
-                f"`ctc_weight` is {self.weight}, and the clips are not given, or are in `past_key_values` already: "
-                "pass whole prompts with their clips, or leave it out."
+                f"{self._asked_for()}, and the clips are not given, or are in `past_key_values` already: pass whole "
+                "prompts with their clips, or leave it out."
             )
+
+    def _asked_for(self) -> str:
+        return " and ".join(f"`{name}` is {value!r}" for name, value in self.asked.items())
 
     def end_with(self, end_ids: int | list[int] | None):
         """Name the tokens that end an answer."""
         if self.joint is not None and end_ids is not None:
             self.joint.end_ids = {end_ids} if isinstance(end_ids, int) else {int(token) for token in end_ids}
+
+    def for_row(self, row: int) -> LogitsProcessor:
+        """The same for one row of the batch alone."""
+        return self if self.joint is None else self.joint.for_row(row)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         return scores if self.joint is None else self.joint(input_ids, scores)
@@ -178,4 +203,4 @@ def check_weight(weight) -> float:
     return float(weight)
 
 
-__all__ = ["CTCLogitsProcessor", "JointDecoding", "check_weight"]
+__all__ = ["CTC_OPTIONS", "CTCDecoding", "CTCLogitsProcessor", "check_weight"]

@@ -14,7 +14,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
-from .decoding_soundwave import JointDecoding, check_weight
+from .decoding_soundwave import CTC_OPTIONS, CTCDecoding, check_weight
+from .drafts_soundwave import drafted
 
 
 logger = logging.get_logger(__name__)
@@ -22,7 +23,7 @@ logger = logging.get_logger(__name__)
 # What `generate` carries of a prompt with clips from one hook to the next.
 OWN_INPUTS = (
     *("prompt_ids", "num_added", "caller_inputs", "is_draft"),
-    *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "joint_decoding"),
+    *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "ctc_decoding"),
 )
 CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and from 5.24 on
 # The one of the installed version.
@@ -196,6 +197,12 @@ class AnswerRules(LogitsProcessor):
             )
         self.silent, self.end = silent, int(ends[0])
 
+    def for_row(self, row: int) -> "AnswerRules":
+        """The same for one row of the batch alone."""
+        rules = AnswerRules(self.audio_token_id)
+        rules.silent, rules.end = None if self.silent is None else self.silent[row : row + 1], self.end
+        return rules
+
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         tokens = torch.arange(scores.shape[1], device=scores.device)  # another LLM that drafts may have fewer
         scores = scores.masked_fill(tokens == self.audio_token_id, -torch.inf)
@@ -286,31 +293,40 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
                 kwargs["attention_mask"] = self._mask_of(input_ids)
         rules = AnswerRules(self.config.audio_token_id)
-        joint = self._joint_decoding(generation_config, kwargs)
+        decoding = self._ctc_decoding(generation_config, kwargs)
         if kwargs.get("is_transcription") is not None:  # the hook that hears the clips tells the rules
-            kwargs["is_transcription"] = (kwargs["is_transcription"], rules, joint)
-        logits_processor = LogitsProcessorList([*(logits_processor or []), joint, rules])
+            kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
+        logits_processor = LogitsProcessorList([*(logits_processor or []), decoding, rules])
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
 
-    def _joint_decoding(self, generation_config: GenerationConfig | None, kwargs: dict) -> JointDecoding:
-        """Joint decoding as `ctc_weight` and the generation config ask for it, which yet has to hear the clips."""
+    def _ctc_decoding(self, generation_config: GenerationConfig | None, kwargs: dict) -> CTCDecoding:
+        """What `ctc_weight`, `ctc_draft` and the generation config ask of the CTC head, which yet has to hear."""
         config = generation_config or self.generation_config
-        explicit = kwargs.pop("ctc_weight", None)
-        weight = check_weight(getattr(config, "ctc_weight", None) or 0 if explicit is None else explicit)
+        options = {name: kwargs.pop(name, None) for name in CTC_OPTIONS}
+        asked = {name: value for name, value in options.items() if value}
+        weight, draft = options["ctc_weight"], options["ctc_draft"]
+        weight = check_weight(getattr(config, "ctc_weight", None) or 0 if weight is None else weight)
         do_sample = kwargs.get("do_sample")
         if config.do_sample if do_sample is None else do_sample:
-            if explicit:
+            if asked:
                 raise ValueError(
-                    f"`ctc_weight` is {explicit} and `do_sample` is True: joint decoding searches for the best "
-                    "transcript. Set `do_sample=False`, with `num_beams` for a wider search."
+                    f"{', '.join(f'`{name}` is {value!r}' for name, value in asked.items())} and `do_sample` is True: "
+                    "the CTC head serves the search for the best transcript. Set `do_sample=False`, with `num_beams` "
+                    "for a wider search."
                 )
             weight = 0.0
-        if explicit and kwargs.get("is_transcription") is None:
+        if asked and kwargs.get("is_transcription") is None:
             raise ValueError(
-                f"`ctc_weight` is {explicit}, and no row is marked as a transcription: the CTC head knows what is "
-                "said and nothing else. Build the inputs by `processor.apply_transcription_request`, or leave it out."
+                f"{', '.join(f'`{name}` is {value!r}' for name, value in asked.items())}, and no row is marked as a "
+                "transcription: the CTC head knows what is said and nothing else. Build the inputs by "
+                "`processor.apply_transcription_request`, or leave it out."
             )
-        return JointDecoding(self, weight, bool(explicit), kwargs.get("tokenizer"))
+        if draft is None and (options["draft_entropy"] is not None or options["draft_probability"] is not None):
+            raise ValueError(f"{options} were given: the limits of drafts need `ctc_draft=\"fast\"`.")
+        decoding = CTCDecoding(self, weight, asked, draft is not None, kwargs.get("tokenizer"))
+        if draft is not None:
+            kwargs["custom_generate"] = drafted(decoding, kwargs, **options)
+        return decoding
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
         """Raise `ValueError` where the pass to be guided away from, which is given no clips, would read a clip."""
@@ -333,7 +349,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
-        marked, rules, joint = model_kwargs.pop("is_transcription", None) or (None, None, None)
+        marked, rules, decoding = model_kwargs.pop("is_transcription", None) or (None, None, None)
         cache = model_kwargs.get(CACHE)
         cached = 0 if cache is None else int(cache.get_seq_length())
         prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
@@ -344,8 +360,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
                     "embeddings out, or merge the clips into them first (`model.model.merge_audio`)."
                 )
             return inputs, input_name, model_kwargs
-        if joint is not None and not has_clips:
-            joint.refuse_deaf()
+        if decoding is not None and not has_clips:
+            decoding.refuse_deaf()
         if prompt is not None or has_clips:
             self._refuse_virtual_tokens()
         if prompt is None and not has_clips:
@@ -380,12 +396,12 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if prompt is None or is_audio[:, begin:].any():
             tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
             merged |= tail
-            if joint is not None:
-                joint.hear(audio, inputs, marked)
+            if decoding is not None:
+                decoding.hear(audio, inputs, marked)
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
         if rules is not None:
-            merged |= {"answer_rules": rules, "joint_decoding": joint}
+            merged |= {"answer_rules": rules, "ctc_decoding": decoding}
             merged["silent_rows"] = self._find_silent(marked, is_audio, merged["prompt_is_silent"])
         return inputs, input_name, {**model_kwargs, **merged}
 
@@ -470,7 +486,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
         if (rules := model_kwargs.get("answer_rules")) is not None:
             rules.end_at_once(model_kwargs["silent_rows"], generation_config.eos_token_id)
-            model_kwargs["joint_decoding"].end_with(generation_config.eos_token_id)
+            model_kwargs["ctc_decoding"].end_with(generation_config.eos_token_id)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
 

@@ -62,6 +62,7 @@ def test_columns_blank_and_best_labels_are_those_of_a_softmax_over_all():
     frames, log_probs = frames_of(7)
     torch.testing.assert_close(frames.columns([0, 3, 5]), log_probs[:, [0, 3, 5]])
     torch.testing.assert_close(frames.blank_log_probs, log_probs[:, BLANK])
+    torch.testing.assert_close(frames.entropy, -(log_probs.exp() * log_probs).sum(dim=1))
     values, ids = log_probs[:, :BLANK].topk(6)
     torch.testing.assert_close(frames.top_log_probs[:, :6], values)
     assert torch.equal(frames.top_ids[:, :6], ids)
@@ -80,6 +81,7 @@ def test_clips_of_a_batch_score_as_each_alone_and_as_the_loss_does():
             states[clip : clip + 1, :length], lengths[clip : clip + 1], weight, 49, row, bias, top=4
         )
         torch.testing.assert_close(alone.top_log_probs, frames[clip].top_log_probs)
+        torch.testing.assert_close(alone.entropy, frames[clip].entropy)
     texts = [bytes([65 + label]) for label in range(49)] + [b""]
     labels = large_vocabulary_ctc(states, lengths, weight, 49, row, bias, torch.tensor([[3, 3, 7], [5, -100, -100]]))
     for clip, text in enumerate((b"DDH", b"F")):

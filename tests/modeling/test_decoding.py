@@ -7,13 +7,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf import SoundwaveForConditionalGeneration
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
 from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor
 from soundwave_hf.processing.text_soundwave import ctc_target
 from tests.modeling.test_ctc_scores import BYTES, brute_force, frames_of
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import save_tiny_soundwave
 
 
 END = 6
@@ -120,21 +119,6 @@ def test_a_weight_that_is_none_is_named(weight):
 
 
 # ---- generate ----
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_soundwave(tmp_path_factory.mktemp("joint"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return SoundwaveForConditionalGeneration.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def processor(folder):
-    return SoundwaveProcessor.from_pretrained(folder)
 
 
 def clips(*seconds: float) -> list[np.ndarray]:

@@ -1,0 +1,287 @@
+"""Drafts: the CTC head's transcript is what the LLM checks, many tokens in one pass.
+
+`lossless`: the answer is that of greedy decoding; each pass takes the draft up to the first token that the LLM would
+not have chosen. `fast` (arXiv 2603.11243): a transcript whose frames are all sure is taken without the LLM, and of the
+others each token to which the LLM gives enough probability. `ctc`: the transcript of the CTC head, without the LLM.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+)
+
+from .ctc_text_soundwave import CTCText
+
+
+DRAFTS = ("lossless", "fast", "ctc")
+MOST_ENTROPY = 0.7  # nats; `tau` of arXiv 2603.11243
+LEAST_PROBABILITY = 0.2  # `gamma` there
+COMPARED_WORDS = 8  # of the answer, with the draft's around the place where the last draft went on
+SHORTEST_DRAFT = 4  # tokens
+
+
+@dataclass
+class Draft:
+    """The transcript of one clip's CTC head, in words as an answer writes them.
+
+    Args:
+        words: with the case and marks of an answer.
+        entropy: highest of the clip's frames, in nats.
+    """
+
+    words: list[str]
+    entropy: float
+    place: int = 0  # words before the last draft
+    most_tokens: int | None = None  # of the next draft; all while no token was refused
+
+    def tokens(self, bridge: CTCText, answer: list[int]) -> list[int]:
+        """The rest of the transcript behind an answer, from the next word that both have in common."""
+        written = bridge.text_of(answer)
+        self.place = self._next_place(bridge, written)
+        begun = self._rest_of_word(written)
+        rest = " ".join([*([] if begun is None else [begun]), *self.words[self.place :]])
+        is_apart = begun is None and written and not written[-1].isspace()
+        whole = f"{written} {rest}" if rest and is_apart else written + rest
+        tokens = bridge.tokenizer(whole, add_special_tokens=False).input_ids
+        if tokens[: len(answer)] != answer:
+            tokens = [*answer, *bridge.tokenizer(whole[len(written) :], add_special_tokens=False).input_ids]
+        return tokens[len(answer) :][: self.most_tokens]
+
+    def _rest_of_word(self, written: str) -> str | None:
+        """What the answer's last word lacks of the draft's word at that place; None where it is another word."""
+        last = written.split(" ")[-1]
+        if not last or not self.place or written[-1].isspace():
+            return None
+        word = self.words[self.place - 1]
+        is_begun = len(last) < len(word) and word.lower().startswith(last.lower())
+        return word[len(last) :] if is_begun else None
+
+    def _next_place(self, bridge: CTCText, written: str) -> int:
+        """Words of the draft that an answer has used: the beginning of it that is nearest to the answer's words."""
+        words = [bridge.plain_word(word) for word in written.split()]
+        if not words:
+            return self.place
+        compared, first = words[-COMPARED_WORDS:], max(0, self.place - COMPARED_WORDS)
+        draft = [bridge.plain_word(word) for word in self.words[first : self.place + 2 * COMPARED_WORDS]]
+        is_whole = first == 0 and len(compared) == len(words)  # else the first compared word may stand anywhere
+        distances = [place if is_whole else 0 for place in range(len(draft) + 1)]
+        for number, word in enumerate(compared, 1):
+            before, distances = distances, [distances[0] + 1]
+            for place, other in enumerate(draft):
+                is_same = other == word or (number == len(compared) and other.startswith(word))  # it may go on
+                cheapest = min(before[place] + (not is_same), before[place + 1] + 1, distances[place] + 1)
+                distances.append(cheapest)
+        nearest = [place for place, distance in enumerate(distances) if distance == min(distances)]
+        # A word too many beside another word: the answer's last word says which.
+        alike = [place for place in nearest if place and draft[place - 1] == compared[-1]]
+        return first + max(alike or nearest)
+
+
+def draft_of(bridge: CTCText, labels: list[int], entropy: float) -> Draft:
+    """The draft of a clip's CTC labels, runs and blanks left out: a sentence, where its targets have no case."""
+    text = bridge.text_of(labels).strip()
+    if text and bridge.form != "as_written":
+        text = text[:1].upper() + text[1:] + "."
+    return Draft(text.split(), entropy)
+
+
+def drafted(
+    decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_probability=None, ctc_weight=None
+) -> "DraftedDecoding":
+    """The search with drafts that `generate` was asked for.
+
+    Args: given: the other options of `generate`.
+
+    Raises: `ValueError` for another mode, a limit that is no number from 0 on, or options that do not go together.
+    """
+    if ctc_draft not in DRAFTS:
+        raise ValueError(f"`ctc_draft` is {ctc_draft!r}; expected one of {DRAFTS}.")
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "past_key_values", "cache"):
+        if given.get(name) is not None:
+            raise ValueError(f"`ctc_draft` and `{name}` were given, and both decide on the search: leave one out.")
+    limits = {"draft_entropy": draft_entropy, "draft_probability": draft_probability}
+    for name, value in limits.items():
+        if value is not None and (ctc_draft != "fast" or isinstance(value, bool) or not value >= 0):
+            raise ValueError(f'`{name}` is {value!r}; expected a number from 0 on, with `ctc_draft="fast"`.')
+    entropy = MOST_ENTROPY if draft_entropy is None else draft_entropy
+    probability = LEAST_PROBABILITY if draft_probability is None else draft_probability
+    return DraftedDecoding(decoding, ctc_draft, entropy, probability)
+
+
+class DraftedDecoding:
+    """The `custom_generate` of `generate` for greedy decoding with drafts, one a row or None.
+
+    Args:
+        decoding: knows the drafts of the rows once their clips have been heard (`CTCDecoding`).
+        mode: one of `DRAFTS`.
+        most_entropy, least_probability: limits of the mode "fast".
+    """
+
+    def __init__(self, decoding, mode: str, most_entropy: float, least_probability: float):
+        self.decoding, self.mode = decoding, mode
+        self.most_entropy, self.least_probability = most_entropy, least_probability
+
+    def __call__(
+        self,
+        model,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer=None,
+        **inputs,
+    ) -> torch.LongTensor:
+        self._refuse(generation_config, stopping_criteria, synced_gpus, streamer)
+        silent = inputs.get("silent_rows")
+        drafts = self.decoding.drafts or [None] * len(input_ids)
+        ends = generation_config._eos_token_tensor
+        ends = [] if ends is None else ends.flatten().tolist()
+        room = generation_config.max_length - input_ids.shape[1]
+        rows = []
+        for row, draft in enumerate(drafts):
+            processors = [p.for_row(row) if hasattr(p, "for_row") else p for p in logits_processor]
+            is_silent = silent is not None and bool(silent[row])
+            rows.append(_Row(self, draft, input_ids[row], LogitsProcessorList(processors), ends, room, is_silent))
+        if any(not row.is_finished for row in rows):
+            _Passes(model, rows, inputs, stopping_criteria, input_ids).run()
+        pad = generation_config._pad_token_tensor
+        pad = 0 if pad is None else int(pad)
+        longest = max(len(row.answer) for row in rows)
+        answers = [row.answer + [pad] * (longest - len(row.answer)) for row in rows]
+        return torch.cat([input_ids, torch.tensor(answers, device=input_ids.device, dtype=input_ids.dtype)], dim=1)
+
+    def _refuse(self, config: GenerationConfig, criteria: StoppingCriteriaList, synced_gpus: bool, streamer):
+        known = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
+        refused = [
+            ("num_beams", config.num_beams, (config.num_beams or 1) > 1),
+            ("do_sample", True, config.do_sample),
+            ("return_dict_in_generate", True, config.return_dict_in_generate),
+            ("use_cache", False, not config.use_cache),
+            ("streamer", streamer, streamer is not None),
+            ("synced_gpus", True, synced_gpus),
+            *(("stopping_criteria", type(each).__name__, not isinstance(each, known)) for each in criteria),
+        ]
+        for name, value, is_refused in refused:
+            if is_refused:
+                raise ValueError(
+                    f"`ctc_draft` is {self.mode!r} and `{name}` is {value!r}: drafts serve greedy decoding, which "
+                    "ends by token, length or time, and gives ids alone. Leave one of the two out."
+                )
+
+
+class _Row:
+    """One row of a batch: its answer so far, and the tokens that the next pass checks."""
+
+    def __init__(self, search: DraftedDecoding, draft, prompt, processors, ends: list[int], room: int, silent: bool):
+        self.search, self.draft, self.prompt, self.processors = search, draft, prompt, processors
+        self.ends, self.room = ends, room
+        self.answer, self.is_finished = [], room < 1
+        self.checked = self._next_draft() if draft is not None and not silent else []
+        is_sure = search.mode == "fast" and draft is not None and draft.entropy <= search.most_entropy
+        if search.mode == "ctc" or is_sure or (silent and draft is not None):
+            for token in [*self.checked, *self.ends[:1]]:
+                self._take(token)
+            self.is_finished = True
+
+    def _next_draft(self) -> list[int]:
+        if self.draft is None:
+            return []
+        room = max(self.room - len(self.answer) - 1, 0)
+        return self.draft.tokens(self.search.decoding.bridge, self.answer)[:room]
+
+    def _take(self, token: int):
+        if not self.is_finished:
+            self.answer.append(token)
+            self.is_finished = token in self.ends or len(self.answer) >= self.room
+
+    def check(self, logits: torch.Tensor) -> int:
+        """Take what the LLM agrees to, and its own token where it does not.
+
+        Args: logits (`torch.FloatTensor` of shape `(checked + 1, vocabulary)`): behind each known token.
+
+        Returns: how many of the checked tokens were taken.
+        """
+        for place, scores in enumerate(logits.float()):
+            ids = torch.cat([self.prompt, torch.tensor(self.answer, device=self.prompt.device, dtype=torch.long)])
+            scores = self.processors(ids[None], scores[None])[0]
+            token = int(scores.argmax())
+            wanted = self.checked[place] if place < len(self.checked) else None
+            if wanted is not None and self.search.mode == "fast" and token != wanted:
+                token = wanted if scores.softmax(dim=-1)[wanted] >= self.search.least_probability else token
+            self._take(token)
+            if self.is_finished or token != wanted:
+                break
+        if self.draft is not None and not self.is_finished:
+            num_checked = len(self.checked)
+            if num_checked:
+                self.draft.most_tokens = 2 * max(place, SHORTEST_DRAFT // 2) if place < num_checked else None
+            self.checked = self._next_draft()
+        return place
+
+
+class _Passes:
+    """Passes of the LLM over the rows. Refused tokens stay in the cache and are masked."""
+
+    def __init__(self, model, rows: list[_Row], inputs: dict, criteria: StoppingCriteriaList, input_ids):
+        self.model, self.rows, self.criteria, self.input_ids = model, rows, criteria, input_ids
+        self.cache_name = "cache" if "cache" in inputs else "past_key_values"  # from transformers 5.24 on; before
+        self.cache = inputs[self.cache_name]
+        self.embeds = inputs["inputs_embeds"]
+        self.mask = inputs.get("attention_mask")
+        if self.mask is None:
+            self.mask = self.embeds.new_ones(self.embeds.shape[:2], dtype=torch.long)
+
+    @torch.no_grad()
+    def run(self):
+        prompt = self.mask
+        fed = [row.checked for row in self.rows]
+        first = True
+        while not all(row.is_finished for row in self.rows):
+            logits, width = self._pass(fed, self.embeds if first else None, prompt if first else None)
+            kept = self.mask.shape[1] - width
+            for number, (row, tokens) in enumerate(zip(self.rows, fed, strict=True)):
+                if row.is_finished:
+                    continue
+                own = logits[number, : len(tokens) + first]
+                taken = row.check(own) + (0 if first else 1)
+                self.mask[number, kept + taken :] = 0
+            first = False
+            fed = [[] if row.is_finished else [row.answer[-1], *row.checked] for row in self.rows]
+            if any(each(self.input_ids, None).all() for each in self.criteria if isinstance(each, MaxTimeCriteria)):
+                break
+
+    def _pass(self, fed: list[list[int]], prompt_embeds, prompt_mask) -> tuple[torch.Tensor, int]:
+        """Logits `(rows, width or width + 1, vocabulary)` behind the fed tokens, in the first pass behind the prompt
+        too, and the width: most tokens that a row is fed."""
+        width = max(map(len, fed))
+        device = self.embeds.device
+        ids = torch.zeros(len(fed), width, dtype=torch.long, device=device)
+        true = torch.zeros(len(fed), width, dtype=self.mask.dtype, device=device)
+        for row, tokens in enumerate(fed):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long, device=device)
+            true[row, : len(tokens)] = 1
+        embeds = self.model.get_input_embeddings()(ids).to(self.embeds)
+        self.mask = torch.cat([self.mask, true], dim=1)
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+        if prompt_embeds is not None:
+            embeds = torch.cat([prompt_embeds, embeds], dim=1)
+        outputs = self.model.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=self.mask,
+            position_ids=positions[:, -embeds.shape[1] :],
+            use_cache=True,
+            **{self.cache_name: self.cache},
+        )
+        scored = width + (prompt_embeds is not None)
+        return self.model.lm_head(outputs.last_hidden_state[:, -scored:].contiguous()), width
+
+
+__all__ = ["DRAFTS", "Draft", "DraftedDecoding", "draft_of", "drafted"]

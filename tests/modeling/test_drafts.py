@@ -1,0 +1,160 @@
+"""Drafts of the CTC head: the ids of greedy decoding, in fewer passes of the LLM."""
+
+import pytest
+import torch
+
+from soundwave_hf.modeling.ctc_text_soundwave import CTCText
+from soundwave_hf.modeling.decoding_soundwave import CTCDecoding
+from soundwave_hf.modeling.drafts_soundwave import Draft, draft_of
+from tests.modeling.test_decoding import SECONDS, ask
+from tests.tiny import tiny_tokenizer
+
+
+GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 257}
+
+
+@pytest.fixture(scope="module")
+def bridge():
+    return CTCText(tiny_tokenizer(), "lower")
+
+
+def ids_of(bridge, text: str) -> list[int]:
+    return bridge.tokenizer(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize(
+    "written, rest",
+    [
+        ("", "He was not a young man."),
+        ("He", " was not a young man."),
+        ("He wa", "s not a young man."),
+        ("He was never", " a young man."),  # another word for "not": the next word in common is "a"
+        ("He was not not", " a young man."),
+        ("Was not", " a young man."),
+        ("He was not a young man.", ""),
+        ("He was not a young man. And", ""),
+        ("He is not, ", "a young man."),
+    ],
+)
+def test_a_draft_goes_on_at_the_next_word_in_common(bridge, written, rest):
+    draft = draft_of(bridge, ids_of(bridge, " he was not a young man"), entropy=1.0)
+    tokens = draft.tokens(bridge, ids_of(bridge, written))
+    assert bridge.text_of(tokens) == rest
+
+
+def test_words_of_a_long_draft_are_found_from_the_last_ones(bridge):
+    words = [f"word{number}" for number in range(100)]
+    draft = Draft(words, entropy=1.0)
+    draft.tokens(bridge, ids_of(bridge, " ".join(words[:20])))
+    tokens = draft.tokens(bridge, ids_of(bridge, " ".join([*words[:30], "other"])))
+    assert bridge.text_of(tokens).split()[0] == "word31"
+
+
+def passes(model):
+    counts = []
+    return counts, model.model.language_model.register_forward_hook(lambda *_: counts.append(1))
+
+
+def answers(model, inputs, **options) -> tuple[list[list[int]], int]:
+    counts, hook = passes(model)
+    try:
+        ids = model.generate(**inputs, **{**GREEDY, **options})[:, inputs["input_ids"].shape[1] :]
+    finally:
+        hook.remove()
+    pad = model.generation_config.pad_token_id or 0
+    rows = [row[: row.index(257) + 1] if 257 in row else row for row in ids.tolist()]
+    return [[token for token in row if token != pad] for row in rows], len(counts)
+
+
+@pytest.mark.parametrize("weight", [None, 0.5, 0.95])
+def test_lossless_drafts_give_the_ids_of_greedy_decoding(model, processor, weight):
+    for seconds in ([1.9], SECONDS):
+        inputs = ask(processor, *seconds)
+        plain, plain_passes = answers(model, inputs, ctc_weight=weight)
+        drafted, drafted_passes = answers(model, inputs, ctc_weight=weight, ctc_draft="lossless")
+        assert drafted == plain
+        assert drafted_passes <= plain_passes
+
+
+class Known:
+    """A draft that knows the answer but for some tokens."""
+
+    entropy = 1.0
+
+    def __init__(self, answer: list[int], wrong: tuple[int, ...] = ()):
+        self.answer = [7 if place in wrong else token for place, token in enumerate(answer)]
+
+    def tokens(self, bridge, answer):
+        return self.answer[len(answer) :]
+
+
+def give_drafts(monkeypatch, drafts: list):
+    monkeypatch.setattr(CTCDecoding, "_draft", lambda self, audio, frames, clip: drafts[clip])
+
+
+def test_a_draft_that_is_right_takes_one_pass(model, processor, monkeypatch):
+    inputs = ask(processor, *SECONDS)
+    plain, num_passes = answers(model, inputs)
+    assert num_passes == 12
+    give_drafts(monkeypatch, [Known(row) for row in plain])
+    assert answers(model, inputs, ctc_draft="lossless") == (plain, 1)
+
+
+@pytest.mark.parametrize("wrong", [[(0,), (), (3,)], [(11,), (2, 5), (1, 2, 3)], [(), (0, 1, 2, 3, 4, 5, 6), (8,)]])
+def test_refused_tokens_leave_nothing_behind_for_later_ones(model, processor, monkeypatch, wrong):
+    for seconds in (SECONDS, SECONDS[1:2]):
+        inputs = ask(processor, *seconds)
+        plain, _ = answers(model, inputs)
+        places = [wrong[SECONDS.index(length)] for length in seconds]
+        give_drafts(monkeypatch, [Known(row, own) for row, own in zip(plain, places, strict=True)])
+        drafted, num_passes = answers(model, inputs, ctc_draft="lossless")
+        assert drafted == plain
+        # The first pass, and one more behind each wrong token, but the last.
+        assert num_passes == max(1 + sum(place < 11 for place in own) for own in places)
+
+
+def test_the_ctc_transcript_alone_needs_no_pass_of_the_llm(model, processor):
+    inputs = ask(processor, *SECONDS)
+    found, num_passes = answers(model, inputs, ctc_draft="ctc", max_new_tokens=200)
+    assert num_passes == 0
+    audio = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    bridge = CTCText(processor.tokenizer, "lower")
+    for row, (best, length) in enumerate(zip(audio.ctc_best, audio.num_frames.tolist(), strict=True)):
+        labels = torch.unique_consecutive(best[:length]).tolist()
+        heard = bridge.text_of([label for label in labels if label != processor.audio_token_id]).strip()
+        written = bridge.text_of(found[row])
+        assert written.rstrip(".").lower() == heard and written[:1].isupper() == heard[:1].isalpha()
+
+
+def test_sure_transcripts_are_taken_unseen_and_others_are_checked(model, processor, monkeypatch):
+    inputs = ask(processor, 1.9, 0.5)
+    plain, _ = answers(model, inputs)
+    drafts = [Known(plain[0], (4,)), Known(plain[1], (2, 3))]
+    give_drafts(monkeypatch, drafts)
+    fast = {"ctc_draft": "fast", "draft_entropy": 1.0}
+    assert answers(model, inputs, **fast) == ([[*draft.answer[:11], 257] for draft in drafts], 0)  # no pass at all
+    drafts[0].entropy = 1.1
+    unseen, num_passes = answers(model, inputs, **fast, draft_probability=1.0)
+    assert unseen == [plain[0], [*drafts[1].answer[:11], 257]] and num_passes == 2
+    drafts[1].entropy = 1.1
+    assert answers(model, inputs, **fast, draft_probability=1.0)[0] == plain
+    lenient, num_passes = answers(model, inputs, **fast, draft_probability=0.0)
+    assert [row[:11] for row in lenient] == [draft.answer[:11] for draft in drafts] and num_passes == 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"ctc_draft": "lossles"}, "'lossles'; expected one of"),
+        ({"ctc_draft": "lossless", "num_beams": 2}, "`num_beams` is 2"),
+        ({"ctc_draft": "lossless", "do_sample": True}, "`do_sample` is True"),
+        ({"ctc_draft": "lossless", "return_dict_in_generate": True}, "`return_dict_in_generate` is True"),
+        ({"ctc_draft": "lossless", "draft_entropy": 0.5}, "`draft_entropy` is 0.5"),
+        ({"ctc_draft": "fast", "draft_probability": -1}, "`draft_probability` is -1"),
+        ({"draft_entropy": 0.5}, 'ctc_draft="fast"'),
+        ({"ctc_draft": "fast", "prompt_lookup_num_tokens": 2}, "leave one out"),
+    ],
+)
+def test_drafts_that_cannot_be_used_are_refused(model, processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        answers(model, ask(processor, 0.5), **options)
