@@ -20,6 +20,11 @@ from .ctc_soundwave import large_vocabulary_ctc
 from .trained_fields_soundwave import keep_trained_fields
 
 
+def in_training_step(module: nn.Module) -> bool:
+    """Whether a forward pass is one of training, with gradients: `generate` may run in training mode too."""
+    return module.training and torch.is_grad_enabled()
+
+
 def first_of_run(labels: torch.Tensor) -> torch.Tensor:
     """Mark the first frame of each run of equal CTC labels (paper section 3.2).
 
@@ -248,6 +253,7 @@ class SoundwaveCTCHead(nn.Module):
             ctc_labels,
             self.blank_margin,
             candidates,
+            output_blank_log_probs=not in_training_step(self),  # only `SoundwaveModel.judge_silence` reads them
         )
         if ctc_labels is None and self.weight is None and self.training and self.blank_bias.requires_grad:
             # Distributed training waits for a gradient of each parameter: without labels, the blank's are zero.
@@ -337,4 +343,5 @@ __all__ = [
     "SoundwaveShrinkingAdapter",
     "eager_attention_forward",
     "first_of_run",
+    "in_training_step",
 ]

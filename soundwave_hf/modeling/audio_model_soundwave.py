@@ -377,10 +377,9 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
         if ctc_labels is None and ctc.losses is not None:
             aligned = aligned + ctc.losses[:, None, None].to(aligned.dtype)
-        no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
-        output = SoundwaveAudioOutput(
-            aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best, no_speech_probs=no_speech_probs
-        )
+        output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
+        if ctc.blank_log_probs is not None:
+            output.no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
             if ctc_mask is None:

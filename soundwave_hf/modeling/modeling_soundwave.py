@@ -18,6 +18,7 @@ from .adapters_soundwave import (  # noqa: F401 (some for those who import them 
     SoundwaveShrinkingAdapter,
     eager_attention_forward,
     first_of_run,
+    in_training_step,
 )
 from .audio_model_soundwave import (
     SoundwaveAudioModel,
@@ -326,7 +327,8 @@ class SoundwaveModel(SoundwaveAudioModel):
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 clips stand where the embedding is that of the audio token.
-            use_cache (`bool`, *optional*): whether to return `past_key_values`.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default the LLM's config says so,
+                in a training step it is False.
             encoder_states, encoder_mask: outputs of `encode`, in place of the features and their mask.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
             output_ctc_logits (`bool`): whether `audio_output` has `ctc_logits`.
@@ -400,6 +402,8 @@ class SoundwaveModel(SoundwaveAudioModel):
                     "`input_ids` holds audio tokens and no clip was given: they are read as a word that no LLM was "
                     "trained on. Pass `input_features` as well."
                 )
+        if use_cache is None and in_training_step(self) and past_key_values is None:
+            use_cache = False
         outputs = self.language_model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -412,7 +416,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         hidden, kept = outputs.last_hidden_state, getattr(outputs, CACHE)
         if self.training and not has_audio and past_key_values is None and num_processes() > 1:
             hidden = hidden + self.hear_nothing().to(hidden.dtype)
-        if merged is not None and kept is not None and not shared_prefix:
+        if merged is not None and kept is not None and not in_training_step(self):
             # `generate` may go on from it.
             added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
             is_audio = prompt_ids == self.config.audio_token_id
@@ -602,7 +606,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 clips stand where the embedding is that of the audio token.
-            use_cache (`bool`, *optional*): whether to return `past_key_values`.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default the LLM's config says so,
+                in a training step it is False.
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` where a token is to be
                 learnt, -100 elsewhere.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.

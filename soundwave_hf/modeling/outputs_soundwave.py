@@ -32,8 +32,9 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
             of clips, or over `num_ctc_clips` where that was given.
         num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
         ctc_logits (`torch.FloatTensor` of shape `(clips, frames, vocabulary)`, *optional*): returned on request.
-        no_speech_probs (`torch.FloatTensor` of shape `(clips,)`): least probability of the CTC blank at a frame of the
-            clip: near 1 where the CTC head hears no token anywhere. See `SoundwaveModel.judge_silence`.
+        no_speech_probs (`torch.FloatTensor` of shape `(clips,)`, *optional*): lowest probability of the CTC blank at
+            any frame of the clip: near 1 where the CTC head finds no token. None in a training step (in training mode,
+            with gradients). See `SoundwaveModel.judge_silence`.
     """
 
     aligned_states: torch.FloatTensor | None = None
