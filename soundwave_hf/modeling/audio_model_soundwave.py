@@ -19,6 +19,7 @@ from .adapters_soundwave import (
     SoundwaveCTCHead,
     SoundwaveEncoder,
     first_of_run,
+    may_look,
 )
 from .backbones_soundwave import (
     AUDIO_TOKEN,
@@ -291,6 +292,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
                 f"{tuple(input_features.shape)}: the mask must be (clips, mel_frames), "
                 f"here {tuple(input_features.shape[::2])}."
             )
+        if not may_look(self, input_features_mask):
+            return
         starts, rises = input_features_mask[:, 0].bool(), input_features_mask.int().diff(dim=1) > 0
         wrong = ~starts | rises.any(dim=1)
         if wrong.any():
@@ -302,8 +305,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def _check_finite(self, input_features: torch.Tensor | None, encoder_states: torch.Tensor | None):
         name = "input_features" if encoder_states is None else "encoder_states"
         values = input_features if encoder_states is None else encoder_states
-        # In training it would hold up an accelerator at each step, and the loss tells.
-        if values is None or (self.training and values.device.type != "cpu"):
+        if values is None or not may_look(self, values):
             return
         wrong = ~torch.isfinite(values)
         if wrong.any():
@@ -372,7 +374,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         num_frames = mask.sum(dim=1)
         if ctc_labels is not None:
             self._check_ctc_labels(ctc_labels, len(aligned))
-        if ctc_candidates is not None:
+        if ctc_candidates is not None and may_look(self, ctc_candidates):
             check_ids("ctc_candidates", ctc_candidates, self.config.text_config.vocab_size)
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
         if ctc_labels is None and ctc.losses is not None:
@@ -392,6 +394,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
         if len(ctc_labels) != clips:
             raise ValueError(f"`ctc_labels` has {len(ctc_labels)} rows for {clips} clips: give one row a clip.")
+        if not may_look(self, ctc_labels):
+            return
         vocabulary, blank = self.config.text_config.vocab_size, self.config.audio_token_id
         wrong = ctc_labels.ne(-100) & ((ctc_labels < 0) | (ctc_labels >= vocabulary) | (ctc_labels == blank))
         if wrong.any():
@@ -565,11 +569,10 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             ctc_logits=logits,
         )
 
-    @staticmethod
-    def _one_of(labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:
+    def _one_of(self, labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:
         if labels is None or ctc_labels is None:
             return ctc_labels if labels is None else labels
-        if labels is not ctc_labels and not torch.equal(labels, ctc_labels.to(labels)):
+        if labels is not ctc_labels and may_look(self, labels) and not torch.equal(labels, ctc_labels.to(labels)):
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} and `ctc_labels` of shape {tuple(ctc_labels.shape)} were "
                 "given and differ; they are two names of the transcripts' ids: give one of them."

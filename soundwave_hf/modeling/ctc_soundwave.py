@@ -73,10 +73,10 @@ def _scores(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 class _TokenScores(torch.autograd.Function):
     """Of all true frames' scores `frames @ token_weight.T`: the log-sum-exp, the best, and the columns `ids`.
 
-    The log-sum-exp is taken over `candidates`, by default over all tokens; `skip` is left out. Its gradient is the mean of the
-    tokens' rows, each with the token's probability: where it will be asked for (`with_mean`), the forward takes it
-    from the scores that it has at hand, and only the gradient of the head itself scores again. One gradient of the
-    head holds what normaliser and columns give it.
+    The log-sum-exp is taken over `candidates`, by default over all tokens; the token `skip` is left out. Its gradient
+    is the mean of the tokens' rows, weighted by their probabilities. Where that is needed (`with_mean`), the forward
+    pass computes it from the scores it has; only the gradient of the head itself computes the scores again. The
+    gradient of the head sums the parts of the normaliser and of the columns.
     """
 
     @staticmethod
@@ -220,8 +220,8 @@ def large_vocabulary_ctc(
     if targets is not None:
         targets = nn.functional.pad(targets, (0, 1), value=-100)  # a column even where no clip has a target
         ids, lengths = targets.clamp(min=0), torch.stack([frame_lengths, targets.ne(-100).sum(dim=1)])
-    lengths = lengths.cpu()  # all that has to be known of the values here: an accelerator is waited for once
-    places = true_places(frame_lengths, num_frames, int(lengths[0].sum()))
+    lengths = lengths.tolist()  # all that has to be known of the values here: an accelerator is waited for once
+    places = true_places(frame_lengths, num_frames, sum(lengths[0]))
     if candidates is not None:
         candidates = _competing(candidates, targets, blank_id)
     columns = ids if blank_weight is not None else nn.functional.pad(ids, (1, 0), value=blank_id)
@@ -260,8 +260,10 @@ def _competing(candidates: torch.Tensor, targets: torch.Tensor | None, blank_id:
 
 def _spread(values: torch.Tensor, places: torch.Tensor, scores: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
     """Values of true frames `(true frames,)` at their places in `(clips, frames)`, `fill` at padding."""
-    return values.new_full((scores.shape[0] * scores.shape[1],), fill).index_copy(0, places, values).view(
-        scores.shape[:2]
+    return (
+        values.new_full((scores.shape[0] * scores.shape[1],), fill)
+        .index_copy(0, places, values)
+        .view(scores.shape[:2])
     )
 
 

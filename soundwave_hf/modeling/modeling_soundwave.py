@@ -19,6 +19,7 @@ from .adapters_soundwave import (  # noqa: F401 (some for those who import them 
     eager_attention_forward,
     first_of_run,
     in_training_step,
+    may_look,
 )
 from .audio_model_soundwave import (
     SoundwaveAudioModel,
@@ -139,7 +140,9 @@ class SoundwaveModel(SoundwaveAudioModel):
         keep = self.keep_mask(audio.ctc_best, mask)
         audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
-            audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(audio.ctc_best[keep])
+            places = torch.argsort(~keep.flatten(), stable=True)[: len(audio.pooler_output)]  # of the kept, in order
+            kept_labels = audio.ctc_best.flatten()[places]
+            audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(kept_labels)
         audio.num_positions = keep.sum(dim=1)
         if output_ctc_logits:
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
@@ -197,13 +200,6 @@ class SoundwaveModel(SoundwaveAudioModel):
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, ids and
         mask differ in shape, or a row is longer than the LLM's context.
         """
-        check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
-        is_audio = input_ids == self.config.audio_token_id
-        if int(is_audio.sum()) != len(num_positions):
-            raise ValueError(
-                f"`input_ids` holds {int(is_audio.sum())} audio tokens (id {self.config.audio_token_id}) and "
-                f"{len(num_positions)} clips were given: give one audio token a clip, in the clips' order."
-            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if attention_mask.shape != input_ids.shape:
@@ -211,41 +207,57 @@ class SoundwaveModel(SoundwaveAudioModel):
                 f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` {tuple(input_ids.shape)}: "
                 "give one value a token, whatever positions its clip has."
             )
-        batch = len(input_ids)
-        spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
-        lengths = spans.sum(dim=1)
-        merged = int(lengths.max())
-        context = getattr(self.config.text_config, "max_position_embeddings", None)
-        most_before = before if isinstance(before, int) else int(before.max())
-        if context is not None and most_before + merged > context:  # padding may be what is too much
-            whole = before + (spans * attention_mask).sum(dim=1)
-            self._check_context(int(whole.max()), context, num_positions)
-        ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
-        flat_ends = ends + merged * torch.arange(batch, device=input_ids.device)[:, None]
+        if may_look(self, input_ids):
+            check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
+        batch, num_positions = len(input_ids), num_positions.to(input_ids)
+        # A stable sort moves the audio tokens of all rows to the front, in order.
+        order = torch.argsort((input_ids != self.config.audio_token_id).flatten(), stable=True)
+        audio_at, text_at = order[: len(num_positions)], order[len(num_positions) :]
+        spans = torch.ones_like(order).index_copy(0, audio_at, num_positions[: len(audio_at)]).view_as(input_ids)
+        merged = self._merged_length(input_ids, spans, num_positions, attention_mask, before)
+        ends = merged - spans.sum(dim=1, keepdim=True) + spans.cumsum(dim=1)  # one past each token's last position
+        flat_ends = (ends + merged * torch.arange(batch, device=ends.device)[:, None]).flatten()
 
-        # A clip's positions end where its token ends; `step` counts back from there.
-        first = torch.cumsum(num_positions, 0) - num_positions
-        step = torch.arange(len(positions), device=positions.device) - first.repeat_interleave(num_positions)
-        starts = (flat_ends - spans)[is_audio]
-        audio_index = starts.repeat_interleave(num_positions) + step
-        text_index = (flat_ends - 1)[~is_audio]
+        # A clip's positions lie side by side and end where its token ends.
+        shift = flat_ends[audio_at] - num_positions.cumsum(0)
+        repeat = {"repeats": num_positions, "output_size": len(positions)}
+        audio_index = torch.arange(len(positions), device=shift.device) + shift.repeat_interleave(**repeat)
+        text_index = flat_ends[text_at] - 1
 
-        is_text = ~is_audio
-        text = self.get_input_embeddings()(input_ids[is_text]) if inputs_embeds is None else inputs_embeds[is_text]
+        if inputs_embeds is None:
+            text = self.get_input_embeddings()(input_ids.flatten()[text_at])
+        else:
+            text = inputs_embeds.flatten(0, 1)[text_at]
         embeds = text.new_zeros(batch * merged, text.shape[-1])
         embeds = embeds.index_copy(0, text_index, text).index_copy(0, audio_index, positions.to(text))
-        mask = attention_mask.new_zeros(batch * merged)
-        mask[text_index] = attention_mask[~is_audio]
-        mask[audio_index] = attention_mask[is_audio].repeat_interleave(num_positions)
+        true = attention_mask.flatten()
+        mask = true.new_zeros(batch * merged).index_copy(0, text_index, true[text_at])
+        mask = mask.index_copy(0, audio_index, true[audio_at].repeat_interleave(**repeat))
         return MergedPrompt(embeds.view(batch, merged, -1), mask.view(batch, merged), ends - 1)
 
-    @staticmethod
-    def _check_context(length: int, context: int, num_positions: torch.Tensor):
-        if length > context:
+    def _merged_length(self, input_ids, spans, num_positions, attention_mask, before) -> int:
+        """Positions of the longest merged row, with a single look at values, at which an accelerator waits.
+
+        Args: spans (`torch.LongTensor` of shape `(batch, tokens)`): positions of each token; the others as in
+            `merge_audio`.
+        """
+        num_tokens = (input_ids == self.config.audio_token_id).sum()
+        true = before + (spans * attention_mask.to(spans)).sum(dim=1)
+        longest_clip = torch.nn.functional.pad(num_positions, (0, 1)).max()  # 0 where there is none
+        values = torch.stack([num_tokens, spans.sum(dim=1).max(), true.max(), longest_clip])
+        num_tokens, merged, length, longest_clip = values.tolist()
+        if num_tokens != len(num_positions):
             raise ValueError(
-                f"A prompt has {length} positions with its clips (the longest clip alone {int(num_positions.max())}), "
+                f"`input_ids` holds {num_tokens} audio tokens (id {self.config.audio_token_id}) and "
+                f"{len(num_positions)} clips were given: give one audio token a clip, in the clips' order."
+            )
+        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None and length > context:
+            raise ValueError(
+                f"A prompt has {length} positions with its clips (the longest clip alone {longest_clip}), "
                 f"and the LLM's context is {context} (`max_position_embeddings`): cut the clip, or give fewer."
             )
+        return merged
 
     def shares_prefix(self) -> bool:
         """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
@@ -395,7 +407,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             prompt_ids, input_ids, inputs_embeds = input_ids, None, merged.inputs_embeds
             attention_mask, position_ids = merged.attention_mask, merged.position_ids + shared_prefix
             attention_mask = nn.functional.pad(attention_mask, (shared_prefix, 0), value=1)
-        elif inputs_embeds is None and past_key_values is None:
+        elif inputs_embeds is None and past_key_values is None and may_look(self, input_ids):
             check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
             if (input_ids == self.config.audio_token_id).any():
                 logger.warning_once(
@@ -664,7 +676,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         ce_loss = None
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
-            check_ids("labels", labels[labels.ne(-100)], vocabulary)
+            if may_look(self, labels):
+                check_ids("labels", labels.masked_fill(labels.eq(-100), 0), vocabulary)
             learnt = labels[:, shared_prefix:][:, kept]
             if learnt.shape != logits.shape[:2]:
                 raise ValueError(
