@@ -4,6 +4,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -70,15 +71,25 @@ def num_processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def refuse_misspelt(forward: Callable, given: dict):
-    """Refuse keywords that nearly are an argument of a `forward`; others are passed on to the LLM.
+@lru_cache
+def _known_arguments(function: Callable) -> frozenset[str]:
+    # `ctc_labels` is missing in signatures: see `unseen_by_trainer`.
+    return frozenset({*inspect.signature(function).parameters, "ctc_labels", *TransformersKwargs.__annotations__})
 
-    Raises: `ValueError` with the near one.
+
+@lru_cache
+def _nearest_argument(function: Callable, name: str) -> str | None:
+    return next(iter(difflib.get_close_matches(name, _known_arguments(function), n=1, cutoff=0.8)), None)
+
+
+def refuse_misspelt(function: Callable, given: dict):
+    """Refuse keywords that nearly are an argument of `function`. Others go to the LLM, which ignores unknown ones.
+
+    Raises: `ValueError` with the closest argument.
     """
-    known = {*inspect.signature(forward).parameters, "ctc_labels"}  # see `unseen_by_trainer`
-    for name in given.keys() - TransformersKwargs.__annotations__.keys():
-        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-            raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{near[0]}`?")
+    for name in given.keys() - _known_arguments(function):
+        if nearest := _nearest_argument(function, name):
+            raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{nearest}`?")
 
 
 def _describe_mismatches(mismatches, folder: str) -> str:
