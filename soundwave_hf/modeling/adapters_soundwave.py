@@ -159,7 +159,7 @@ class SoundwaveAttention(nn.Module):
 
 
 class SoundwaveFrameAttention(nn.Module):
-    """Attention of a frame to itself alone, which needs no queries or keys: what the published weights are for."""
+    """Attention of each frame to itself only, as in the published weights: it needs no queries or keys."""
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__()

@@ -101,10 +101,9 @@ def _describe_mismatches(mismatches, folder: str) -> str:
 
 
 def unseen_by_trainer(name: str):
-    """Leave an argument out of a function's signature.
+    """Remove an argument from a function's signature.
 
-    `Trainer` takes every argument with "label" in its name for one that each batch has, and gives no `eval_loss` for a
-    batch without it.
+    `Trainer` expects every argument with "label" in its name in each batch; without it, it reports no `eval_loss`.
     """
 
     def hide(function):
@@ -131,7 +130,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        # The library gathers these names of all parts, and Whisper's are its decoder's too: sharding looks for each.
+        # The library collects these names from all parts, also that of Whisper's decoder; sharding needs all to exist.
         here = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = here & set(self._no_split_modules)
 
@@ -166,15 +165,16 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
-        here a checkpoint has them all, and the frozen parts are frozen again.
+        """As in transformers, with two differences: missing weights raise an error (transformers fills them with
+        random values), and the encoder and the token embeddings of stage I are frozen again.
 
-        A folder or hub name of trained adapters is loaded with the backbones that its config names. What only those
-        take (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`): see `from_adapter`.
+        A folder or hub name of trained adapters is loaded with the backbones that its config names. For the arguments
+        that only adapters take (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`) see
+        `from_adapter`.
 
-        A caller that asks for the report (`output_loading_info=True`) sees there what is missing. A
-        `quantization_config` of bitsandbytes or torchao that names no modules to leave out quantizes the LLM's layers
-        alone: another CTC label here and there would be another number of positions.
+        With `output_loading_info=True` missing weights are in the report and raise no error. A `quantization_config`
+        of bitsandbytes or torchao that lists no modules to skip quantizes the LLM's layers only: quantized adapters
+        would change CTC labels, and with them the number of positions.
 
         Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
         missing or have other shapes, or the checkpoint is in the published layout.
@@ -207,7 +207,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
         Raises: `ValueError` where they were trained with other config fields than this model has.
         """
-        # PEFT alone writes no config: what it was trained on is a checkpoint, with a config of its own.
+        # PEFT writes no config: such adapters were trained on a whole checkpoint, which has its own.
         if cached_file(peft_model_id or "", CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
             refuse_other_training(self.config, peft_model_id)
         with checked_by_caller():
@@ -231,7 +231,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _join(cls, encoder: str, llm: str, llm_rows, text_config, audio_token_id: int, dtype, warm_start, fields):
-        """A model of this class: the encoder's weights, adapters that begin sensibly, and an LLM yet to be put in.
+        """A model of this class with the encoder's weights and initialized adapters; its LLM is still empty.
 
         Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
         """
@@ -322,8 +322,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         if wrong.any():
             clip = int(wrong.flatten(1).any(dim=1).int().argmax())
             raise ValueError(
-                f"`{name}` of clip {clip} holds {values[wrong][0].item()}, and finite values were expected: see what "
-                "made it so (silence divided by its loudness, a half-precision overflow); the processor gives none."
+                f"`{name}` of clip {clip} holds {values[wrong][0].item()}, and finite values were expected: check how "
+                "it was computed (silence divided by its loudness, a half-precision overflow)."
             )
 
     def align(
@@ -422,8 +422,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             )
 
     def token_table(self) -> torch.Tensor | None:
-        """The embeddings `(vocabulary, width)` that the tied CTC head scores with: whole and here, where they are
-        offloaded or sharded too. None where the model holds none, because its head has weights of its own."""
+        """The embeddings `(vocabulary, width)` that the tied CTC head scores with, gathered where they are offloaded
+        or sharded. None where the model has none: its head has its own weights."""
         embeddings = self.get_input_embeddings()
         if embeddings is None:
             return None

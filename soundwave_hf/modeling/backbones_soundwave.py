@@ -154,9 +154,22 @@ def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, i
     return audio_token_id, max(num_rows, audio_token_id + 1)
 
 
-# Config fields with which causal LMs of transformers change their scores after the head, or the states right before it,
-# and the value that changes nothing: Gemma, VaultGemma, NanoChat (softcap), RecurrentGemma, xLSTM, Granite and MiniCPM3
-# (divisor), Cohere (factor), Falcon-H1, Muse, Inkling.
+@torch.no_grad()
+def add_audio_token(language, audio_token_id: int, vocabulary: int) -> nn.Module:
+    """Give an LLM so many rows of embeddings; those of the audio token are the mean of the rows before it.
+
+    Returns: the input embeddings.
+    """
+    if vocabulary > language.get_input_embeddings().weight.shape[0]:
+        language.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for table in (language.get_input_embeddings(), language.get_output_embeddings()):
+        table.weight[audio_token_id] = table.weight[:audio_token_id].float().mean(dim=0)
+    return language.get_input_embeddings()
+
+
+# Config fields with which causal LMs of transformers change their scores after the head, or the states right before
+# it, and the value that changes nothing. Softcaps: Gemma, VaultGemma, NanoChat, RecurrentGemma, xLSTM. Factors and
+# divisors: Granite, MiniCPM3, Cohere, Falcon-H1, Muse, Inkling.
 UNCHANGED_SCORES = {
     "final_logit_softcapping": None,
     "logits_soft_cap": None,
@@ -189,8 +202,8 @@ def refuse_other_heads(language, llm: str):
     found += [f"it has `{name}`" for name, parameter in language.named_parameters() if id(parameter) not in known]
     if found:
         raise ValueError(
-            f"`{llm}` ({type(language).__name__}) caps, scales or shifts its scores after its head ({found[0]}), which "
-            "Soundwave does not: choose an LLM that does not, such as a Llama, Qwen, Mistral or SmolLM."
+            f"`{llm}` ({type(language).__name__}) caps, scales or shifts its scores after its head ({found[0]}), "
+            "which Soundwave does not: choose an LLM that does not, such as a Llama, Qwen, Mistral or SmolLM."
         )
 
 
@@ -474,6 +487,7 @@ def take_quantizer(model: nn.Module, language: nn.Module):
 
 
 __all__ = [
+    "add_audio_token",
     "HIGH_PRECISION_PARTS",
     "quantize_llm_alone",
     "take_quantizer",

@@ -2,7 +2,7 @@
 
 The loss needs two things of the `[frames, vocabulary]` scores: their log-normaliser, taken here in chunks of the
 vocabulary, and the columns of the blank and of the targets. The likeliest label of each frame comes from the same
-pass. Nothing here knows of Soundwave.
+pass. Nothing here depends on Soundwave.
 """
 
 from dataclasses import dataclass
@@ -222,18 +222,14 @@ def large_vocabulary_ctc(
         ids, lengths = targets.clamp(min=0), torch.stack([frame_lengths, targets.ne(-100).sum(dim=1)])
     lengths = lengths.tolist()  # all that has to be known of the values here: an accelerator is waited for once
     places = true_places(frame_lengths, num_frames, sum(lengths[0]))
-    if candidates is not None:
-        candidates = _competing(candidates, targets, blank_id)
+    candidates = None if candidates is None else _competing(candidates, targets, blank_id)
     columns = ids if blank_weight is not None else nn.functional.pad(ids, (1, 0), value=blank_id)
-    with_mean = targets is not None and frames.requires_grad and torch.is_grad_enabled()
     chunk_size = tokens_at_once(clips * num_frames) if chunk_size is None else chunk_size
+    options = chunk_size, targets is not None and frames.requires_grad and torch.is_grad_enabled()
     normalizer, scores, best_score, best = _TokenScores.apply(
-        frames, token_weight, places, columns, candidates, blank_id, chunk_size, with_mean
+        frames, token_weight, places, columns, candidates, blank_id, *options
     )
-    if blank_weight is not None:
-        scores = torch.cat([_scores(frames, blank_weight[None]), scores], dim=-1)  # [clips, frames, 1 + targets]
-    if blank_bias is not None:
-        scores = torch.cat([scores[..., :1] + blank_bias, scores[..., 1:]], dim=-1)
+    scores = _with_blank(scores, frames, blank_weight, blank_bias)
     blank_scores = scores[..., 0].flatten()[places]
     best = best if candidates is None else candidates[best]
     best = torch.where(blank_scores - blank_margin >= best_score, blank_id, best)
@@ -243,12 +239,26 @@ def large_vocabulary_ctc(
         result.blank_log_probs = _spread(nn.functional.logsigmoid(lead), places, scores)
     if targets is not None:
         normalizer = _spread(torch.logaddexp(normalizer, blank_scores), places, scores)
-        valid = torch.arange(num_frames, device=frames.device) < frame_lengths[:, None]
-        log_probs = torch.where(valid[..., None], scores - normalizer[..., None], 0.0).transpose(0, 1)
-        # Equal targets must share one class, or CTC would not ask for a blank between two of them.
-        classes = (ids[:, :, None] == ids[:, None, :]).float().argmax(dim=-1) + 1
-        result.losses, result.feasible = _CTCOfColumns.apply(log_probs, classes, valid, lengths)
+        result.losses, result.feasible = _losses(scores - normalizer[..., None], ids, frame_lengths, lengths)
     return result
+
+
+def _losses(log_probs: torch.Tensor, ids: torch.Tensor, frame_lengths: torch.Tensor, lengths: list[list[int]]):
+    """Losses of clips and whether the targets fit. `lengths`: frames of each clip, and its targets."""
+    valid = torch.arange(log_probs.shape[1], device=log_probs.device) < frame_lengths[:, None]
+    log_probs = torch.where(valid[..., None], log_probs, 0.0).transpose(0, 1)
+    # Equal targets must share one class, or CTC would not ask for a blank between two of them.
+    classes = (ids[:, :, None] == ids[:, None, :]).float().argmax(dim=-1) + 1
+    return _CTCOfColumns.apply(log_probs, classes, valid, lengths)
+
+
+def _with_blank(scores, frames, blank_weight, blank_bias) -> torch.Tensor:
+    """Scores of the blank and the targets `(clips, frames, 1 + targets)`."""
+    if blank_weight is not None:
+        scores = torch.cat([_scores(frames, blank_weight[None]), scores], dim=-1)
+    if blank_bias is not None:
+        scores = torch.cat([scores[..., :1] + blank_bias, scores[..., 1:]], dim=-1)
+    return scores
 
 
 def _competing(candidates: torch.Tensor, targets: torch.Tensor | None, blank_id: int) -> torch.Tensor:

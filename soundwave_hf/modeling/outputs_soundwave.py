@@ -105,29 +105,8 @@ class SoundwaveCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
     last_hidden_state: torch.FloatTensor | None = None
 
 
-@dataclass
-class MergedPrompt:
-    """A prompt with each audio token replaced by the positions of its clip, padded on the left.
-
-    Args:
-        inputs_embeds (`torch.FloatTensor` of shape `(batch, merged, width)`).
-        attention_mask (`torch.LongTensor` of shape `(batch, merged)`): 1 at true positions.
-        last_position (`torch.LongTensor` of shape `(batch, tokens)`): where each input token ends in the merged row.
-    """
-
-    inputs_embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    last_position: torch.Tensor
-
-    @property
-    def position_ids(self) -> torch.Tensor:
-        """`(batch, merged)`: positions counted over the merged row, padding left out."""
-        return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
 __all__ = [
     "EitherCacheName",
-    "MergedPrompt",
     "SoundwaveAudioOutput",
     "SoundwaveCausalLMOutputWithPast",
     "SoundwaveModelOutputWithPast",

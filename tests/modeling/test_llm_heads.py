@@ -41,7 +41,7 @@ REFUSED = [
     ("gptj", GPT_SIZES, "its head has a bias"),
     ("phi", {}, "its head has a bias"),
     ("bert", BERT_SIZES, "its head has a bias"),
-    ("modernbert-decoder", {"pad_token_id": 0}, "its head has a bias"),
+    ("modernbert-decoder", {"pad_token_id": 0}, "it"),
 ]
 
 
