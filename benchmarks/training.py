@@ -15,6 +15,7 @@ against ours without each of our measures, one at a time (`--variants`):
     by_seconds        ours, batches of at most 30 s, padding counted: the audio that the published way has at once. Two
                       are accumulated
     one_by_one        ours, clip by clip, as many accumulated
+    prefix_each_row   ours, the text that all rows begin with (system prompt, question) read once for each row
 
 All train on the same clips of the recipes' data (of the batches of like length that a pool of 50 makes, some at even
 places in order of length), without augmentation, on the CPU, in the recipes' precision; stage I
@@ -188,6 +189,7 @@ class Variant:
         plain_ctc (`bool`): whether the CTC head scores every frame and token.
         cached (`bool`): whether the encoder's states come from disk.
         one_by_one (`bool`): whether batches are accumulated clips.
+        shares_prefix (`bool`): whether the LLM reads the text that all rows begin with once for the batch.
     """
 
     changes: dict[str, str] = field(default_factory=dict)
@@ -195,6 +197,7 @@ class Variant:
     plain_ctc: bool = False
     cached: bool = False
     one_by_one: bool = False
+    shares_prefix: bool = True
 
 
 VARIANTS = {
@@ -207,6 +210,7 @@ VARIANTS = {
     "random_batches": Variant({"train_sampling_strategy": "random"}),
     "by_seconds": Variant({"max_batch_seconds": "30", "gradient_accumulation_steps": "2"}),
     "one_by_one": Variant(one_by_one=True),
+    "prefix_each_row": Variant(shares_prefix=False),
 }
 
 
@@ -277,6 +281,8 @@ def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
         collator = variant.collator(processor, manifest.parent, STAGES[stage].losses, seed=arguments.seed)
         if name == "published":
             untie(model)
+        if not variant.shares_prefix and stage == "shrink":
+            find_audio_model(model).shares_prefix = lambda: False
         if variant.plain_ctc:
             head = own_head(find_audio_model(model).ctc_head)
             head.forward = types.MethodType(plain_ctc, head)

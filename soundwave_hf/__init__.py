@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 from .auto_classes import register
 
 
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
 if TYPE_CHECKING:
-    from .adapters import load_adapter, resolve_adapter
+    from .adapters import load_adapter, load_processor, resolve_adapter
+    from .convert import convert_published
     from .hub import merge_adapter
     from .modeling.configuration_soundwave import SoundwaveConfig
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
     from .training.trainer import SoundwaveSFTTrainer, SoundwaveTrainer
 
 _MODULE_OF = {
+    "convert_published": "convert",
     "load_adapter": "adapters",
+    "load_processor": "adapters",
     "merge_adapter": "hub",
     "resolve_adapter": "adapters",
     "SoundwaveConfig": "modeling.configuration_soundwave",
@@ -52,7 +57,9 @@ __all__ = [
     "SoundwaveSFTTrainer",
     "SoundwaveTrainer",
     "SoundwaveTrainingArguments",
+    "convert_published",
     "load_adapter",
+    "load_processor",
     "merge_adapter",
     "resolve_adapter",
     "run_stage",
@@ -71,13 +78,13 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _says_what_a_user_can_use(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     return "Failed to load" not in record.getMessage() and "register_constant" not in record.getMessage()
 
 
-# transformers imports torchao where that is installed. On a machine without a GPU it then warns of each of its parts
-# that was built for one, and torch warns of how torchao registers its classes.
+# transformers imports torchao where it is installed. Without a GPU, torchao warns of each part that needs one, and
+# torch warns of how torchao registers its classes. Users can do nothing about either.
 for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).addFilter(_says_what_a_user_can_use)
+    logging.getLogger(_name).addFilter(_is_useful)
 
 register(sys.modules[__name__])

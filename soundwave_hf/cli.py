@@ -46,7 +46,7 @@ def merge(arguments: argparse.Namespace):
 
 
 def convert(arguments: argparse.Namespace):
-    from .modeling.convert_published import convert_published
+    from .convert import convert_published
 
     convert_published(arguments.source, arguments.destination)
 

@@ -163,7 +163,7 @@ def failing_convert(source, destination):
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys):
-    replace_module(monkeypatch, "soundwave_hf.modeling.convert_published", convert_published=failing_convert)
+    replace_module(monkeypatch, "soundwave_hf.convert", convert_published=failing_convert)
     assert cli.main(["convert", "nowhere", "out"]) == 2
     printed = capsys.readouterr()
     assert printed.err == "soundwave-hf convert: `nowhere` has no config.json\n"
@@ -189,7 +189,7 @@ def test_a_mistake_that_a_worker_finds_is_told_without_its_traceback(monkeypatch
 
 
 def test_debug_shows_the_traceback(monkeypatch):
-    replace_module(monkeypatch, "soundwave_hf.modeling.convert_published", convert_published=failing_convert)
+    replace_module(monkeypatch, "soundwave_hf.convert", convert_published=failing_convert)
     with pytest.raises(FileNotFoundError, match="has no config.json"):
         cli.main(["convert", "nowhere", "out", "--debug"])
 
@@ -198,7 +198,7 @@ def test_a_fault_of_the_package_keeps_its_traceback(monkeypatch):
     def faulty(source, destination):
         raise KeyError("layer")
 
-    replace_module(monkeypatch, "soundwave_hf.modeling.convert_published", convert_published=faulty)
+    replace_module(monkeypatch, "soundwave_hf.convert", convert_published=faulty)
     with pytest.raises(KeyError):
         cli.main(["convert", "here", "out"])
 

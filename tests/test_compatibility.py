@@ -39,7 +39,7 @@ IMPORTS = [
     ("modeling.backbones_soundwave", "adapter_fields"),
     ("modeling.backbones_soundwave", "load_lora"),
     ("modeling.configuration_soundwave", "SoundwaveConfig"),
-    ("modeling.convert_published", None),
+    ("convert", "convert_published"),
     ("modeling.ctc_soundwave", "large_vocabulary_ctc"),
     ("modeling.generation_soundwave", "SoundwaveGenerationMixin"),
     ("modeling.modeling_soundwave", "SoundwaveForConditionalGeneration"),

@@ -26,7 +26,7 @@ UPLOADED = {
 }
 UPLOADED |= set(sys.stdlib_module_names)
 PURE = {"evaluation.metrics"}  # functions of texts and numbers, for whoever scores
-NOT_UPLOADED = {"__init__.py", "convert_published.py"}
+NOT_UPLOADED = {"__init__.py"}
 UPLOADED_FILES = sorted(
     path
     for folder in ("modeling", "processing")
@@ -173,6 +173,17 @@ def test_every_public_name_resolves():
     for name in soundwave_hf.__all__:
         assert getattr(soundwave_hf, name) is not None
     assert set(soundwave_hf.__all__) <= set(dir(soundwave_hf))
+
+
+def test_the_version_is_that_of_the_installed_package():
+    import tomllib
+    from importlib.metadata import version
+
+    import soundwave_hf
+
+    assert soundwave_hf.__version__ == version("soundwave-hf")
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "soundwave_hf.__version__"}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -17,8 +17,30 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_soundwave import SoundwaveConfig
 from .ctc_scores_soundwave import CTCFrames, score_frames
-from .ctc_soundwave import large_vocabulary_ctc
+from .ctc_soundwave import large_vocabulary_ctc, true_places
 from .trained_fields_soundwave import keep_trained_fields
+
+
+def in_training_step(module: nn.Module) -> bool:
+    """Whether a forward pass is one of training, with gradients: `generate` may run in training mode too."""
+    return module.training and torch.is_grad_enabled()
+
+
+def may_look(module: nn.Module, values: torch.Tensor) -> bool:
+    """Whether to check values here: always on the CPU, on an accelerator outside of training steps only.
+
+    There each check would wait for the accelerator, and collator and processor checked what they made.
+    """
+    return values.device.type == "cpu" or not in_training_step(module)
+
+
+def padding_mask(config, states: torch.Tensor, mask: torch.Tensor | None, is_training: bool, **keys):
+    """The mask that hides padding from attention, as `create_bidirectional_mask` makes it.
+
+    That looks whether anything is padding, and if not, makes no mask: in training, it is made without a look.
+    """
+    skip = states.device.type == "cpu" or not is_training
+    return create_bidirectional_mask(config, states, mask, allow_is_bidirectional_skip=skip, **keys)
 
 
 def first_of_run(labels: torch.Tensor) -> torch.Tensor:
@@ -73,7 +95,8 @@ class SoundwaveEncoder(WhisperEncoder):
             frame_mask = input_features_mask[:, ::2].contiguous()  # as flex attention on CPU needs it
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # [clips, mel_frames / 2, width]
         hidden = hidden + self.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
-        attention_mask = create_bidirectional_mask(self.config, hidden, frame_mask)
+        # A frozen encoder is in eval mode in training too.
+        attention_mask = padding_mask(self.config, hidden, frame_mask, torch.is_grad_enabled())
         for layer in self.layers:
             hidden = layer(hidden, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden))
@@ -137,7 +160,7 @@ class SoundwaveAttention(nn.Module):
 
 
 class SoundwaveFrameAttention(nn.Module):
-    """Attention of a frame to itself alone, which needs no queries or keys: what the published weights are for."""
+    """Attention of each frame to itself only, as in the published weights: it needs no queries or keys."""
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__()
@@ -211,7 +234,7 @@ class SoundwaveAlignmentAdapter(nn.Module):
         # Whole in memory: over a mask of strides, PyTorch compiles no flex attention on CPU.
         mask = encoder_mask[:, :: self.stack_factor].contiguous()
         hidden = self.linear(stacked)
-        attention_mask = create_bidirectional_mask(self.config, hidden, mask)
+        attention_mask = padding_mask(self.config, hidden, mask, in_training_step(self))
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
         return self.norm(hidden), mask
@@ -249,6 +272,7 @@ class SoundwaveCTCHead(nn.Module):
             ctc_labels,
             self.blank_margin,
             candidates,
+            output_blank_log_probs=not in_training_step(self),  # only `SoundwaveModel.judge_silence` reads them
         )
         if ctc_labels is None and self.weight is None and self.training and self.blank_bias.requires_grad:
             # Distributed training waits for a gradient of each parameter: without labels, the blank's are zero.
@@ -317,20 +341,21 @@ class SoundwaveShrinkingAdapter(nn.Module):
         Returns: `torch.FloatTensor` of shape `(sum of kept frames, width)`: the positions, clip after clip.
         """
         num_kept = keep.sum(dim=1)
+        total, most = torch.stack([num_kept.sum(), num_kept.max()]).tolist()  # both at once: an accelerator waits
         # A stable sort of "not kept" moves the kept frames to the front, in order.
-        order = torch.argsort(~keep, dim=1, stable=True)[:, : int(num_kept.max())]
+        order = torch.argsort(~keep, dim=1, stable=True)[:, :most]
         kept = aligned.gather(1, order[..., None].expand(-1, -1, aligned.shape[-1]))  # [clips, most kept, width]
-        kept_mask = torch.arange(kept.shape[1], device=kept.device)[None] < num_kept[:, None]
+        kept_mask = torch.arange(most, device=kept.device)[None] < num_kept[:, None]
         keys, key_mask = (aligned, mask) if self.config.look_back == "all" else (kept, kept_mask)
+        training = in_training_step(self)
         if "flash" in self.config._attn_implementation and self.config.look_back == "all":
             # Flash attention takes the last queries of a row for true where there are fewer of them than keys.
-            attention_mask = create_bidirectional_mask(self.config, keys, key_mask)
-            heard = self.attention(keys, keys, attention_mask)
+            heard = self.attention(keys, keys, padding_mask(self.config, keys, key_mask, training))
             heard = heard.gather(1, order[..., None].expand(-1, -1, heard.shape[-1]))
         else:
-            attention_mask = create_bidirectional_mask(self.config, kept, key_mask, encoder_hidden_states=keys)
+            attention_mask = padding_mask(self.config, kept, key_mask, training, encoder_hidden_states=keys)
             heard = self.attention(kept, keys, attention_mask)
-        return self.norm(kept + heard)[kept_mask]
+        return self.norm(kept + heard).flatten(0, 1)[true_places(num_kept, most, total)]
 
 
 __all__ = [
@@ -343,4 +368,6 @@ __all__ = [
     "SoundwaveShrinkingAdapter",
     "eager_attention_forward",
     "first_of_run",
+    "in_training_step",
+    "may_look",
 ]

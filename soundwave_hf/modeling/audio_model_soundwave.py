@@ -4,6 +4,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from .adapters_soundwave import (
     SoundwaveCTCHead,
     SoundwaveEncoder,
     first_of_run,
+    may_look,
 )
 from .backbones_soundwave import (
     AUDIO_TOKEN,
@@ -69,15 +71,25 @@ def num_processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def refuse_misspelt(forward: Callable, given: dict):
-    """Refuse keywords that nearly are an argument of a `forward`; others are passed on to the LLM.
+@lru_cache
+def _known_arguments(function: Callable) -> frozenset[str]:
+    # `ctc_labels` is missing in signatures: see `unseen_by_trainer`.
+    return frozenset({*inspect.signature(function).parameters, "ctc_labels", *TransformersKwargs.__annotations__})
 
-    Raises: `ValueError` with the near one.
+
+@lru_cache
+def _nearest_argument(function: Callable, name: str) -> str | None:
+    return next(iter(difflib.get_close_matches(name, _known_arguments(function), n=1, cutoff=0.8)), None)
+
+
+def refuse_misspelt(function: Callable, given: dict):
+    """Refuse keywords that nearly are an argument of `function`. Others go to the LLM, which ignores unknown ones.
+
+    Raises: `ValueError` with the closest argument.
     """
-    known = {*inspect.signature(forward).parameters, "ctc_labels"}  # see `unseen_by_trainer`
-    for name in given.keys() - TransformersKwargs.__annotations__.keys():
-        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-            raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{near[0]}`?")
+    for name in given.keys() - _known_arguments(function):
+        if nearest := _nearest_argument(function, name):
+            raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{nearest}`?")
 
 
 def _describe_mismatches(mismatches, folder: str) -> str:
@@ -89,10 +101,9 @@ def _describe_mismatches(mismatches, folder: str) -> str:
 
 
 def unseen_by_trainer(name: str):
-    """Leave an argument out of a function's signature.
+    """Remove an argument from a function's signature.
 
-    `Trainer` takes every argument with "label" in its name for one that each batch has, and gives no `eval_loss` for a
-    batch without it.
+    `Trainer` expects every argument with "label" in its name in each batch; without it, it reports no `eval_loss`.
     """
 
     def hide(function):
@@ -119,7 +130,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        # The library gathers these names of all parts, and Whisper's are its decoder's too: sharding looks for each.
+        # The library collects these names from all parts, also that of Whisper's decoder; sharding needs all to exist.
         here = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = here & set(self._no_split_modules)
 
@@ -154,15 +165,16 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, which makes up weights that a checkpoint lacks, and leaves every parameter trainable:
-        here a checkpoint has them all, and the frozen parts are frozen again.
+        """As in transformers, with two differences: missing weights raise an error (transformers fills them with
+        random values), and the encoder and the token embeddings of stage I are frozen again.
 
-        A folder or hub name of trained adapters is loaded with the backbones that its config names. What only those
-        take (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`): see `from_adapter`.
+        A folder or hub name of trained adapters is loaded with the backbones that its config names. For the arguments
+        that only adapters take (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`) see
+        `from_adapter`.
 
-        A caller that asks for the report (`output_loading_info=True`) sees there what is missing. A
-        `quantization_config` of bitsandbytes or torchao that names no modules to leave out quantizes the LLM's layers
-        alone: another CTC label here and there would be another number of positions.
+        With `output_loading_info=True` missing weights are in the report and raise no error. A `quantization_config`
+        of bitsandbytes or torchao that lists no modules to skip quantizes the LLM's layers only: quantized adapters
+        would change CTC labels, and with them the number of positions.
 
         Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
         missing or have other shapes, or the checkpoint is in the published layout.
@@ -195,7 +207,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
         Raises: `ValueError` where they were trained with other config fields than this model has.
         """
-        # PEFT alone writes no config: what it was trained on is a checkpoint, with a config of its own.
+        # PEFT writes no config: such adapters were trained on a whole checkpoint, which has its own.
         if cached_file(peft_model_id or "", CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
             refuse_other_training(self.config, peft_model_id)
         with checked_by_caller():
@@ -219,7 +231,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _join(cls, encoder: str, llm: str, llm_rows, text_config, audio_token_id: int, dtype, warm_start, fields):
-        """A model of this class: the encoder's weights, adapters that begin sensibly, and an LLM yet to be put in.
+        """A model of this class with the encoder's weights and initialized adapters; its LLM is still empty.
 
         Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
         """
@@ -291,6 +303,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
                 f"{tuple(input_features.shape)}: the mask must be (clips, mel_frames), "
                 f"here {tuple(input_features.shape[::2])}."
             )
+        if not may_look(self, input_features_mask):
+            return
         starts, rises = input_features_mask[:, 0].bool(), input_features_mask.int().diff(dim=1) > 0
         wrong = ~starts | rises.any(dim=1)
         if wrong.any():
@@ -302,15 +316,14 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def _check_finite(self, input_features: torch.Tensor | None, encoder_states: torch.Tensor | None):
         name = "input_features" if encoder_states is None else "encoder_states"
         values = input_features if encoder_states is None else encoder_states
-        # In training it would hold up an accelerator at each step, and the loss tells.
-        if values is None or (self.training and values.device.type != "cpu"):
+        if values is None or not may_look(self, values):
             return
         wrong = ~torch.isfinite(values)
         if wrong.any():
             clip = int(wrong.flatten(1).any(dim=1).int().argmax())
             raise ValueError(
-                f"`{name}` of clip {clip} holds {values[wrong][0].item()}, and finite values were expected: see what "
-                "made it so (silence divided by its loudness, a half-precision overflow); the processor gives none."
+                f"`{name}` of clip {clip} holds {values[wrong][0].item()}, and finite values were expected: check how "
+                "it was computed (silence divided by its loudness, a half-precision overflow)."
             )
 
     def align(
@@ -372,15 +385,14 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         num_frames = mask.sum(dim=1)
         if ctc_labels is not None:
             self._check_ctc_labels(ctc_labels, len(aligned))
-        if ctc_candidates is not None:
+        if ctc_candidates is not None and may_look(self, ctc_candidates):
             check_ids("ctc_candidates", ctc_candidates, self.config.text_config.vocab_size)
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
         if ctc_labels is None and ctc.losses is not None:
             aligned = aligned + ctc.losses[:, None, None].to(aligned.dtype)
-        no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
-        output = SoundwaveAudioOutput(
-            aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best, no_speech_probs=no_speech_probs
-        )
+        output = SoundwaveAudioOutput(aligned_states=aligned, num_frames=num_frames, ctc_best=ctc.best)
+        if ctc.blank_log_probs is not None:
+            output.no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
         if ctc_labels is not None:
             per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
             if ctc_mask is None:
@@ -393,6 +405,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
         if len(ctc_labels) != clips:
             raise ValueError(f"`ctc_labels` has {len(ctc_labels)} rows for {clips} clips: give one row a clip.")
+        if not may_look(self, ctc_labels):
+            return
         vocabulary, blank = self.config.text_config.vocab_size, self.config.audio_token_id
         wrong = ctc_labels.ne(-100) & ((ctc_labels < 0) | (ctc_labels >= vocabulary) | (ctc_labels == blank))
         if wrong.any():
@@ -408,8 +422,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             )
 
     def token_table(self) -> torch.Tensor | None:
-        """The embeddings `(vocabulary, width)` that the tied CTC head scores with: whole and here, where they are
-        offloaded or sharded too. None where the model holds none, because its head has weights of its own."""
+        """The embeddings `(vocabulary, width)` that the tied CTC head scores with, gathered where they are offloaded
+        or sharded. None where the model has none: its head has its own weights."""
         embeddings = self.get_input_embeddings()
         if embeddings is None:
             return None
@@ -566,11 +580,10 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             ctc_logits=logits,
         )
 
-    @staticmethod
-    def _one_of(labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:
+    def _one_of(self, labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:
         if labels is None or ctc_labels is None:
             return ctc_labels if labels is None else labels
-        if labels is not ctc_labels and not torch.equal(labels, ctc_labels.to(labels)):
+        if labels is not ctc_labels and may_look(self, labels) and not torch.equal(labels, ctc_labels.to(labels)):
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} and `ctc_labels` of shape {tuple(ctc_labels.shape)} were "
                 "given and differ; they are two names of the transcripts' ids: give one of them."

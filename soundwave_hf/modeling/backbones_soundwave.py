@@ -155,18 +155,56 @@ def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, i
     return audio_token_id, max(num_rows, audio_token_id + 1)
 
 
+@torch.no_grad()
+def add_audio_token(language, audio_token_id: int, vocabulary: int) -> nn.Module:
+    """Give an LLM so many rows of embeddings; those of the audio token are the mean of the rows before it.
+
+    Returns: the input embeddings.
+    """
+    if vocabulary > language.get_input_embeddings().weight.shape[0]:
+        language.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for table in (language.get_input_embeddings(), language.get_output_embeddings()):
+        table.weight[audio_token_id] = table.weight[:audio_token_id].float().mean(dim=0)
+    return language.get_input_embeddings()
+
+
+# Config fields with which causal LMs of transformers change their scores after the head, or the states right before
+# it, and the value that changes nothing. Softcaps: Gemma, VaultGemma, NanoChat, RecurrentGemma, xLSTM. Factors and
+# divisors: Granite, MiniCPM3, Cohere, Falcon-H1, Muse, Inkling.
+UNCHANGED_SCORES = {
+    "final_logit_softcapping": None,
+    "logits_soft_cap": None,
+    "output_logit_soft_cap": None,
+    "softcap": None,
+    "logits_scaling": 1,
+    "logits_mup_width_multiplier": 1,
+    "logit_scale": 1,
+    "lm_head_multiplier": 1,
+    "output_multiplier": 1,
+    "unpadded_vocab_size": None,
+}
+
+
 def refuse_other_heads(language, llm: str):
-    """Raises: `ValueError` where an LLM's scores are not its head's rows times its states, as Soundwave takes them."""
-    ids = torch.zeros(1, 1, dtype=torch.long, device=language.device)
-    # bitsandbytes packs a 4-bit layer for inference, for good, where no gradient passes it on some CPUs.
-    language.enable_input_require_grads()
-    expected = language(input_ids=ids).logits.detach()
-    found = language.base_model(input_ids=ids).last_hidden_state.detach() @ language.get_output_embeddings().weight.T
-    language.disable_input_require_grads()
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+    """Check by config and parameters that an LLM's scores are its states times its head's rows, as in Soundwave.
+
+    Raises: `ValueError` where the config changes the scores (`UNCHANGED_SCORES`), the head has a bias, or the LLM has
+    parameters beside those of its base model and its head.
+    """
+    head, config = language.get_output_embeddings(), language.config
+    found = [
+        f"`{name}` is {value}"
+        for name, unchanged in UNCHANGED_SCORES.items()
+        if (value := getattr(config, name, None)) not in (None, False, unchanged)
+    ]
+    if getattr(head, "bias", None) is not None:
+        found.append("its head has a bias")
+    known = {id(parameter) for part in (language.base_model, head) for parameter in part.parameters()}
+    found += [f"it has `{name}`" for name, parameter in language.named_parameters() if id(parameter) not in known]
+    if found:
         raise ValueError(
-            f"`{llm}` ({type(language).__name__}) caps, scales or shifts its scores after its head, which Soundwave "
-            "does not: choose an LLM that does not, such as a Llama, Qwen, Mistral or SmolLM."
+            f"`{llm}` ({type(language).__name__}) caps, scales or shifts its scores after its head ({found[0]}), "
+            "which Soundwave does not: choose an LLM that does not, such as a Llama, Qwen, Mistral or SmolLM."
         )
 
 
@@ -450,6 +488,7 @@ def take_quantizer(model: nn.Module, language: nn.Module):
 
 
 __all__ = [
+    "add_audio_token",
     "HIGH_PRECISION_PARTS",
     "quantize_llm_alone",
     "take_quantizer",

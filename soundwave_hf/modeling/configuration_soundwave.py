@@ -79,14 +79,14 @@ class SoundwaveConfig(PreTrainedConfig):
         tie_ctc_head (`bool`): whether the CTC head scores with the LLM's input embeddings (Figure 2), or with a
             matrix of its own.
         blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be the frame's label.
-            CTC names the blank where it is unsure: above 0, what it half heard is a position for the LLM to judge.
-        label_embeddings (`bool`): whether each position also holds the LLM's embedding of its CTC label: the LLM reads
-            what the CTC head heard as text from the first step on, beside the sound. In neither of `compat`.
+            CTC prefers the blank where it is unsure. Above 0, unsure frames keep their token, and the LLM decides.
+        label_embeddings (`bool`): whether the LLM's embedding of its CTC label is added to each position, so that the
+            LLM can read the CTC transcript from the first training step on. False in both `compat`.
         adapter_heads (`int`, *optional*): attention heads of both adapters. Defaults to those of the LLM.
         adapter_dropout (`float`): dropout of the alignment layer.
         ctc_loss_weight (`float`): weight of the CTC loss where both losses are taken.
-        no_speech_threshold (`float`, *optional*): a transcription request is answered with an empty transcript where
-            the CTC head gives the blank at least this probability at every frame of the clip. None and 0 answer all.
+        no_speech_threshold (`float`, *optional*): a transcription request returns an empty transcript where the CTC
+            head gives the blank at least this probability at every frame of the clip. None and 0 switch this off.
         ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`): what the CTC head writes of a transcript: the text
             with case and marks; lower case without marks; that with numbers in English words. The processor has the
             same value and makes the targets.

@@ -2,7 +2,7 @@
 
 The loss needs two things of the `[frames, vocabulary]` scores: their log-normaliser, taken here in chunks of the
 vocabulary, and the columns of the blank and of the targets. The likeliest label of each frame comes from the same
-pass. Nothing here knows of Soundwave.
+pass. Nothing here depends on Soundwave.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,21 @@ def tokens_at_once(num_frames: int) -> int:
     return min(max(CHUNK_SCORES // max(num_frames, 1), 1024), 2048)
 
 
+def true_places(lengths: torch.Tensor, longest: int, total: int) -> torch.Tensor:
+    """Places of true frames among those of all rows, padding included, laid end to end: `(total,)`.
+
+    It needs no look at the values, which would hold up an accelerator as indexing by a mask does.
+
+    Args:
+        lengths (`torch.LongTensor` of shape `(rows,)`): true frames of each row, which come first.
+        longest (`int`): frames of a row with its padding.
+        total (`int`): the sum of `lengths`.
+    """
+    first = torch.arange(len(lengths), device=lengths.device) * longest  # of each row, in what is laid end to end
+    shift = first - (lengths.cumsum(0) - lengths)
+    return torch.arange(total, device=lengths.device) + shift.repeat_interleave(lengths, output_size=total)
+
+
 @dataclass
 class CTCResult:
     """What `large_vocabulary_ctc` found.
@@ -30,7 +45,7 @@ class CTCResult:
             0 for a clip whose targets do not fit into its frames.
         feasible (`torch.BoolTensor` of shape `(clips,)`, *optional*): whether the targets fit.
         blank_log_probs (`torch.FloatTensor` of shape `(clips, frames)`, *optional*): log-probability of the blank, in
-            nats, among the blank and all tokens (or the candidates); 0 behind a clip. Without a gradient.
+            nats, among the blank and all tokens (or the candidates); 0 at padding. Without a gradient; on request.
     """
 
     best: torch.Tensor
@@ -58,10 +73,10 @@ def _scores(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 class _TokenScores(torch.autograd.Function):
     """Of all true frames' scores `frames @ token_weight.T`: the log-sum-exp, the best, and the columns `ids`.
 
-    The log-sum-exp is taken over `candidates`, by default over all tokens but `skip`. Its gradient is the mean of the
-    tokens' rows, each with the token's probability: where it will be asked for (`with_mean`), the forward takes it
-    from the scores that it has at hand, and only the gradient of the head itself scores again. One gradient of the
-    head holds what normaliser and columns give it.
+    The log-sum-exp is taken over `candidates`, by default over all tokens; the token `skip` is left out. Its gradient
+    is the mean of the tokens' rows, weighted by their probabilities. Where that is needed (`with_mean`), the forward
+    pass computes it from the scores it has; only the gradient of the head itself computes the scores again. The
+    gradient of the head sums the parts of the normaliser and of the columns.
     """
 
     @staticmethod
@@ -70,13 +85,16 @@ class _TokenScores(torch.autograd.Function):
             tokens = slice(start, start + chunk_size)
             rows = token_weight[tokens if candidates is None else candidates[tokens]].to(states.dtype)
             scores = _scores(states, rows)  # [true frames, chunk]
-            if start <= skip < start + chunk_size:
-                scores[:, skip - start] = torch.finfo(scores.dtype).min  # no infinity, which may be alone in its chunk
+            smallest = torch.finfo(scores.dtype).min  # no infinity, which may be alone in its chunk
+            if candidates is not None:
+                scores.masked_fill_(candidates[tokens] == skip, smallest)
+            elif start <= skip < start + chunk_size:
+                scores[:, skip - start] = smallest
             yield start, rows, scores
 
     @staticmethod
-    def forward(ctx, frames, token_weight, valid, ids, candidates, skip, chunk_size, with_mean):
-        states = frames[valid]  # [true frames, width]
+    def forward(ctx, frames, token_weight, places, ids, candidates, skip, chunk_size, with_mean):
+        states = frames.flatten(0, 1)[places]  # [true frames, width]
         best_score = _at_least_float32(states.new_full(states.shape[:1], -torch.inf))
         best = torch.zeros_like(best_score, dtype=torch.long)
         normalizer = best_score.clone()
@@ -93,7 +111,7 @@ class _TokenScores(torch.autograd.Function):
                 chunk_mean = scores.div_(total[:, None]).to(states.dtype) @ rows
                 mean.mul_((before - normalizer).exp_()[:, None])
                 mean.addcmul_(chunk_mean, (chunk_normalizer - normalizer).exp_()[:, None])
-        ctx.save_for_backward(frames, token_weight, valid, ids, candidates, normalizer, mean)
+        ctx.save_for_backward(frames, token_weight, places, ids, candidates, normalizer, mean)
         ctx.skip, ctx.chunk_size = skip, chunk_size
         ctx.mark_non_differentiable(best, best_score)
         return normalizer, _scores(frames, token_weight[ids]), best_score, best
@@ -101,12 +119,12 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_normalizer, grad_columns, *_):
-        frames, token_weight, valid, ids, _, _, mean = ctx.saved_tensors
+        frames, token_weight, places, ids, _, _, mean = ctx.saved_tensors
         grad_frames = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_frames = grad_columns @ token_weight[ids].to(grad_columns.dtype)
-            grad_frames[valid] += mean * grad_normalizer[:, None]
-            grad_frames = grad_frames.to(frames.dtype)
+            added = (mean * grad_normalizer[:, None]).to(grad_frames.dtype)
+            grad_frames = grad_frames.flatten(0, 1).index_add(0, places, added).view_as(frames).to(frames.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _TokenScores._normalizer_grad(ctx, grad_normalizer)
             grad_rows = (grad_columns.mT @ frames.to(grad_columns.dtype)).flatten(0, 1).to(grad_weight.dtype)
@@ -115,8 +133,8 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def _normalizer_grad(ctx, grad_normalizer):
-        frames, token_weight, valid, _, candidates, normalizer, _ = ctx.saved_tensors
-        states = frames[valid]
+        frames, token_weight, places, _, candidates, normalizer, _ = ctx.saved_tensors
+        states = frames.flatten(0, 1)[places]
         grad = torch.zeros_like(token_weight)
         for start, rows, scores in _TokenScores._chunks(states, token_weight, candidates, ctx.skip, ctx.chunk_size):
             tokens = slice(start, start + len(rows))
@@ -133,17 +151,16 @@ class _CTCOfColumns(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, log_probs, targets, frame_lengths, target_lengths):
+    def forward(ctx, log_probs, targets, valid, lengths):
         # The sums over a long clip leave float32 few digits for the posteriors; Apple's GPUs have no float64.
         exact = torch.float32 if log_probs.device.type == "mps" else torch.float64
         with torch.enable_grad():
             leaf = log_probs.detach().to(exact).requires_grad_()
-            losses = nn.functional.ctc_loss(leaf, targets, frame_lengths, target_lengths, reduction="none")
+            losses = nn.functional.ctc_loss(leaf, targets, *lengths, reduction="none")
             (grad,) = torch.autograd.grad(losses.sum(), leaf)
         losses = losses.detach().to(log_probs.dtype)
         feasible = torch.isfinite(losses)
-        frame = torch.arange(leaf.shape[0], device=leaf.device)
-        counts = (frame[:, None] < frame_lengths[None]) & feasible[None]  # [frames, clips]
+        counts = valid.T & feasible  # [frames, clips]
         posterior = torch.where(counts[..., None], leaf.detach().exp() - grad, 0.0).to(log_probs.dtype)
         ctx.save_for_backward(posterior)
         ctx.mark_non_differentiable(feasible)
@@ -167,6 +184,7 @@ def large_vocabulary_ctc(
     blank_margin: float = 0.0,
     candidates: torch.Tensor | None = None,
     chunk_size: int | None = None,
+    output_blank_log_probs: bool = False,
 ) -> CTCResult:
     """CTC labels and, given targets, CTC losses of frames scored against a large vocabulary.
 
@@ -190,6 +208,7 @@ def large_vocabulary_ctc(
             losses over different candidates are not to be compared.
         chunk_size (`int`, *optional*): tokens scored at a time; by default `tokens_at_once`, so many that there
             are about a million scores.
+        output_blank_log_probs (`bool`): whether to return `blank_log_probs`.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
     """
@@ -197,46 +216,65 @@ def large_vocabulary_ctc(
         # Autocast acts on the forward alone: cast here, and the backward of the chunks has the same precision.
         frames = frames.to(torch.get_autocast_dtype(frames.device.type))
     clips, num_frames, _ = frames.shape
-    valid = torch.arange(num_frames, device=frames.device)[None] < frame_lengths[:, None]
-    if chunk_size is None:
-        chunk_size = tokens_at_once(clips * num_frames)
-    ids = frame_lengths.new_empty(clips, 0)
+    ids, lengths = frame_lengths.new_empty(clips, 0), frame_lengths[None]
     if targets is not None:
         targets = nn.functional.pad(targets, (0, 1), value=-100)  # a column even where no clip has a target
-        ids = targets.clamp(min=0)
-    skip = blank_id
-    if candidates is not None:
-        if targets is not None:
-            candidates = torch.cat([candidates, ids[targets.ne(-100)]])
-        candidates = candidates.unique()
-        candidates, skip = candidates[candidates != blank_id], -1
+        ids, lengths = targets.clamp(min=0), torch.stack([frame_lengths, targets.ne(-100).sum(dim=1)])
+    lengths = lengths.tolist()  # all that has to be known of the values here: an accelerator is waited for once
+    places = true_places(frame_lengths, num_frames, sum(lengths[0]))
+    candidates = None if candidates is None else _competing(candidates, targets, blank_id)
     columns = ids if blank_weight is not None else nn.functional.pad(ids, (1, 0), value=blank_id)
-    with_mean = targets is not None and frames.requires_grad and torch.is_grad_enabled()
-    normalizer, scores, best_score, valid_best = _TokenScores.apply(
-        frames, token_weight, valid, columns, candidates, skip, chunk_size, with_mean
+    chunk_size = tokens_at_once(clips * num_frames) if chunk_size is None else chunk_size
+    options = chunk_size, targets is not None and frames.requires_grad and torch.is_grad_enabled()
+    normalizer, scores, best_score, best = _TokenScores.apply(
+        frames, token_weight, places, columns, candidates, blank_id, *options
     )
-    if blank_weight is not None:
-        scores = torch.cat([_scores(frames, blank_weight[None]), scores], dim=-1)  # [clips, frames, 1 + targets]
-    if blank_bias is not None:
-        scores = torch.cat([scores[..., :1] + blank_bias, scores[..., 1:]], dim=-1)
-    valid_blank_scores = scores[..., 0][valid]
-    if candidates is not None:
-        valid_best = candidates[valid_best]
-    valid_best = torch.where(valid_blank_scores - blank_margin >= best_score, blank_id, valid_best)
-    best = torch.full_like(valid, blank_id, dtype=torch.long).masked_scatter(valid, valid_best)
-    blank_lead = (valid_blank_scores - normalizer).detach()  # over all tokens together
-    blank_log_probs = normalizer.new_zeros(valid.shape).masked_scatter(valid, nn.functional.logsigmoid(blank_lead))
-    if targets is None:
-        return CTCResult(best, blank_log_probs=blank_log_probs)
+    scores = _with_blank(scores, frames, blank_weight, blank_bias)
+    blank_scores = scores[..., 0].flatten()[places]
+    best = best if candidates is None else candidates[best]
+    best = torch.where(blank_scores - blank_margin >= best_score, blank_id, best)
+    result = CTCResult(_spread(best, places, scores, fill=blank_id))
+    if output_blank_log_probs:
+        lead = (blank_scores - normalizer).detach()  # over all tokens together
+        result.blank_log_probs = _spread(nn.functional.logsigmoid(lead), places, scores)
+    if targets is not None:
+        normalizer = _spread(torch.logaddexp(normalizer, blank_scores), places, scores)
+        result.losses, result.feasible = _losses(scores - normalizer[..., None], ids, frame_lengths, lengths)
+    return result
 
-    normalizer = torch.logaddexp(normalizer, valid_blank_scores)
-    normalizer = normalizer.new_zeros(valid.shape).masked_scatter(valid, normalizer)
-    log_probs = torch.where(valid[..., None], scores - normalizer[..., None], 0.0).transpose(0, 1)
-    target_lengths = targets.ne(-100).sum(dim=1)
+
+def _losses(log_probs: torch.Tensor, ids: torch.Tensor, frame_lengths: torch.Tensor, lengths: list[list[int]]):
+    """Losses of clips and whether the targets fit. `lengths`: frames of each clip, and its targets."""
+    valid = torch.arange(log_probs.shape[1], device=log_probs.device) < frame_lengths[:, None]
+    log_probs = torch.where(valid[..., None], log_probs, 0.0).transpose(0, 1)
     # Equal targets must share one class, or CTC would not ask for a blank between two of them.
     classes = (ids[:, :, None] == ids[:, None, :]).float().argmax(dim=-1) + 1
-    losses, feasible = _CTCOfColumns.apply(log_probs, classes, frame_lengths, target_lengths)
-    return CTCResult(best, losses, feasible, blank_log_probs)
+    return _CTCOfColumns.apply(log_probs, classes, valid, lengths)
 
 
-__all__ = ["CTCResult", "large_vocabulary_ctc", "tokens_at_once"]
+def _with_blank(scores, frames, blank_weight, blank_bias) -> torch.Tensor:
+    """Scores of the blank and the targets `(clips, frames, 1 + targets)`."""
+    if blank_weight is not None:
+        scores = torch.cat([_scores(frames, blank_weight[None]), scores], dim=-1)
+    if blank_bias is not None:
+        scores = torch.cat([scores[..., :1] + blank_bias, scores[..., 1:]], dim=-1)
+    return scores
+
+
+def _competing(candidates: torch.Tensor, targets: torch.Tensor | None, blank_id: int) -> torch.Tensor:
+    """The candidates and the tokens of the targets, each once, in order; the blank may be among them."""
+    if targets is not None:
+        candidates = torch.cat([candidates, torch.where(targets == -100, blank_id, targets).flatten()])
+    return candidates.unique()
+
+
+def _spread(values: torch.Tensor, places: torch.Tensor, scores: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+    """Values of true frames `(true frames,)` at their places in `(clips, frames)`, `fill` at padding."""
+    return (
+        values.new_full((scores.shape[0] * scores.shape[1],), fill)
+        .index_copy(0, places, values)
+        .view(scores.shape[:2])
+    )
+
+
+__all__ = ["CTCResult", "large_vocabulary_ctc", "tokens_at_once", "true_places"]

@@ -167,7 +167,7 @@ def _holds_whole_model(name: str, subfolder: str, hub: dict) -> bool:
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A backbone as the config of trained adapters tells of it.
+    """What the config of trained adapters says about a backbone.
 
     Args:
         name (`str`, *optional*): on the hub, or a folder, made absolute; None where the config names none.
@@ -248,7 +248,7 @@ def refuse_other_backbones(adapter: str, encoder: str, llm: str):
     The same name is the same backbone: a hub name, or a folder. Under another name, the same content is: its
     `weights_digest` is that of the training, or that of the named backbone where this lies on this machine.
 
-    Raises: `ValueError` with both names and the way out.
+    Raises: `ValueError` with both names and what to do.
     """
     for part, given in (("encoder", encoder), ("llm", llm)):
         trained = trained_backbone(adapter, part)
@@ -260,7 +260,7 @@ def refuse_other_backbones(adapter: str, encoder: str, llm: str):
             named = backbone_name(trained.name) if trained.name else "another one"
             raise ValueError(
                 f"`{adapter}` was trained on the {part} `{named}`, and `{backbone_name(given)}` is another one, or "
-                f"could not be compared with it. Leave `{part}` out to load `{named}`, or insist with "
+                f"could not be compared with it. Leave `{part}` out to load `{named}`, or use it anyway with "
                 "`allow_other_backbones=True` (on the command line `--allow-other-backbones`)."
             )
 

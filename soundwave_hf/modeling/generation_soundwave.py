@@ -50,9 +50,9 @@ def _mixed(values: torch.Tensor) -> torch.Tensor:
 def digest_clips(
     input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None
 ) -> torch.LongTensor:
-    """64 bits of each clip `(clips,)`: equal where its true frames are, whatever padding and company it has.
+    """A 64-bit digest of each clip's true frames, `(clips,)`. Padding and the other clips of a batch do not change it.
 
-    They are computed where the clips lie. Features and encoder states of one recording have other digests.
+    It is computed on the clips' device. Features and encoder states of one recording have different digests.
     """
     if encoder_states is None:
         values, mask = input_features, input_features_mask  # [clips, mel_bins, frames]
@@ -134,7 +134,7 @@ class CachedPrompt:
         if len(read) == len(input_ids):
             same = (read[:, :length] == input_ids[:, :length]).all(dim=0)
             held = int(same.int().cumprod(dim=0).sum())
-            if held == read.shape[1]:  # nothing that is known speaks against the rest
+            if held == read.shape[1]:  # all known ids match
                 held = min(max(in_cache, 0), input_ids.shape[1] - 1)
         can_crop = holds_every_position(cache)
         if (self.input_ids[:, held:] == audio_token_id).any() or (held < in_cache and not can_crop):
@@ -164,6 +164,13 @@ class CachedPrompt:
         read = self.attention_mask[:, : known + self.num_added].to(attention_mask)
         return torch.cat([read, attention_mask[:, known:]], dim=1)
 
+    def mask_of_row(self, attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+        """The mask of a merged row of so many positions. Assisted decoding cuts the library's to the caller's ids."""
+        if attention_mask is None or attention_mask.ndim != 2 or attention_mask.shape[1] == length:
+            return attention_mask
+        missing = length - self.attention_mask.shape[1]
+        return torch.nn.functional.pad(self.attention_mask, (0, missing), value=1)
+
 
 def holds_every_position(cache: Cache) -> bool:
     """Whether every layer of a cache keeps all of its positions and can be cropped."""
@@ -171,9 +178,9 @@ def holds_every_position(cache: Cache) -> bool:
 
 
 class AnswerRules(LogitsProcessor):
-    """What no answer holds, and which rows have none.
+    """Keeps the audio token out of answers, and ends the answers of rows without speech at once.
 
-    Args: audio_token_id (`int`): in an answer, the audio token would stand for a clip that nobody gave.
+    Args: audio_token_id (`int`): which no answer may hold: it would stand for a clip that does not exist.
     """
 
     def __init__(self, audio_token_id: int):
@@ -214,9 +221,9 @@ class AnswerRules(LogitsProcessor):
 
 
 def read_again(cache: Cache):
-    """Empty a cache whose clips are not those of the conversation any more.
+    """Empty a cache that holds other clips than the conversation.
 
-    Raises: `ValueError` where it is of a kind whose user decides on that.
+    Raises: `ValueError` where the cache cannot be cropped: then the user has to reset it.
     """
     if not holds_every_position(cache):
         raise ValueError(
@@ -294,7 +301,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 kwargs["attention_mask"] = self._mask_of(input_ids)
         rules = AnswerRules(self.config.audio_token_id)
         decoding = self._ctc_decoding(generation_config, kwargs)
-        if kwargs.get("is_transcription") is not None:  # the hook that hears the clips tells the rules
+        if kwargs.get("is_transcription") is not None:  # the hook that encodes the clips sets the rules
             kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
         logits_processor = LogitsProcessorList([*(logits_processor or []), decoding, rules])
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
@@ -329,7 +336,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return decoding
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
-        """Raise `ValueError` where the pass to be guided away from, which is given no clips, would read a clip."""
+        """Raise `ValueError` where the unconditional pass, which gets no clips, would read an audio token."""
         configs = (generation_config, self.generation_config)
         scales = (kwargs.get("guidance_scale"), *(getattr(config, "guidance_scale", None) for config in configs))
         if next((scale for scale in scales if scale is not None), 1) == 1:
@@ -548,6 +555,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 f"tokens and {given} clips were given. Pass all clips of the conversation."
             )
 
+    def _append_generated(self, inputs_embeds: torch.Tensor, new_ids: torch.Tensor) -> torch.Tensor:
+        """The merged prompt `(rows, merged, width)` and, behind it, the embeddings of generated ids."""
+        if not new_ids.shape[1]:
+            return inputs_embeds
+        new_embeds = self.get_input_embeddings()(new_ids.to(self._device_for(new_ids)))
+        return torch.cat([inputs_embeds, new_embeds.to(inputs_embeds)], dim=1)
+
     def prepare_inputs_for_generation(
         self,
         input_ids,
@@ -570,25 +584,19 @@ class SoundwaveGenerationMixin(GenerationMixin):
             # Assisted decoding would read again what a kept cache of text holds.
             held = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             next_sequence_length = input_ids.shape[1] - held
+        length = input_ids.shape[1] + (num_added or 0)  # of the merged row so far
         if num_added is not None and past_key_values is not None:
             past_key_values.prompt.read_ids = input_ids
             if is_draft and not is_first_iteration:  # which the library does not tell drafts
                 is_first_iteration = past_key_values.get_seq_length() < prompt_ids.shape[1] + num_added
             if is_first_iteration:
-                next_sequence_length = input_ids.shape[1] + num_added - past_key_values.get_seq_length()
-            length = input_ids.shape[1] + num_added
-            if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] != length:
-                # Assisted decoding cuts the mask to the caller's ids.
-                read = past_key_values.prompt.attention_mask
-                attention_mask = torch.nn.functional.pad(read, (0, length - read.shape[1]), value=1)
+                next_sequence_length = length - past_key_values.get_seq_length()
+            attention_mask = past_key_values.prompt.mask_of_row(attention_mask, length)
         if num_added is not None and inputs_embeds is not None:
             # Without a cache each step runs the whole row: the merged prompt and what was generated since.
-            whole_row = is_first_iteration or not kwargs.get("use_cache", True)
-            new_ids = input_ids[:, prompt_ids.shape[1] :]
-            if whole_row and new_ids.shape[1] > 0:
-                new_embeds = self.get_input_embeddings()(new_ids.to(self._device_for(new_ids))).to(inputs_embeds)
-                inputs_embeds = torch.cat([inputs_embeds, new_embeds], dim=1)
-            is_first_iteration = whole_row
+            is_first_iteration = is_first_iteration or not kwargs.get("use_cache", True)
+            if is_first_iteration:
+                inputs_embeds = self._append_generated(inputs_embeds, input_ids[:, prompt_ids.shape[1] :])
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,

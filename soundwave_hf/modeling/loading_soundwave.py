@@ -113,15 +113,9 @@ def from_adapter(
     Raises: `ValueError` where the folder does not fit the class, a keyword or value is not taken, or the backbones are
     others; `FileNotFoundError` where a backbone is not found.
     """
-    if args:
-        raise ValueError(f"`from_pretrained` got {len(args)} values beside the folder of adapters: name them.")
-    _check_class(model_class, adapter, merge_lora, is_trainable, quantization_config)
+    _check_call(args, model_class, adapter, merge_lora, is_trainable, quantization_config)
     placing = {key: options.pop(key, None) for key in ("max_memory", "offload_folder", "offload_buffers")}
-    device = _one_device(device_map, quantization_config is not None)
-    if not merge_lora and device_map is not None and device is None:
-        raise ValueError(
-            f"`device_map` is {device_map!r} and the LoRA stays attached (`merge_lora=False`): give one device."
-        )
+    device = _one_device(device_map, quantization_config is not None, merge_lora)
     hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     changed = _changed_fields(config, name, options.pop("subfolder", None), hub)
     attn_implementation = attn_implementation or _asked_attention(config)
@@ -130,9 +124,9 @@ def from_adapter(
     fields = adapter_fields(adapter, *found, allow_other_backbones)
     refuse_other_fields(changed, fields, adapter)
     own = {} if quantization_config is None else {"quantization_config": quantization_config, "device": device}
-    dtype = as_dtype(dtype if dtype is not None else torch_dtype)
-    model = model_class.from_backbones(*found, dtype=dtype, warm_start=False, **own, **{**fields, **changed})
-    if attn_implementation is not None:
+    own |= {"dtype": as_dtype(dtype if dtype is not None else torch_dtype), "warm_start": False}
+    model = model_class.from_backbones(*found, **own, **{**fields, **changed})
+    if attn_implementation:
         model.set_attn_implementation(attn_implementation)
     model = _put_adapters(model, adapter, merge_lora, is_trainable, changed)
     if quantization_config is None:
@@ -142,7 +136,9 @@ def from_adapter(
     return (model, report | {"error_msgs": []}) if output_loading_info else model
 
 
-def _check_class(model_class, adapter: str, merge_lora: bool, is_trainable: bool, quantization_config):
+def _check_call(args, model_class, adapter: str, merge_lora: bool, is_trainable: bool, quantization_config):
+    if args:
+        raise ValueError(f"`from_pretrained` got {len(args)} values beside the folder of adapters: name them.")
     generates, kind = model_class.__name__ == "SoundwaveForConditionalGeneration", adapter_kind(adapter)
     if not generates and model_class.__name__ != "SoundwaveForCTC":
         raise ValueError(
@@ -205,11 +201,20 @@ def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool, cha
     return load_adapter(model, adapter, changed) if merge_lora else load_lora(model, adapter, is_trainable, changed)
 
 
-def _one_device(device_map, quantized: bool):
-    """The device of a map that names one; None where it names several, or is to choose.
+def _one_device(device_map, quantized: bool, merge_lora: bool):
+    """The device of a map that names one; None where it names several devices, or the library chooses.
 
-    Raises: `ValueError` where a quantized LLM would be split.
+    Raises: `ValueError` where a quantized LLM, or a model with an attached LoRA, would be split.
     """
+    device = _device_of_map(device_map, quantized)
+    if not merge_lora and device_map is not None and device is None:
+        raise ValueError(
+            f"`device_map` is {device_map!r} and the LoRA stays attached (`merge_lora=False`): give one device."
+        )
+    return device
+
+
+def _device_of_map(device_map, quantized: bool):
     if isinstance(device_map, dict) and list(device_map) == [""]:
         device_map = device_map[""]
     if quantized and isinstance(device_map, str) and device_map in SHARED_MAPS:

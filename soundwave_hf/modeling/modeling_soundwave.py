@@ -18,6 +18,8 @@ from .adapters_soundwave import (  # noqa: F401 (some for those who import them 
     SoundwaveShrinkingAdapter,
     eager_attention_forward,
     first_of_run,
+    in_training_step,
+    may_look,
 )
 from .audio_model_soundwave import (
     SoundwaveAudioModel,
@@ -31,6 +33,7 @@ from .audio_model_soundwave import (
 from .backbones_soundwave import (  # noqa: F401
     AUDIO_TOKEN,
     HIGH_PRECISION_PARTS,
+    add_audio_token,
     as_dtype,
     audio_token_place,
     load_adapter,
@@ -50,9 +53,9 @@ from .generation_soundwave import (
     one_cache,
     place_clip_values,
 )
+from .merging_soundwave import MergedPrompt, place_tokens
 from .no_speech_soundwave import may_be_words
 from .outputs_soundwave import (
-    MergedPrompt,
     SoundwaveAudioOutput,
     SoundwaveCausalLMOutputWithPast,
     SoundwaveModelOutputWithPast,
@@ -139,7 +142,9 @@ class SoundwaveModel(SoundwaveAudioModel):
         keep = self.keep_mask(audio.ctc_best, mask)
         audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
-            audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(audio.ctc_best[keep])
+            places = torch.argsort(~keep.flatten(), stable=True)[: len(audio.pooler_output)]  # of the kept, in order
+            kept_labels = audio.ctc_best.flatten()[places]
+            audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(kept_labels)
         audio.num_positions = keep.sum(dim=1)
         if output_ctc_logits:
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
@@ -201,55 +206,17 @@ class SoundwaveModel(SoundwaveAudioModel):
         Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, ids and
         mask differ in shape, or a row is longer than the LLM's context.
         """
-        check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
-        is_audio = input_ids == self.config.audio_token_id
-        if int(is_audio.sum()) != len(num_positions):
-            raise ValueError(
-                f"`input_ids` holds {int(is_audio.sum())} audio tokens (id {self.config.audio_token_id}) and "
-                f"{len(num_positions)} clips were given: give one audio token a clip, in the clips' order."
-            )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` {tuple(input_ids.shape)}: "
-                "give one value a token, whatever positions its clip has."
-            )
-        batch = len(input_ids)
-        spans = torch.ones_like(input_ids).masked_scatter(is_audio, num_positions.to(input_ids))
-        lengths = spans.sum(dim=1)
-        merged = int(lengths.max())
+        if may_look(self, input_ids):
+            check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         context = getattr(self.config.text_config, "max_position_embeddings", None)
-        most_before = before if isinstance(before, int) else int(before.max())
-        if context is not None and most_before + merged > context:  # padding may be what is too much
-            whole = before + (spans * attention_mask).sum(dim=1)
-            self._check_context(int(whole.max()), context, num_positions)
-        ends = merged - lengths[:, None] + spans.cumsum(dim=1)  # [batch, tokens], one past each token's last position
-        flat_ends = ends + merged * torch.arange(batch, device=input_ids.device)[:, None]
-
-        # A clip's positions end where its token ends; `step` counts back from there.
-        first = torch.cumsum(num_positions, 0) - num_positions
-        step = torch.arange(len(positions), device=positions.device) - first.repeat_interleave(num_positions)
-        starts = (flat_ends - spans)[is_audio]
-        audio_index = starts.repeat_interleave(num_positions) + step
-        text_index = (flat_ends - 1)[~is_audio]
-
-        is_text = ~is_audio
-        text = self.get_input_embeddings()(input_ids[is_text]) if inputs_embeds is None else inputs_embeds[is_text]
-        embeds = text.new_zeros(batch * merged, text.shape[-1])
-        embeds = embeds.index_copy(0, text_index, text).index_copy(0, audio_index, positions.to(text))
-        mask = attention_mask.new_zeros(batch * merged)
-        mask[text_index] = attention_mask[~is_audio]
-        mask[audio_index] = attention_mask[is_audio].repeat_interleave(num_positions)
-        return MergedPrompt(embeds.view(batch, merged, -1), mask.view(batch, merged), ends - 1)
-
-    @staticmethod
-    def _check_context(length: int, context: int, num_positions: torch.Tensor):
-        if length > context:
-            raise ValueError(
-                f"A prompt has {length} positions with its clips (the longest clip alone {int(num_positions.max())}), "
-                f"and the LLM's context is {context} (`max_position_embeddings`): cut the clip, or give fewer."
-            )
+        places = place_tokens(
+            input_ids, num_positions, self.config.audio_token_id, len(positions), attention_mask, before, context
+        )
+        if inputs_embeds is None:
+            text = self.get_input_embeddings()(input_ids.flatten()[places.text_at])
+        else:
+            text = inputs_embeds.flatten(0, 1)[places.text_at]
+        return places.merge(text, positions)
 
     def shares_prefix(self) -> bool:
         """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
@@ -331,7 +298,8 @@ class SoundwaveModel(SoundwaveAudioModel):
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 clips stand where the embedding is that of the audio token.
-            use_cache (`bool`, *optional*): whether to return `past_key_values`.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default the LLM's config says so,
+                in a training step it is False.
             encoder_states, encoder_mask: outputs of `encode`, in place of the features and their mask.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
             output_ctc_logits (`bool`): whether `audio_output` has `ctc_logits`.
@@ -359,36 +327,16 @@ class SoundwaveModel(SoundwaveAudioModel):
         """
         refuse_misspelt(SoundwaveModel.forward, kwargs)
         past_key_values = one_cache(past_key_values, cache)
-        if input_ids is None and inputs_embeds is None:
-            raise ValueError(
-                "`input_ids` was not given: pass the prompt's ids, with one audio token for each clip of "
-                "`input_features` (the processor writes both)."
-            )
         has_audio = input_features is not None or encoder_states is not None
-        if has_audio and not shared_prefix and past_key_values is not None and int(past_key_values.get_seq_length()):
-            raise ValueError(
-                "`past_key_values` holds a prompt and `input_features` were given: `forward` takes clips with whole "
-                "prompts. `generate` merges the clips of a next turn behind a kept cache. PEFT's prefix tuning passes "
-                "such a cache: use a method that changes weights, such as LoRA."
-            )
+        self._check_whole_prompt(input_ids, inputs_embeds, past_key_values, has_audio, shared_prefix)
         if shared_prefix:
-            if not has_audio or past_key_values is not None or input_ids is None:
-                raise ValueError("`shared_prefix` is for the ids of whole prompts with clips, without a cache.")
             past_key_values = self.read_prefix(input_ids, attention_mask, shared_prefix)
-            input_ids = input_ids[:, shared_prefix:]
-            attention_mask = None if attention_mask is None else attention_mask[:, shared_prefix:]
+            input_ids, attention_mask = (x if x is None else x[:, shared_prefix:] for x in (input_ids, attention_mask))
         audio = merged = None
         if has_audio:
+            clips = input_features, input_features_mask, encoder_states, encoder_mask
             audio = self.get_audio_features(
-                input_features,
-                input_features_mask,
-                encoder_states,
-                encoder_mask,
-                ctc_labels=ctc_labels,
-                output_ctc_logits=output_ctc_logits,
-                num_ctc_clips=num_ctc_clips,
-                ctc_candidates=ctc_candidates,
-                ctc_mask=ctc_mask,
+                *clips, ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask
             )
             if inputs_embeds is not None and input_ids is None:
                 input_ids = self.ids_of_embeddings(inputs_embeds)
@@ -396,15 +344,12 @@ class SoundwaveModel(SoundwaveAudioModel):
                 *(input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix, inputs_embeds)
             )
             prompt_ids, input_ids, inputs_embeds = input_ids, None, merged.inputs_embeds
-            attention_mask, position_ids = merged.attention_mask, merged.position_ids + shared_prefix
-            attention_mask = nn.functional.pad(attention_mask, (shared_prefix, 0), value=1)
-        elif inputs_embeds is None and past_key_values is None:
-            check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
-            if (input_ids == self.config.audio_token_id).any():
-                logger.warning_once(
-                    "`input_ids` holds audio tokens and no clip was given: they are read as a word that no LLM was "
-                    "trained on. Pass `input_features` as well."
-                )
+            position_ids = merged.position_ids + shared_prefix
+            attention_mask = nn.functional.pad(merged.attention_mask, (shared_prefix, 0), value=1)
+        elif inputs_embeds is None and past_key_values is None and may_look(self, input_ids):
+            self._check_text_alone(input_ids)
+        is_training = in_training_step(self)
+        use_cache = False if use_cache is None and is_training and past_key_values is None else use_cache
         outputs = self.language_model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -417,14 +362,8 @@ class SoundwaveModel(SoundwaveAudioModel):
         hidden, kept = outputs.last_hidden_state, getattr(outputs, CACHE)
         if self.training and not has_audio and past_key_values is None and num_processes() > 1:
             hidden = hidden + self.hear_nothing().to(hidden.dtype)
-        if merged is not None and kept is not None and not shared_prefix:
-            # `generate` may go on from it.
-            added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
-            is_audio = prompt_ids == self.config.audio_token_id
-            clips = digest_clips(input_features, input_features_mask, encoder_states, encoder_mask)
-            is_silent = self.judge_silence(audio, input_features, input_features_mask)
-            known = [place_clip_values(values, is_audio) for values in (clips, is_silent)]
-            kept.prompt = CachedPrompt(prompt_ids, merged.attention_mask, added, *known)
+        if merged is not None and kept is not None and not is_training:
+            kept.prompt = self._cached_prompt(prompt_ids, merged, audio, *clips)
         if merged is not None:
             hidden = hidden.gather(1, merged.last_position[..., None].expand(-1, -1, hidden.shape[-1]))
         return SoundwaveModelOutputWithPast(
@@ -434,6 +373,38 @@ class SoundwaveModel(SoundwaveAudioModel):
             audio_output=audio,
             **{CACHE: kept},
         )
+
+    def _check_whole_prompt(self, input_ids, inputs_embeds, cache: Cache | None, has_audio: bool, shared_prefix: int):
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError(
+                "`input_ids` was not given: pass the prompt's ids, with one audio token for each clip of "
+                "`input_features` (the processor writes both)."
+            )
+        if shared_prefix and (not has_audio or cache is not None or input_ids is None):
+            raise ValueError("`shared_prefix` is for the ids of whole prompts with clips, without a cache.")
+        if has_audio and cache is not None and int(cache.get_seq_length()):
+            raise ValueError(
+                "`past_key_values` holds a prompt and `input_features` were given: `forward` takes clips with whole "
+                "prompts. `generate` merges the clips of a next turn behind a kept cache. PEFT's prefix tuning passes "
+                "such a cache: use a method that changes weights, such as LoRA."
+            )
+
+    def _check_text_alone(self, input_ids: torch.Tensor):
+        check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
+        if (input_ids == self.config.audio_token_id).any():
+            logger.warning_once(
+                "`input_ids` holds audio tokens and no clip was given: the LLM reads them as a word that it was never "
+                "trained on. Pass `input_features` as well."
+            )
+
+    def _cached_prompt(self, prompt_ids, merged: MergedPrompt, audio, input_features, features_mask, *encoded):
+        """What `generate` has to know of a prompt with clips to go on from its cache."""
+        is_audio = prompt_ids == self.config.audio_token_id
+        digests = digest_clips(input_features, features_mask, *encoded)
+        is_silent = self.judge_silence(audio, input_features, features_mask)
+        placed = [place_clip_values(values, is_audio) for values in (digests, is_silent)]
+        num_added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
+        return CachedPrompt(prompt_ids, merged.attention_mask, num_added, *placed)
 
 
 class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGenerationMixin):
@@ -531,30 +502,29 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         refuse_other_heads(language, llm)
         embeddings = language.get_input_embeddings()
         audio_token_id, vocabulary = audio_token_place(llm, audio_token, embeddings.weight.shape[0])
-        if vocabulary > embeddings.weight.shape[0]:
-            language.resize_token_embeddings(vocabulary, mean_resizing=False)
-            embeddings = language.get_input_embeddings()
-        for table in (embeddings, language.get_output_embeddings()):
-            with torch.no_grad():
-                table.weight[audio_token_id] = table.weight[:audio_token_id].float().mean(dim=0)
+        embeddings = add_audio_token(language, audio_token_id, vocabulary)
         warm_start = warm_start and adapter is None
         rows = embeddings.weight.detach().cpu()
         model = cls._join(encoder, llm, rows, language.config, audio_token_id, dtype, warm_start, fields)
-        for part in model.model.children():
-            if part is not model.model.language_model:
-                part.to(embeddings.weight.device)  # where a quantizer puts an LLM by itself
-        model.model.language_model = language.base_model
-        model.lm_head = language.get_output_embeddings()
-        model.generation_config = language.generation_config
-        if quantization_config is not None:
-            take_quantizer(model, language)
-        # An audio token in an answer would stand for a clip that nobody gave.
-        suppressed = [*(model.generation_config.suppress_tokens or []), audio_token_id]
-        model.generation_config.suppress_tokens = suppressed
+        model._put_language_model(language, quantization_config is not None)
         model.model.shrinking_adapter.init_norm(embeddings)
         if adapter is not None:
             model = load_adapter(model, adapter, changed)
         return (model if device is None or quantization_config is not None else model.to(device)).eval()
+
+    def _put_language_model(self, language, is_quantized: bool):
+        device = language.get_input_embeddings().weight.device  # a quantizer chooses it
+        for part in self.model.children():
+            if part is not self.model.language_model:
+                part.to(device)
+        self.model.language_model = language.base_model
+        self.lm_head = language.get_output_embeddings()
+        self.generation_config = language.generation_config
+        if is_quantized:
+            take_quantizer(self, language)
+        # In an answer, an audio token would stand for a clip that does not exist.
+        suppressed = [*(self.generation_config.suppress_tokens or []), self.config.audio_token_id]
+        self.generation_config.suppress_tokens = suppressed
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; with the weights goes the code, for `trust_remote_code=True` without this package."""
@@ -607,7 +577,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 clips stand where the embedding is that of the audio token.
-            use_cache (`bool`, *optional*): whether to return `past_key_values`.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default the LLM's config says so,
+                in a training step it is False.
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` where a token is to be
                 learnt, -100 elsewhere.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
@@ -663,15 +634,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         ce_loss = None
         if labels is not None:
-            vocabulary = self.config.text_config.vocab_size
-            check_ids("labels", labels[labels.ne(-100)], vocabulary)
-            learnt = labels[:, shared_prefix:][:, kept]
-            if learnt.shape != logits.shape[:2]:
-                raise ValueError(
-                    f"`labels` has shape {tuple(labels.shape)}, which is not that of `input_ids`: give one label a "
-                    "token, one for an audio token too, however many positions its clip has."
-                )
-            ce_loss = self.loss_function(logits, learnt, vocabulary, num_items_in_batch=num_items_in_batch)
+            ce_loss = self._next_token_loss(logits, labels, labels[:, shared_prefix:][:, kept], num_items_in_batch)
         audio = outputs.audio_output or SoundwaveAudioOutput()
         ctc_loss = audio.ctc_loss
         counts_labels_alone = num_items_in_batch is not None and kwargs.get("num_ctc_clips") is None
@@ -693,6 +656,17 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: getattr(outputs, CACHE)},
         )
+
+    def _next_token_loss(self, logits, labels, learnt, num_items_in_batch):
+        vocabulary = self.config.text_config.vocab_size
+        if may_look(self, labels):
+            check_ids("labels", labels.masked_fill(labels.eq(-100), 0), vocabulary)
+        if learnt.shape != logits.shape[:2]:
+            raise ValueError(
+                f"`labels` has shape {tuple(labels.shape)}, which is not that of `input_ids`: give one label for each "
+                "token, one for an audio token too, however many positions its clip has."
+            )
+        return self.loss_function(logits, learnt, vocabulary, num_items_in_batch=num_items_in_batch)
 
     def _weigh(self, ce_loss, ctc_loss):
         if ctc_loss is None:

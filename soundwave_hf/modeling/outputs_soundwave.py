@@ -32,8 +32,9 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
             of clips, or over `num_ctc_clips` where that was given.
         num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
         ctc_logits (`torch.FloatTensor` of shape `(clips, frames, vocabulary)`, *optional*): returned on request.
-        no_speech_probs (`torch.FloatTensor` of shape `(clips,)`): least probability of the CTC blank at a frame of the
-            clip: near 1 where the CTC head hears no token anywhere. See `SoundwaveModel.judge_silence`.
+        no_speech_probs (`torch.FloatTensor` of shape `(clips,)`, *optional*): lowest probability of the CTC blank at
+            any frame of the clip: near 1 where the CTC head finds no token. None in a training step (in training mode,
+            with gradients). See `SoundwaveModel.judge_silence`.
     """
 
     aligned_states: torch.FloatTensor | None = None
@@ -104,29 +105,8 @@ class SoundwaveCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
     last_hidden_state: torch.FloatTensor | None = None
 
 
-@dataclass
-class MergedPrompt:
-    """A prompt with each audio token replaced by the positions of its clip, padded on the left.
-
-    Args:
-        inputs_embeds (`torch.FloatTensor` of shape `(batch, merged, width)`).
-        attention_mask (`torch.LongTensor` of shape `(batch, merged)`): 1 at true positions.
-        last_position (`torch.LongTensor` of shape `(batch, tokens)`): where each input token ends in the merged row.
-    """
-
-    inputs_embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    last_position: torch.Tensor
-
-    @property
-    def position_ids(self) -> torch.Tensor:
-        """`(batch, merged)`: positions counted over the merged row, padding left out."""
-        return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
 __all__ = [
     "EitherCacheName",
-    "MergedPrompt",
     "SoundwaveAudioOutput",
     "SoundwaveCausalLMOutputWithPast",
     "SoundwaveModelOutputWithPast",

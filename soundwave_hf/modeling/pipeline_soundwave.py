@@ -118,7 +118,7 @@ class Transcripts(Iterator):
 
 @dataclasses.dataclass
 class Request:
-    """One clip on its way through the pipeline."""
+    """One clip and what the pipeline has found for it so far."""
 
     number: int
     pieces: int
@@ -296,7 +296,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         return {}
 
     def _generate_options(self, generate_kwargs: dict, seconds: float) -> dict:
-        """Arguments of `generate`, with room for a transcript of so many seconds where nobody set a limit."""
+        """Arguments of `generate`; where no limit is set, one that fits a transcript of so many seconds."""
         options = self._prepare_generate_kwargs(generate_kwargs)
         config = options.get("generation_config")
         limits = {

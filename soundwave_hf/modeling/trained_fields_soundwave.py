@@ -1,8 +1,8 @@
-"""The config fields that give trained adapters their meaning, as a tensor among their weights.
+"""The config fields that trained adapters depend on, saved as a tensor among their weights.
 
-PEFT saves and loads tensors alone: it would put adapters on a model with another `blank_margin` or without label
-embeddings, and nothing would tell. The tensor travels with the alignment adapter wherever PEFT saves that
-(`modules_to_save`), and is compared with the model's config where PEFT loads it.
+PEFT saves and loads only tensors: without this, adapters would load silently on a model with another `blank_margin` or
+without label embeddings. PEFT saves the tensor with the alignment adapter (`modules_to_save`), and it is compared with
+the model's config when PEFT loads it.
 """
 
 import json
@@ -39,7 +39,7 @@ _is_checked = ContextVar("is_checked", default=False)
 
 @contextmanager
 def checked_by_caller() -> Iterator[None]:
-    """Around what loads the weights of a folder whose config.json was read: with the tensor or, of old, without."""
+    """A context for loading weights whose config.json was already checked: the tensor is not compared again."""
     token = _is_checked.set(True)
     try:
         yield
@@ -68,7 +68,7 @@ def from_tensor(saved: torch.Tensor) -> dict:
 
 
 def keep_trained_fields(adapter: nn.Module):
-    """Let an alignment adapter write its fields into its state under PEFT, and compare them where that is loaded."""
+    """Make an alignment adapter save its fields with PEFT, and compare them when they are loaded."""
     adapter.register_state_dict_post_hook(_write)
     adapter.register_load_state_dict_pre_hook(_compare)
 

@@ -1,4 +1,4 @@
-"""Where the alignment adapter begins: at what Whisper's own decoder reads off the encoder's frames.
+"""Initializes the alignment adapter from Whisper's decoder.
 
 A decoder layer adds `out_proj(v_proj(frame))` of the frames that it attends to, and the sum of its layers is scored
 against Whisper's token embeddings. Of a frame alone that already says which word is being spoken, and it is linear in

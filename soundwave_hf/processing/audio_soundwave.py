@@ -31,7 +31,7 @@ PART_TYPES = ("audio", "input_audio", "audio_url")
 class AudioOptions:
     """How a clip is read. The fields are keywords of `SoundwaveProcessor.load_clips` and of the processor's call."""
 
-    mono: bool = False  # average the channels of a bare array; whatever carries its own rate is averaged anyway
+    mono: bool = False  # average the channels of an array without a rate; audio with a rate is always averaged
     allow_truncated: bool = False  # take what is left of a file that was cut off, with a warning
     max_seconds: float | None = None  # longest clip; by default 4 hours, and no limit for a path
     max_bytes: int | None = None  # largest file or download; by default 1 GiB, and no limit for a path

@@ -59,7 +59,7 @@ ASR_QUESTION = "What does the person say?"
 
 RETURN_FORMATS = ("raw", "parsed", "transcription_only")
 CTC_TEXT = "lower"  # what a new CTC head learns to write; see `ctc_text` of the processor
-TRAILING_SILENCE = 0.3  # seconds; Whisper's encoder never heard speech that ends where its input ends
+TRAILING_SILENCE = 0.3  # seconds; Whisper was trained on speech with silence behind it
 NO_PROCESSOR = (
     f"`{{}}` holds no {PROCESSOR_NAME}, which says how its adapters hear: give a folder that `soundwave-hf train` or "
     "`soundwave-hf export` wrote."
@@ -125,7 +125,7 @@ def renders(template: str, messages: list[dict], expected: str, special_tokens: 
     """True where the template takes these messages and prints the expected text."""
     try:
         rendered, _ = render_jinja_template(conversations=[messages], chat_template=template, **special_tokens)
-    except Exception:  # a template raises whatever it likes
+    except Exception:  # a template may raise anything
         return False
     return expected in rendered[0]
 
@@ -437,7 +437,7 @@ class SoundwaveProcessor(ProcessorMixin):
         return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
 
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
-        """One token stays one token: the model expands it to as many positions as the clip's CTC labels call for."""
+        """One token for each clip: the model replaces it by as many positions as the clip's CTC labels give."""
         return self.audio_token
 
     def log_mel(self, clips: list[np.ndarray], device: str = "cpu") -> dict[str, np.ndarray]:

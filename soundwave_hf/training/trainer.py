@@ -490,7 +490,7 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         elif (labels := inputs.get("labels")) is not None:
             # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
             first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
-            inputs = {**inputs, "logits_to_keep": labels.shape[1] - first}
+            inputs = {**inputs, "logits_to_keep": labels.shape[1] - first, "use_cache": False}
             audio_model = self.audio_model
             if len(labels) > 1 and has_clips(inputs) and audio_model.shares_prefix():
                 inputs["shared_prefix"] = min(first, shared_prefix(inputs, audio_model.config.audio_token_id))

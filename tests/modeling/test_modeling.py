@@ -1176,6 +1176,24 @@ def test_a_misspelt_argument_is_refused_with_the_near_one():
         model.get_audio_features(batch["input_features"], input_feature_mask=batch["input_features_mask"])
     with pytest.raises(ValueError, match="got `num_ctc_clip`, .* Did you mean `num_ctc_clips`"):
         model(**batch, ctc_labels=labels, num_ctc_clip=8)
+    with pytest.raises(ValueError, match="got `output_hidden_state`, .* Did you mean `output_hidden_states`"):
+        model(**batch, output_hidden_state=True)
+
+
+def test_close_names_are_searched_once_for_each_unknown_argument_and_never_for_known_ones(monkeypatch):
+    model, batch, searched = tiny_model(), mixed_batch(), []
+
+    def search(name, *args, **kwargs):
+        searched.append(name)
+        return []
+
+    monkeypatch.setattr("soundwave_hf.modeling.audio_model_soundwave.difflib.get_close_matches", search)
+    for _ in range(2):
+        model(**batch, ctc_labels=CTC_LABELS, num_ctc_clips=2, output_attentions=False)
+    assert searched == []
+    for _ in range(2):
+        model(**batch, a_thing_of_the_llm=1)
+    assert searched == ["a_thing_of_the_llm"] * 2  # once by the whole model, once by its base
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf.modeling.convert_published import convert_published, published_source, read_published_config
-from soundwave_hf.modeling.convert_published import native_config as read_native_config
+from soundwave_hf.convert import convert_published, published_source, read_published_config
+from soundwave_hf.convert import native_config as read_native_config
 from tests.tiny_models import tiny_tokenizer
 
 

@@ -3,6 +3,7 @@
     soundwave-hf convert SRC DST
 
 SRC holds a `config.json` with model type "Soundwave" and weights in safetensors or PyTorch files, in shards or in one.
+(In version 0.1.0 this file was `soundwave_hf/modeling/convert_published.py`.)
 """
 
 import json
@@ -13,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, WhisperFeatureExtractor
 
-from ..atomic import atomic_folder, refuse_used
-from .backbones_soundwave import read_shards
-from .configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveConfig
-from .modeling_soundwave import SoundwaveForConditionalGeneration
+from .atomic import atomic_folder, refuse_used
+from .modeling.backbones_soundwave import read_shards
+from .modeling.configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveConfig
+from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 
 
 PUBLISHED_AUDIO_TOKEN = "<audio_patch>"
@@ -199,12 +200,12 @@ def native_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> 
 
 
 def generation_config(published: dict) -> GenerationConfig:
-    """Ids that begin, end and pad a row, as the published config.json has them; greedy."""
+    """Greedy decoding, with the ids of the published config.json that begin, end and pad a row."""
     return GenerationConfig(
         bos_token_id=published.get("bos_token_id"),
         eos_token_id=published.get("eos_token_id"),
         pad_token_id=published.get("llm_pad_token_id", published.get("pad_token_id")),
-        suppress_tokens=[published["audio_patch_token"]],  # in an answer, it would stand for a clip that nobody gave
+        suppress_tokens=[published["audio_patch_token"]],  # an answer holds no clip
     )
 
 
@@ -230,7 +231,7 @@ def read_tokenizer(src: Path, published: dict):
 
 def make_processor(tokenizer, config: SoundwaveConfig):
     """The processor of a converted checkpoint: Whisper's features, over the window of its encoder."""
-    from ..processing.processing_soundwave import SoundwaveProcessor
+    from .processing.processing_soundwave import SoundwaveProcessor
 
     window_seconds = config.audio_config.max_source_positions // 50  # encoder frames of 20 ms
     feature_extractor = WhisperFeatureExtractor(
