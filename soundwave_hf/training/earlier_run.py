@@ -1,6 +1,5 @@
 """What a folder already holds when a run begins: nothing, a run to go on with, a finished one, or another's work."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,9 +19,7 @@ from ..modeling.backbones_soundwave import LORA_FILES, TRAINED_FILE
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..paths import soundwave_home
 from .arguments import SoundwaveTrainingArguments
-from .augment import Augmentation
 from .checkpoints import last_checkpoint
-from .mixture import Mixture
 from .recipe import ONCE_AT_HOME, SECTIONS, RecipeArguments, check_recipe
 from .secret_values import names_secret
 
@@ -60,12 +57,11 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
     Args: digests: of the data's content, or names and revisions of streams.
     """
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    cache = (recipe.encoder_cache or {}).get("variants")
     sections = {
         "model": SoundwaveConfig(**recipe.model).to_dict(),
         "lora": LoraConfig(**recipe.lora).to_dict(),
-        "augment": vars(Augmentation(**recipe.augment)),
-        "mixture": dataclasses.asdict(Mixture(**recipe.mixture)) if recipe.mixture else {},
+        "augment": vars(recipe.augment),
+        "mixture": vars(recipe.mixture) if recipe.mixture else {},
     }
     values = {
         "stage": recipe.stage,
@@ -77,10 +73,10 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
         },
         **{f"repeat.{source}": times for source, times in recipe.repeat.items()},
         "quantization": recipe.quantization,
-        "mixture": bool(recipe.mixture),
+        "mixture": recipe.mixture is not None,
         "ctc_negatives": recipe.ctc_negatives,
         "warm_start": recipe.warm_start is not False,
-        "encoder_cache.variants": cache,
+        "encoder_cache.variants": _cache_variants(recipe),
         "streaming": recipe.streaming,
         "max_batch_seconds": recipe.max_batch_seconds,
         "data": sorted(digests),
@@ -88,6 +84,12 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
         **{name: getattr(arguments, name) for name in LEARNT_BY if hasattr(arguments, name)},
     }
     return json.loads(json.dumps(values, default=str))
+
+
+def _cache_variants(recipe: RecipeArguments) -> int | None:
+    """`encoder_cache.variants` if the recipe gives it, as in the records of earlier versions."""
+    given = recipe.encoder_cache is not None and "variants" in recipe.written["encoder_cache"]
+    return recipe.encoder_cache.variants if given else None
 
 
 def origins(recipe: RecipeArguments) -> dict[str, dict[str, str | None]]:
@@ -262,15 +264,15 @@ def _record_of_recipe(place: Path, arguments: SoundwaveTrainingArguments) -> dic
     try:
         values = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
         values = {key: _old_place(key, value) for key, value in values.items() if not names_secret(key)}
-        recipe, its_arguments = check_recipe(values, name, {})
+        augment = values.get("augment") or {}
+        if any(augment.get(each) for each in ("speed", "noise", "narrow", "room")):
+            values["augment"] = {"gain": 1.0, **augment}  # earlier versions always changed the level
+        recipe, its_arguments = check_recipe(values, name)
     except (ValueError, OSError, AttributeError) as error:
         raise ValueError(
             f"{name} is the recipe of a run of an earlier version, which cannot be compared: {error} Name a new "
             "folder as `output_dir`."
         ) from error
-    augment = recipe.augment
-    if any(augment.get(name) for name in ("speed", "noise", "narrow", "room")):
-        recipe.augment = {"gain": 1.0, **augment}  # it had no name, and every clip had one
     card = place / "data_card.md"
     digests = OLD_DIGEST.findall(card.read_text(encoding="utf-8").split("\n---\n")[0]) if card.is_file() else []
     return {

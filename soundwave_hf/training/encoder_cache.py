@@ -97,7 +97,7 @@ class EncoderCache:
 
         Args:
             model: what has the encoder, on its device.
-            collator (`SoundwaveCollator`): reads the clips.
+            collator (`SoundwaveDataCollator`): reads the clips.
 
         Raises: `ValueError`, before anything is encoded, where the states do not fit, or a clip is longer than the
         encoder hears at once.

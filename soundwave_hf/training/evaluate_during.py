@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..evaluation.metrics import character_error_rate, collapse_ctc, exact_match, word_error_rate
 from .augment import Augmentation
-from .collator import SoundwaveCollator
+from .collator import SoundwaveDataCollator
 from .stages import Stage
 
 
@@ -23,9 +23,9 @@ MORE_TOKENS = 16  # than twice those of the longest reference of a batch: an ans
 def evaluation_collator(collator):
     """A collator's copy that evaluates: no augmentation, the whole vocabulary for CTC, clips encoded anew.
 
-    One that is no `SoundwaveCollator` is the caller's, and returned as it is.
+    One that is no `SoundwaveDataCollator` is the caller's, and returned as it is.
     """
-    if not isinstance(collator, SoundwaveCollator):
+    if not isinstance(collator, SoundwaveDataCollator):
         return collator
     return dataclasses.replace(
         collator, augmentation=Augmentation(), spoken_ids=None, negatives=0, encoder_cache=None, epoch=0
@@ -85,7 +85,7 @@ def in_batches(rows: Sequence[dict], batch_size: int) -> Iterator[list[dict]]:
         yield ordered[start : start + batch_size]
 
 
-def ctc_transcripts(model, collator: SoundwaveCollator, rows: list[dict]) -> list[str]:
+def ctc_transcripts(model, collator: SoundwaveDataCollator, rows: list[dict]) -> list[str]:
     """Greedy transcripts of the CTC head, a clip a row."""
     batch = dataclasses.replace(collator, losses=())(rows)
     hear = getattr(model, "get_audio_features", model)  # stage I's model is the audio side itself
@@ -97,7 +97,7 @@ def ctc_transcripts(model, collator: SoundwaveCollator, rows: list[dict]) -> lis
     return [text.strip() for text in collator.processor.batch_decode(ids, skip_special_tokens=True)]
 
 
-def answers(model, collator: SoundwaveCollator, rows: list[dict]) -> list[tuple[str, str]]:
+def answers(model, collator: SoundwaveDataCollator, rows: list[dict]) -> list[tuple[str, str]]:
     """What was to be answered to each row, its last answer, and the greedy answer of the model."""
     batch = dataclasses.replace(collator, losses=("ce",))(rows)
     prompts, references = [], []
@@ -120,7 +120,7 @@ def answers(model, collator: SoundwaveCollator, rows: list[dict]) -> list[tuple[
 
 
 @torch.no_grad()
-def collect_texts(model, collator: SoundwaveCollator, rows: list[dict], batch_size: int) -> dict[str, list]:
+def collect_texts(model, collator: SoundwaveDataCollator, rows: list[dict], batch_size: int) -> dict[str, list]:
     """References and what was found, in pairs, for `ctc`, `transcripts` and `answers`."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     pairs: dict[str, list] = {"ctc": [], "transcripts": [], "answers": []}
@@ -158,17 +158,17 @@ class SpeechEvaluationCallback(TrainerCallback):
     A data set of a dictionary has its name in front: `eval_NAME_wer`.
 
     Args:
-        trainer (`Trainer`): whose `data_collator` is a `SoundwaveCollator`.
+        trainer (`Trainer`): whose `data_collator` is a `SoundwaveDataCollator`.
         samples (`int`, *optional*, defaults to 100): rows of each data set, drawn once by the trainer's seed.
 
     `trainer.add_callback(SpeechEvaluationCallback(trainer))` is all that it needs.
     """
 
     def __init__(self, trainer: Trainer, samples: int = 100):
-        if not isinstance(trainer.data_collator, SoundwaveCollator):
+        if not isinstance(trainer.data_collator, SoundwaveDataCollator):
             raise ValueError(
                 f"The trainer's `data_collator` is a {type(trainer.data_collator).__name__}, and a "
-                "`SoundwaveCollator` was expected: what it makes of a row is what the model is asked."
+                "`SoundwaveDataCollator` was expected: what it makes of a row is what the model is asked."
             )
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"`samples` is {samples!r}; give a number of rows, 1 or more.")

@@ -10,7 +10,7 @@ from soundwave_hf.data.tiny import RATE
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForCTC
 from soundwave_hf.training import encoder_cache
 from soundwave_hf.training.augment import Augmentation
-from soundwave_hf.training.collator import SoundwaveCollator
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.encoder_cache import EncoderCache
 from tests.training.workspace import EVERY_AUGMENTATION, train, without_dropout
 
@@ -30,8 +30,8 @@ def rows(workspace) -> list[dict]:
 def collator(workspace):
     """A collator that reads from a cache of these options, and one that does not."""
 
-    def make(cache: EncoderCache | None = None, **augmentation) -> SoundwaveCollator:
-        return SoundwaveCollator(
+    def make(cache: EncoderCache | None = None, **augmentation) -> SoundwaveDataCollator:
+        return SoundwaveDataCollator(
             workspace.processor(), workspace.data, ("ctc",), Augmentation(**augmentation), encoder_cache=cache
         )
 

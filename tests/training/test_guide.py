@@ -9,7 +9,7 @@ import pytest
 import yaml
 from trl import SFTConfig
 
-from soundwave_hf import SoundwaveTrainingArguments
+from soundwave_hf import SoundwaveSFTConfig
 from soundwave_hf.modeling.backbones_soundwave import settable_fields
 from soundwave_hf.training.recipe import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
 
@@ -50,8 +50,11 @@ def test_it_names_what_a_lora_may_not_have():
 
 def test_of_the_librarys_keys_it_names_those_of_the_recipes_and_our_own():
     named = keys_under("Those of transformers and TRL")
-    known = {f.name for f in fields(SoundwaveTrainingArguments)}
-    recipes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "recipes").glob("[123]_*.yaml")]
+    known = {f.name for f in fields(SoundwaveSFTConfig)}
+    recipes = [
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in (ROOT / "examples/soundwave-small/recipes").glob("*.yaml")
+    ]
     used = set().union(*recipes) - {f.name for f in fields(RecipeArguments)}
     ours = known - {f.name for f in fields(SFTConfig)}
     assert len(recipes) == 3 and ours
