@@ -363,7 +363,7 @@ def test_a_template_that_rewrites_earlier_answers_is_refused(collator, processor
     )
     make = collator()
     make.processor = rewriting
-    with pytest.raises(ValueError, match="writes an earlier turn in another way.*give each answer a row of its own"):
+    with pytest.raises(ValueError, match="changes an earlier turn when.*give each answer its own row"):
         make([{"messages": TALK}])
 
 

@@ -183,7 +183,7 @@ def test_states_that_do_not_fit_are_refused_before_the_first(model, rows, collat
 
 def test_clip_beyond_the_encoders_window_is_refused(model, rows, collator, tmp_path):
     cache = EncoderCache(tmp_path)
-    with pytest.raises(ValueError, match=r"is 31 s long and the encoder hears 30 s at once"):
+    with pytest.raises(ValueError, match=r"is 31 s long and the encoder takes at most 30 s"):
         cache.fill(model, collator(cache), [rows[0] | {"seconds": 31.0}])
 
 

@@ -171,7 +171,7 @@ def test_the_shipped_recipes_are_these():
         ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which does not exist. Its keys are"),
         ({"attn_implementation": {"text_confg": "eager"}}, "the key `text_confg`, .* Did you mean `text_config`?"),
         ({"mixture": {"temprature": 1}}, "`mixture` of .* has the key `temprature`, .* Did you mean `temperature`?"),
-        ({"mixture": {"temperature": 0}}, "`mixture` is a temperature of 0 and a step of 5.0 an epoch: the first"),
+        ({"mixture": {"temperature": 0}}, "`mixture` has `temperature` 0 and `step` 5.0: the first"),
         (
             {"stage": "shrink", "quantization": {"load_in_4bit": True, "bnb_4bit_quant_typ": "nf4"}},
             "`quantization` of .* the key `bnb_4bit_quant_typ`, .* Did you mean `bnb_4bit_quant_type`?",
