@@ -93,12 +93,17 @@ def _cache_variants(recipe: RecipeArguments) -> int | None:
 
 
 def origins(recipe: RecipeArguments) -> dict[str, dict[str, str | None]]:
-    """The backbones and the start folder of a run: their names in the recipe, and a digest of each."""
-    encoder, llm = recipe.backbones
-    places = {"encoder": (recipe.encoder, encoder), "llm": (recipe.llm, llm)}
-    if recipe.start_from is not None:
-        places["start_from"] = (str(recipe.start_from), recipe.start_folder)
-    return {key: {"name": name, "digest": folder_digest(folder)} for key, (name, folder) in places.items()}
+    """The backbones and the start folder of a run: their names in the recipe, and a digest of each if it exists."""
+    find = {"encoder": resolve_backbone, "llm": resolve_backbone, "start_from": lambda name: recipe.start_folder}
+    found = {}
+    for key, folder_of in find.items():
+        if (name := getattr(recipe, key)) is not None:
+            try:
+                digest = folder_digest(folder_of(name))
+            except OSError:  # an earlier run's, and no longer there
+                digest = None
+            found[key] = {"name": str(name), "digest": digest}
+    return found
 
 
 def folder_digest(folder: str) -> str | None:
@@ -276,7 +281,7 @@ def _record_of_recipe(place: Path, arguments: SoundwaveTrainingArguments) -> dic
     card = place / "data_card.md"
     digests = OLD_DIGEST.findall(card.read_text(encoding="utf-8").split("\n---\n")[0]) if card.is_file() else []
     return {
-        "origins": _old_origins(recipe),
+        "origins": origins(recipe),
         "learning": learning_values(recipe, its_arguments, digests),
         "length": {"max_steps": its_arguments.max_steps, "num_train_epochs": its_arguments.num_train_epochs},
     }
@@ -287,18 +292,6 @@ def _old_place(key: str, path):
     if key not in ONCE_AT_HOME or not isinstance(path, str) or os.path.isabs(path) or path[:1] in (".", "~", "$"):
         return path
     return str(soundwave_home() / path)
-
-
-def _old_origins(recipe: RecipeArguments) -> dict:
-    found = {}
-    for key in ("encoder", "llm", "start_from"):
-        if (name := getattr(recipe, key)) is not None:
-            try:
-                folder = name if key == "start_from" else resolve_backbone(name)
-                found[key] = {"name": str(name), "digest": folder_digest(folder)}
-            except OSError:  # no longer there
-                found[key] = {"name": str(name), "digest": None}
-    return found
 
 
 __all__ = ["RECORD", "EarlierRun", "look_for_run", "record_run"]

@@ -75,12 +75,10 @@ class ScoringCollator:
     Args:
         collator (`Callable`): makes the batches.
         audio_token_id (`int`): of the model.
-        shares_prefix (`bool`): whether the model can read a common beginning of all rows once.
     """
 
     collator: Callable[[list], dict]
     audio_token_id: int
-    shares_prefix: bool
 
     def __call__(self, rows: list) -> dict:
         batch = self.collator(rows)
@@ -89,7 +87,7 @@ class ScoringCollator:
         # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
         first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
         batch["logits_to_keep"] = labels.shape[1] - first
-        if self.shares_prefix and len(labels) > 1 and has_clips(batch):
+        if len(labels) > 1 and has_clips(batch):
             batch["shared_prefix"] = min(first, shared_prefix(batch, self.audio_token_id))
         return batch
 
@@ -108,7 +106,9 @@ class EpochCallback(TrainerCallback):
 
 
 def trainable(rows):
-    """A data set of `datasets` with its clips undecoded, for the collator; any other is returned as it is."""
+    """A data set of `datasets`, or a dict of several, with clips undecoded, for the collator; others as they are."""
+    if isinstance(rows, dict):
+        return {name: trainable(each) for name, each in rows.items()}
     return undecoded(rows) if isinstance(rows, Dataset | Stream) else rows
 
 
@@ -151,9 +151,8 @@ class SoundwaveTrainerMixin:
         self._sums: dict[str, torch.Tensor] = {}
         self._evaluated: dict[str, torch.Tensor] = {}
         for name in ("train_dataset", "eval_dataset"):
-            if (given := kwargs.get(name)) is not None:
-                each = {key: trainable(rows) for key, rows in given.items()} if isinstance(given, dict) else None
-                kwargs[name] = trainable(given) if each is None else each
+            if name in kwargs:
+                kwargs[name] = trainable(kwargs[name])
         super().__init__(*args, **kwargs)
         if isinstance(self.train_dataset, Stream):
             # Dispatching cuts batches by their first dimension, and tensors of a batch differ in it.
@@ -304,12 +303,7 @@ class SoundwaveTrainerMixin:
 
     def get_train_dataloader(self):
         """Batches in the order that the arguments ask for. Raises: `ValueError` if there is none."""
-        collator = self.data_collator
-        try:
-            self.data_collator = self._training_collator()  # which `Trainer` takes too
-            batches = self._make_train_dataloader()
-        finally:
-            self.data_collator = collator
+        batches = self._make_train_dataloader()
         if hasattr(self.train_dataset, "__len__") and len(batches) == 0:
             raise ValueError(
                 f"{len(self.train_dataset)} rows make no batch of {self._train_batch_size} in {self.args.world_size} "
@@ -325,7 +319,7 @@ class SoundwaveTrainerMixin:
         rows, args = self.train_dataset, self.args
         grouped = args.train_sampling_strategy == "group_by_length"
         options = {
-            "collate_fn": self.data_collator,
+            "collate_fn": self._training_collator(),
             "num_workers": args.dataloader_num_workers,
             "pin_memory": args.dataloader_pin_memory,
             "multiprocessing_context": args.dataloader_multiprocessing_context,
@@ -339,7 +333,7 @@ class SoundwaveTrainerMixin:
             # Each process has its part of the streams already: `prepare` would split them again.
             return DataLoaderShard(GivenRows(), device=args.device, batch_sampler=self.stream_sampler, **options)
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
-            return super().get_train_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
+            return self._plain_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
         groups = LengthGroups(
             self._train_batch_size,
             group=args.gradient_accumulation_steps * args.world_size,
@@ -354,6 +348,15 @@ class SoundwaveTrainerMixin:
         return self.accelerator.prepare(
             DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
         )
+
+    def _plain_dataloader(self):
+        """The loader of `Trainer`, with our collator for training."""
+        collator = self.data_collator
+        try:
+            self.data_collator = self._training_collator()
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
     def _seconds(self, rows) -> list[float]:
         """Lengths of rows, from their column or from the headers of their clips."""
@@ -529,9 +532,7 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     def _training_collator(self):
         if not self.has_llm:
             return self.data_collator
-        return ScoringCollator(
-            self.data_collator, self.audio_model.config.audio_token_id, self.audio_model.shares_prefix()
-        )
+        return ScoringCollator(self.data_collator, self.audio_model.config.audio_token_id)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = self._without_cache(inputs)
@@ -539,6 +540,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             return super().compute_loss(model, inputs, return_outputs)
         if not self.has_llm:  # the labels are `ctc_labels` by another name
             inputs = {name: value for name, value in inputs.items() if name != "labels" or "ctc_labels" not in inputs}
+        elif not self.audio_model.shares_prefix():  # known only once the model is sharded
+            inputs.pop("shared_prefix", None)
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # The last step of an epoch may have fewer batches.
         batches = 1 / self.current_gradient_accumulation_steps / self.accelerator.num_processes

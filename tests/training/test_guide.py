@@ -71,6 +71,7 @@ def test_it_names_the_keys_that_are_refused():
     [
         ("SoundwaveForCTC.from_backbones", "aligned/trained.safetensors"),
         ("load_lora", "instructed/adapter_model.safetensors"),
+        ("import train\n", "runs/mine/adapter_model.safetensors"),
     ],
 )
 def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written):
@@ -80,6 +81,9 @@ def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written
         "HuggingFaceTB/SmolLM2-135M-Instruct": workspace.llm,
         "weights/soundwave-small": str(chain["shrink"].folder),
         "max_steps=100": "max_steps=1",
+        '"finetune"': f"'finetune', start_from={str(chain['shrink'].folder)!r}",
+        "train.csv": "data/train.jsonl",
+        "max_steps=50": "max_steps=1",
     }
     for name, here in changes.items():
         block = block.replace(name, here)
@@ -90,4 +94,4 @@ def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written
 
 
 def test_all_its_python_is_run():
-    assert len(BLOCKS) == 3  # one of them by test_plain_trainers.py
+    assert len(BLOCKS) == 4  # one of them by test_plain_trainers.py

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from transformers import TrainingArguments
 from trl import SFTConfig
 
 from soundwave_hf import SoundwaveDataCollator, SoundwaveSFTConfig, SoundwaveTrainingArguments, train
 from soundwave_hf.data.rows import RowCheck
+from soundwave_hf.modeling.modeling_soundwave import SoundwaveForCTC
 from soundwave_hf.training import run
 from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.collator import SoundwaveCollator
@@ -226,3 +228,27 @@ def test_losses_are_computed_without_a_cache(workspace, chain, tmp_path, kind, l
     finally:
         handle.remove()
     assert set(given) == {False}
+
+
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_batches_of_training_say_which_tokens_are_scored_and_others_do_not(workspace, chain, order):
+    trainer = chain["shrink"].trainer
+    trainer.args.train_sampling_strategy = order
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels = batch["labels"]
+    first = min(row.ne(-100).nonzero()[0].item() for row in labels)  # the first token that any row learns
+    assert batch["logits_to_keep"] == labels.shape[1] - (first - 1)
+    assert 0 < batch["shared_prefix"] < first
+    assert "logits_to_keep" not in next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+    assert isinstance(trainer.data_collator, SoundwaveDataCollator)
+
+
+def test_lengths_are_read_from_the_collators_folder(workspace, tmp_path):
+    rows = Dataset.from_list([{"audio": f"clips/{index}.wav", "text": "yes"} for index in range(4)])
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, losses=("ctc",))
+    arguments = SoundwaveTrainingArguments(
+        str(tmp_path), train_sampling_strategy="group_by_length", use_cpu=True, report_to="none"
+    )
+    model = SoundwaveForCTC.from_backbones(workspace.encoder, workspace.llm)
+    trainer = SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+    assert len(trainer.get_train_dataloader()) == 1
