@@ -53,9 +53,9 @@ train: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 train: export MALLOC_TOP_PAD_ = 268435456
 train: $(VENV)/data.stamp $(VENV)/demo.stamp
 	$(RUN)/python examples/soundwave-small/build_data.py
-	$(RUN)/soundwave-hf train recipes/1_align.yaml
-	$(RUN)/soundwave-hf train recipes/2_shrink.yaml
-	$(RUN)/soundwave-hf train recipes/3_instruct.yaml
+	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/1_align.yaml
+	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/2_shrink.yaml
+	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/3_instruct.yaml
 	$(RUN)/soundwave-hf export "$(TRAINED)" weights/soundwave-small
 	$(RUN)/soundwave-hf evaluate --baseline --output weights/soundwave-small/evaluation.json
 

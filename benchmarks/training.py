@@ -59,14 +59,15 @@ from soundwave_hf.data.rows import at_folder
 from soundwave_hf.evaluation.shipped import ADAPTER, REPOSITORY
 from soundwave_hf.modeling.ctc_soundwave import CTCResult
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
-from soundwave_hf.training.collator import SoundwaveCollator
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.encoder_cache import EncoderCache
 from soundwave_hf.training.run import build_model, read_recipe, read_rows
 from soundwave_hf.training.stages import STAGES
 from soundwave_hf.training.trainer import SoundwaveTrainer
 
 
-RECIPES = {"align": "1_align.yaml", "shrink": "2_shrink.yaml"}
+RECIPES = REPOSITORY / "examples" / "soundwave-small" / "recipes"
+STEPS = {"align": "1_align", "shrink": "2_shrink"}
 RECIPE_KEYS = ("encoder", "llm", "data", "ctc_negatives")  # which the command may replace
 
 
@@ -142,7 +143,7 @@ def untie(model: nn.Module):
 
 
 @dataclass
-class PaddedCollator(SoundwaveCollator):
+class PaddedCollator(SoundwaveDataCollator):
     """Log-mel of Whisper's whole window, all of it true."""
 
     def features(self, clips: list, draws: list) -> dict[str, torch.Tensor]:
@@ -193,7 +194,7 @@ class Variant:
     """
 
     changes: dict[str, str] = field(default_factory=dict)
-    collator: type = SoundwaveCollator
+    collator: type = SoundwaveDataCollator
     plain_ctc: bool = False
     cached: bool = False
     one_by_one: bool = False
@@ -263,7 +264,7 @@ def read(problem: Problem, stage: str, variant: Variant, output: str):
     changes |= {"per_device_train_batch_size": str(size), "gradient_accumulation_steps": str(accumulated)}
     # The head's start tells nothing of the time.
     changes |= {"warm_start": "false"} if stage == "align" else {"start_from": problem.adapter, "lora": "{}"}
-    return read_recipe(REPOSITORY / "recipes" / RECIPES[stage], changes | variant.changes)
+    return read_recipe(RECIPES / f"{STEPS[stage]}.yaml", changes | variant.changes)
 
 
 def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
@@ -306,10 +307,10 @@ def draw_rows(rows, problem: Problem):
     return rows.select(pool[: there * problem.batch].reshape(there, -1)[places.astype(int)].flatten())
 
 
-def warm_up(loss_of, model: nn.Module, collator: SoundwaveCollator, rows, in_bf16: bool) -> Memory:
+def warm_up(loss_of, model: nn.Module, collator: SoundwaveDataCollator, rows, in_bf16: bool) -> Memory:
     """One short clip forth and back, which starts threads and libraries; then memory counts."""
     shortest = rows[int(np.argmin(rows["seconds"]))]
-    inputs = SoundwaveCollator(collator.processor, collator.folder, collator.losses)([shortest])
+    inputs = SoundwaveDataCollator(collator.processor, collator.folder, collator.losses)([shortest])
     model.train()
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
         loss = loss_of(inputs)
@@ -379,7 +380,7 @@ def write_cache(problem: Problem) -> dict[str, float]:
     rows = draw_rows(read_rows(manifest, {}), problem)
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     processor = SoundwaveProcessor.from_backbones(*recipe.backbones)
-    collator = SoundwaveCollator(processor, manifest.parent, ("ctc",))
+    collator = SoundwaveDataCollator(processor, manifest.parent, ("ctc",))
     begun = time.perf_counter()
     EncoderCache(Path(problem.cache)).fill(model, collator, rows)
     return {"seconds_per_clip": (time.perf_counter() - begun) / problem.clips}

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
     from .processing.processing_soundwave import SoundwaveProcessor
     from .training.arguments import SoundwaveTrainingArguments
-    from .training.collator import SoundwaveCollator
-    from .training.run import run_stage
+    from .training.collator import SoundwaveCollator, SoundwaveDataCollator
+    from .training.run import run_stage, train
+    from .training.sft import SoundwaveSFTConfig, SoundwaveSFTTrainer
     from .training.stages import STAGES
-    from .training.trainer import SoundwaveSFTTrainer, SoundwaveTrainer
+    from .training.trainer import SoundwaveTrainer
 
 _MODULE_OF = {
     "convert_published": "convert",
@@ -39,21 +40,26 @@ _MODULE_OF = {
     "SoundwaveForConditionalGeneration": "modeling.modeling_soundwave",
     "SoundwaveProcessor": "processing.processing_soundwave",
     "SoundwaveCollator": "training.collator",
+    "SoundwaveDataCollator": "training.collator",
     "SoundwaveTrainingArguments": "training.arguments",
     "SoundwaveTrainer": "training.trainer",
-    "SoundwaveSFTTrainer": "training.trainer",
+    "SoundwaveSFTConfig": "training.sft",
+    "SoundwaveSFTTrainer": "training.sft",
     "STAGES": "training.stages",
     "run_stage": "training.run",
+    "train": "training.run",
 }
 
 __all__ = [
     "STAGES",
     "SoundwaveCollator",
     "SoundwaveConfig",
+    "SoundwaveDataCollator",
     "SoundwaveForCTC",
     "SoundwaveForConditionalGeneration",
     "SoundwaveModel",
     "SoundwaveProcessor",
+    "SoundwaveSFTConfig",
     "SoundwaveSFTTrainer",
     "SoundwaveTrainer",
     "SoundwaveTrainingArguments",
@@ -63,6 +69,7 @@ __all__ = [
     "merge_adapter",
     "resolve_adapter",
     "run_stage",
+    "train",
 ]
 
 

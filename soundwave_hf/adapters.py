@@ -2,6 +2,8 @@
 
 import os
 
+from .paths import find_weights
+
 
 def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = None, **hub) -> str:
     """The local folder of trained adapters, downloaded where the name is one of the hub.
@@ -15,7 +17,7 @@ def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = No
     """
     from .modeling.folders_soundwave import describe_folder, find_adapter, is_hub_name
 
-    name = os.path.expanduser(os.fspath(name_or_folder))
+    name = find_weights(os.path.expanduser(os.fspath(name_or_folder)))
     if revision is not None and not os.path.isdir(name):
         hub["revision"] = revision
     if (folder := find_adapter(name, **hub)) is not None:
@@ -25,7 +27,7 @@ def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = No
     hub_words = ", and the hub delivered no adapters of that name" if is_hub_name(name) else ""
     raise FileNotFoundError(
         f"There is no folder `{name}` with trained adapters{hub_words}. Give a folder that `soundwave-hf train` or "
-        "`export` wrote; the shipped ones are in `weights/` of a checkout of this repository."
+        "`export` wrote; the shipped ones are `weights/soundwave-small`."
     )
 
 

@@ -215,14 +215,22 @@ def build_parser() -> argparse.ArgumentParser:
         return verb
 
     verb = add_verb(train, "run one recipe", usage="soundwave-hf train [-h] [--debug] RECIPE [--key value ...]")
-    verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
+    verb.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value",
+    )
 
     verb = add_verb(
         plan,
         "memory and time of one recipe, without running it",
         usage="soundwave-hf plan [-h] [--debug] RECIPE --gpus 8x80GB [--tflops T] [--utilisation U] [--key value ...]",
     )
-    verb.add_argument("recipe", metavar="RECIPE", help="YAML file; `--key value` replaces one of its values")
+    verb.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value",
+    )
     verb.add_argument("--gpus", required=True, help="number of GPUs and memory of each, such as 8x80GB")
     verb.add_argument(
         "--tflops", type=float, default=312.0, help="of a GPU in bfloat16; default: %(default)g, an A100's"

@@ -6,12 +6,25 @@ from pathlib import Path
 
 
 HOME = "SOUNDWAVE_HOME"
+SHIPPED_WEIGHTS = "weights/soundwave-small"
 VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 
 
 def soundwave_home() -> Path:
     """Folder of everything downloaded or built: `$SOUNDWAVE_HOME`, by default `~/.cache/soundwave-hf`."""
     return Path(os.environ.get(HOME) or "~/.cache/soundwave-hf").expanduser()
+
+
+def shipped(name: str) -> Path:
+    """Where `recipes` or `weights/soundwave-small` lie: in an installed package inside it, in a checkout beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / name
+    return inside if inside.exists() else package.parent / name
+
+
+def find_weights(name: str) -> str:
+    """A folder or hub name as it is, but the shipped weights from any current folder."""
+    return str(shipped(name)) if name == SHIPPED_WEIGHTS and not os.path.isdir(name) else name
 
 
 def expand_path(path: str | os.PathLike, name: str) -> str:
@@ -37,4 +50,4 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
     return expanded
 
 
-__all__ = ["expand_path", "soundwave_home"]
+__all__ = ["expand_path", "find_weights", "shipped", "soundwave_home"]

@@ -54,7 +54,7 @@ def test_six_lines_transcribe(checkout, capsys):
 
 
 def test_the_command_fine_tunes_the_shipped_weights(checkout):
-    (line,) = [line for line in README.splitlines() if line.startswith("soundwave-hf train recipes/finetune.yaml")]
+    (line,) = [line for line in README.splitlines() if line.startswith("soundwave-hf train finetune")]
     row = "examples/spoken_question.flac,What is the capital of France?"
     (checkout / "train.csv").write_text(f"audio,text\n{row}\n")
     assert cli.main([*shlex.split(line)[1:], "--max_steps", "1"]) == 0

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from ..adapters import load_adapter as _load_adapter
 from ..adapters import load_processor as _load_processor
+from ..paths import SHIPPED_WEIGHTS, shipped
 
 
 ENCODER = "openai/whisper-base"
 LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REPOSITORY = Path(__file__).resolve().parents[2]
-ADAPTER = REPOSITORY / "weights" / "soundwave-small"
+ADAPTER = shipped(SHIPPED_WEIGHTS)
 EXAMPLES = REPOSITORY / "examples"
 
 

@@ -1,11 +1,10 @@
-"""The one arguments class of both trainers."""
+"""Arguments of stages I and II. Those of stage III, which are TRL's, are in `sft.py`."""
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from trl import SFTConfig
+from transformers import TrainingArguments
 
 from .secret_values import refuse_secrets
 
@@ -15,12 +14,11 @@ LOWER_IS_BETTER = ("loss", "wer", "cer")
 
 
 @dataclass
-class SoundwaveTrainingArguments(SFTConfig):
-    """Arguments of [`SoundwaveTrainer`] and [`SoundwaveSFTTrainer`]: TRL's, which are `TrainingArguments` and more.
+class SoundwaveTrainingArguments(TrainingArguments):
+    """Arguments of [`SoundwaveTrainer`]: `transformers.TrainingArguments` with defaults for speech.
 
-    What speech needs is set: columns reach the collator, nothing is cut or prepared beforehand, and on a machine
-    without an accelerator the CPU trains. Full precision, a learning rate of 1e-4 and no activation checkpointing
-    are the defaults, where TRL's are bfloat16, 2e-5 and checkpointing.
+    All columns reach the collator, and the CPU trains where there is no accelerator. The learning rate is 1e-4 by
+    default, and the loss is logged every 10 steps. [`SoundwaveSFTTrainer`] takes these too, as `SoundwaveSFTConfig`.
 
     Args:
         max_blank_share (`float`, *optional*, defaults to 0.995): share of blanks among the frames' CTC labels from
@@ -34,8 +32,8 @@ class SoundwaveTrainingArguments(SFTConfig):
     >>> from soundwave_hf import SoundwaveTrainingArguments
 
     >>> arguments = SoundwaveTrainingArguments("trained", learning_rate=3e-5, per_device_train_batch_size=16)
-    >>> arguments.remove_unused_columns, arguments.max_length
-    (False, None)
+    >>> arguments.remove_unused_columns, arguments.logging_steps
+    (False, 10)
     ```
     """
 
@@ -47,16 +45,13 @@ class SoundwaveTrainingArguments(SFTConfig):
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The older name of `activation_checkpointing`."}
     )
-    max_length: int | None = field(default=None, metadata={"help": "Leave it: no token is cut off."})
-    dataset_kwargs: dict[str, Any] | str | None = field(
-        default_factory=lambda: {"skip_prepare_dataset": True}, metadata={"help": "Leave it: the collator prepares."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: the collator reads them all."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs, or a share of all steps."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep it: the collator needs every column."})
     max_blank_share: float = field(
         default=0.995, metadata={"help": "Share of blanks from which a warning says that CTC has collapsed."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave it: a loss that is not a number is shown, and stops the run."}
+        default=False, metadata={"help": "Keep it: a loss that is NaN or infinite must show, and stops the run."}
     )
     plot_loss: bool = field(default=True, metadata={"help": "Whether to draw `loss.png` at every save."})
 
@@ -66,14 +61,14 @@ class SoundwaveTrainingArguments(SFTConfig):
         self._choose_direction()
         if not 0 < self.max_blank_share <= 1:
             raise ValueError(f"`max_blank_share` is {self.max_blank_share}; give a share of 0 to 1.")
-        # By its new name: the library warns of the older one, which TRL sets by default.
+        # transformers warns of the older name, which TRL sets by default.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
-        # The library refuses bf16 without an accelerator unless the CPU is asked for by name.
+        # transformers refuses bf16 without an accelerator unless `use_cpu` is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.use_cpu:
-            # They keep a compiled kernel, half a megabyte, for each shape in bfloat16, 1,024 of them by default, and
-            # hardly a batch has the shapes of another. Both read this at their first kernel.
+            # Both libraries cache one compiled bfloat16 kernel of half a megabyte for each shape, 1,024 by default.
+            # Batches of speech rarely share shapes. Both read this variable at their first kernel.
             for name in KERNEL_CACHES:
                 os.environ.setdefault(name, "32")
         super().__post_init__()
@@ -81,10 +76,10 @@ class SoundwaveTrainingArguments(SFTConfig):
     def _check_length(self):
         if self.max_steps == 0 or self.max_steps < -1 or (self.max_steps == -1 and self.num_train_epochs <= 0):
             name = "num_train_epochs" if self.max_steps == -1 else "max_steps"
-            raise ValueError(f"`{name}` is {getattr(self, name)}: a run needs a step at least. Give more than 0.")
+            raise ValueError(f"`{name}` is {getattr(self, name)}: a run needs at least one step. Give more than 0.")
 
     def _choose_direction(self):
-        """Which way a metric gets better, where its name says so: the library takes all but losses for scores."""
+        """Set `greater_is_better` for error rates: transformers takes every metric but a loss for a score."""
         metric = self.metric_for_best_model
         if metric is None:
             return

@@ -1,4 +1,4 @@
-"""Changes to a clip that leave its words: another speaker, another room, another line. All are drawn from a seed."""
+"""Random changes to a clip that keep its words: speed, noise, band, room, level, masks. All follow from a seed."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ import soxr
 
 @dataclass
 class Augmentation:
-    """How often and how far clips are changed; all zero leaves them as they are.
+    """How often and how much clips are changed; with all values zero they stay as they are.
 
     Args:
-        speed (`float`): speed and pitch together change by up to this share, up or down.
+        speed (`float`): speed and pitch change together by up to this share, up or down.
         noise (`float`): share of clips with noise added, 5 to 35 dB below the speech.
         narrow (`float`): share of clips sent through a narrow band (3 to 7 kHz).
         room (`float`): share of clips with the reverberation of a small room.
@@ -31,9 +31,14 @@ class Augmentation:
             if not 0 <= value <= 1:
                 raise ValueError(f"augmentation `{name}` is {value}; give a share of 0 to 1.")
 
+    @property
+    def changes_samples(self) -> bool:
+        """Whether clips change in another way than their level."""
+        return any((self.speed, self.noise, self.narrow, self.room))
+
     def change_samples(self, samples: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Samples `(length,)` -> changed samples, of another length where the speed changed."""
-        if not any((self.speed, self.noise, self.narrow, self.room, self.gain)):
+        if not (self.changes_samples or self.gain):
             return samples
         if self.speed:
             pace = float(np.exp(rng.uniform(-1, 1) * np.log1p(self.speed)))
@@ -60,7 +65,7 @@ class Augmentation:
             start = int(rng.integers(0, bins - width))
             features[start : start + width] = features.mean()
         for _ in range(1 + frames // 200):
-            # 150 ms at most: longer, and a word is gone that the transcript still asks for.
+            # 150 ms at most: a longer mask can hide a word that the transcript still has.
             width = int(rng.integers(0, min(15, 1 + frames // 10)))
             start = int(rng.integers(0, frames - width))
             features[:, start : start + width] = features.mean()

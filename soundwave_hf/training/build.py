@@ -1,4 +1,4 @@
-"""The model of a stage: backbones joined, what the stage before trained, a fresh LoRA where the stage has one."""
+"""The model of a stage: joined backbones, the adapters of the stage before, and a new LoRA if the stage needs one."""
 
 import os
 
@@ -13,7 +13,7 @@ from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
 
 
 def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
-    """The model of a stage, with what the stage before trained, and exactly its own parameters set to train."""
+    """The model of a stage with the adapters it starts from. Exactly the stage's parameters train."""
     stage = STAGES[recipe.stage]
     encoder, llm = recipe.backbones
     start = recipe.start_folder
@@ -29,7 +29,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     )
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
-    # Saved with what trains, so that it says which backbones it needs, not where they lay.
+    # Saved beside the adapters: the names of the backbones, not their folders on this machine.
     model.config.audio_config.name_or_path = backbone_name(recipe.encoder)
     model.config.text_config.name_or_path = backbone_name(recipe.llm)
     for name in ADAPTERS:
@@ -46,7 +46,7 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
 
 
 def add_lora(model: SoundwaveForConditionalGeneration, fields: dict):
-    """Put a fresh LoRA, by the fields of a recipe, into the LLM of a model, and its adapters under PEFT's care."""
+    """Add a new LoRA, with the fields of a recipe, to the LLM. PEFT then saves the adapters too."""
     targets = lora_targets(model.model.language_model, fields.get("target_modules"))
     return get_peft_model(
         model, LoraConfig(**{**fields, "target_modules": targets, "modules_to_save": list(ADAPTERS)})
@@ -54,7 +54,7 @@ def add_lora(model: SoundwaveForConditionalGeneration, fields: dict):
 
 
 def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_lora: bool):
-    """Raise `ValueError` where the recipe asks for what the weights it starts from cannot give."""
+    """Raise `ValueError` if the recipe does not fit the weights that it starts from."""
     if recipe.stage == "instruct" and not has_lora:
         raise ValueError(f"`start_from` is `{recipe.start_from}`, which holds no LoRA: name a stage `shrink` folder.")
     if has_lora and not stage.has_llm:

@@ -1,4 +1,4 @@
-"""What is left when a run is killed, pre-empted or out of disk, and what the next one goes on from."""
+"""Complete checkpoints, also when a run is killed, pre-empted or out of disk space."""
 
 import json
 import os
@@ -20,13 +20,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest checkpoint of a run that was written to its end."""
+    """The newest complete checkpoint of a run."""
     whole = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
     return str(max(whole, key=lambda path: int(path.name.split("-")[-1]))) if whole else None
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    # The trainer writes its own state last.
+    # `Trainer` writes its own state last.
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -36,9 +36,9 @@ def _is_whole(checkpoint: Path) -> bool:
 
 @contextmanager
 def writing_checkpoint(checkpoint: str | os.PathLike) -> Iterator[None]:
-    """Where a checkpoint cannot be written to its end, free what it took and say what is left.
+    """If a checkpoint cannot be written completely, remove it and say which one is left.
 
-    Raises: `OSError`, from what a full disk raises in any of the libraries that write.
+    Raises: `OSError`, instead of what the writing libraries raise on a full disk.
     """
     try:
         yield
@@ -48,16 +48,16 @@ def writing_checkpoint(checkpoint: str | os.PathLike) -> Iterator[None]:
         shutil.rmtree(checkpoint, ignore_errors=True)
         run = Path(checkpoint).parent
         last = last_checkpoint(run)
-        kept = "there is none before it" if last is None else f"the last whole one is `{last}`"
-        begins = "anew" if last is None else "there"
+        kept = "there is none before it" if last is None else f"the last complete one is `{last}`"
+        begins = "from the start" if last is None else "there"
         raise OSError(
             f"`{checkpoint}` could not be written and was removed; {kept}. {shutil.disk_usage(run).free / 1e6:.0f} MB "
-            f"are free there: make room and start the run again, it begins {begins}. What came: {error}"
+            f"are free there: make room and start the run again; it continues {begins}. The error was: {error}"
         ) from error
 
 
 class PreemptionCallback(TrainerCallback):
-    """Within its context SIGTERM and Ctrl-C let a run end after the step it is in, with a checkpoint.
+    """In its context, SIGTERM and Ctrl-C end a run after the current step, with a checkpoint.
 
     Then `stopped` is true and `exit_code` 143 or 130, as a shell says of a process that the signal ended. A second
     Ctrl-C stops at once.
@@ -72,7 +72,7 @@ class PreemptionCallback(TrainerCallback):
         self._signal: signal.Signals | None = None
 
     def __enter__(self) -> "PreemptionCallback":
-        # Elsewhere than in the main thread Python lets nobody take a signal.
+        # Elsewhere than in the main thread Python does not allow signal handlers.
         self._takes = threading.current_thread() is threading.main_thread()
         self._process = os.getpid()
         if self._takes:
@@ -86,7 +86,7 @@ class PreemptionCallback(TrainerCallback):
 
     @property
     def signal_name(self) -> str:
-        """Of another process, where this one has had none."""
+        """The name of the signal; another process may have received it."""
         return "A signal" if self._signal is None else "Ctrl-C" if self._signal == signal.SIGINT else "SIGTERM"
 
     @property
@@ -94,25 +94,25 @@ class PreemptionCallback(TrainerCallback):
         return 128 + (self._signal or signal.SIGTERM)
 
     def _take(self, number, frame):
-        if os.getpid() != self._process:  # a data loader's worker, to which a terminal sends Ctrl-C too
+        if os.getpid() != self._process:  # a data loader's worker: a terminal sends Ctrl-C to it too
             return
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
         if number == signal.SIGINT:
-            # Not `print`: the signal may have come in the middle of one.
+            # Not `print`: the signal may interrupt one.
             os.write(2, b"\nCtrl-C: a checkpoint is saved after this step; again stops at once.\n")
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._any_signalled() and state.global_step < state.max_steps:
             self.stopped = True
-            # Logged as well: a resumed run knows nothing of the steps since the last log.
+            # Log too: a resumed run does not know the steps since the last log.
             control.should_log = control.should_save = control.should_training_stop = True
 
     def _any_signalled(self) -> bool:
         if self.accelerator.num_processes == 1:
             return self._signal is not None
-        # The signal reaches processes at different times, and all must stop after the same step.
+        # Processes get the signal at different times, and all must stop after the same step.
         if self._signal is not None:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()

@@ -19,45 +19,47 @@ from .augment import Augmentation
 from .encoder_cache import EncoderCache, clip_digest, version_name
 
 
-# Where a chat template says which text is the assistant's own.
+# The marks in a chat template around what the assistant writes.
 GENERATION_MARKS = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
-BEGIN, END = "\ue000", "\ue001"  # of the private use area, which no text holds
+BEGIN, END = "\ue000", "\ue001"  # private use characters, which no text holds
 
 
 ctc_text = lower  # its name in earlier versions
 
 
 @dataclass
-class SoundwaveCollator:
+class SoundwaveDataCollator:
     """Makes batches for the three stages.
 
     A row holds `audio` (path of a clip, or the clip as a row of `datasets` has it: `{"path", "bytes"}`, `{"array",
     "sampling_rate"}`, a decoder; or a list of clips), `text` (its transcript; a list with one for each of several
     clips) and, for instructions, `question` and `answer`. Without a question the paper's is asked ("What does the
-    person say?"), without an answer the transcript is the answer. An empty question leaves the clip alone in the
-    user's turn. A row without `audio` is of text alone. A row may have `messages` instead: turns of text and audio
-    parts; all turns of the assistant are learnt, and parts that name no clip take those of `audio` in order.
-    `task_id`, where rows have one, is handed on as `task_ids`.
+    person say?"), without an answer the transcript is the answer. With an empty question the user's turn
+    is the clip alone. A row without `audio` is text only. A row may have `messages` instead: turns of text and audio
+    parts; all turns of the assistant are learnt, and audio parts without a clip take those of `audio` in order.
+    The rows' `task_id`, if there is one, becomes `task_ids` of the batch.
 
     Args:
         processor (`SoundwaveProcessor`): the model's.
-        folder (`Path` or `str`): what the rows' relative paths are seen from; the current folder.
+        folder (`Path` or `str`): the folder of the rows' relative paths; the current one by default.
         losses (`tuple[str, ...]`): "ctc" adds `ctc_labels`, and `ctc_mask` where a clip has no transcript; "ce" adds
             `input_ids`, `attention_mask`, `labels`. With "ctc" alone, `labels` are the `ctc_labels`.
-        augmentation (`Augmentation`): drawn anew for each row and epoch.
-        seed (`int`), epoch (`int`): of those draws, so that a resumed run makes the same batches. They are drawn by
-            the row's number `row`, or, where rows have none, by the content of the clip.
+        augmentation (`Augmentation`): random changes, new for each row and epoch.
+        seed (`int`), epoch (`int`): of these changes, so that a resumed run makes the same batches. They also depend
+            on the row's number `row`, or, without one, on the content of the clip.
         spoken_ids (`torch.LongTensor`, *optional*), negatives (`int`): see `set_negatives`.
-        encoder_cache (`EncoderCache`, *optional*): gives the clips' encoder states, in place of their log-mel.
+        encoder_cache (`EncoderCache`, *optional*): gives the clips' encoder states instead of their log-mel.
+        check_rows (`bool`): whether to check each row. `soundwave-hf train` checks rows when it opens the data, and
+            not again in each batch.
 
-    Raises: `ValueError` for a row that nothing can be learnt from, with the value.
+    Raises: `ValueError` for a row from which nothing can be learnt, with the value.
 
     Example:
 
     ```python
-    >>> from soundwave_hf import SoundwaveCollator
+    >>> from soundwave_hf import SoundwaveDataCollator
 
-    >>> collator = SoundwaveCollator(processor)
+    >>> collator = SoundwaveDataCollator(processor)
     >>> sorted(collator([{"audio": "speech.wav", "text": "hello"}]))
     ['attention_mask', 'ctc_labels', 'input_features', 'input_features_mask', 'input_ids', 'labels']
     ```
@@ -72,6 +74,7 @@ class SoundwaveCollator:
     spoken_ids: torch.Tensor | None = None
     negatives: int = 0
     encoder_cache: EncoderCache | None = None
+    check_rows: bool = True
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # of clips, by their path
 
     def __post_init__(self):
@@ -81,11 +84,11 @@ class SoundwaveCollator:
                 "The LLM's tokenizer has no `eos_token`, with which an answer ends: set "
                 "`processor.tokenizer.eos_token` to the token that closes a turn of its chat template."
             )
-        self.check = RowCheck.of(self.processor, self.losses)
+        self.check = RowCheck.of(self.processor, self.losses) if self.check_rows else None
         self._prompt_ids = lru_cache(maxsize=10_000)(self._tokenize_prompt)
 
     def __getstate__(self):
-        # Where workers are spawned, not forked, the collator goes to them as a pickle, which a cache cannot.
+        # Spawned workers get the collator as a pickle, and an `lru_cache` cannot be pickled.
         return {name: value for name, value in vars(self).items() if name != "_prompt_ids"}
 
     def __setstate__(self, state: dict):
@@ -94,10 +97,11 @@ class SoundwaveCollator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """`list` of rows -> a batch of tensors, as `SoundwaveForConditionalGeneration.forward` takes them."""
-        for index, row in enumerate(rows):
-            self.check(row, f"Row {row.get('row', index)}")
+        if self.check is not None:
+            for index, row in enumerate(rows):
+                self.check(row, f"Row {row.get('row', index)}")
         clips = [(clip, row, place) for row in rows for place, clip in enumerate(clips_of(row))]
-        batch = self._hear(clips) if clips else {}
+        batch = self._encoder_inputs(clips) if clips else {}
         if "ctc" in self.losses and clips:
             batch.update(self._transcripts(rows))
         if "ce" in self.losses:
@@ -106,8 +110,8 @@ class SoundwaveCollator:
             batch["task_ids"] = torch.tensor([row["task_id"] for row in rows])
         return batch
 
-    def _hear(self, clips: list[tuple[Any, dict, int]]) -> dict[str, torch.Tensor]:
-        """Features or cached states of clips, each with its row and its place there."""
+    def _encoder_inputs(self, clips: list[tuple[Any, dict, int]]) -> dict[str, torch.Tensor]:
+        """Log-mel or cached encoder states of clips; with each come its row and its place in the row."""
         if self.encoder_cache is not None:
             variant = self.epoch % self.encoder_cache.variants
             return self.encoder_cache.read([self.clip_name(clip, variant) for clip, _, _ in clips])
@@ -125,7 +129,7 @@ class SoundwaveCollator:
         texts = [text for row in rows for text in transcripts_of(row)]
         targets = [self._token_ids(self.processor.ctc_target(text or "")) for text in texts]
         batch = {"ctc_labels": pad_sequence(targets, batch_first=True, padding_value=-100)}
-        if "ce" not in self.losses:  # the name by which `Trainer` knows that a batch has a loss
+        if "ce" not in self.losses:  # the name that `Trainer` looks for
             batch["labels"] = batch["ctc_labels"]
         if None in texts:
             batch["ctc_mask"] = torch.tensor([text is not None for text in texts])
@@ -134,7 +138,7 @@ class SoundwaveCollator:
         return batch
 
     def set_negatives(self, texts: Iterable[str], negatives: int):
-        """From now on let the tokens of these transcripts, and `negatives` others, compete in the CTC of a batch.
+        """Compute the CTC of later batches over the tokens of these transcripts and `negatives` random others.
 
         Raises: `ValueError` where `negatives` is not between 0 and the size of the vocabulary.
         """
@@ -157,8 +161,7 @@ class SoundwaveCollator:
         return torch.cat([self.spoken_ids, torch.from_numpy(others)]).unique()
 
     def features(self, clips: list, draws: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        """Log-mel `input_features` of clips (or rows of one), each augmented as its `draws` (a seed) say, and their
-        mask."""
+        """Log-mel `input_features` of clips (or rows of one clip) and their mask; `draws` has the seed of each."""
         extractor = self.processor.feature_extractor
         generators = [np.random.default_rng(draw) for draw in draws]
         clips = self.processor.load_clips([at_folder(_one_clip(clip), self.folder) for clip in clips])
@@ -173,14 +176,13 @@ class SoundwaveCollator:
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def clip_name(self, clip, variant: int) -> str:
-        """The name of one version of a clip (or of a row of one) in an `EncoderCache`: the same where clip and
-        augmentation are."""
+        """The name of one version of a clip (or of a row of one) in an `EncoderCache`, by its content and changes."""
         changes = vars(self.augmentation)
         drawn = [changes, self.clip_draw(clip, variant)] if any(changes.values()) else None
         return version_name(self._digest(clip), self.processor.trailing_silence, drawn)
 
     def clip_draw(self, clip, variant: int) -> tuple[int, ...]:
-        """The seed that one version of a clip is augmented with, whichever row has it."""
+        """The seed of the changes to one version of a clip; it does not depend on the row."""
         return self.seed, variant, int(self._digest(clip)[:16], 16)
 
     def _digest(self, clip) -> str:
@@ -222,10 +224,10 @@ class SoundwaveCollator:
         return torch.cat(ids), torch.cat(labels)
 
     def _spans(self, messages: list[dict]) -> list[tuple[str, bool]]:
-        """The text of a conversation in pieces, and whether each is what the assistant writes.
+        """The text of a conversation in pieces, and whether the assistant writes each.
 
-        By the marks of the chat template (`{% generation %}`) where it has some; otherwise the conversation up to each
-        answer must be the beginning of the whole.
+        The marks of the chat template (`{% generation %}`) say so. Without them the whole conversation must begin with
+        the conversation up to each answer.
         """
         if GENERATION_MARKS.search(self.processor.chat_template or ""):
             return self._marked_spans(messages)
@@ -238,9 +240,9 @@ class SoundwaveCollator:
             before, after = self._render(messages[:index], prompted=True), self._render(messages[: index + 1])
             if not (whole.startswith(before) and before.startswith(done)) or not whole.startswith(after.rstrip()):
                 raise ValueError(
-                    "The LLM's chat template writes an earlier turn in another way once a later one follows, so that "
-                    f"answers cannot be told apart in {len(messages)} messages: give each answer a row of its own, or "
-                    "a template with `{% generation %}` marks."
+                    "The LLM's chat template changes an earlier turn when a later one follows, so the answers in "
+                    f"{len(messages)} messages cannot be found: give each answer its own row, or use a template with "
+                    "`{% generation %}` marks."
                 )
             spoken = self._up_to_end(after[len(before) :], _text_of(message))
             spans += [(before[len(done) :], False), (spoken, True)]
@@ -248,7 +250,7 @@ class SoundwaveCollator:
         return spans
 
     def _up_to_end(self, written: str, answer: str) -> str:
-        """What a template wrote for an answer: up to the token that ends it, or the text alone."""
+        """What a template wrote for an answer, up to its end token if there is one."""
         if not written.lstrip().startswith(answer.strip()):
             raise ValueError(
                 f"The LLM's chat template writes the answer {answer[:60]!r} as {written[:60]!r}: give it a template "
@@ -287,13 +289,13 @@ class SoundwaveCollator:
         return torch.tensor(self.processor.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
 
     def _tokenize_prompt(self, texts: tuple[str | None, ...]) -> torch.Tensor:
-        """Ids of a user's turn of these parts, None for a clip, and of what opens the answer."""
+        """Ids of a user's turn of these parts (None is a clip) and of the prompt for the answer."""
         content = [{"type": "audio"} if text is None else {"type": "text", "text": text} for text in texts]
         return self._token_ids(self._render([{"role": "user", "content": content}], prompted=True))
 
 
 def _one_clip(clip):
-    """A clip as it is, and of a row its only one."""
+    """A clip itself, or the only one of a row."""
     return clips_of(clip)[0] if isinstance(clip, Mapping) and "audio" in clip else clip
 
 
@@ -302,8 +304,10 @@ def _text_of(message: dict) -> str:
 
 
 def text_digest(row: dict) -> str:
-    """Digest of a row's transcripts: of draws where the row has no number."""
+    """Digest of a row's transcripts: the seed of draws if the row has no number."""
     return version_name("", list(transcripts_of(row)))
 
 
-__all__ = ["SoundwaveCollator", "ctc_text"]
+SoundwaveCollator = SoundwaveDataCollator  # its name in version 0.1.0
+
+__all__ = ["SoundwaveCollator", "SoundwaveDataCollator", "ctc_text"]

@@ -1,7 +1,7 @@
-"""What one batch costs, part by part: floating-point operations and the bytes that wait for the backward pass.
+"""Costs of one batch by part: floating-point operations, and bytes that are kept for the backward pass.
 
-Counted by hand from each part's forward, for an LLM that is built like Llama; tests hold the counts to real steps.
-Matrix products and attention are counted, a multiplication and an addition each; the rest is not felt beside them.
+The formulas follow each part's forward, for an LLM built like Llama; tests compare them with real steps. They count
+matrix products and attention, with two operations for each product and sum; the rest is small beside these.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from ..modeling.ctc_soundwave import tokens_at_once
 
 
 FLOAT32 = 4
-SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # modules of the LLM that read the same
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # modules with the same input
 FUSED_HEAD_TILE = (4096, 32_768)  # tokens and vocabulary scored at a time by TRL's head
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sizes of the batch that a GPU works on at once, padding counted.
+    """Sizes of the batch of one GPU, padding included.
 
     Args:
         clips (`int`): of the batch, one a row.
@@ -26,8 +26,8 @@ class Batch:
         targets (`int`): CTC labels of the longest transcript.
         positions (`int`): of the longest clip, in the LLM.
         tokens (`int`): of the longest row, the audio token among them.
-        prefix (`int`): of these, those that all rows begin with and that are read once.
-        scored (`int`): of all rows together, the tokens whose next one is scored.
+        prefix (`int`): the tokens at the start that all rows share, which are read once.
+        scored (`int`): tokens of all rows together whose next token is scored.
     """
 
     clips: int
@@ -50,13 +50,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a run computes: bytes of a number between the layers, how attention runs, and what is computed again.
+    """How a run computes: bytes per number, the kind of attention, and checkpointing.
 
     Args:
         size (`int`): 2 under mixed precision, else 4.
         eager (`frozenset[str]`): parts ("adapters", "llm") whose attention keeps all its weights.
         lora_dropout (`float`).
-        checkpointing (`bool`): whether the LLM's layers are computed again in the backward pass.
+        checkpointing (`bool`): whether the backward pass computes the LLM's layers again.
     """
 
     size: int = FLOAT32
@@ -69,20 +69,20 @@ class Numerics:
         return self.size < FLOAT32
 
     def attention_backward(self, part: str) -> float:
-        """Operations of attention's backward pass for each of its forward: where it kept no weights, it makes them."""
+        """Operations of attention's backward pass per one of its forward: without kept weights it recomputes them."""
         return 2.0 if part in self.eager else 2.5
 
     def attention_weights(self, part: str, heads: int, keys: int, masked: bool = True) -> int:
-        """Bytes that attention keeps for a query beside queries, keys, values and output."""
+        """Bytes per query that attention keeps beside queries, keys, values and output."""
         if part not in self.eager:
-            # The normaliser of each head; the mask, which heads share.
+            # A normaliser for each head, and one mask for all heads.
             return heads * FLOAT32 + masked * keys * self.size
         return heads * keys * (FLOAT32 + (self.size if self.mixed else 0))
 
 
 @dataclass(frozen=True)
 class Part:
-    """Costs of a part: FLOPs of its two passes; bytes that it keeps between them, and that it takes for a moment."""
+    """Costs of a part: FLOPs of its two passes, bytes kept between them, and bytes needed for a moment."""
 
     name: str
     forward: float = 0.0
@@ -93,7 +93,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LoraSizes:
-    """The LoRA of one layer of the LLM: rank, and width of what each of its modules reads, by the module's name."""
+    """The LoRA of one layer of the LLM: its rank, and the input width of each module by name."""
 
     rank: int
     inputs: dict[str, int]
@@ -102,9 +102,9 @@ class LoraSizes:
         """Bytes that the modules keep for a position."""
         size, widths = numerics.size, self.inputs
         if numerics.mixed or numerics.lora_dropout:
-            own = sum(widths.values()) * size  # each casts or drops for itself
+            own = sum(widths.values()) * size  # each module casts or drops its own input
         else:
-            # Modules that read the same keep it once, and what attention gives is kept already.
+            # A shared input is kept once, and the output of attention is kept already.
             shared = {SAME_INPUT.get(name, name): width for name, width in widths.items() if name != "o_proj"}
             own = sum(shared.values()) * size
         masks = sum(widths.values()) if numerics.lora_dropout else 0
@@ -112,7 +112,7 @@ class LoraSizes:
 
 
 def encoder_part(config: SoundwaveConfig, batch: Batch, weight_bytes: int) -> Part:
-    """The frozen encoder, of which nothing is kept."""
+    """The frozen encoder, which keeps nothing for the backward pass."""
     audio = config.audio_config
     width, inner, length = audio.d_model, audio.encoder_ffn_dim, -(-batch.mel_frames // 2)
     frames = batch.clips * length
@@ -139,7 +139,7 @@ def alignment_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, tr
     again = numerics.attention_backward("adapters") * attended
     backward = frames * (2 * stacked * width + config.alignment_layers * (2 * linear + again))
     attention = (3 if over_sequence else 1) * width * size  # queries, keys and values; or the values alone
-    normed = width * size  # under mixed precision each of three projections casts it for itself
+    normed = width * size  # under mixed precision each of three projections casts its own copy
     if over_sequence:
         attention += width * size + numerics.attention_weights("adapters", config.adapter_heads, length)
         normed *= 3 if numerics.mixed else 1
@@ -176,7 +176,7 @@ def shrinking_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, tr
     linear, attended = 4 * width**2 * (keys + queries), 4 * queries * length * width
     if not trains:
         return Part("shrinking adapter", linear + attended)
-    read = 2 * width * size if numerics.mixed else 0  # by keys and values; the aligned frames themselves are kept
+    read = 2 * width * size if numerics.mixed else 0  # for keys and values; the aligned frames themselves are kept
     weights = numerics.attention_weights("adapters", config.adapter_heads, length)
     kept = keys * (2 * width * size + read + 8) + queries * (3 * width * size + width * FLOAT32 + weights)
     backward = 2 * linear + numerics.attention_backward("adapters") * attended
@@ -196,7 +196,7 @@ def llm_part(
     own, keys = batch.clips * batch.merged, prefix + batch.merged  # positions of all rows; keys of each
     attended = layers * 4 * width * (own * keys + prefix**2)
     forward = 2 * (own + prefix) * (matrices + lora_weights) + attended
-    # Of the prefix the last layer gives keys and values alone, and most of it gets no gradient.
+    # The last layer computes only keys and values of the prefix, and most of it gets no gradient.
     positions = own + prefix * (layers - 1) / layers
     backward = 2 * positions * (matrices + 2 * lora_weights) + numerics.attention_backward("llm") * attended
     norms, feed_forward = 2 * text.hidden_size * FLOAT32, 3 * text.intermediate_size * size
@@ -228,12 +228,12 @@ def head_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, fused: 
 def batch_parts(
     stage, config: SoundwaveConfig, batch: Batch, numerics: Numerics, weight_bytes: int, candidates: int, llm: dict
 ) -> Iterator[Part]:
-    """The parts that a stage runs, in their order.
+    """The parts of a stage, in their order.
 
     Args:
         stage (`Stage`): row of `STAGES`.
         weight_bytes (`int`): of a weight of the encoder.
-        candidates (`int`): tokens that compete in the CTC.
+        candidates (`int`): tokens among which CTC chooses.
         llm (`dict`): `matrices`, `lora_weights` and `lora` of `llm_part`.
     """
     adapters_train = "ctc" in stage.losses
@@ -247,7 +247,7 @@ def batch_parts(
 
 
 def cache_bytes(config: SoundwaveConfig, tokens: int, size: int) -> int:
-    """Keys and values of so many positions in all layers of the LLM: what `generate` holds for them."""
+    """Bytes of the keys and values that `generate` holds for so many positions, in all layers of the LLM."""
     text = config.text_config
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

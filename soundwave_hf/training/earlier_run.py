@@ -1,6 +1,5 @@
-"""What a folder already holds when a run begins: nothing, a run to go on with, a finished one, or another's work."""
+"""What an output folder holds before a run: nothing, a run to continue, a finished run, or something else."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,17 +19,15 @@ from ..modeling.backbones_soundwave import LORA_FILES, TRAINED_FILE
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..paths import soundwave_home
 from .arguments import SoundwaveTrainingArguments
-from .augment import Augmentation
 from .checkpoints import last_checkpoint
-from .mixture import Mixture
 from .recipe import ONCE_AT_HOME, SECTIONS, RecipeArguments, check_recipe
 from .secret_values import names_secret
 
 
 RECORD = "run.json"
-# What a run writes into its folder beside checkpoints: without a record it is not ours to replace.
+# Files that a run writes beside checkpoints. Without a record of the run they are not replaced.
 WRITTEN = ("README.md", "config.json", "model.safetensors", "recipe.yaml", RECORD, TRAINED_FILE, *LORA_FILES)
-# Arguments that change what is learnt, beside those of the recipe. Others say where, how fast or how loud a run is.
+# Training arguments that change what is learnt. Others change only where, how fast or with which output a run goes.
 LEARNT_BY = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
@@ -39,12 +36,12 @@ LEARNT_BY = (
     *("packing", "packing_strategy", "padding_free", "shuffle_dataset", "chat_template_path", "eos_token"),
 )
 OLD_DIGEST = re.compile(r"sha256 `([0-9a-f]{64})`")
-BLOCKS, BLOCK_BYTES = 64, 1 << 16  # read of a file of weights, evenly spread
+BLOCKS, BLOCK_BYTES = 64, 1 << 16  # parts of a weights file that its digest reads, evenly spread
 
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """What is done: `checkpoint` to go on from, if any, and whether nothing is left to do."""
+    """The checkpoint to continue from, if any, and whether the run is finished."""
 
     checkpoint: str | None = None
     finished: bool = False
@@ -55,17 +52,16 @@ class EarlierRun:
 
 
 def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, digests: Sequence[str]) -> dict:
-    """All that changes what is learnt, flat and as JSON has it.
+    """All values that change what is learnt, as a flat mapping that JSON can hold.
 
-    Args: digests: of the data's content, or names and revisions of streams.
+    Args: digests: of the data: of its content, or of names and revisions.
     """
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    cache = (recipe.encoder_cache or {}).get("variants")
     sections = {
         "model": SoundwaveConfig(**recipe.model).to_dict(),
         "lora": LoraConfig(**recipe.lora).to_dict(),
-        "augment": vars(Augmentation(**recipe.augment)),
-        "mixture": dataclasses.asdict(Mixture(**recipe.mixture)) if recipe.mixture else {},
+        "augment": vars(recipe.augment),
+        "mixture": vars(recipe.mixture) if recipe.mixture else {},
     }
     values = {
         "stage": recipe.stage,
@@ -77,10 +73,10 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
         },
         **{f"repeat.{source}": times for source, times in recipe.repeat.items()},
         "quantization": recipe.quantization,
-        "mixture": bool(recipe.mixture),
+        "mixture": recipe.mixture is not None,
         "ctc_negatives": recipe.ctc_negatives,
         "warm_start": recipe.warm_start is not False,
-        "encoder_cache.variants": cache,
+        "encoder_cache.variants": _cache_variants(recipe),
         "streaming": recipe.streaming,
         "max_batch_seconds": recipe.max_batch_seconds,
         "data": sorted(digests),
@@ -90,19 +86,30 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
     return json.loads(json.dumps(values, default=str))
 
 
+def _cache_variants(recipe: RecipeArguments) -> int | None:
+    """`encoder_cache.variants` if the recipe gives it, as in the records of earlier versions."""
+    given = recipe.encoder_cache is not None and "variants" in recipe.written["encoder_cache"]
+    return recipe.encoder_cache.variants if given else None
+
+
 def origins(recipe: RecipeArguments) -> dict[str, dict[str, str | None]]:
-    """The backbones and the folder that a run starts from: how the recipe names them, and a digest of each."""
-    encoder, llm = recipe.backbones
-    places = {"encoder": (recipe.encoder, encoder), "llm": (recipe.llm, llm)}
-    if recipe.start_from is not None:
-        places["start_from"] = (str(recipe.start_from), recipe.start_folder)
-    return {key: {"name": name, "digest": folder_digest(folder)} for key, (name, folder) in places.items()}
+    """The backbones and the start folder of a run: their names in the recipe, and a digest of each if it exists."""
+    find = {"encoder": resolve_backbone, "llm": resolve_backbone, "start_from": lambda name: recipe.start_folder}
+    found = {}
+    for key, folder_of in find.items():
+        if (name := getattr(recipe, key)) is not None:
+            try:
+                digest = folder_digest(folder_of(name))
+            except OSError:  # an earlier run's, and no longer there
+                digest = None
+            found[key] = {"name": str(name), "digest": digest}
+    return found
 
 
 def folder_digest(folder: str) -> str | None:
-    """Digest of a folder's config and of evenly spread parts of its weights; None where there are none.
+    """Digest of evenly spread parts of a folder's weights; None if there are none.
 
-    A few megabytes are read of any model. Other training changes every matrix, and so what is read.
+    It reads a few megabytes of any model. Training changes every matrix, so these parts change too.
     """
     digest = hashlib.sha256()
     weights = sorted(path for path in Path(folder).glob("*") if path.suffix in (".safetensors", ".bin"))
@@ -117,7 +124,7 @@ def folder_digest(folder: str) -> str | None:
 
 
 def record_run(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, digests: Sequence[str]) -> dict:
-    """What is kept of a run as `run.json`, for the next into the same folder."""
+    """The content of `run.json`, which a later run into the same folder compares with its own."""
     length = {"max_steps": arguments.max_steps, "num_train_epochs": arguments.num_train_epochs}
     return {
         "origins": origins(recipe),
@@ -130,10 +137,10 @@ def record_run(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, d
 
 
 def look_for_run(arguments: SoundwaveTrainingArguments, record: dict) -> EarlierRun:
-    """What the output folder holds of the run of this record.
+    """Compare the output folder with the record of the run that begins.
 
-    Raises: `ValueError` where it is a run that learns by other values, or goes on for longer; `FileExistsError` where
-    it holds what no run has recorded.
+    Raises: `ValueError` if it holds a run with other values, or a longer one; `FileExistsError` if it holds files of
+    no recorded run.
     """
     folder = Path(arguments.output_dir)
     checkpoint = last_checkpoint(folder)
@@ -141,7 +148,7 @@ def look_for_run(arguments: SoundwaveTrainingArguments, record: dict) -> Earlier
     if done is None and checkpoint is None:
         if held := [name for name in WRITTEN if (folder / name).exists()]:
             raise FileExistsError(
-                f"`{folder}` holds `{held[0]}` and no run to go on with: name a new or empty folder as `output_dir`."
+                f"`{folder}` holds `{held[0]}` and no run to continue: name a new or empty folder as `output_dir`."
             )
         return EarlierRun()
     place = folder if done is not None and done >= reached else Path(checkpoint)
@@ -158,7 +165,7 @@ def _steps_of(folder: Path) -> int | None:
 
 
 def _refuse_other(folder: Path, earlier: dict, record: dict):
-    """Raise `ValueError` with each key that differs, and both values."""
+    """Raise `ValueError` that lists each key that differs, with both values."""
     changed = []
     for key, now in {**dict.fromkeys(earlier["origins"]), **record["origins"]}.items():
         before = earlier["origins"].get(key)
@@ -189,7 +196,7 @@ def _short(value) -> str:
 def _go_on(
     folder: Path, checkpoint: str | None, done: int | None, length: dict, arguments: SoundwaveTrainingArguments
 ) -> EarlierRun:
-    """The length that is asked for, held against that of the run in the folder, of which `done` steps are its all."""
+    """Compare the requested length with that of the run in the folder, which is finished after `done` steps."""
     unit = "max_steps" if arguments.max_steps > 0 else "num_train_epochs"
     unit_before = "max_steps" if length["max_steps"] > 0 else "num_train_epochs"
     asked, before = getattr(arguments, unit), length[unit_before]
@@ -203,7 +210,7 @@ def _go_on(
     if checkpoint is None:
         raise ValueError(
             f"`{folder}` holds a finished run of {before} ({unit}) and no checkpoint, and {asked} are asked for: "
-            "there is nothing to go on from. Name a new folder as `output_dir`."
+            "there is nothing to continue from. Name a new folder as `output_dir`."
         )
     step = _steps_of(Path(checkpoint))
     message = f"Resuming from {Path(checkpoint).name} in `{folder}`."
@@ -215,15 +222,15 @@ def _go_on(
 
 
 def _new_rate(arguments: SoundwaveTrainingArguments, checkpoint: str, step: int, times: float) -> str:
-    """What more steps do to the learning rate at the step where a run goes on."""
+    """How a longer run changes the learning rate at the step where it continues."""
     schedule = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     total = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["max_steps"]
     rates = [_rate(arguments, schedule, step, steps) for steps in (total, round(total * times))]
     if None in rates:
         return f"the schedule `{schedule}` now ends there."
     return (
-        f"the schedule `{schedule}` is stretched over all of it, and the learning rate at step {step} is "
-        f"{rates[1]:.3g} in place of {rates[0]:.3g}."
+        f"the schedule `{schedule}` is stretched over all steps, and the learning rate at step {step} is "
+        f"{rates[1]:.3g} instead of {rates[0]:.3g}."
     )
 
 
@@ -238,7 +245,7 @@ def _rate(arguments: SoundwaveTrainingArguments, schedule: str, step: int, total
             scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or None,
         )
         return arguments.learning_rate * made.lr_lambdas[0](step)
-    except (AttributeError, TypeError, ValueError):  # one that follows losses, or has no end
+    except (AttributeError, TypeError, ValueError):  # a schedule that depends on losses, or has no end
         return None
 
 
@@ -246,7 +253,7 @@ def _rate(arguments: SoundwaveTrainingArguments, schedule: str, step: int, total
 
 
 def _read_record(place: Path, arguments: SoundwaveTrainingArguments) -> dict:
-    """The record of a run, or what one would be for a folder of an earlier version, which has `recipe.yaml` alone."""
+    """The record of a run. For a folder of an earlier version, which has only `recipe.yaml`, it is computed."""
     if (place / RECORD).is_file():
         return json.loads((place / RECORD).read_text(encoding="utf-8"))
     if not (place / "recipe.yaml").is_file():
@@ -262,41 +269,29 @@ def _record_of_recipe(place: Path, arguments: SoundwaveTrainingArguments) -> dic
     try:
         values = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
         values = {key: _old_place(key, value) for key, value in values.items() if not names_secret(key)}
-        recipe, its_arguments = check_recipe(values, name, {})
+        augment = values.get("augment") or {}
+        if any(augment.get(each) for each in ("speed", "noise", "narrow", "room")):
+            values["augment"] = {"gain": 1.0, **augment}  # earlier versions always changed the level
+        recipe, its_arguments = check_recipe(values, name)
     except (ValueError, OSError, AttributeError) as error:
         raise ValueError(
-            f"{name} is the recipe of a run of an earlier version, which cannot be compared: {error} Name a new "
-            "folder as `output_dir`."
+            f"{name} is the recipe of a run of an earlier version, and cannot be compared: {error} Name a new folder "
+            "as `output_dir`."
         ) from error
-    augment = recipe.augment
-    if any(augment.get(name) for name in ("speed", "noise", "narrow", "room")):
-        recipe.augment = {"gain": 1.0, **augment}  # it had no name, and every clip had one
     card = place / "data_card.md"
     digests = OLD_DIGEST.findall(card.read_text(encoding="utf-8").split("\n---\n")[0]) if card.is_file() else []
     return {
-        "origins": _old_origins(recipe),
+        "origins": origins(recipe),
         "learning": learning_values(recipe, its_arguments, digests),
         "length": {"max_steps": its_arguments.max_steps, "num_train_epochs": its_arguments.num_train_epochs},
     }
 
 
 def _old_place(key: str, path):
-    """Where a relative path began before it began at the current folder."""
+    """A relative path as earlier versions read it, from `$SOUNDWAVE_HOME`."""
     if key not in ONCE_AT_HOME or not isinstance(path, str) or os.path.isabs(path) or path[:1] in (".", "~", "$"):
         return path
     return str(soundwave_home() / path)
-
-
-def _old_origins(recipe: RecipeArguments) -> dict:
-    found = {}
-    for key in ("encoder", "llm", "start_from"):
-        if (name := getattr(recipe, key)) is not None:
-            try:
-                folder = name if key == "start_from" else resolve_backbone(name)
-                found[key] = {"name": str(name), "digest": folder_digest(folder)}
-            except OSError:  # gone since
-                found[key] = {"name": str(name), "digest": None}
-    return found
 
 
 __all__ = ["RECORD", "EarlierRun", "look_for_run", "record_run"]

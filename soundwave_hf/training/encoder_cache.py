@@ -1,4 +1,4 @@
-"""States of the frozen encoder, computed once and kept on disk: what stages I and II otherwise compute every epoch."""
+"""States of the frozen encoder on disk: stages I and II then need not compute them in every epoch."""
 
 import hashlib
 import json
@@ -31,13 +31,13 @@ GIGABYTE = 1 << 30
 class EncoderCache:
     """A folder of safetensors shards, one tensor `(encoder_frames, encoder_width)` for each version of a clip.
 
-    A name is a digest of all that the states follow from but the encoder, which the folder is named for. A shard is
-    put in place whole, so that what a killed process leaves behind is good.
+    A name is a digest of the clip and its changes; the folder's name is a digest of the encoder. Shards are complete
+    files also when a process is killed.
 
     Args:
-        root (`Path`): holds a folder for each encoder.
-        gigabytes (`float`): most that the folder of one encoder may hold.
-        variants (`int`): versions of a clip where it is augmented: epoch `e` hears version `e % variants`.
+        root (`Path`): has a folder for each encoder.
+        gigabytes (`float`): maximum size of the folder of one encoder.
+        variants (`int`): augmented versions of each clip: epoch `e` uses version `e % variants`.
     """
 
     root: Path
@@ -54,10 +54,10 @@ class EncoderCache:
         self._open = {}
 
     def __getstate__(self):
-        return {**vars(self), "_open": {}}  # open files do not go to another process
+        return {**vars(self), "_open": {}}  # open files cannot go to another process
 
     def open(self, encoder: nn.Module):
-        """Find what is cached of this encoder."""
+        """Find the cached states of this encoder."""
         self.folder = Path(self.root) / fingerprint(encoder)
         self._list_shards()
 
@@ -75,13 +75,13 @@ class EncoderCache:
         return {"encoder_states": padded, "encoder_mask": torch.arange(padded.shape[1]) < lengths[:, None]}
 
     def _file(self, shard: str):
-        key = (os.getpid(), shard)  # a forked worker opens its own
+        key = (os.getpid(), shard)  # each worker opens its own
         if key not in self._open:
             self._open[key] = safe_open(self.folder / shard, framework="pt")
         return self._open[key]
 
     def write(self, states: dict[str, torch.Tensor]):
-        """Put a shard in place, under the name of what it holds."""
+        """Write a shard in one step, named by a digest of its contents."""
         digest = hashlib.sha256("".join(sorted(states)).encode()).hexdigest()[:16]
         path = self.folder / f"states-{digest}.safetensors"
         half = path.with_suffix(f".{os.getpid()}.half")
@@ -93,14 +93,14 @@ class EncoderCache:
             raise
 
     def fill(self, model, collator, rows: Iterable[dict]):
-        """Encode what is missing of the rows, every process its share; shows progress.
+        """Encode the clips that are missing, each process its share, with a progress bar.
 
         Args:
-            model: what has the encoder, on its device.
-            collator (`SoundwaveCollator`): reads the clips.
+            model: has the encoder, on its device.
+            collator (`SoundwaveDataCollator`): reads the clips.
 
-        Raises: `ValueError`, before anything is encoded, where the states do not fit, or a clip is longer than the
-        encoder hears at once.
+        Raises: `ValueError`, before anything is encoded, if the states are too large, or a clip is longer than the
+        encoder's window.
         """
         self.open(model.audio_tower)
         state = PartialState()
@@ -149,7 +149,7 @@ class EncoderCache:
         for clip, _, seconds in missing.values():
             if seconds > longest:
                 raise ValueError(
-                    f"`{_name_of(clip)}` is {seconds:g} s long and the encoder hears {longest:g} s at once: cut "
+                    f"`{_name_of(clip)}` is {seconds:g} s long and the encoder takes at most {longest:g} s: cut "
                     "the clip, or train without `encoder_cache`."
                 )
         width = config.d_model * next(model.audio_tower.parameters()).element_size()
@@ -157,8 +157,8 @@ class EncoderCache:
         needed = there + sum(seconds for _, _, seconds in missing.values()) * FRAMES_PER_SECOND * width
         if needed > self.gigabytes * GIGABYTE:
             raise ValueError(
-                f"The encoder's states of {len(missing)} clips, with what `{self.folder}` holds, take "
-                f"{needed / GIGABYTE:.2f} GiB and `encoder_cache.gigabytes` is {self.gigabytes:g}: raise it, have "
+                f"The encoder's states of {len(missing)} clips, with those in `{self.folder}`, take "
+                f"{needed / GIGABYTE:.2f} GiB and `encoder_cache.gigabytes` is {self.gigabytes:g}: raise it, use "
                 "fewer `variants`, or train without the cache."
             )
 
@@ -176,14 +176,14 @@ def clip_digest(clip) -> str:
         clip = clip["bytes"]
     if isinstance(clip, bytes | bytearray | memoryview):
         return hashlib.sha256(clip).hexdigest()
-    if isinstance(clip, str):  # a URL, or a file that is missing, which its reader says
+    if isinstance(clip, str):  # a URL, or a missing file, for which its reader raises
         return hashlib.sha256(clip.encode()).hexdigest()
     samples, rate = read_audio(clip, "A clip", None)
     return hashlib.sha256(np.ascontiguousarray(samples).tobytes() + str(rate).encode()).hexdigest()
 
 
 def version_name(digest: str, *followed: object) -> str:
-    """Name of a version of a clip: a digest of the clip's and of all else that its states follow from."""
+    """Name of a version of a clip: a digest of the clip's digest and of everything else that changes its states."""
     return hashlib.sha256(json.dumps([digest, *followed], sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Scores while a model trains: word errors of what it writes, of a sample that is the same each time."""
+"""Scores while a model trains: error rates of the texts it writes, on the same sample each time."""
 
 import dataclasses
 import itertools
@@ -12,20 +12,20 @@ from transformers import Trainer, TrainerCallback
 
 from ..evaluation.metrics import character_error_rate, collapse_ctc, exact_match, word_error_rate
 from .augment import Augmentation
-from .collator import SoundwaveCollator
+from .collator import SoundwaveDataCollator
 from .stages import Stage
 
 
 SPEECH_INPUTS = ("input_features", "input_features_mask")
-MORE_TOKENS = 16  # than twice those of the longest reference of a batch: an answer that goes on and on is cut there
+MORE_TOKENS = 16  # an answer may have twice the tokens of the longest reference of its batch, and so many more
 
 
 def evaluation_collator(collator):
-    """A collator's copy that evaluates: no augmentation, the whole vocabulary for CTC, clips encoded anew.
+    """A copy of a collator for evaluation: no augmentation, no encoder cache, CTC over the whole vocabulary.
 
-    One that is no `SoundwaveCollator` is the caller's, and returned as it is.
+    A collator of another class is returned as it is.
     """
-    if not isinstance(collator, SoundwaveCollator):
+    if not isinstance(collator, SoundwaveDataCollator):
         return collator
     return dataclasses.replace(
         collator, augmentation=Augmentation(), spoken_ids=None, negatives=0, encoder_cache=None, epoch=0
@@ -33,7 +33,7 @@ def evaluation_collator(collator):
 
 
 def is_transcription(row: dict) -> bool:
-    """Whether a row asks for its transcript, and is scored by words; what answers a question is right or wrong."""
+    """Whether a row asks for its transcript, which is scored by words. An answer to a question is right or wrong."""
     return bool(row.get("text")) and not row.get("answer") and not row.get("messages")
 
 
@@ -43,7 +43,7 @@ def has_transcript(row: dict) -> bool:
 
 
 def metric_names(stage: Stage, rows) -> set[str]:
-    """What is measured on rows in a stage: losses, and scores of what is written."""
+    """Names of the metrics of rows in a stage: losses, and scores of the texts that the model writes."""
     columns = [name for name in ("text", "answer", "messages", "audio") if name in rows.column_names]
     light = rows.select_columns([name for name in columns if name != "audio"])
     kinds = [dict(row) | ({"audio": True} if "audio" in columns else {}) for row in light]
@@ -58,9 +58,9 @@ def metric_names(stage: Stage, rows) -> set[str]:
 
 
 def check_metric(metric: str | None, names: dict[str, set[str]]):
-    """Raise `ValueError` where a run is to be judged by what is not measured.
+    """Raise `ValueError` if `metric_for_best_model` is not measured.
 
-    Args: names: of the metrics of each set; the only set of a run that names none is "".
+    Args: names: of the metrics of each set; a single set without a name is "".
     """
     known = sorted(f"{place}_{name}" if place else name for place, each in names.items() for name in each)
     if metric is not None and metric.removeprefix("eval_") not in known:
@@ -68,7 +68,7 @@ def check_metric(metric: str | None, names: dict[str, set[str]]):
 
 
 def draw_sample(rows, count: int, seed: int) -> list[dict]:
-    """So many rows, in their order, the same for the same seed; of a stream the first."""
+    """A random sample of rows in their order, the same for the same seed; of a stream the first rows."""
     if not hasattr(rows, "__getitem__"):
         return list(itertools.islice(rows, count))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
@@ -79,17 +79,17 @@ def draw_sample(rows, count: int, seed: int) -> list[dict]:
 
 
 def in_batches(rows: Sequence[dict], batch_size: int) -> Iterator[list[dict]]:
-    """Rows in batches of like length, where their `seconds` are known."""
+    """Rows in batches, sorted by their `seconds` if these are known."""
     ordered = sorted(rows, key=lambda row: row.get("seconds") or 0)
     for start in range(0, len(ordered), batch_size):
         yield ordered[start : start + batch_size]
 
 
-def ctc_transcripts(model, collator: SoundwaveCollator, rows: list[dict]) -> list[str]:
-    """Greedy transcripts of the CTC head, a clip a row."""
+def ctc_transcripts(model, collator: SoundwaveDataCollator, rows: list[dict]) -> list[str]:
+    """Greedy transcripts of the CTC head, for rows of one clip each."""
     batch = dataclasses.replace(collator, losses=())(rows)
-    hear = getattr(model, "get_audio_features", model)  # stage I's model is the audio side itself
-    audio = hear(**{name: batch[name].to(model.device) for name in SPEECH_INPUTS})
+    encode = getattr(model, "get_audio_features", model)  # the model of stage I is the audio side itself
+    audio = encode(**{name: batch[name].to(model.device) for name in SPEECH_INPUTS})
     ids = [
         collapse_ctc(best[:frames], model.config.audio_token_id)
         for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
@@ -97,8 +97,8 @@ def ctc_transcripts(model, collator: SoundwaveCollator, rows: list[dict]) -> lis
     return [text.strip() for text in collator.processor.batch_decode(ids, skip_special_tokens=True)]
 
 
-def answers(model, collator: SoundwaveCollator, rows: list[dict]) -> list[tuple[str, str]]:
-    """What was to be answered to each row, its last answer, and the greedy answer of the model."""
+def answers(model, collator: SoundwaveDataCollator, rows: list[dict]) -> list[tuple[str, str]]:
+    """The last answer of each row, as reference, and the greedy answer of the model."""
     batch = dataclasses.replace(collator, losses=("ce",))(rows)
     prompts, references = [], []
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
@@ -120,8 +120,8 @@ def answers(model, collator: SoundwaveCollator, rows: list[dict]) -> list[tuple[
 
 
 @torch.no_grad()
-def collect_texts(model, collator: SoundwaveCollator, rows: list[dict], batch_size: int) -> dict[str, list]:
-    """References and what was found, in pairs, for `ctc`, `transcripts` and `answers`."""
+def collect_texts(model, collator: SoundwaveDataCollator, rows: list[dict], batch_size: int) -> dict[str, list]:
+    """Pairs of reference and found text for `ctc`, `transcripts` and `answers`."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     pairs: dict[str, list] = {"ctc": [], "transcripts": [], "answers": []}
     for batch in in_batches([row for row in rows if has_transcript(row)], batch_size):
@@ -133,7 +133,7 @@ def collect_texts(model, collator: SoundwaveCollator, rows: list[dict], batch_si
 
 
 def score_texts(pairs: dict[str, list]) -> dict[str, float]:
-    """`ctc_wer`, `wer`, `cer` and `exact_match`, each where there is something to score."""
+    """`ctc_wer`, `wer`, `cer` and `exact_match`, each if there are texts to score."""
     scores = {}
     for name, score, kind in (
         ("ctc_wer", word_error_rate, "ctc"),
@@ -150,25 +150,25 @@ def score_texts(pairs: dict[str, list]) -> dict[str, float]:
 
 
 class SpeechEvaluationCallback(TrainerCallback):
-    """Adds scores of what the model writes to each evaluation of a trainer, this package's or the library's.
+    """Adds scores of the texts that the model writes to each evaluation of a trainer, ours or `transformers.Trainer`.
 
-    `eval_ctc_wer` is of the CTC head (greedy); by generation (greedy) `eval_wer` and `eval_cer` are of the rows that
-    ask for a transcript, `eval_exact_match` is of those that answer a question. They are logged, and `evaluate`
-    returns them, so that `metric_for_best_model="wer"` and early stopping can use them: add that callback after this.
-    A data set of a dictionary has its name in front: `eval_NAME_wer`.
+    `eval_ctc_wer` scores the CTC head. `eval_wer` and `eval_cer` score generated transcripts, `eval_exact_match`
+    generated answers to questions; all decoding is greedy. The scores are logged, and `evaluate` returns them. For
+    `metric_for_best_model="wer"` with early stopping, add the callback of early stopping after this one. Scores of one
+    of several data sets have its name: `eval_NAME_wer`.
 
     Args:
-        trainer (`Trainer`): whose `data_collator` is a `SoundwaveCollator`.
-        samples (`int`, *optional*, defaults to 100): rows of each data set, drawn once by the trainer's seed.
+        trainer (`Trainer`): whose `data_collator` is a `SoundwaveDataCollator`.
+        samples (`int`, *optional*, defaults to 100): rows of each data set, drawn with the trainer's seed.
 
     `trainer.add_callback(SpeechEvaluationCallback(trainer))` is all that it needs.
     """
 
     def __init__(self, trainer: Trainer, samples: int = 100):
-        if not isinstance(trainer.data_collator, SoundwaveCollator):
+        if not isinstance(trainer.data_collator, SoundwaveDataCollator):
             raise ValueError(
                 f"The trainer's `data_collator` is a {type(trainer.data_collator).__name__}, and a "
-                "`SoundwaveCollator` was expected: what it makes of a row is what the model is asked."
+                "`SoundwaveDataCollator` was expected, which makes the prompts."
             )
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"`samples` is {samples!r}; give a number of rows, 1 or more.")
@@ -185,7 +185,7 @@ class SpeechEvaluationCallback(TrainerCallback):
     def _score(self, model, rows: list[dict]) -> dict[str, float]:
         accelerator, args = self.trainer.accelerator, self.trainer.args
         world = accelerator.num_processes
-        # As many in each process, since sharded weights are gathered in all of them at once.
+        # The same number in each process: all gather sharded weights together.
         shares = range(max(1, len(rows) // world))
         rows = [rows[(accelerator.process_index + turn * world) % len(rows)] for turn in shares]
         trained = model.training

@@ -1,4 +1,4 @@
-"""`soundwave-hf export RUN DST`: what a run trained, in half precision, as a folder to ship."""
+"""`soundwave-hf export RUN DST`: the adapters of a run in half precision, as a folder to share."""
 
 import json
 import os
@@ -18,11 +18,11 @@ WEIGHTS = "adapter_model.safetensors"
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
     """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
 
-    Args: hub_name: the hub repository that the folder will be, by whose name the Auto classes of transformers then
-        load it: they follow the name of a base model in adapter_config.json before they ask our class.
+    Args: hub_name: the hub repository of the folder. The Auto classes of transformers need it as the base model in
+        adapter_config.json, which they read before they ask our class.
 
-    Raises: `FileNotFoundError` where the run holds none, `ValueError` where a weight has no finite float16 value,
-    `OSError` where the destination cannot be written; it is then as it was.
+    Raises: `FileNotFoundError` if the run has none, `ValueError` if a weight has no finite float16 value, `OSError` if
+    the destination cannot be written; it then stays as it was.
     """
     run, destination = Path(run), Path(destination)
     needed = [WEIGHTS, "adapter_config.json", "config.json", "processor_config.json"]
@@ -36,7 +36,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
-    with ExitStack() as files:  # all of them, or none: old weights go with no new config
+    with ExitStack() as files:  # all of them or none: old weights must not get a new config
         parts = {name: files.enter_context(atomic_file(destination / name)) for name in [*needed[1:], WEIGHTS]}
         save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
@@ -52,13 +52,13 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
 
 
 def _name_from(backbone: dict, run: Path, destination: Path):
-    """A backbone that lies in a folder is named by its way from the destination, no longer from the run."""
+    """Make the relative path of a backbone start at the destination instead of the run."""
     if (name := backbone.get("_name_or_path") or "").startswith("."):
         backbone["_name_or_path"] = relative_name(str((run / name).resolve()), str(destination.resolve()))
 
 
 def _without_places(config):
-    """A config without the folders of the machine that made it."""
+    """A config without absolute paths of this machine."""
     if isinstance(config, dict):
         kept = {key: value for key, value in config.items() if not (isinstance(value, str) and os.path.isabs(value))}
         return {key: _without_places(value) for key, value in kept.items() if key != "_model_name_or_path"}

@@ -1,4 +1,4 @@
-"""Which clips are drawn, and which share a batch: the paper's dynamic mixture of tasks, over clips of like length."""
+"""Which clips are drawn and which share a batch: the paper's dynamic mixture of tasks, batches of like length."""
 
 import itertools
 from collections import deque
@@ -18,8 +18,8 @@ class Mixture:
     """Shares of the tasks, `p_k ~ (|D_k| / sum_i |D_i|) ** (1 / T)` (paper Eq. 2): sample-uniform, then task-uniform.
 
     Args:
-        temperature (`float`): T of the first epoch; 1 draws every clip once.
-        step (`float`): what each epoch adds to it.
+        temperature (`float`): T of the first epoch; with 1 every clip is drawn once.
+        step (`float`): what each further epoch adds to T.
     """
 
     temperature: float = 1.0
@@ -28,17 +28,17 @@ class Mixture:
     def __post_init__(self):
         if not (self.temperature > 0 and self.step >= 0):
             raise ValueError(
-                f"`mixture` is a temperature of {self.temperature} and a step of {self.step} an epoch: the first must "
-                "be over 0, the second 0 or more; the paper's are 1 and 5."
+                f"`mixture` has `temperature` {self.temperature} and `step` {self.step}: the first must be over 0, "
+                "the second 0 or more; the paper's are 1 and 5."
             )
 
     def shares(self, sizes: Sequence[int], epoch: int) -> np.ndarray:
-        """Clips of each task -> share of each task in an epoch; their sum is 1."""
+        """Number of clips of each task -> share of each task in an epoch; the shares add up to 1."""
         weights = (np.asarray(sizes) / np.sum(sizes)) ** (1 / (self.temperature + self.step * epoch))
         return weights / weights.sum()
 
     def quotas(self, sizes: Sequence[int], epoch: int, num_draws: int) -> np.ndarray:
-        """How many of an epoch's draws go to each task, by largest remainder; their sum is `num_draws`."""
+        """How many of an epoch's `num_draws` draws go to each task, by largest remainder."""
         exact = self.shares(sizes, epoch) * num_draws
         quotas = np.floor(exact).astype(np.int64)
         quotas[np.argsort(quotas - exact, kind="stable")[: num_draws - quotas.sum()]] += 1
@@ -47,15 +47,15 @@ class Mixture:
 
 @dataclass(frozen=True)
 class LengthGroups:
-    """How clips become batches of like length.
+    """How clips become batches of similar length.
 
     Args:
-        batch_size (`int`): clips of a batch; with `max_batch_seconds`, the most that one may have.
-        group (`int`): neighbouring batches that stay together, as those of one step, accumulated and of all processes.
+        batch_size (`int`): clips of a batch; with `max_batch_seconds`, the maximum.
+        group (`int`): batches that stay together: those of one step, accumulated and of all processes.
         pool (`int`): groups over which clips are sorted by length.
-        max_batch_seconds (`float`, *optional*): audio of a batch, padding counted: clips times the longest of them.
-        drop_last (`bool`): leave out the last batch where it has fewer than `batch_size` clips, or where processes
-            that share batches cannot all have one.
+        max_batch_seconds (`float`, *optional*): most audio of a batch, padding counted: clips times the longest.
+        drop_last (`bool`): leave out the last batch if it has fewer than `batch_size` clips, or if there is none for
+            some of the processes.
     """
 
     batch_size: int
@@ -65,7 +65,7 @@ class LengthGroups:
     drop_last: bool = False
 
     def check(self, seconds: Sequence[float]):
-        """Raise `ValueError` where a clip alone is over the limit."""
+        """Raise `ValueError` if a single clip is over the limit."""
         if self.max_batch_seconds is not None and (longest := max(seconds)) > self.max_batch_seconds:
             count = sum(length > self.max_batch_seconds for length in seconds)
             raise ValueError(
@@ -74,13 +74,13 @@ class LengthGroups:
             )
 
     def batches(self, seconds: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
-        """Lengths of clips in the order that they were drawn in -> batches of their positions, shuffled by groups."""
+        """Lengths of clips in the order of their draws -> batches of their indices, shuffled by groups."""
         size = self.batch_size * self.group
         batches = []
         for positions in torch.arange(len(seconds)).split(size * self.pool):
             by_length = positions[seconds[positions].argsort(stable=True)]
             batches += by_length.split(self._batch_sizes(seconds[by_length].tolist()))
-        # One left short comes last: elsewhere it would shift those after it, and each would mix two lengths.
+        # An incomplete group comes last: elsewhere it would shift later batches out of their groups.
         whole = len(seconds) // size if self.max_batch_seconds is None else len(batches) // self.group
         order = torch.randperm(whole, generator=generator).tolist()
         shuffled = [batch for index in order for batch in batches[index * self.group : (index + 1) * self.group]]
@@ -103,33 +103,35 @@ class LengthGroups:
 def number_tasks(rows: Sequence[dict]) -> tuple[list[str], list[int]]:
     """Rows of a `datasets.Dataset` -> the names of their tasks in order, and the number of each row's task.
 
-    A row's task is its `task`, or else its `source`. Raises: `ValueError` where it has neither.
+    A row's task is its `task`, or else its `source`. Raises: `ValueError` if it has neither.
     """
     columns = [rows[name] for name in ("task", "source") if name in rows.column_names]
     names = [next((name for name in row if name is not None), None) for row in zip(*columns, strict=True)]
     if not columns or None in names:
         which = f"row {names.index(None)} has" if columns else "the rows have"
-        raise ValueError(f"A mixture is of tasks, and {which} neither `task` nor `source`: give each one of them.")
+        raise ValueError(
+            f"A mixture weighs tasks, and {which} neither `task` nor `source`: give each row one of them."
+        )
     tasks = sorted(set(names))
     numbers = {task: number for number, task in enumerate(tasks)}
     return tasks, [numbers[name] for name in names]
 
 
 class MixtureBatchSampler(Sampler[list[int]]):
-    """Batches of clips of like length, in the shares of a mixture, in an order that follows from seed and epoch alone.
+    """Batches of clips of similar length, in the shares of a mixture. Their order depends on seed and epoch only.
 
-    The library's own takes its order from the global random state, so that a resumed run sees other batches.
+    The sampler of transformers depends on the global random state: a resumed run would see other batches.
 
-    An epoch has as many draws as there are clips. A task's clips are drawn without repeats until none is left, over
-    the end of an epoch too, then anew. A draw is a number: clip `draw % len(seconds)`, drawn before
-    `draw // len(seconds)` times; `DrawnRows` reads it. Without a mixture draws are plain indices, once an epoch each.
+    An epoch has as many draws as there are clips. A task's clips are drawn without repeats until none is left, across
+    epochs, then again. A draw is a number: clip `draw % len(seconds)`, which was drawn
+    `draw // len(seconds)` times before; `DrawnRows` reads it. Without a mixture, draws are plain indices.
 
-    All epochs are as long as the first. With `max_batch_seconds` the draws of a later one may fill fewer batches, and
-    those of the next begin earlier, or more, and they begin later.
+    All epochs have as many batches as the first. With `max_batch_seconds` the draws of a later epoch may fill fewer or
+    more batches; the next epoch's draws then begin earlier or later.
 
     Args:
         seconds (`Sequence[float]`): length of each clip.
-        groups (`LengthGroups`): what makes a batch.
+        groups (`LengthGroups`): how batches are made.
         tasks (`Sequence[int]`, *optional*): task of each clip, from 0; needed with a mixture.
         mixture (`Mixture`, *optional*): its epochs are those of this sampler.
     """
@@ -148,7 +150,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
         groups.check(seconds)
         self.seconds = torch.as_tensor(seconds, dtype=torch.float64)
         self.groups, self.mixture, self.seed = groups, mixture, seed
-        # What accelerate splits between processes is a batch of this size, or where there is none any batch.
+        # accelerate expects batches of this size, or of any size if it is None.
         self.batch_size = groups.batch_size if groups.max_batch_seconds is None else None
         self.drop_last = groups.drop_last
         self.epoch = 0
@@ -182,7 +184,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
         return self._counts[epoch]
 
     def _batches(self, epoch: int) -> list[torch.Tensor]:
-        """The draws of an epoch of the mixture as batches."""
+        """The draws of one epoch as batches."""
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
         draws = torch.arange(len(self.seconds)) if self.mixture is None else self._draws(epoch)
         draws = draws[torch.randperm(len(draws), generator=generator)]
@@ -204,11 +206,11 @@ class MixtureBatchSampler(Sampler[list[int]]):
 
 
 class DrawnRows(Dataset):
-    """Rows by the draws of a `MixtureBatchSampler`: `row` is the draw, so that repeats are augmented apart.
+    """Rows by the draws of a `MixtureBatchSampler`: `row` is the draw, so that repeats get different augmentation.
 
     Args:
         rows (`Sequence[dict]`, a `datasets.Dataset` for one).
-        tasks (`Sequence[int]`, *optional*): given to each row as `task_id`, so that shares can be counted.
+        tasks (`Sequence[int]`, *optional*): becomes each row's `task_id`, for counting shares.
     """
 
     def __init__(self, rows: Sequence[dict], tasks: Sequence[int] | None = None):
@@ -224,23 +226,23 @@ class DrawnRows(Dataset):
 
 
 class MixtureStream(IterableDataset):
-    """A mixture of streaming `datasets`: rows without end, clips of like length side by side, restarted exactly.
+    """An endless mixture of streaming `datasets`, with clips of similar length together, that restarts exactly.
 
-    `datasets.interleave_datasets` has shares that never change, opens an exhausted stream in its old order and loses
-    what a shuffle buffer holds at a restart. Here a task's stream is opened again in the order of its next epoch
-    (`set_epoch`), an epoch's draws are the quotas of the mixture, and `state_dict` tells where the streams stood when
-    the rows now in memory were read: after a restart they are read again, at most `batch_size * group * pool` of them.
+    `datasets.interleave_datasets` cannot change its shares, repeats an exhausted stream in the same order, and loses
+    its shuffle buffer at a restart. Here each epoch draws the quotas of the mixture, and an exhausted stream starts
+    again in the order of its next epoch (`set_epoch`). `state_dict` holds the streams' positions before the rows in
+    memory were read: a restart reads those again, at most `batch_size * group * pool` rows.
 
     Rows come in the order of their batches: the loader's batch size must be that of `groups`. With
     `max_batch_seconds` whole batches come, lists of rows: `DataLoader(stream, batch_size=None, collate_fn=collator)`.
     Each row has `task_id`, place of its task in `streams`, and `row`, its number among all draws.
 
-    Give streams that are not shuffled: they keep no buffer, and rows are shuffled here, in memory.
+    Give streams without shuffling: rows are shuffled here, in memory.
 
     Args:
         streams (`Mapping[str, datasets.IterableDataset]`): rows of each task, with a column `seconds`.
         sizes (`Mapping[str, int]`): rows of each task; their sum is an epoch.
-        groups (`LengthGroups`): what makes a batch; `group * pool` of them are held in memory.
+        groups (`LengthGroups`): how batches are made; `group * pool` of them are held in memory.
         rank (`int`), world_size (`int`): of the processes that share the streams; a process's loader
             workers share its shards.
     """
@@ -257,7 +259,7 @@ class MixtureStream(IterableDataset):
     ):
         if not streams or set(streams) != set(sizes) or min(sizes.values()) < 1:
             raise ValueError(
-                f"Streams are of {sorted(streams)} and sizes {dict(sizes)}: give each task both, a "
+                f"There are streams of {sorted(streams)} and sizes {dict(sizes)}: give each task both, a "
                 "stream and its number of rows."
             )
         self.streams, self.groups, self.mixture, self.seed = dict(streams), groups, mixture, seed
@@ -267,11 +269,11 @@ class MixtureStream(IterableDataset):
         self._state: dict | None = None
 
     def state_dict(self) -> dict:
-        """Where the stream stands after what it gave last; `None` before that. It holds no audio."""
+        """The position after the last item; `None` before the first. It holds no audio."""
         return deepcopy(self._state)
 
     def load_state_dict(self, state: dict | None):
-        """Let iterations begin at a state; at the first row again where it is `None`."""
+        """Start iterations at a state, or at the first row if it is `None`."""
         self._start = self._state = deepcopy(state)
 
     def __iter__(self) -> Iterator[dict] | Iterator[list[dict]]:
@@ -296,14 +298,14 @@ class MixtureStream(IterableDataset):
             start = 0
 
     def _open(self, part: int, parts: int) -> list["_Reader"]:
-        """A reader of each stream's part, where the state says."""
-        # Among loader workers the library divides a stream's shards itself.
+        """A reader of this part of each stream, at the position of the state."""
+        # `datasets` divides a stream's shards among loader workers itself.
         mine = {task: split_dataset_by_node(each, self.rank, self.world_size) for task, each in self.streams.items()}
         readers = [_Reader(task, each) for task, each in mine.items()]
         if self._start is not None:
             if self._start["part"] != [part, parts]:
                 raise ValueError(
-                    f"A state of part {self._start['part']} arrived where {[part, parts]} is read: start as many "
+                    f"The state is of part {self._start['part']} and this is part {[part, parts]}: start as many "
                     "processes and loader workers as when it was saved."
                 )
             for reader, state in zip(readers, self._start["readers"], strict=True):
@@ -315,16 +317,16 @@ class MixtureStream(IterableDataset):
         return self.groups.batch_size * self.groups.group * self.groups.pool
 
     def _part(self) -> tuple[int, int]:
-        """Which part of the draws is made here, of how many."""
+        """Index of this part of the draws, and the number of parts."""
         worker = get_worker_info()
         index, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return self.rank * count + index, self.world_size * count
 
     def _plan(self, epoch: int, part: int, parts: int) -> np.ndarray:
-        """The task of each draw of an epoch here; over all parts they are the quotas, rounded up to whole groups."""
+        """The task of each draw of an epoch in this part. All parts together have the quotas, in whole groups."""
         size = self.groups.batch_size * self.groups.group * parts
         quotas = self.mixture.quotas(self.sizes, epoch, -(-sum(self.sizes) // size) * size)
-        # Dealt out before they are shuffled: parts have the same number of a task's rows, and shall draw as many.
+        # Divide before shuffling: each part has as many rows of a task, and must draw as many.
         mine = np.repeat(np.arange(len(self.sizes)), quotas)[part::parts]
         return np.random.default_rng((self.seed, epoch, part)).permutation(mine)
 
@@ -340,10 +342,10 @@ class MixtureStream(IterableDataset):
 
 
 class StreamBatchSampler(Sampler[list[dict]]):
-    """Batches of a `MixtureStream`'s rows for a loader over `GivenRows`, and where the stream stood after each.
+    """Batches of a `MixtureStream`'s rows for a loader over `GivenRows`, and the stream's state after each.
 
-    The stream is read here, in the loader's own process, and its workers make batches of the rows. So one order does
-    for any number of workers. A loader reads ahead: what is saved is the state after what training has taken.
+    The loader's own process reads the stream, and its workers collate the rows, so the order does not depend on the
+    number of workers. A loader reads ahead: the saved state is that after the batches that training has taken.
 
     Args:
         stream (`MixtureStream`): of this process.
@@ -360,7 +362,7 @@ class StreamBatchSampler(Sampler[list[dict]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[dict]]:
-        # The library passes over the batches of a resumed run by number; the stream begins after them.
+        # `Trainer` skips the batches that a resumed run has had; the stream starts after them.
         yield from itertools.repeat([], self._num_passed)
         items, groups = iter(self.stream), self.stream.groups
         for _ in range(self._num_passed, self.num_batches):
@@ -370,29 +372,29 @@ class StreamBatchSampler(Sampler[list[dict]]):
             yield batch
 
     def take(self, num_batches: int):
-        """Say that training has that many more of the batches."""
+        """Count batches that training has taken."""
         for _ in range(num_batches):
             self._state = self._ahead.popleft()
 
     def state_dict(self) -> dict | None:
-        """Where the stream stood after the batches that were taken; `None` before the first."""
+        """The stream's state after the batches that were taken; `None` before the first."""
         return self._state
 
     def load_state_dict(self, state: dict | None, num_passed: int):
-        """Go on from a state; whoever iterates passes over `num_passed` empty batches first."""
+        """Continue from a state; the first `num_passed` batches are empty, for the caller to skip."""
         self.stream.load_state_dict(state)
         self._state, self._num_passed = state, num_passed
 
 
 class GivenRows(Dataset):
-    """What a `StreamBatchSampler` gives in place of indices."""
+    """A data set whose "indices" are the rows that a `StreamBatchSampler` gives."""
 
     def __getitem__(self, row: dict) -> dict:
         return row
 
 
 class _Reader:
-    """A stream of one task, opened again in the order of its next epoch whenever it is exhausted."""
+    """A stream of one task. An exhausted one starts again in the order of its next epoch."""
 
     def __init__(self, task: str, stream: Stream):
         self.task, self.stream = task, stream

@@ -1,8 +1,8 @@
 """`soundwave-hf plan RECIPE --gpus 8x80GB`: whether a recipe fits the GPUs, and how long it takes there.
 
-Nothing is loaded but the backbones' configs: parameters are counted on the model itself without its weights (PyTorch's
-meta device), activations and operations by the formulas of `costs.py`. Not counted: communication between GPUs, and
-waiting for data.
+Only the backbones' configs are loaded. Parameters are counted on the model without weights (PyTorch's meta device),
+activations and operations with the formulas of `costs.py`. Communication between GPUs and waiting for data are not
+counted.
 """
 
 import copy
@@ -33,8 +33,8 @@ from .watch import describe_duration
 
 
 GIB = 2**30
-KEPT_FREE = 0.08  # of a GPU's memory: CUDA, NCCL, and what the allocator cannot join
-# Sizes of backbones that are large, or that the hub gives to those alone who have agreed to a licence.
+KEPT_FREE = 0.08  # of a GPU's memory: for CUDA, NCCL and fragmentation
+# Configs of large backbones, and of one that the hub gives only after agreement to a licence.
 KNOWN_SIZES = {
     "openai/whisper-large-v3": WhisperConfig(  # its encoder
         num_mel_bins=128,
@@ -61,19 +61,19 @@ OPTIMIZER_BYTES = {
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), 2),
     "sgd": 0,
 }
-# Where no manifest says: lengths of clips, and what is said in them.
+# Assumptions without data: lengths of clips, and tokens in them.
 USUAL_SECONDS, LONGEST_SECONDS = 8.0, 30.0  # the paper's data; Whisper's window
-TRAILING_SILENCE = 0.3  # what a processor puts behind a clip
+TRAILING_SILENCE = 0.3  # seconds that a processor adds to a clip
 TARGETS_PER_SECOND = 4.0  # tokens of a transcript
 POSITIONS_PER_SECOND = 5.0  # the paper's
 PROMPT_TOKENS, SHARED_TOKENS = 64, 40  # before the answer; and of these, before the clip
 ANSWER_TOKENS = 256  # of `generate`
-PAPER_LORA = {"r": 64, "lora_alpha": 16}  # where stage `instruct` goes on from a folder that is not there yet
+PAPER_LORA = {"r": 64, "lora_alpha": 16}  # if stage `instruct` starts from a folder that does not exist yet
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """How many GPUs, and what each has.
+    """Number of GPUs, and what each has.
 
     Args: memory (`float`): bytes; tflops (`float`): of dense matrix products; utilisation (`float`): share of them
         that training reaches.
@@ -106,9 +106,9 @@ class Gpus:
 
 
 def backbone_config(name: str) -> PreTrainedConfig:
-    """The config of a backbone: of its folder, of the hub or its cache, or its sizes as they are known here.
+    """The config of a backbone: from its folder, from the hub or its cache, or from `KNOWN_SIZES`.
 
-    Raises: `FileNotFoundError` where none has it.
+    Raises: `FileNotFoundError` if none has it.
     """
     if (folder := _folder(name)) is not None:
         return AutoConfig.from_pretrained(folder)
@@ -118,14 +118,14 @@ def backbone_config(name: str) -> PreTrainedConfig:
         if name in KNOWN_SIZES:
             return copy.deepcopy(KNOWN_SIZES[name])
         raise FileNotFoundError(
-            f"There is no config of `{name}`: it is no folder, the hub did not deliver it, and its sizes are not "
-            f"among those known here, {sorted(KNOWN_SIZES)}. Fetch it: `soundwave-hf backbones {name}`. What came: "
-            f"{error}"
+            f"There is no config of `{name}`: it is not a folder, the hub did not deliver it, and its sizes are not "
+            f"among those known here, {sorted(KNOWN_SIZES)}. Fetch it: `soundwave-hf backbones {name}`. The error "
+            f"was: {error}"
         ) from error
 
 
 def _folder(name: str) -> str | None:
-    """Where a backbone lies that is here already, or is made here."""
+    """The folder of a backbone that is on this machine, or is made here."""
     if name in TINY_BACKBONES or Path(name).expanduser().is_dir() or backbone_folder(name).is_dir():
         return resolve_backbone(name)
     return None
@@ -134,7 +134,7 @@ def _folder(name: str) -> str | None:
 def soundwave_config(recipe: RecipeArguments) -> SoundwaveConfig:
     """The config that a run would have, with the audio token in the LLM's vocabulary."""
     audio, text = backbone_config(recipe.encoder), backbone_config(recipe.llm)
-    # Without a tokenizer here: as in an LLM whose table has no spare rows.
+    # Without the tokenizer, assume that the embedding table has no spare rows.
     audio_token_id, rows = text.vocab_size, text.vocab_size + 1
     if (folder := _folder(recipe.llm)) is not None:
         audio_token_id, rows = audio_token_place(folder, AUDIO_TOKEN, text.vocab_size)
@@ -152,7 +152,7 @@ def _starts_from(recipe: RecipeArguments, file: str) -> bool:
 
 
 def skeleton(recipe: RecipeArguments, config: SoundwaveConfig) -> nn.Module:
-    """The model of a run without its weights, and exactly the stage's parameters set to train."""
+    """The model of a run without its weights. Exactly the stage's parameters train."""
     stage = STAGES[recipe.stage]
     with torch.device("meta"):
         model = (SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC)(config)
@@ -166,7 +166,7 @@ def skeleton(recipe: RecipeArguments, config: SoundwaveConfig) -> nn.Module:
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers in the parameters of a model, and the bytes of those that are frozen, by the part they belong to."""
+    """Numbers of trained and frozen parameters by part, and the bytes of the frozen ones."""
 
     trained: dict[str, int]
     frozen: dict[str, int]
@@ -174,7 +174,7 @@ class Weights:
 
     @classmethod
     def count(cls, model: nn.Module, backbone_bytes: dict[str, float]) -> "Weights":
-        """Args: backbone_bytes: of a number of "encoder" and "LLM"; adapters are in float32."""
+        """Args: backbone_bytes: per number of "encoder" and "LLM"; adapters are in float32."""
         trained, frozen, frozen_bytes = {}, {}, {}
         for name, parameter in model.named_parameters():
             part = part_of(name)
@@ -199,7 +199,7 @@ def part_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Speech:
-    """Lengths of the clips of a run, in seconds, and what says so."""
+    """Lengths of the clips of a run, in seconds, and where they are from."""
 
     mean: float
     longest: float
@@ -222,7 +222,7 @@ class Speech:
 
 
 def batch_of(recipe: RecipeArguments, clips: int, seconds: float, shares_prefix: bool) -> Batch:
-    """A batch of clips of this length and of transcripts as they usually are."""
+    """A batch of clips of this length, with transcripts of usual length."""
     if recipe.max_batch_seconds is not None:
         clips = max(1, min(clips, int(recipe.max_batch_seconds / seconds)))
     targets = math.ceil(TARGETS_PER_SECOND * seconds)
@@ -241,9 +241,9 @@ def batch_of(recipe: RecipeArguments, clips: int, seconds: float, shares_prefix:
 
 
 class Plan:
-    """What one recipe takes of each GPU.
+    """What one recipe needs of each GPU.
 
-    `sharded` (`bool`) of its methods: whether parameters are shared out among the GPUs (FSDP2) or each has all (DDP).
+    `sharded` (`bool`) of its methods: whether the GPUs share the parameters (FSDP2) or each has all (DDP).
     """
 
     def __init__(self, recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, gpus: Gpus):
@@ -264,7 +264,7 @@ class Plan:
 
     @property
     def steps(self) -> int | None:
-        """Of the whole run; None where it is told in epochs of data that is not there."""
+        """Of the whole run; None if the recipe counts epochs and the data is not there."""
         if self.arguments.max_steps > 0:
             return self.arguments.max_steps
         if self.speech.clips is None:
@@ -292,7 +292,7 @@ class Plan:
         return batch_of(self.recipe, self.arguments.per_device_train_batch_size, seconds, shares_prefix)
 
     def heaviest_batch(self, sharded: bool) -> Batch:
-        """That of the longest clips, or, of a batch within `max_batch_seconds`, of as many clips as it may have."""
+        """The batch of the longest clips, or, with `max_batch_seconds`, of the most clips, whichever keeps more."""
         lengths = {self.speech.longest}
         if (limit := self.recipe.max_batch_seconds) is not None:
             lengths.add(min(self.speech.longest, limit / self.arguments.per_device_train_batch_size))
@@ -300,7 +300,7 @@ class Plan:
         return max(batches, key=lambda batch: sum(part.kept for part in self.parts(batch)))
 
     def parts(self, batch: Batch) -> list[Part]:
-        """The costs of one batch; those of the encoder are left out where its states are cached."""
+        """The costs of one batch, without the encoder if its states are cached."""
         candidates = self.config.text_config.vocab_size - 1
         if self.recipe.ctc_negatives is not None and self.speech.words is not None:
             candidates = min(candidates, self.recipe.ctc_negatives + self.speech.words)
@@ -310,7 +310,7 @@ class Plan:
 
     @property
     def step_flops(self) -> dict[str, float]:
-        """Of each part, in a whole step of one GPU, over clips of the mean length."""
+        """Of each part, in one step of one GPU, for clips of the mean length."""
         grouped = self.arguments.train_sampling_strategy == "group_by_length"
         batch = self.batch(self.speech.mean if grouped else self.speech.longest, sharded=False)
         accumulated = self.arguments.gradient_accumulation_steps
@@ -321,9 +321,9 @@ class Plan:
         return sum(self.step_flops.values()) / (self.gpus.tflops * 1e12 * self.gpus.utilisation)
 
     def memory(self, sharded: bool) -> dict[str, float]:
-        """Bytes of one GPU at the peak of a step over its heaviest batch, by what they are for."""
+        """Bytes of one GPU at the peak of a step with its heaviest batch, by their use."""
         share = self.gpus.count if sharded else 1
-        # `recipes/accelerate/fsdp2.yaml` leaves the encoder whole on each.
+        # `recipes/accelerate/fsdp2.yaml` keeps the whole encoder on each GPU.
         frozen = {
             f"frozen weights: {part}": size if part == "encoder" else size / share
             for part, size in self.weights.frozen_bytes.items()
@@ -331,7 +331,7 @@ class Plan:
         numbers = sum(self.weights.trained.values())
         mixed = self.numerics().mixed
         parts = self.parts(self.heaviest_batch(sharded))
-        # What passes does so at different times, that of the optimizer after the gradients are there.
+        # Temporary memory is used at different times, that of the optimizer after the gradients.
         passing = max(numbers * FLOAT32 / share, *(part.passing for part in parts))
         return {
             **frozen,
@@ -363,7 +363,7 @@ class Plan:
         return OPTIMIZER_BYTES[name]
 
     def _gathered(self) -> float:
-        """Bytes of a layer at work and of the one fetched meanwhile, and of the tables that stay while used."""
+        """Bytes of the layer at work, of the next one, and of the embedding tables."""
         size, text = self.backbone_bytes["LLM"], self.config.text_config
         table = text.vocab_size * text.hidden_size * size
         if not self.stage.has_llm:
@@ -374,7 +374,7 @@ class Plan:
 
 
 def quantized_bytes(quantization: dict) -> float:
-    """Of a number in a matrix of the LLM, by the two keys of bitsandbytes. Raises: `ValueError` for any other."""
+    """Bytes per number in a quantized matrix of the LLM. Raises: `ValueError` for others than bitsandbytes."""
     sizes = {"load_in_4bit": 0.5 + FLOAT32 / 64, "load_in_8bit": 1.0}  # 4 bits, and a scale for each 64 numbers
     for key, size in sizes.items():
         if quantization.get(key):
@@ -383,7 +383,7 @@ def quantized_bytes(quantization: dict) -> float:
 
 
 def llm_sizes(model: nn.Module) -> dict:
-    """What `llm_part` asks of an LLM with LoRA: the numbers in its matrices, and what the LoRA of a layer reads."""
+    """The sizes of an LLM with LoRA that `llm_part` needs."""
     language = model.get_base_model().model.language_model
     tables = {id(module.weight) for module in language.modules() if isinstance(module, nn.Embedding)}
     matrices = lora_weights = 0
@@ -393,7 +393,7 @@ def llm_sizes(model: nn.Module) -> dict:
         elif parameter.dim() == 2 and id(parameter) not in tables:
             matrices += parameter.numel()
     layers = {name: module for name, module in language.named_modules() if hasattr(module, "lora_A")}
-    # All layers have the same modules; where they have not, the widest of a name stands for it.
+    # If layers differ, the widest module of a name stands for all.
     inputs: dict[str, int] = {}
     for name, module in layers.items():
         last = name.rpartition(".")[2]
@@ -406,7 +406,7 @@ def llm_sizes(model: nn.Module) -> dict:
 
 
 def knobs(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """Changes that make a run smaller and leave what it learns alone, each with the plan that it gives."""
+    """Changes that need less memory and do not change what is learnt, each with its plan."""
     arguments = plan.arguments
     if plan.stage.has_llm and not arguments.activation_checkpointing:
         yield "activation_checkpointing: true", plan.changed(activation_checkpointing=True)
@@ -418,7 +418,7 @@ def knobs(plan: Plan) -> Iterator[tuple[str, Plan]]:
 
 
 def report(name: str, plan: Plan) -> str:
-    """All that is known of a plan, as text."""
+    """A plan as text."""
     return "\n\n".join([_heading(name, plan), _memory_table(plan), _verdicts(plan), _time_table(plan), _notes(plan)])
 
 
@@ -450,7 +450,7 @@ def _memory_table(plan: Plan) -> str:
 
 
 def _ways(plan: Plan) -> dict[bool, str]:
-    """How the GPUs may share the work: whether parameters are sharded, and what that is called."""
+    """How the GPUs can share the work: whether parameters are sharded, and the name of that."""
     return {False: "alone"} if plan.gpus.count == 1 else {False: "DDP", True: "FSDP2"}
 
 
@@ -483,7 +483,9 @@ def _time_table(plan: Plan) -> str:
     lines.append(_line("together", f"{sum(flops.values()) / 1e12:,.1f}", f"{seconds:.2f}"))
     rate = f"{gpus.tflops:g} TFLOP/s, of which {gpus.utilisation:.0%} are reached"
     if plan.steps is None:
-        return "\n".join([*lines, f"with {rate}; set `max_steps`, or build the data, and the run is told too"])
+        return "\n".join(
+            [*lines, f"with {rate}; set `max_steps`, or build the data, to get the time of the whole run"]
+        )
     hours = plan.steps * plan.clips_of_step * plan.speech.mean / 3600
     whole = describe_duration(plan.steps * seconds)
     return "\n".join([*lines, f"{plan.steps:,} steps, {hours:,.0f} h of audio: {whole} with {rate}"])
@@ -518,8 +520,8 @@ def _millions(number: int) -> str:
 def plan_recipe(path: str | os.PathLike, gpus: Gpus, overrides: dict[str, str] | None = None):
     """Print the plan of each recipe of a file; see `read_recipes` for the overrides.
 
-    Raises: `ValueError` and `FileNotFoundError` for what a run would refuse, and where the size of a backbone or the
-    state of an optimizer is not known.
+    Raises: `ValueError` and `FileNotFoundError` as a run does, and if the size of a backbone or the state of an
+    optimizer is not known.
     """
     for recipe, arguments in read_recipes(path, overrides):
         print(report(str(path), Plan(recipe, arguments, gpus)), end="\n\n")

@@ -1,4 +1,4 @@
-"""A run's folder on the Hub: at saves, as `hub_strategy` says, and at the end. A hub that fails stops no training."""
+"""Push a run's folder to the Hub, at saves as `hub_strategy` says, and at the end. A failing hub stops no training."""
 
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,15 +16,15 @@ from .secret_values import hide_secrets
 
 logger = logging.get_logger(__name__)
 
-# States of training, and a pickle of the arguments with the paths of this machine.
+# Not pushed: states of training, and the pickled arguments, which hold paths of this machine.
 LEFT_OUT = [f"{PREFIX_CHECKPOINT_DIR}-*", ".*", "_*", "training_args.bin"]
 STATES = ["optimizer*", "scheduler*", "scaler*", "rng_state*", "stream_state*", "trainer_state.json"]
 
 
 def repository_of(arguments: SoundwaveTrainingArguments) -> str:
-    """`hub_model_id`, or the name of the output folder, of whoever is logged in.
+    """`hub_model_id`, or the name of the output folder in the account of the logged-in user.
 
-    Raises: `ValueError` where it can be no repository.
+    Raises: `ValueError` if no repository can have this name.
     """
     name = arguments.hub_model_id or Path(arguments.output_dir).absolute().name
     try:
@@ -35,10 +35,10 @@ def repository_of(arguments: SoundwaveTrainingArguments) -> str:
 
 
 class HubPush(TrainerCallback):
-    """Pushes a run. Each failure before the end is a warning; at the end it is an error, with the weights on disk.
+    """Pushes a run. A failure before the end is a warning; at the end it is an error, and the weights are on disk.
 
-    The library's own creates the repository before the first step, and ends the run where the hub does not answer; it
-    knows no adapters of stage `align`, and passes over a push that failed.
+    `Trainer` would end the run if the hub does not answer before the first step, does not push adapters of stage
+    `align`, and ignores a push that failed.
 
     Args: arguments: of a run with `push_to_hub`.
     """
@@ -50,7 +50,7 @@ class HubPush(TrainerCallback):
         self._pending: list[Future] = []
 
     def open(self) -> str:
-        """The whole name of the repository, which is made where it is missing."""
+        """The full name of the repository, which is created if it is missing."""
         arguments = self.arguments
         return self.api.create_repo(self.name, private=arguments.hub_private_repo, exist_ok=True).repo_id
 
@@ -64,7 +64,7 @@ class HubPush(TrainerCallback):
             return
         self._report_failures()
         if self._pending and not self.arguments.hub_always_push:
-            return  # the last one is still on its way
+            return  # the previous push is not finished
         self._try(lambda: self._push_checkpoint(args.output_dir, state.global_step, strategy), "the run goes on")
 
     def _push_checkpoint(self, folder: str, step: int, strategy: HubStrategy):
@@ -94,13 +94,13 @@ class HubPush(TrainerCallback):
     def _try(self, call, then: str):
         try:
             call()
-        except Exception as error:  # of the hub's client, which has exceptions of several libraries
+        except Exception as error:  # the hub's client raises errors of several libraries
             logger.warning(f"`{self.name}` could not be pushed to the hub ({_short(error)}): {then}.")
 
     def finish(self) -> str:
-        """Push the output folder, and wait for it. Returns the address.
+        """Push the output folder and wait for it. Returns the address.
 
-        Raises: `ConnectionError` where that fails.
+        Raises: `ConnectionError` if that fails.
         """
         folder = self.arguments.output_dir
         try:
@@ -120,7 +120,7 @@ class HubPush(TrainerCallback):
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error, without what it may hold of a token."""
+    """The first line of an error, without tokens."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return hide_secrets(lines[0] if lines else type(error).__name__).rstrip(".")
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run: the recipe as it was read, the data, and the versions that trained it."""
+"""Files about a run beside its weights: the recipe as it was read, the data, and the versions of the packages."""
 
 import json
 import math
@@ -22,16 +22,15 @@ def describe_run(
     counts: dict[tuple[str], tuple[int, float]],
     record: dict | None = None,
 ) -> dict[str, str]:
-    """Files, by name, that stand beside what a run trained.
+    """Texts of the files beside the weights of a run, by file name.
 
     Args:
-        values (`dict`): the recipe's keys with what replaced them on the command line.
-        sources (`Sequence[Source]`): of the data; a `README.md` beside its files is the data's own card.
-        counts (`dict`): clips and seconds by source, as they are trained on, repeats included; seconds are NaN where
-            they are not known.
+        values (`dict`): the recipe's keys with the overrides.
+        sources (`Sequence[Source]`): of the data; a `README.md` beside its files is the data's card.
+        counts (`dict`): clips and seconds by source, repeats included; unknown seconds are NaN.
         record (`dict`, *optional*): see `record_run`.
 
-    Returns: `recipe.yaml`, which trains the same again, `data_card.md`, `versions.json`, and `run.json` of a record.
+    Returns: `recipe.yaml`, which repeats the run, `data_card.md`, `versions.json`, and `run.json` of a record.
     """
     recipe = f"# soundwave-hf train recipe.yaml\n{yaml.safe_dump(values, sort_keys=False)}"
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
@@ -44,7 +43,7 @@ def describe_run(
 
 
 def describe_data(sources: Sequence[Source], counts: dict[tuple[str], tuple[int, float]]) -> str:
-    """Markdown: clips and hours by source, digests of the files, and the card that stands beside them."""
+    """Markdown: clips and hours by source, digests of the files, and the card beside them."""
     lines = [
         f"| {source} | {clips or 'unknown'} | {'unknown' if math.isnan(seconds) else f'{seconds / 3600:.2f}'} |"
         for (source,), (clips, seconds) in counts.items()

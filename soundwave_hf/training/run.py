@@ -1,9 +1,9 @@
-"""`soundwave-hf train RECIPE`: one function runs any stage from a YAML recipe."""
+"""`train(recipe)` and `soundwave-hf train RECIPE`: run the stages of a recipe."""
 
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,43 +21,67 @@ from ..data.sources import digest_source, fill_seconds, open_rows, open_streams,
 from ..data.tiny import TINY_DATA, make_folder, write_tiny_data
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .arguments import SoundwaveTrainingArguments
-from .augment import Augmentation
 from .build import add_lora, build_model
 from .checkpoints import PreemptionCallback, last_checkpoint
-from .collator import SoundwaveCollator
+from .collator import SoundwaveDataCollator
 from .earlier_run import look_for_run, record_run
-from .encoder_cache import EncoderCache
 from .evaluate_during import SpeechEvaluationCallback, check_metric, metric_names
-from .manifests import read_rows
 from .mixture import LengthGroups, Mixture, MixtureStream
 from .push import HubPush
-from .recipe import RecipeArguments, read_recipe, read_recipes
+from .recipe import RecipeArguments, load_recipes, parse_overrides, read_recipe, read_recipes
 from .record import describe_run
 from .run_card import RunCard
 from .stages import STAGES
-from .trainer import SoundwaveSFTTrainer, SoundwaveTrainer
+from .trainer import SoundwaveTrainer
 from .watch import PaceCallback
 
 
-STREAM_ROWS = 20_000  # of a stream among which they are shuffled and put side by length; they hold no audio
-STREAM_CLIPS = 1_000  # the same, of rows that hold their clips
+STREAM_ROWS = 20_000  # of a stream in memory, in which rows are shuffled and grouped by length
+STREAM_CLIPS = 1_000  # the same for rows that hold their audio
 
 
-def run_recipe(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> str:
-    """Train as a file of recipes says, one after the other, each from its last checkpoint if there is one; returns the
-    last one's output folder."""
-    recipes = read_recipes(path, overrides)
-    return [run_stage(recipe, arguments) for recipe, arguments in recipes][-1]
+def train(recipe: str | os.PathLike | Mapping, /, **overrides) -> str:
+    """Train a recipe, each stage from its last checkpoint if there is one.
+
+    Args:
+        recipe: a YAML file, the name of a recipe of this package (`"finetune"`, `"tiny"`), or a dict. A file may hold
+            several recipes, which run in their order.
+        overrides: values that replace those of the recipe, as Python values: numbers, lists, dicts, paths. A key with
+            a dot, such as `**{"augment.speed": 0.1}`, replaces one value of a section.
+
+    Returns: the output folder of the last stage.
+
+    Raises: `ValueError` for an unknown key, with the closest known one; what `run_stage` raises.
+
+    Example:
+
+    ```python
+    from soundwave_hf import train
+
+    folder = train("finetune", data="train.csv", output_dir="runs/mine", max_steps=50)
+    ```
+    """
+    return [run_stage(*each) for each in load_recipes(recipe, overrides)][-1]
+
+
+def run_recipe(path: str | os.PathLike, overrides: Mapping[str, str] | None = None) -> str:
+    """`train` with overrides as text, as the command line gives them."""
+    return train(path, **parse_overrides(overrides))
+
+
+def read_rows(path: str | os.PathLike, repeat: Mapping[str, int] | None = None) -> Dataset:
+    """`soundwave_hf.data.sources.open_rows`, by its name in version 0.1.0."""
+    return open_rows(str(path), repeat=repeat)
 
 
 def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) -> str:
     """Train one stage and write what it trained to `arguments.output_dir`; see `read_recipe`.
 
-    A folder that holds the run goes on from its last checkpoint, or is left as it is where the run is finished.
+    If the folder holds this run, training continues from the last checkpoint. A finished run is left as it is.
 
-    Raises: `SystemExit` of code 143 after a SIGTERM and 130 after Ctrl-C, with a checkpoint; `OSError` where one
-    cannot be written; `ValueError` where the folder holds another run; `RuntimeError` where the run diverges;
-    `ConnectionError` where what is trained cannot be pushed to the hub.
+    Raises: `SystemExit` with code 143 after SIGTERM and 130 after Ctrl-C, with a checkpoint saved; `OSError` if a
+    checkpoint cannot be written; `ValueError` if the folder holds another run; `RuntimeError` if the run diverges;
+    `ConnectionError` if the result cannot be pushed to the hub.
     """
     if arguments.n_gpu > 1:
         raise ValueError(
@@ -66,11 +90,11 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
         )
     push = HubPush(arguments) if arguments.push_to_hub else None
     arguments = copy.copy(arguments)
-    arguments.push_to_hub = False  # which is done here
-    # What is missing is made by one process: in the others the library's `save_pretrained` writes nothing.
+    arguments.push_to_hub = False  # done here, by `push`
+    # The main process makes what is missing: in the others `save_pretrained` writes nothing.
     with PartialState().main_process_first():
         _make_tiny_data(recipe)
-        recipe.backbones  # noqa: B018 (found or made at the first call)
+        recipe.backbones  # noqa: B018 (found or made at first use)
         processor = SoundwaveProcessor.from_backbones(
             *recipe.backbones, adapter=recipe.start_folder, ctc_text=recipe.model.get("ctc_text")
         )
@@ -79,44 +103,23 @@ def run_stage(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) ->
     evaluated = _open_evaluated(recipe, arguments, check)
     record = record_run(recipe, arguments, _digests(recipe))
     earlier = look_for_run(arguments, record)
-    PartialState().wait_for_everyone()  # nothing is written until all have looked
+    PartialState().wait_for_everyone()  # write nothing before every process has looked
     if earlier.message and PartialState().is_main_process:
         print(earlier.message, flush=True)
     if not earlier.finished:
-        _train(recipe, arguments, processor, data, evaluated, record, earlier.checkpoint, push)
+        _fit(recipe, arguments, processor, data, evaluated, record, earlier.checkpoint, push)
     if push is not None and PartialState().is_main_process:
         push.finish()
-    PartialState().wait_for_everyone()  # the next stage begins with what one process has written
+    PartialState().wait_for_everyone()  # the next stage reads what one process has written
     return arguments.output_dir
 
 
-def _train(recipe, arguments, processor, data, evaluated, record, checkpoint: str | None, push: HubPush | None):
+def _fit(recipe, arguments, processor, data, evaluated, record, checkpoint: str | None, push: HubPush | None):
     """Build the model and its trainer, train to the end, and save."""
-    stage = STAGES[recipe.stage]
-    set_seed(arguments.seed)  # of fresh adapters; the trainer sets it again for the steps
-    model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
-    collator = SoundwaveCollator(processor, ".", stage.losses, Augmentation(**recipe.augment), arguments.seed)
-    if recipe.ctc_negatives is not None:
-        collator.set_negatives(data.texts(), recipe.ctc_negatives)
-    if recipe.encoder_cache is not None:
-        collator.encoder_cache = EncoderCache(soundwave_home() / "encoder_states", **recipe.encoder_cache)
-    files = describe_run(recipe.written, recipe.sources, data.counts, record) | data.record
-    trainer_class = SoundwaveSFTTrainer if recipe.stage == "instruct" else SoundwaveTrainer
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=data.rows,
-        eval_dataset=evaluated,
-        data_collator=collator,
-        processing_class=processor,
-        stage=stage,
-        mixture=Mixture(**recipe.mixture) if recipe.mixture and not recipe.streaming else None,
-        max_batch_seconds=None if recipe.streaming else recipe.max_batch_seconds,
-        record=files,
-        card=RunCard(recipe.stage, files["data_card.md"], recipe.license),
-    )
+    trainer = _make_trainer(recipe, arguments, processor, data, evaluated, record)
+    collator = trainer.data_collator
     if trainer.is_world_process_zero():
-        _announce(recipe, arguments, model, data.counts)
+        _announce(recipe, arguments, trainer.model, data.counts)
     if collator.encoder_cache is not None:
         collator.encoder_cache.fill(trainer.audio_model, collator, data.rows)
     for callback in _callbacks(recipe, trainer, checkpoint, push):
@@ -135,14 +138,57 @@ def _train(recipe, arguments, processor, data, evaluated, record, checkpoint: st
     trainer.accelerator.wait_for_everyone()
 
 
+def _make_trainer(recipe, arguments, processor, data, evaluated, record):
+    stage = STAGES[recipe.stage]
+    set_seed(arguments.seed)  # for new adapters; the trainer sets it again for the steps
+    model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
+    files = describe_run(recipe.written, recipe.sources, data.counts, record) | data.record
+    return trainer_class(recipe.stage)(
+        model=model,
+        args=arguments,
+        train_dataset=data.rows,
+        eval_dataset=evaluated,
+        data_collator=_make_collator(recipe, processor, arguments.seed, data),
+        processing_class=processor,
+        stage=stage,
+        mixture=None if recipe.streaming else recipe.mixture,
+        max_batch_seconds=None if recipe.streaming else recipe.max_batch_seconds,
+        record=files,
+        card=RunCard(recipe.stage, files["data_card.md"], recipe.license),
+    )
+
+
+def trainer_class(stage: str) -> type[SoundwaveTrainer]:
+    """The trainer of a stage. Only that of stage III needs TRL."""
+    if stage != "instruct":
+        return SoundwaveTrainer
+    from .sft import SoundwaveSFTTrainer
+
+    return SoundwaveSFTTrainer
+
+
+def _make_collator(recipe, processor, seed: int, data: "_Data") -> SoundwaveDataCollator:
+    collator = SoundwaveDataCollator(
+        processor,
+        losses=STAGES[recipe.stage].losses,
+        augmentation=recipe.augment,
+        seed=seed,
+        encoder_cache=recipe.encoder_cache,
+        check_rows=False,  # whoever opened the rows has checked them
+    )
+    if recipe.ctc_negatives is not None:
+        collator.set_negatives(data.texts(), recipe.ctc_negatives)
+    return collator
+
+
 def _callbacks(recipe, trainer, checkpoint: str | None, push: HubPush | None) -> list[TrainerCallback]:
-    """What stands beside a trainer, in this order: scores come before what stops by them."""
+    """The callbacks of a run in their order: early stopping needs the scores of the evaluation before it."""
     callbacks: list[TrainerCallback] = [PaceCallback()]
     if recipe.evaluated:
         callbacks.append(SpeechEvaluationCallback(trainer, recipe.eval_samples))
     if recipe.early_stopping_patience is not None:
         stopping = EarlyStoppingCallback(recipe.early_stopping_patience, recipe.early_stopping_threshold)
-        if checkpoint is not None:  # a resumed run has been waiting for that long
+        if checkpoint is not None:  # evaluations that the run had waited before it stopped
             state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
             waited = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
             stopping.early_stopping_patience_counter = waited.get("early_stopping_patience_counter", 0)
@@ -151,7 +197,10 @@ def _callbacks(recipe, trainer, checkpoint: str | None, push: HubPush | None) ->
 
 
 def _open_evaluated(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, check: RowCheck):
-    """The data sets of `eval_data`: none, one, or several by name; what is to be the best can be measured on them."""
+    """The data sets of `eval_data`: none, one, or several by name.
+
+    Raises: `ValueError` if `metric_for_best_model` is not measured on them.
+    """
     sets = {
         name: open_rows(source, recipe.columns, check=check, home=soundwave_home())
         for name, source in recipe.evaluated.items()
@@ -163,7 +212,7 @@ def _open_evaluated(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
 
 
 def _digests(recipe: RecipeArguments) -> list[str]:
-    """What tells the data of a run from others: content, or name and revision, and what the recipe makes of them."""
+    """Digests of the data: of its content, or of its name and revision, and whether bad clips are left out."""
     digests = [digest for source in recipe.sources for digest in digest_source(source).values()]
     return digests + (["without bad clips"] if recipe.check_audio == "skip" else [])
 
@@ -175,7 +224,7 @@ class _Data:
     Args:
         counts (`dict`): clips and seconds by source.
         texts (`Callable`): gives the transcripts, one by one.
-        record (`dict`): files, by name, that say more of it.
+        record (`dict`): texts of further files for the output folder, by file name.
     """
 
     rows: Dataset | MixtureStream
@@ -192,7 +241,7 @@ def _make_tiny_data(recipe: RecipeArguments):
 
 
 def _open_data(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, check: RowCheck) -> _Data:
-    """The recipe's data, every row of it that can be seen beforehand checked."""
+    """The recipe's data. Rows are checked here, or, in a stream that is not read beforehand, as they are read."""
     if recipe.streaming:
         return _open_streams(recipe, arguments, check)
     options = {"repeat": recipe.repeat, "check": check, "home": soundwave_home()}
@@ -209,15 +258,14 @@ def _open_data(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, c
 
 
 def _open_streams(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, check: RowCheck) -> _Data:
-    opened = open_streams(recipe.sources, by_task=bool(recipe.mixture), check=check)
+    opened = open_streams(recipe.sources, by_task=recipe.mixture is not None, check=check)
     batch_size, group = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     held = STREAM_CLIPS if opened.hold_audio else STREAM_ROWS
     groups = LengthGroups(batch_size, group, max(1, held // (batch_size * group)), recipe.max_batch_seconds)
     if opened.seconds:
         groups.check(opened.seconds)
-    mixture = Mixture(**recipe.mixture) if recipe.mixture else Mixture(step=0)
     place = (arguments.seed, arguments.process_index, arguments.world_size)
-    rows = MixtureStream(opened.streams, opened.sizes, groups, mixture, *place)
+    rows = MixtureStream(opened.streams, opened.sizes, groups, recipe.mixture or Mixture(step=0), *place)
     return _Data(rows, opened.counts, lambda: transcripts(row for each in opened.streams.values() for row in each))
 
 
@@ -226,11 +274,10 @@ def _announce(recipe, arguments, model, counts):
     clips, seconds = (sum(column) for column in zip(*counts.values(), strict=True))
     hours = f"{seconds / 3600:.1f} h" if seconds == seconds else "unknown length"
     size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    changes = {name for name in ("speed", "noise", "narrow", "room") if recipe.augment.get(name)}
-    if changes and "gain" not in recipe.augment:
+    if recipe.augment.changes_samples and "gain" not in recipe.written["augment"]:
         print(
-            "`augment` has no `gain`: clips keep their level. Earlier versions changed that of every clip by -12 to "
-            "+2 dB, which `gain: 1.0` does.",
+            "`augment` has no `gain`: clips keep their level. Earlier versions changed the level of every clip by -12 "
+            "to +2 dB, which `gain: 1.0` does.",
             flush=True,
         )
     print(
@@ -250,4 +297,5 @@ __all__ = [
     "read_rows",
     "run_recipe",
     "run_stage",
+    "train",
 ]

@@ -1,4 +1,4 @@
-"""The model card of a run: README.md beside what it trained, and the first page of its repository on the Hub."""
+"""The model card of a run: README.md beside its weights, and the first page of its repository on the Hub."""
 
 import os
 import re
@@ -11,16 +11,16 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TAGS = ["soundwave", "speech", "speech-llm"]
 WORD_OF = {"wer": "word error rate", "cer": "character error rate", "ctc_wer": "word error rate of the CTC head"}
 WORD_OF |= {"exact_match": "exact answers", "loss": "loss", "ce_loss": "next-token loss", "ctc_loss": "CTC loss"}
-LONGEST_FIRST = sorted(WORD_OF, key=len, reverse=True)  # `eval_ctc_wer` is no `wer` of a set `ctc`
+LONGEST_FIRST = sorted(WORD_OF, key=len, reverse=True)  # `eval_ctc_wer` is not the `wer` of a set `ctc`
 
 
 @dataclass
 class RunCard:
-    """What a card says beside the backbones and what was measured.
+    """What a card says beside backbones and measurements.
 
     Args:
         stage (`str`, *optional*), data (`str`): the recipe's stage, and Markdown that counts its data.
-        license (`str`, *optional*): of what is trained; unknown where none is given.
+        license (`str`, *optional*): of the trained weights.
     """
 
     stage: str | None = None

@@ -35,17 +35,17 @@ WAY_OUT = "Leave it out: log in with `hf auth login`, or set the variable `HF_TO
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a part of a text looks like a token, a key or a password."""
+    """Whether a text holds something like a token, a key or a password."""
     return any(_is_secret(match[0]) for match in SECRET_VALUE.finditer(text))
 
 
 def hide_secrets(text: str) -> str:
-    """A text with `***` in the place of what looks like a secret."""
+    """A text with `***` instead of what looks like a secret."""
     return SECRET_VALUE.sub(lambda match: "***" if _is_secret(match[0]) else match[0], text)
 
 
 def _is_secret(found: str) -> bool:
-    # The expression takes no notice of case, and `hf_transformers` is a word.
+    # The expression ignores case, and `hf_transformers` is a word.
     plain = HUGGING_FACE.match(found) and len(found) < 23 and found[3:].isalpha() and found[3:].islower()
     return not plain
 
@@ -56,9 +56,9 @@ def names_secret(key: str) -> bool:
 
 
 def refuse_secrets(values, name: str, place: str = ""):
-    """Raise `ValueError` where a mapping, at any depth, has a key for a secret or a text that looks like one.
+    """Raise `ValueError` if a mapping, at any depth, has a key for a secret or a text that looks like one.
 
-    Args: name: what holds it, for the error, which does not repeat the secret.
+    Args: name: of the mapping, for the error, which does not repeat the secret.
     """
     if isinstance(values, dict):
         for key, value in values.items():

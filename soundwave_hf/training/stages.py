@@ -1,4 +1,4 @@
-"""The three stages of the paper (section 3, Table 14) as one table: what trains, and on which losses."""
+"""The three stages of the paper (section 3, Table 14) as one table: what trains, and with which losses."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 
-# The attention projections of Llama, Qwen, Mistral, SmolLM and Gemma, which get a LoRA where a recipe names no others.
+# The attention projections of Llama, Qwen, Mistral, SmolLM and Gemma: LoRA's targets if a recipe names no others.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ADAPTERS = ("alignment_adapter", "ctc_head", "shrinking_adapter")
 
@@ -19,7 +19,7 @@ class Stage:
     Args:
         trains (`tuple[str, ...]`): regular expressions; a parameter trains if one of them occurs in its name.
         losses (`tuple[str, ...]`): of "ctc" (over the LLM's vocabulary) and "ce" (next token).
-        has_llm (`bool`): whether the LLM is run, and so loaded.
+        has_llm (`bool`): whether the LLM is loaded and run.
     """
 
     trains: tuple[str, ...]
@@ -37,14 +37,14 @@ STAGES = {
 
 
 def trains(stage: Stage, name: str) -> bool:
-    """Whether the parameter of this name trains in this stage; PEFT's frozen originals do not."""
+    """Whether the parameter of this name trains in this stage. PEFT's frozen originals do not."""
     return ".original_module." not in name and any(re.search(pattern, name) for pattern in stage.trains)
 
 
 def freeze_all_but(model: nn.Module, stage: Stage):
-    """Set `requires_grad` of every parameter as the stage says, and bring what trains to float32.
+    """Set `requires_grad` of every parameter as the stage says, and cast what trains to float32.
 
-    Raises: `ValueError` where one of the stage's expressions fits no parameter.
+    Raises: `ValueError` if an expression of the stage matches no parameter.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains(stage, name))
@@ -54,23 +54,23 @@ def freeze_all_but(model: nn.Module, stage: Stage):
     for pattern in stage.trains:
         if not any(re.search(pattern, name) for name in names):
             raise ValueError(
-                f"The stage trains `{pattern}`, which is in no parameter's name of {type(model).__name__}."
+                f"The stage trains `{pattern}`, and {type(model).__name__} has no parameter of such a name."
             )
 
 
 def lora_targets(language_model: nn.Module, names: Sequence[str] | None = None) -> str:
-    """The regular expression that gives PEFT the modules of these names in the LLM, and none of the encoder's.
+    """The regular expression with which PEFT finds the modules of these names in the LLM, and none in the encoder.
 
     Args:
         language_model (`nn.Module`): the LLM inside a Soundwave model, `model.model.language_model`.
         names (`Sequence[str]`, *optional*): last parts of modules' names; `LORA_TARGETS` by default.
 
-    Raises: `ValueError` where the LLM has no module of one of the names.
+    Raises: `ValueError` if the LLM has no module of one of the names.
     """
     wanted = LORA_TARGETS if names is None else names
     last_parts = {name.rpartition(".")[2] for name, _ in language_model.named_modules()}
     if isinstance(wanted, str) or not wanted or (missing := [name for name in wanted if name not in last_parts]):
-        # Projections have rows and columns, as GPT-2's `Conv1D` has too; embeddings are no targets.
+        # Targets are matrices, such as `nn.Linear` and GPT-2's `Conv1D`, but not embeddings.
         linear = {
             name.rpartition(".")[2]
             for name, module in language_model.named_modules()
@@ -94,7 +94,7 @@ def check_trainable(model: nn.Module, stage: Stage):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != trains(stage, name):
             state = "trains" if parameter.requires_grad else "is frozen"
-            raise ValueError(f"`{name}` {state}, against the stage's table ({', '.join(stage.trains)}).")
+            raise ValueError(f"`{name}` {state}, and the stage trains exactly {', '.join(stage.trains)}.")
 
 
 __all__ = [

@@ -1,8 +1,10 @@
-"""Trainers of the three stages: losses normalised over the whole accumulated batch, each logged apart."""
+"""What the trainers of all stages share, and that of stages I and II. That of stage III is in `sft.py`."""
 
 import json
 import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +17,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
 
 from ..atomic import atomic_file, atomic_files
 from ..data.rows import RowCheck
@@ -42,31 +43,57 @@ from .watch import CollapseCallback, PlotCallback
 
 
 def shared_prefix(inputs: dict[str, torch.Tensor], audio_token_id: int) -> int:
-    """How many tokens of text all rows of a batch begin with."""
+    """How many text tokens at the start are the same in all rows of a batch."""
     ids = inputs["input_ids"]
     same = (ids == ids[:1]).all(dim=0) & (ids[0] != audio_token_id) & inputs["attention_mask"].bool().all(dim=0)
     return int(same.int().cumprod(dim=0).sum())
 
 
-def count_clips(inputs: dict[str, torch.Tensor]) -> int:
-    """Clips of a batch that have a transcript."""
+def count_clips(inputs: dict[str, torch.Tensor]) -> int | torch.Tensor:
+    """Clips of a batch that have a transcript, where possible without waiting for the device."""
     if "ctc_labels" not in inputs:
         return 0
-    return int(inputs["ctc_mask"].sum()) if "ctc_mask" in inputs else len(inputs["ctc_labels"])
+    return inputs["ctc_mask"].sum() if "ctc_mask" in inputs else len(inputs["ctc_labels"])
+
+
+def count_labels(inputs: dict[str, torch.Tensor]) -> int | torch.Tensor:
+    """Tokens of a batch that the next-token loss counts."""
+    return inputs["labels"][:, 1:].ne(-100).sum() if "labels" in inputs else 0
 
 
 def has_clips(inputs: dict[str, torch.Tensor]) -> bool:
-    """Whether a batch holds clips, or is of text alone."""
+    """Whether a batch holds clips, or is text only."""
     return "input_features" in inputs or "encoder_states" in inputs
 
 
-def count_labels(inputs: dict[str, torch.Tensor]) -> int:
-    """Tokens of a batch that are to be foretold."""
-    return int(inputs["labels"][:, 1:].ne(-100).sum()) if "labels" in inputs else 0
+@dataclass
+class ScoringCollator:
+    """A collator whose batches also say which tokens the LLM has to score.
+
+    The numbers are computed here, on the CPU: on the device each would stop a training step until it is known.
+
+    Args:
+        collator (`Callable`): makes the batches.
+        audio_token_id (`int`): of the model.
+    """
+
+    collator: Callable[[list], dict]
+    audio_token_id: int
+
+    def __call__(self, rows: list) -> dict:
+        batch = self.collator(rows)
+        if "input_ids" not in batch or (labels := batch.get("labels")) is None:
+            return batch
+        # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
+        first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
+        batch["logits_to_keep"] = labels.shape[1] - first
+        if len(labels) > 1 and has_clips(batch):
+            batch["shared_prefix"] = min(first, shared_prefix(batch, self.audio_token_id))
+        return batch
 
 
 class EpochCallback(TrainerCallback):
-    """Tells sampler and collator the epoch, also after a resume, when the data loader no longer does."""
+    """Tells the sampler and the collator the epoch. After a resume the data loader does not."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
@@ -79,31 +106,31 @@ class EpochCallback(TrainerCallback):
 
 
 def trainable(rows):
-    """A data set of the library with its clips undecoded, as the collator takes them; others as they are."""
+    """A data set of `datasets`, or a dict of several, with clips undecoded, for the collator; others as they are."""
+    if isinstance(rows, dict):
+        return {name: trainable(each) for name, each in rows.items()}
     return undecoded(rows) if isinstance(rows, Dataset | Stream) else rows
 
 
 class SoundwaveTrainerMixin:
-    """What the stages share: the table's check, batches of like length, and what is logged beside the loss.
+    """What the trainers share: the check of what trains, batches of similar length, further metrics in the log.
 
-    Logged: `ctc_loss` and `ce_loss` where taken, `positions_per_second` (of all that is heard, trailing silence too),
-    `blank_share` (of the frames' CTC labels), `targets_per_frame` (CTC labels of the transcripts, for each frame) and
-    `ctc_skipped` (clips whose targets do not fit into their frames). With `ctc_negatives` the frames' labels are those
-    over the candidates. With a mixture, `share/TASK` of the clips.
+    Logged: `ctc_loss` and `ce_loss`; `positions_per_second` of audio, trailing silence included; `blank_share` of the
+    frames' CTC labels; `targets_per_frame` (CTC labels of the transcripts per frame); `ctc_skipped` (clips with more
+    targets than frames can hold). With `ctc_negatives` the frames' labels are those among the candidates. With a
+    mixture, `share/TASK` is that task's share of the clips.
 
-    `train_dataset` is any `Dataset` or `IterableDataset` with the collator's columns; its clips are decoded by the
-    collator. Where batches are of like length (`train_sampling_strategy="group_by_length"`) or a mixture's, lengths
-    come from the column `seconds`, or else from the clips' headers.
-
-    `train_dataset` may be a `MixtureStream`, for a run of `max_steps`. A checkpoint then holds where the streams of
-    each process stood, and a resumed run reads on from there.
+    `train_dataset` is any `Dataset` or `IterableDataset` with the collator's columns. For batches of similar length
+    (`train_sampling_strategy="group_by_length"`) and for a mixture, lengths come from the column `seconds`, or else
+    from the headers of the clips. It may also be a `MixtureStream`, for a run of `max_steps`. A checkpoint then holds
+    the positions in each process's streams, and a resumed run continues there.
 
     Args:
-        stage (`Stage`, *optional*): where given, exactly its parameters must train.
-        record (`dict[str, str]`, *optional*): files, by name, that every checkpoint and the output folder hold too.
-        card (`RunCard`, *optional*): what the model card says beside the backbones and what was measured.
-        mixture (`Mixture`, *optional*): shares of tasks, epoch by epoch; a row's task is its `task`, or its `source`.
-        max_batch_seconds (`float`, *optional*): audio of a batch; it then has at most the arguments' batch size.
+        stage (`Stage`, *optional*): if given, exactly its parameters must train.
+        record (`dict[str, str]`, *optional*): texts, by file name, for every checkpoint and the output folder.
+        card (`RunCard`, *optional*): what the model card says beside backbones and measurements.
+        mixture (`Mixture`, *optional*): shares of tasks in each epoch; a row's task is its `task`, or its `source`.
+        max_batch_seconds (`float`, *optional*): most seconds of audio in a batch; the batch size stays the most clips.
     """
 
     def __init__(
@@ -124,12 +151,11 @@ class SoundwaveTrainerMixin:
         self._sums: dict[str, torch.Tensor] = {}
         self._evaluated: dict[str, torch.Tensor] = {}
         for name in ("train_dataset", "eval_dataset"):
-            if (given := kwargs.get(name)) is not None:
-                each = {key: trainable(rows) for key, rows in given.items()} if isinstance(given, dict) else None
-                kwargs[name] = trainable(given) if each is None else each
+            if name in kwargs:
+                kwargs[name] = trainable(kwargs[name])
         super().__init__(*args, **kwargs)
         if isinstance(self.train_dataset, Stream):
-            # Dispatched, batches would be cut by their first dimension, of which a row may have another number.
+            # Dispatching cuts batches by their first dimension, and tensors of a batch differ in it.
             self.accelerator.dataloader_config.dispatch_batches = False
         self._refuse_other_ctc_text()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
@@ -140,8 +166,8 @@ class SoundwaveTrainerMixin:
             self.add_callback(PlotCallback())
         self.audio_model.register_forward_hook(self._watch_audio)
         if self.args.label_names is None:
-            # The library would ask for both, and take a batch of plain text for one without labels.
-            self.label_names = ["labels" if hasattr(self.audio_model, "language_model") else "ctc_labels"]
+            # transformers would require both, and take a batch of text only for one without labels.
+            self.label_names = ["labels" if self.has_llm else "ctc_labels"]
 
     def _refuse_other_ctc_text(self):
         """Raise `ValueError` where the processor makes other targets than the model's config says."""
@@ -155,8 +181,12 @@ class SoundwaveTrainerMixin:
 
     @property
     def audio_model(self):
-        """The module whose output tells positions: `SoundwaveModel`, or `SoundwaveForCTC` itself."""
+        """The module that has the audio side: `SoundwaveModel`, or `SoundwaveForCTC` itself."""
         return next(module for module in self.model.modules() if hasattr(module, "keep_mask"))
+
+    @property
+    def has_llm(self) -> bool:
+        return hasattr(self.audio_model, "language_model")
 
     def _watch_audio(self, module, inputs, output):
         audio = getattr(output, "audio_output", output)
@@ -171,16 +201,23 @@ class SoundwaveTrainerMixin:
             self._add("ctc_skipped", audio.num_ctc_skipped, 1.0)
 
     def _add(self, name: str, total, count, sums: dict[str, torch.Tensor] | None = None):
+        """Add to the sums of a metric, on the device: nothing waits for it before the next log."""
         sums = self._sums if sums is None else sums
-        pair = torch.stack([torch.as_tensor(total).detach().double().cpu(), torch.as_tensor(count).double().cpu()])
-        sums[name] = sums.get(name, 0) + pair
+        sums[name] = sums.get(name, 0) + torch.stack([self._on_device(total), self._on_device(count)])
+
+    def _on_device(self, value) -> torch.Tensor:
+        device = self.args.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
+        if isinstance(value, torch.Tensor):
+            return value.detach().to(device, dtype)
+        return torch.full((), value, device=device, dtype=dtype)  # a copy from the CPU would wait for the device
 
     def _means(self, sums: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
         """Totals and counts of all processes, by name."""
         names = sorted(sums)
         table = torch.stack([sums[name] for name in names])
         if self.accelerator.num_processes > 1:
-            table = self.accelerator.reduce(table.to(self.args.device), "sum")
+            table = self.accelerator.reduce(table, "sum")
         return dict(zip(names, table.tolist(), strict=True))
 
     def log(self, logs: dict[str, float], *args, **kwargs):
@@ -194,26 +231,25 @@ class SoundwaveTrainerMixin:
 
     @torch.no_grad()
     def _refuse_diverged(self, loss: float | None = None):
-        """Raise `RuntimeError` where a loss, or a weight that trains, is no finite number."""
-        if loss is None or math.isfinite(loss):
-            if not self._weights_finite():
-                loss = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), loss)
-                found = f"weights are no numbers any more, and the last logged loss was {loss}"
-            else:
-                return
-        else:
+        """Raise `RuntimeError` if a loss, or a weight that trains, is NaN or infinite."""
+        if loss is not None and not math.isfinite(loss):
             found = f"the loss is {loss}"
+        elif not self._weights_finite():
+            loss = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), loss)
+            found = f"weights are NaN or infinite, and the last logged loss was {loss}"
+        else:
+            return
         last = last_checkpoint(self.args.output_dir)
         kept = "There is no checkpoint before it" if last is None else f"The last good checkpoint is `{last}`"
         raise RuntimeError(
-            f"Step {self.state.global_step}: {found}: the run has diverged, and nothing of it was saved since. "
+            f"Step {self.state.global_step}: {found}: the run has diverged, and this state was not saved. "
             f"{kept}. Lower `learning_rate` (it is {self.args.learning_rate:g}), warm it up for longer "
             f"(`warmup_steps`), or lower `max_grad_norm` ({self.args.max_grad_norm:g}), and look at the data of these "
             "steps; then train into a new `output_dir`."
         )
 
     def _weights_finite(self) -> bool:
-        """Whether all that trains is finite, with one wait for the device."""
+        """Whether all weights that train are finite, with a single wait for the device."""
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         sharded = any(hasattr(weight, "to_local") for weight in weights)
         finite = [getattr(weight, "to_local", lambda weight=weight: weight)().isfinite().all() for weight in weights]
@@ -223,18 +259,18 @@ class SoundwaveTrainerMixin:
         return bool(finite)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As in the library; weights that are no numbers are refused."""
+        """As in `Trainer`. Raises: `RuntimeError` if weights are NaN or infinite."""
         self._refuse_diverged()
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir=None, state_dict=None):
-        if not self.args.should_save:  # where parameters are sharded, the library calls all processes
+        if not self.args.should_save:  # with sharded parameters, `Trainer` calls this in all processes
             return
         destination = output_dir or self.args.output_dir
         with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
             self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
-            # In the place of PEFT's, which would have the adapters loaded onto any model of their width.
+            # This replaces PEFT's card, which would load the adapters onto any model of their width.
             for name, text in {**self.record, "README.md": self._card()}.items():
                 (folder / name).write_text(text, encoding="utf-8")
 
@@ -253,7 +289,7 @@ class SoundwaveTrainerMixin:
                 part.write_text(self._card(), encoding="utf-8")
 
     def _save_trained(self, folder: str, state_dict: dict[str, torch.Tensor] | None):
-        """Write weights and processor as the library does."""
+        """Write weights and processor as `Trainer` does."""
         super()._save(folder, state_dict)
 
     def create_optimizer(self, *args, **kwargs):
@@ -272,22 +308,29 @@ class SoundwaveTrainerMixin:
                     self._add(f"share/{task}", (task_ids == task_id).sum(), len(task_ids))
         return batches, num_items
 
+    def _without_cache(self, inputs: dict) -> dict:
+        """The inputs of a loss: the LLM need not keep keys and values."""
+        return {**inputs, "use_cache": False} if self.has_llm else inputs
+
     def get_train_dataloader(self):
-        """Batches in the order of the arguments. Raises: `ValueError` where there is none."""
+        """Batches in the order that the arguments ask for. Raises: `ValueError` if there is none."""
         batches = self._make_train_dataloader()
         if hasattr(self.train_dataset, "__len__") and len(batches) == 0:
             raise ValueError(
                 f"{len(self.train_dataset)} rows make no batch of {self._train_batch_size} in {self.args.world_size} "
-                "processes where the last is dropped (`dataloader_drop_last`): nothing would be trained. Lower "
+                "processes, since the last is dropped (`dataloader_drop_last`): nothing would be trained. Lower "
                 "`per_device_train_batch_size`, or give more data."
             )
         return batches
+
+    def _training_collator(self):
+        return self.data_collator
 
     def _make_train_dataloader(self):
         rows, args = self.train_dataset, self.args
         grouped = args.train_sampling_strategy == "group_by_length"
         options = {
-            "collate_fn": self.data_collator,
+            "collate_fn": self._training_collator(),
             "num_workers": args.dataloader_num_workers,
             "pin_memory": args.dataloader_pin_memory,
             "multiprocessing_context": args.dataloader_multiprocessing_context,
@@ -298,10 +341,10 @@ class SoundwaveTrainerMixin:
             self._check_stream(rows)
             self.tasks = rows.tasks
             self.stream_sampler = StreamBatchSampler(rows, args.max_steps * args.gradient_accumulation_steps)
-            # Processes share the streams already: the accelerator would split them once more.
+            # Each process has its part of the streams already: `prepare` would split them again.
             return DataLoaderShard(GivenRows(), device=args.device, batch_sampler=self.stream_sampler, **options)
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
-            return super().get_train_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
+            return self._plain_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
         groups = LengthGroups(
             self._train_batch_size,
             group=args.gradient_accumulation_steps * args.world_size,
@@ -317,17 +360,26 @@ class SoundwaveTrainerMixin:
             DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
         )
 
+    def _plain_dataloader(self):
+        """The loader of `Trainer`, with our collator for training."""
+        collator = self.data_collator
+        try:
+            self.data_collator = self._training_collator()
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
     def _seconds(self, rows) -> list[float]:
-        """Lengths of rows: of their column, or of their clips' headers."""
+        """Lengths of rows, from their column or from the headers of their clips."""
         if isinstance(rows, Dataset):
             return lengths_of(rows, "the data set", getattr(self.data_collator, "folder", "."))
         return [row["seconds"] for row in rows]
 
     def _check_stream(self, stream: MixtureStream):
-        """Raise `ValueError` where trainer and stream do not say the same."""
+        """Raise `ValueError` if the trainer's arguments contradict the stream."""
         args, groups = self.args, stream.groups
         if self.mixture is not None or self.max_batch_seconds is not None:
-            raise ValueError("A `MixtureStream` has a mixture and groups of its own: give them to it alone.")
+            raise ValueError("A `MixtureStream` has its own mixture and groups: give them only to the stream.")
         if groups.batch_size != self._train_batch_size:
             raise ValueError(
                 f"The stream's batches are of {groups.batch_size} clips and `per_device_train_batch_size` is "
@@ -336,14 +388,14 @@ class SoundwaveTrainerMixin:
         if (stream.rank, stream.world_size) != (args.process_index, args.world_size):
             raise ValueError(
                 f"The stream is part {stream.rank} of {stream.world_size} in process {args.process_index} of "
-                f"{args.world_size}: give it whole streams, `rank=arguments.process_index` and "
+                f"{args.world_size}: give it the whole streams, `rank=arguments.process_index` and "
                 "`world_size=arguments.world_size`."
             )
 
     # ---- evaluation ----
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """Batches of the rows in their order, of a collator that augments nothing."""
+        """Batches of the rows in their order, without augmentation."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(rows, str):
             rows = self.eval_dataset[rows]
@@ -363,7 +415,7 @@ class SoundwaveTrainerMixin:
             pin_memory=self.args.dataloader_pin_memory,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             prefetch_factor=self.args.dataloader_prefetch_factor,
-            generator=torch.Generator(),  # the global one's numbers are those of training
+            generator=torch.Generator(),  # the global one belongs to training
         )
         return self.accelerator.prepare(loader)
 
@@ -371,23 +423,26 @@ class SoundwaveTrainerMixin:
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**inputs)
+            output = model(**self._without_cache(inputs))
         for name, count in (("ce_loss", count_labels(inputs)), ("ctc_loss", count_clips(inputs))):
-            if (part := getattr(output, name, None)) is not None and count:
-                self._add(name, part.double() * count, count, self._evaluated)
+            if (part := getattr(output, name, None)) is not None:
+                count = self._on_device(count)
+                # The loss of a batch without labels is NaN, or has no meaning.
+                total = torch.where(count > 0, self._on_device(part) * count, 0.0)
+                self._add(name, total, count, self._evaluated)
         return (None if output.loss is None else output.loss.detach(), None, None)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """As in the library, with `eval_ce_loss` of a label and `eval_ctc_loss` of a clip, whatever the batches.
+        """As in `Trainer`, with the means `eval_ce_loss` over labels and `eval_ctc_loss` over clips of all batches.
 
-        With several processes a clip that fills up the last batch counts twice there.
+        With several processes, clips that fill up the last batch count twice.
         """
         self._evaluated = {}
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._evaluated:
-            losses = {name: total / count for name, (total, count) in self._means(self._evaluated).items()}
+            losses = {name: total / count for name, (total, count) in self._means(self._evaluated).items() if count}
             weight = self.audio_model.config.ctc_loss_weight if "ce_loss" in losses else 1.0
             losses["loss"] = losses.get("ce_loss", 0.0) + weight * losses.get("ctc_loss", 0.0)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
@@ -396,17 +451,19 @@ class SoundwaveTrainerMixin:
     # ---- checkpoints ----
 
     def _load_best_model(self):
-        best = Path(self.args.output_dir, Path(self.state.best_model_checkpoint).name)  # the folder may have moved
+        best = Path(
+            self.args.output_dir, Path(self.state.best_model_checkpoint).name
+        )  # the folder may have moved since
         if not best.is_dir():
             raise FileNotFoundError(
-                f"The best checkpoint, `{best}`, is gone: its weights cannot be loaded. The last ones are in "
+                f"The best checkpoint `{best}` no longer exists: its weights cannot be loaded. The last ones are in "
                 f"`{last_checkpoint(self.args.output_dir)}`."
             )
         self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
 
     def _save_checkpoint(self, model, trial):
-        self._refuse_diverged()  # before a place is made for it
+        self._refuse_diverged()  # before its folder is made
         with writing_checkpoint(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")):
             super()._save_checkpoint(model, trial)
 
@@ -417,7 +474,7 @@ class SoundwaveTrainerMixin:
         super()._load_optimizer_and_scheduler(checkpoint)
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         if checkpoint is not None and isinstance(schedule, LambdaLR):
-            # The rate in the checkpoint is that of the schedule as it was, which more steps stretch.
+            # The checkpoint holds the rate of the schedule before more steps stretched it.
             pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
             rates = [highest * share(schedule.last_epoch) for highest, share in pairs]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -427,8 +484,8 @@ class SoundwaveTrainerMixin:
             return
         if not (path := self._stream_file(checkpoint)).is_file():
             raise FileNotFoundError(
-                f"There is no `{path}`: the run did not read streams, or had fewer processes. Go on with the data and "
-                "the number of processes that it had."
+                f"There is no `{path}`: the run did not read streams, or had fewer processes. Continue with the "
+                "same data and number of processes."
             )
         num_passed = self.state.global_step * self.args.gradient_accumulation_steps
         self.stream_sampler.load_state_dict(json.loads(path.read_text(encoding="utf-8")), num_passed)
@@ -438,7 +495,7 @@ class SoundwaveTrainerMixin:
         if self.stream_sampler is not None:
             state = json.dumps(self.stream_sampler.state_dict())
             self._stream_file(output_dir).write_text(state, encoding="utf-8")
-        # The trainer's state, by which a checkpoint is known to be whole, waits for what all processes write.
+        # The trainer's state, written next, marks a complete checkpoint: all processes must have written theirs.
         self.accelerator.wait_for_everyone()
 
 
@@ -448,22 +505,23 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     Both losses are means over the whole accumulated batch of all processes: next-token over labels, CTC over clips.
 
     Args:
-        stage (`Stage`, *optional*): a row of `STAGES`; where given, exactly its parameters must train.
-        args, kwargs: as in `Trainer`; `args` best of [`SoundwaveTrainingArguments`]. Rows are the collator's.
+        stage (`Stage`, *optional*): a row of `STAGES`; if given, exactly its parameters must train.
+        args (`TrainingArguments`): best [`SoundwaveTrainingArguments`].
+        others: as in `Trainer`. `data_collator` says which columns the rows need.
 
-    Raises: `ValueError` in `train` where what trains is not what the stage says.
+    Raises: `ValueError` in `train` if other parameters train than the stage's.
 
     Example:
 
     ```python
-    >>> from soundwave_hf import STAGES, SoundwaveCollator, SoundwaveForCTC, SoundwaveProcessor
+    >>> from soundwave_hf import STAGES, SoundwaveDataCollator, SoundwaveForCTC, SoundwaveProcessor
     >>> from soundwave_hf import SoundwaveTrainer, SoundwaveTrainingArguments
 
     >>> trainer = SoundwaveTrainer(
     ...     model=SoundwaveForCTC.from_backbones(encoder, llm),
     ...     args=SoundwaveTrainingArguments("trained", max_steps=1, report_to="none", disable_tqdm=True),
     ...     train_dataset=[{"row": 0, "audio": "speech.wav", "text": "what the clip says"}],
-    ...     data_collator=SoundwaveCollator(SoundwaveProcessor.from_backbones(encoder, llm), ".", ("ctc",)),
+    ...     data_collator=SoundwaveDataCollator(SoundwaveProcessor.from_backbones(encoder, llm), ".", ("ctc",)),
     ...     stage=STAGES["align"],
     ... )
     >>> trainer.train().global_step
@@ -477,34 +535,35 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        clips = torch.tensor(sum(map(count_clips, batches)), device=device)
+        clips = torch.zeros((), dtype=torch.long, device=device) + sum(map(count_clips, batches))
         self._num_ctc_clips = self.accelerator.gather(clips).sum().clamp(min=1)
         self._takes_ctc = any("ctc_labels" in batch for batch in batches)
         return batches, num_items
 
+    def _training_collator(self):
+        if not self.has_llm:
+            return self.data_collator
+        return ScoringCollator(self.data_collator, self.audio_model.config.audio_token_id)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = self._without_cache(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        if not hasattr(self.audio_model, "language_model"):  # the labels are `ctc_labels` by another name
+        if not self.has_llm:  # the labels are `ctc_labels` by another name
             inputs = {name: value for name, value in inputs.items() if name != "labels" or "ctc_labels" not in inputs}
-        elif (labels := inputs.get("labels")) is not None:
-            # Scores over the vocabulary cost as much as the LLM here: none for the prompt that all rows begin with.
-            first = max(int(labels.ne(-100).any(dim=0).int().argmax()) - 1, 0)
-            inputs = {**inputs, "logits_to_keep": labels.shape[1] - first, "use_cache": False}
-            audio_model = self.audio_model
-            if len(labels) > 1 and has_clips(inputs) and audio_model.shares_prefix():
-                inputs["shared_prefix"] = min(first, shared_prefix(inputs, audio_model.config.audio_token_id))
+        elif not self.audio_model.shares_prefix():  # known only once the model is sharded
+            inputs.pop("shared_prefix", None)
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
-        # An epoch's last step may have fewer batches than the others.
+        # The last step of an epoch may have fewer batches.
         batches = 1 / self.current_gradient_accumulation_steps / self.accelerator.num_processes
         for name in ("ce_loss", "ctc_loss"):
             if (part := getattr(output, name)) is not None:
                 self._add(name, part.detach(), batches)
-            elif name == "ctc_loss" and self._takes_ctc:  # the mean of the step is that of its other batches
+            elif name == "ctc_loss" and self._takes_ctc:  # the step's other batches have CTC
                 self._add(name, 0.0, batches)
         if "ctc_labels" in inputs:
             self._add("targets_per_frame", inputs["ctc_labels"].ne(-100).sum(), output.num_frames.sum())
-        # Data parallel training averages gradients, and each process holds its share of one mean.
+        # Data parallel training averages the gradients of the processes; each holds its part of one mean.
         loss = output.loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
@@ -512,8 +571,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         if hasattr(self.model, "peft_config"):
             super()._save_trained(folder, state_dict)
             return
-        # The frozen parts are on the hub already: a checkpoint holds what trained.
-        # Where parameters are sharded, whole ones are in the state that the library gathered.
+        # A checkpoint holds what trained: the frozen parts are on the hub.
+        # With sharded parameters, the whole ones are in the state that `Trainer` gathered.
         whole = dict(self.model.named_parameters()) if state_dict is None else state_dict
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         trained = {name: whole[name].detach().cpu().contiguous() for name in names}
@@ -526,11 +585,11 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         if os.path.isfile(trained):
             load_trained(model or self.model, trained)
         else:
-            with checked_by_caller():  # a checkpoint of this run, maybe one of an older version
+            with checked_by_caller():  # a checkpoint of this run, possibly of an older version
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        # The library knows whole models and PEFT's.
+        # `Trainer` loads whole models and those of PEFT.
         if os.path.isfile(os.path.join(self.state.best_model_checkpoint, TRAINED_FILE)):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
@@ -538,41 +597,4 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
                 super()._load_best_model()
 
 
-class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
-    r"""Stage III: TRL's supervised fine-tuning, its loss untouched; arguments as in [`SoundwaveTrainer`].
-
-    Example:
-
-    ```python
-    >>> from datasets import Dataset
-    >>> from peft import LoraConfig, get_peft_model
-    >>> from soundwave_hf import SoundwaveCollator, SoundwaveForConditionalGeneration, SoundwaveProcessor
-    >>> from soundwave_hf import SoundwaveSFTTrainer, SoundwaveTrainingArguments
-
-    >>> joined = SoundwaveForConditionalGeneration.from_backbones(encoder, llm)
-    >>> lora = LoraConfig(target_modules=r".*language_model.*\.(q|v)_proj")
-    >>> row = {"row": 0, "audio": "speech.wav", "text": "hi", "question": "Who speaks?", "answer": "A guest."}
-    >>> trainer = SoundwaveSFTTrainer(
-    ...     model=get_peft_model(joined, lora),
-    ...     args=SoundwaveTrainingArguments("tuned", max_steps=1, report_to="none", disable_tqdm=True),
-    ...     train_dataset=Dataset.from_list([row]),
-    ...     data_collator=SoundwaveCollator(SoundwaveProcessor.from_backbones(encoder, llm), ".", ("ce",)),
-    ...     processing_class=SoundwaveProcessor.from_backbones(encoder, llm),
-    ... )
-    >>> trainer.train().global_step
-    {...}
-    1
-    ```
-    """
-
-    def __init__(self, *args, **kwargs):
-        rows = kwargs.get("train_dataset")
-        if not isinstance(rows, MixtureStream):
-            super().__init__(*args, **kwargs)
-            return
-        # TRL takes what `datasets` itself makes, looks at the columns of its first row, and prepares nothing here.
-        super().__init__(*args, **{**kwargs, "train_dataset": next(iter(rows.streams.values()))})
-        self.train_dataset = rows
-
-
-__all__ = ["SoundwaveSFTTrainer", "SoundwaveTrainer"]
+__all__ = ["SoundwaveTrainer", "SoundwaveTrainerMixin"]

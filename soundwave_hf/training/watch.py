@@ -1,4 +1,4 @@
-"""What a user sees of a run: a warning where CTC collapses, and the curves of the losses."""
+"""What a user sees of a run: its pace, a warning if CTC collapses, and a plot of the losses."""
 
 import os
 import time
@@ -12,14 +12,14 @@ from ..atomic import atomic_file
 
 logger = logging.get_logger(__name__)
 
-LOGS_OF_COLLAPSE = 3  # one alone may be the first steps, when every CTC says blank
+LOGS_OF_COLLAPSE = 3  # in the first steps every CTC head says blank
 STEPS_TIMED = 5
 LOSSES = ("loss", "ce_loss", "ctc_loss", "eval_loss", "eval_ce_loss", "eval_ctc_loss")
 SHARES = ("blank_share", "positions_per_second", "targets_per_frame")
 
 
 class CollapseCallback(TrainerCallback):
-    """Warns where the CTC head says blank nearly everywhere in several logs on end, once until it recovers."""
+    """Warns once if the CTC head says blank for nearly all frames in several logs in a row."""
 
     def __init__(self):
         self.logs = 0
@@ -32,8 +32,8 @@ class CollapseCallback(TrainerCallback):
         if self.logs == LOGS_OF_COLLAPSE and state.is_world_process_zero:
             logger.warning(
                 f"Step {state.global_step}: {share:.1%} of the frames are blank in the last {LOGS_OF_COLLAPSE} logs "
-                f"(`max_blank_share` {args.max_blank_share:g}): the CTC head has collapsed and hears nothing. Look "
-                "whether clips and transcripts belong together; else lower `learning_rate`, or warm it up for longer."
+                f"(`max_blank_share` {args.max_blank_share:g}): the CTC head has collapsed. Check that the "
+                "transcripts belong to the clips; else lower `learning_rate`, or warm it up for longer."
             )
 
 
@@ -45,7 +45,7 @@ class PaceCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         done = state.global_step - self.first
-        if done == 1:  # not timed itself: it starts the workers and takes the memory
+        if done == 1:  # the first step starts workers and allocates memory: it is not timed
             self.since = time.perf_counter()
         if done == 1 + STEPS_TIMED and state.is_world_process_zero:
             seconds = (time.perf_counter() - self.since) / STEPS_TIMED
@@ -66,7 +66,7 @@ def describe_duration(seconds: float) -> str:
 
 
 class PlotCallback(TrainerCallback):
-    """Draws the logged losses and shares over the steps, `loss.png` in the output folder, at each save and the end."""
+    """Plots the logged losses and shares as `loss.png` in the output folder, at each save and at the end."""
 
     def __init__(self):
         self.says_missing = True
@@ -88,13 +88,13 @@ class PlotCallback(TrainerCallback):
 
 
 def curves(history: list[dict], names: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of what was logged under these names; names never logged are left out."""
+    """Steps and values of the metrics of these names; those that were never logged are left out."""
     found = {name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in names}
     return {name: points for name, points in found.items() if points}
 
 
 def plot_history(history: list[dict], path: str | os.PathLike):
-    """A trainer's `log_history` -> PNG: losses on a logarithmic scale, and below them what the CTC head does."""
+    """A trainer's `log_history` -> PNG: losses on a logarithmic scale, and below them the CTC head's shares."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 7), layout="constrained")

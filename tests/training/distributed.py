@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from soundwave_hf.training.collator import SoundwaveCollator
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from tests.training.workspace import train, without_dropout
 
 
@@ -36,13 +36,13 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
 
 def listen(patch: pytest.MonkeyPatch) -> list[list[str]]:
     """A list that gets the clips of each batch that a collator makes."""
-    heard, collate = [], SoundwaveCollator.__call__
+    heard, collate = [], SoundwaveDataCollator.__call__
 
     def collated(collator, rows):
         heard.append([row["audio"] for row in rows])
         return collate(collator, rows)
 
-    patch.setattr(SoundwaveCollator, "__call__", collated)
+    patch.setattr(SoundwaveDataCollator, "__call__", collated)
     return heard
 
 

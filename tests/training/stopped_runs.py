@@ -4,6 +4,7 @@
 which has imported everything once, and its exit code and what it wrote to stderr are printed as JSON.
 """
 
+import functools
 import json
 import os
 import resource
@@ -56,12 +57,12 @@ def write_half(write):
 
 def train(recipe: str, pipe: int, how: str, steps: int):
     """Run a recipe as the command does, and end the process with its exit code."""
-    make = run.SoundwaveTrainer
+    make = run.trainer_class
 
-    def watched(**arguments):
-        return make(callbacks=[Steps(pipe, how, steps)], **arguments)
+    def watched(stage):
+        return functools.partial(make(stage), callbacks=[Steps(pipe, how, steps)])
 
-    run.SoundwaveTrainer = watched
+    run.trainer_class = watched
     try:
         code = cli.main(["train", recipe])
     except SystemExit as exit:

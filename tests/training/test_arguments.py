@@ -32,5 +32,5 @@ def test_a_recipe_with_two_values_of_checkpointing_is_refused(tmp_path):
     recipe.write_text(
         "stage: align\nactivation_checkpointing: false\ngradient_checkpointing: true\n", encoding="utf-8"
     )
-    with pytest.raises(ValueError, match="`gradient_checkpointing` is the older name of `activation_checkpointing`"):
+    with pytest.raises(ValueError, match="`gradient_checkpointing` is another name of `activation_checkpointing`"):
         read_recipe(recipe)

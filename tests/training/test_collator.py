@@ -10,7 +10,7 @@ from soundwave_hf.data.tiny import MEL_BINS
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from soundwave_hf.processing.processing_soundwave import SYSTEM_PROMPT
 from soundwave_hf.training.augment import Augmentation
-from soundwave_hf.training.collator import SoundwaveCollator
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from tests.training.workspace import EVERY_AUGMENTATION
 
 
@@ -27,8 +27,8 @@ def processor(workspace):
 def collator(workspace, processor):
     """Collators of the given losses over the workspace's clips."""
 
-    def make(losses: tuple[str, ...] = BOTH, **options) -> SoundwaveCollator:
-        return SoundwaveCollator(processor, workspace.data, losses, **options)
+    def make(losses: tuple[str, ...] = BOTH, **options) -> SoundwaveDataCollator:
+        return SoundwaveDataCollator(processor, workspace.data, losses, **options)
 
     return make
 
@@ -189,11 +189,11 @@ def test_a_clip_longer_than_the_encoders_window_is_taken_whole(processor, tmp_pa
     soundfile.write(tmp_path / "long.wav", 0.1 * torch.randn(31 * 16_000).numpy(), 16_000)
     row = {"audio": "long.wav", "text": "x", "row": 0}
     assert (
-        SoundwaveCollator(processor, tmp_path, ("ctc",))([row])["input_features"].shape[2] == 3130
+        SoundwaveDataCollator(processor, tmp_path, ("ctc",))([row])["input_features"].shape[2] == 3130
     )  # 0.3 s of silence
     slower = Augmentation(speed=0.15, narrow=1.0)
     lengths = {
-        SoundwaveCollator(processor, tmp_path, ("ctc",), slower, epoch=epoch)([row])["input_features"].shape[2]
+        SoundwaveDataCollator(processor, tmp_path, ("ctc",), slower, epoch=epoch)([row])["input_features"].shape[2]
         for epoch in range(3)
     }
     assert all(3130 / 1.15 <= length <= 3130 * 1.15 for length in lengths)
@@ -208,9 +208,9 @@ def test_a_missing_clip_is_named(collator):
 def test_a_tokenizer_without_an_end_is_refused_where_answers_need_one(workspace):
     processor = workspace.processor()
     processor.tokenizer.eos_token = None
-    SoundwaveCollator(processor, workspace.data, ("ctc",))
+    SoundwaveDataCollator(processor, workspace.data, ("ctc",))
     with pytest.raises(ValueError, match="no `eos_token`.*set `processor.tokenizer.eos_token`"):
-        SoundwaveCollator(processor, workspace.data, BOTH)
+        SoundwaveDataCollator(processor, workspace.data, BOTH)
 
 
 # ---- rows of data sets as they are ----
@@ -218,7 +218,7 @@ def test_a_tokenizer_without_an_end_is_refused_where_answers_need_one(workspace)
 
 def test_rows_need_no_number_and_no_folder(processor, workspace, monkeypatch):
     monkeypatch.chdir(workspace.data)
-    collate = SoundwaveCollator(processor)
+    collate = SoundwaveDataCollator(processor)
     batch = collate([{"audio": "clips/0.wav", "text": "Yes."}])
     assert {"ctc_labels", "labels", "input_features"} <= batch.keys()
 
@@ -341,7 +341,7 @@ def test_a_template_that_rewrites_earlier_answers_is_refused(collator, processor
     )
     make = collator()
     make.processor = rewriting
-    with pytest.raises(ValueError, match="writes an earlier turn in another way.*give each answer a row of its own"):
+    with pytest.raises(ValueError, match="changes an earlier turn when.*give each answer its own row"):
         make([{"messages": TALK}])
 
 

@@ -11,9 +11,9 @@ from datasets import Dataset
 from torch.nn.parallel import DistributedDataParallel
 
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
-from soundwave_hf.training.collator import SoundwaveCollator
-from soundwave_hf.training.manifests import read_rows
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.recipe import read_recipe
+from soundwave_hf.training.run import read_rows
 from tests.training.workspace import Workspace, train
 
 
@@ -96,9 +96,7 @@ def test_a_stream_of_clips_inside_parquet_goes_on_as_if_it_had_not_been_stopped(
 def test_the_recipe_for_own_data_needs_the_data_alone_and_leaves_nothing_to_undo():
     written = yaml.safe_load((RECIPES / "finetune.yaml").read_text(encoding="utf-8"))
     assert "data" not in written and not {"ctc_negatives", "repeat", "max_steps", "lora", "model"} & written.keys()
-    assert (
-        (RECIPES / "finetune.yaml").read_text(encoding="utf-8").startswith("# soundwave-hf train recipes/finetune.y")
-    )
+    assert (RECIPES / "finetune.yaml").read_text(encoding="utf-8").startswith("# soundwave-hf train finetune --data")
 
 
 def test_a_recipe_that_starts_from_adapters_takes_the_backbones_that_they_name(workspace, chain, tmp_path):
@@ -132,7 +130,7 @@ def share_gradients(rank: int, workspace: Workspace, folder: str):
     spoken = {"audio": str(workspace.data / "clips/0.wav"), "question": "Who?", "answer": "I."}
     row = spoken if rank == 0 else {"question": "2 + 2?", "answer": "4"}
     for _ in range(2):  # the second pass is where a process waits for those that were not used in the first
-        shared(**SoundwaveCollator(workspace.processor(), losses=("ce",))([row])).loss.backward()
+        shared(**SoundwaveDataCollator(workspace.processor(), losses=("ce",))([row])).loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and "ctc_head" not in name}
     torch.save(grads, os.path.join(folder, f"{rank}.pt"))
     torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ from soundwave_hf.data.tiny import RATE
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForCTC
 from soundwave_hf.training import encoder_cache
 from soundwave_hf.training.augment import Augmentation
-from soundwave_hf.training.collator import SoundwaveCollator
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.encoder_cache import EncoderCache
 from tests.training.workspace import EVERY_AUGMENTATION, train, without_dropout
 
@@ -30,8 +30,8 @@ def rows(workspace) -> list[dict]:
 def collator(workspace):
     """A collator that reads from a cache of these options, and one that does not."""
 
-    def make(cache: EncoderCache | None = None, **augmentation) -> SoundwaveCollator:
-        return SoundwaveCollator(
+    def make(cache: EncoderCache | None = None, **augmentation) -> SoundwaveDataCollator:
+        return SoundwaveDataCollator(
             workspace.processor(), workspace.data, ("ctc",), Augmentation(**augmentation), encoder_cache=cache
         )
 
@@ -183,7 +183,7 @@ def test_states_that_do_not_fit_are_refused_before_the_first(model, rows, collat
 
 def test_clip_beyond_the_encoders_window_is_refused(model, rows, collator, tmp_path):
     cache = EncoderCache(tmp_path)
-    with pytest.raises(ValueError, match=r"is 31 s long and the encoder hears 30 s at once"):
+    with pytest.raises(ValueError, match=r"is 31 s long and the encoder takes at most 30 s"):
         cache.fill(model, collator(cache), [rows[0] | {"seconds": 31.0}])
 
 

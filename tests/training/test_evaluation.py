@@ -13,16 +13,15 @@ from soundwave_hf.evaluation.metrics import word_error_rate
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.augment import Augmentation
-from soundwave_hf.training.collator import SoundwaveCollator
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.evaluate_during import (
     SpeechEvaluationCallback,
     answers,
     draw_sample,
     evaluation_collator,
 )
-from soundwave_hf.training.manifests import read_rows
 from soundwave_hf.training.recipe import read_recipe
-from soundwave_hf.training.run import run_recipe
+from soundwave_hf.training.run import read_rows, run_recipe
 from soundwave_hf.training.trainer import SoundwaveTrainer
 from tests.training.workspace import EVERY_AUGMENTATION, everything_in, first_rows, train
 
@@ -80,7 +79,7 @@ def test_each_stage_logs_its_losses_and_scores(evaluated):
 def test_an_evaluation_is_of_clips_as_they_are_and_of_all_labels_alike(evaluated):
     stage, trained, _ = evaluated
     trainer = trained.trainer
-    plain = SoundwaveCollator(
+    plain = SoundwaveDataCollator(
         trainer.processing_class, trainer.data_collator.folder, trainer.data_collator.losses
     )  # no augmentation, no negatives
     batch = plain(list(trainer.eval_dataset))  # the model has the weights of the first evaluation
@@ -259,7 +258,7 @@ def test_a_sample_is_the_same_each_time_and_in_order():
 
 
 def test_a_collator_that_evaluates_leaves_that_of_training_alone(workspace):
-    collator = SoundwaveCollator(workspace.processor(), workspace.data, ("ctc",), Augmentation(noise=1.0))
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ctc",), Augmentation(noise=1.0))
     collator.set_negatives(["a"], 3)
     collator.epoch = 2
     quiet = evaluation_collator(collator)
@@ -269,7 +268,7 @@ def test_a_collator_that_evaluates_leaves_that_of_training_alone(workspace):
 
 def test_answers_are_what_generate_writes_for_each_row_alone(workspace, chain):
     model = SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm)
-    collator = SoundwaveCollator(workspace.processor(), workspace.data, ("ce",))
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",))
     rows = list(read_rows(workspace.data / "instruct.jsonl", {}).select(range(4)))
     together = answers(model, collator, rows)
     assert [said for said, _ in together] == [row["answer"] or row["text"] for row in rows]
@@ -304,7 +303,7 @@ def plain(trainer_class, workspace, tmp_path, model, losses, rows, **more):
         args=arguments,
         eval_dataset=rows,
         train_dataset=rows if trainer_class is SFTTrainer else None,
-        data_collator=SoundwaveCollator(workspace.processor(), workspace.data, losses),
+        data_collator=SoundwaveDataCollator(workspace.processor(), workspace.data, losses),
         processing_class=workspace.processor(),
         **more,
     )
@@ -324,7 +323,7 @@ def test_every_trainer_reports_a_loss_and_with_the_callback_word_errors(workspac
     sample = sorted(draw_sample(rows, 4, trainer.args.seed), key=lambda row: row["seconds"])
     expected = []
     for batch in (sample[:3], sample[3:]):
-        expected += answers(model, SoundwaveCollator(workspace.processor(), workspace.data, ("ce",)), batch)
+        expected += answers(model, SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",)), batch)
     assert metrics["eval_wer"] == word_error_rate(*map(list, zip(*expected, strict=True)))
 
 
@@ -340,7 +339,7 @@ def test_the_librarys_trainer_reports_the_loss_of_a_model_without_an_llm(workspa
 def test_the_callback_wants_to_know_what_a_row_asks(workspace, tmp_path):
     model = SoundwaveForCTC.from_backbones(workspace.encoder, workspace.llm)
     trainer = Trainer(model=model, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True))
-    with pytest.raises(ValueError, match="`data_collator` is a .*, and a `SoundwaveCollator` was expected"):
+    with pytest.raises(ValueError, match="`data_collator` is a .*, and a `SoundwaveDataCollator` was expected"):
         SpeechEvaluationCallback(trainer)
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from trl import SFTConfig
 
-from soundwave_hf import SoundwaveTrainingArguments
+from soundwave_hf import SoundwaveSFTConfig
 from soundwave_hf.modeling.backbones_soundwave import settable_fields
 from soundwave_hf.training.recipe import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
 
@@ -50,8 +50,11 @@ def test_it_names_what_a_lora_may_not_have():
 
 def test_of_the_librarys_keys_it_names_those_of_the_recipes_and_our_own():
     named = keys_under("Those of transformers and TRL")
-    known = {f.name for f in fields(SoundwaveTrainingArguments)}
-    recipes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "recipes").glob("[123]_*.yaml")]
+    known = {f.name for f in fields(SoundwaveSFTConfig)}
+    recipes = [
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in (ROOT / "examples/soundwave-small/recipes").glob("*.yaml")
+    ]
     used = set().union(*recipes) - {f.name for f in fields(RecipeArguments)}
     ours = known - {f.name for f in fields(SFTConfig)}
     assert len(recipes) == 3 and ours
@@ -68,6 +71,7 @@ def test_it_names_the_keys_that_are_refused():
     [
         ("SoundwaveForCTC.from_backbones", "aligned/trained.safetensors"),
         ("load_lora", "instructed/adapter_model.safetensors"),
+        ("import train\n", "runs/mine/adapter_model.safetensors"),
     ],
 )
 def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written):
@@ -77,6 +81,9 @@ def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written
         "HuggingFaceTB/SmolLM2-135M-Instruct": workspace.llm,
         "weights/soundwave-small": str(chain["shrink"].folder),
         "max_steps=100": "max_steps=1",
+        '"finetune"': f"'finetune', start_from={str(chain['shrink'].folder)!r}",
+        "train.csv": "data/train.jsonl",
+        "max_steps=50": "max_steps=1",
     }
     for name, here in changes.items():
         block = block.replace(name, here)
@@ -87,4 +94,4 @@ def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written
 
 
 def test_all_its_python_is_run():
-    assert len(BLOCKS) == 3  # one of them by test_plain_trainers.py
+    assert len(BLOCKS) == 4  # one of them by test_plain_trainers.py

@@ -42,7 +42,7 @@ def test_quotas_are_whole_numbers_nearest_to_the_shares():
 
 @pytest.mark.parametrize("values", [{"temperature": 0}, {"temperature": -1.0}, {"step": -1}])
 def test_a_temperature_that_is_none_is_refused(values):
-    with pytest.raises(ValueError, match="`mixture` is a temperature of .* the paper's are 1 and 5"):
+    with pytest.raises(ValueError, match="`mixture` has `temperature` .* the paper's are 1 and 5"):
         Mixture(**values)
 
 
@@ -315,7 +315,7 @@ def test_a_state_of_other_processes_is_refused():
     stopped, other = stream(), stream(rank=1, world_size=2)
     next(iter(stopped))
     other.load_state_dict(stopped.state_dict())
-    with pytest.raises(ValueError, match=r"A state of part \[0, 1\] arrived where \[1, 2\] is read: start as many"):
+    with pytest.raises(ValueError, match=r"The state is of part \[0, 1\] and this is part \[1, 2\]: start as many"):
         next(iter(other))
 
 
@@ -325,7 +325,9 @@ def test_loader_workers_share_a_stream():
 
 
 def test_what_is_no_mixture_of_streams_is_refused():
-    with pytest.raises(ValueError, match=r"Streams are of \['asr', 'sound'\] and sizes \{'asr': 3\}: give each task"):
+    with pytest.raises(
+        ValueError, match=r"There are streams of \['asr', 'sound'\] and sizes \{'asr': 3\}: give each task"
+    ):
         MixtureStream(streams(), {"asr": 3}, LengthGroups(4), PAPER)
     one_row = {"asr": Dataset.from_dict({"seconds": [1.0]}).to_iterable_dataset()}
     with pytest.raises(ValueError, match="The stream of task `asr` has no row for one of the processes"):

@@ -13,9 +13,10 @@ from trl import SFTConfig, SFTTrainer
 
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
-from soundwave_hf.training.collator import SoundwaveCollator
-from soundwave_hf.training.manifests import read_rows
-from soundwave_hf.training.trainer import SoundwaveSFTTrainer, SoundwaveTrainer
+from soundwave_hf.training.collator import SoundwaveDataCollator
+from soundwave_hf.training.run import read_rows
+from soundwave_hf.training.sft import SoundwaveSFTTrainer
+from soundwave_hf.training.trainer import SoundwaveTrainer
 from tests.training.workspace import Workspace, everything_in, without_dropout
 
 
@@ -64,7 +65,7 @@ def run(workspace: Workspace, rows: Dataset, folder, trainer_class, model: nn.Mo
         dataloader_pin_memory=False,
         **options,
     )
-    collator = SoundwaveCollator(workspace.processor(), workspace.data, losses)
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, losses)
     if issubclass(trainer_class, SFTTrainer):  # which would look for one by the name of the model's folder
         more["processing_class"] = workspace.processor()
     trainer = trainer_class(model=model, args=arguments, train_dataset=rows, data_collator=collator, **more)
@@ -125,7 +126,7 @@ def test_trl_wraps_the_model_in_a_lora_itself(workspace, rows, tmp_path):
 
 def test_parts_of_a_batch_weigh_the_ctc_by_their_labels_under_the_librarys_trainer(workspace, rows, tmp_path):
     model = make_model(workspace, lora=False)
-    collator = SoundwaveCollator(workspace.processor(), workspace.data, ("ce", "ctc"))
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce", "ctc"))
     with torch.no_grad():
         outputs = [
             (model(**(batch := collator(list(rows.select(range(start, start + 2)))))), batch) for start in (0, 2, 4, 6)
@@ -176,7 +177,7 @@ def fast(folder, kind=SoundwaveTrainingArguments, **options):
 
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_our_trainer_takes_a_plain_dataset(workspace, tmp_path, order):
-    collator = SoundwaveCollator(workspace.processor())
+    collator = SoundwaveDataCollator(workspace.processor())
     model = make_model(workspace, lora=True)
     arguments = fast(tmp_path, train_sampling_strategy=order)
     rows = plain_dataset(workspace)
@@ -195,7 +196,7 @@ def test_our_trainers_take_a_plain_stream(workspace, tmp_path, sft):
         model=make_model(workspace, lora=True),
         args=fast(tmp_path, gradient_checkpointing=False, bf16=False),
         train_dataset=rows,
-        data_collator=SoundwaveCollator(workspace.processor(), losses=("ce",)),
+        data_collator=SoundwaveDataCollator(workspace.processor(), losses=("ce",)),
         **more,
     )
     trainer.train()
@@ -210,7 +211,7 @@ def test_a_bad_value_of_a_plain_dataset_is_refused_before_the_first_step(workspa
             model=make_model(workspace, lora=True),
             args=fast(tmp_path),
             train_dataset=rows,
-            data_collator=SoundwaveCollator(workspace.processor()),
+            data_collator=SoundwaveDataCollator(workspace.processor()),
         )
 
 
@@ -227,7 +228,7 @@ def test_batches_of_text_alone_and_of_clips_share_a_step(workspace, tmp_path):
             train_sampling_strategy="sequential",
             optim="sgd",
         )
-        collator = SoundwaveCollator(workspace.processor())
+        collator = SoundwaveDataCollator(workspace.processor())
         trainer = SoundwaveTrainer(
             model=make_model(workspace, lora=True), args=arguments, train_dataset=rows, data_collator=collator
         )

@@ -10,7 +10,8 @@ import torch
 from soundwave_hf.data.tiny import RATE, make_speech
 from soundwave_hf.processing.processing_soundwave import MIN_MEL_FRAMES
 from soundwave_hf.training import run, watch
-from soundwave_hf.training.trainer import SoundwaveSFTTrainer, SoundwaveTrainer
+from soundwave_hf.training.sft import SoundwaveSFTTrainer
+from soundwave_hf.training.trainer import SoundwaveTrainer
 from tests.training.workspace import (
     Workspace,
     everything_in,
@@ -102,7 +103,7 @@ def test_losses_scaled_for_float16_leave_finite_gradients(workspace, chain, tmp_
     recipe, _ = run.read_recipe(path)
     model = run.build_model(recipe, torch.float16).train()
     without_dropout(model)
-    collator = run.SoundwaveCollator(workspace.processor(), workspace.data, run.STAGES[stage].losses)
+    collator = run.SoundwaveDataCollator(workspace.processor(), workspace.data, run.STAGES[stage].losses)
     rows = [
         json.loads(line) | {"row": 0} for line in Path(hard_manifest(workspace, tmp_path)).read_text().splitlines()
     ]

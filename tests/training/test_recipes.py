@@ -13,12 +13,15 @@ from soundwave_hf.data.tiny import TINY_BACKBONES
 from soundwave_hf.modeling.backbones_soundwave import TRAINED_FILE
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.augment import Augmentation
+from soundwave_hf.training.mixture import Mixture
 from soundwave_hf.training.run import read_recipe, read_recipes, read_rows, run_recipe
 from tests.training.workspace import write_manifest
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+OF_SMALL = RECIPES.parent / "examples" / "soundwave-small" / "recipes"
 SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate")
+SHIPPED += sorted(OF_SMALL.glob("*.yaml"))
 LAUNCH = "accelerate launch --config_file recipes/accelerate/ddp.yaml -m soundwave_hf.cli"
 ROW = {"audio": "clips/0.wav", "text": "Yes.", "seconds": 1.0, "source": "a"}
 
@@ -43,7 +46,7 @@ def write(workspace, tmp_path):
 )
 def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
-    recipe, arguments = read_recipe(RECIPES / f"{name}.yaml")
+    recipe, arguments = read_recipe(OF_SMALL / f"{name}.yaml")
     assert recipe.stage == stage
     assert {recipe.encoder, recipe.llm} == set(PYPI_BACKBONES)
     assert recipe.start_from == (start and str(tmp_path / "runs" / start))
@@ -51,14 +54,16 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     assert isinstance(arguments, SoundwaveTrainingArguments)
     assert 0 < arguments.learning_rate < 0.1
     assert arguments.train_sampling_strategy == "group_by_length"
-    Augmentation(**recipe.augment)
+    assert recipe.augment.speed == 0.15
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path):
     command = LAUNCH if path.parent.name == "llama-3.1-8b" else "soundwave-hf"
     options = " --data my.csv --output_dir runs/mine" if path.stem == "finetune" else ""
-    assert path.read_text().splitlines()[0] == f"# {command} train recipes/{path.relative_to(RECIPES)}{options}"
+    inside = path.is_relative_to(RECIPES)
+    name = path.relative_to(RECIPES).with_suffix("") if inside else path.relative_to(RECIPES.parent)
+    assert path.read_text().splitlines()[0] == f"# {command} train {name}{options}"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -66,7 +71,7 @@ def test_every_key_of_a_shipped_recipe_is_read(path, monkeypatch, tmp_path):
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
     its_own = {"data": "my.csv", "output_dir": str(tmp_path / "runs" / "mine")} if path.stem == "finetune" else {}
     for recipe, arguments in read_recipes(path, its_own):
-        Augmentation(**recipe.augment)
+        assert recipe.stage in path.stem or path.stem in ("tiny", "finetune")
         assert arguments.max_steps > 0 or path.stem == "finetune"  # ten times through whatever data there is
         assert Path(arguments.output_dir).is_relative_to(tmp_path / "runs")
 
@@ -80,7 +85,7 @@ def test_the_recipes_of_llama_have_the_values_of_the_paper(name, steps, rate, cl
     assert (recipe.encoder, recipe.llm) == ("openai/whisper-large-v3", "meta-llama/Llama-3.1-8B-Instruct")
     assert (arguments.max_steps, arguments.learning_rate) == (steps, rate)
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == clips
-    assert recipe.mixture == {"temperature": 1, "step": 5}
+    assert recipe.mixture == Mixture(1, 5)
     if name == "2_shrink":
         assert recipe.model["ctc_loss_weight"] == 0.3
         assert (recipe.lora["r"], recipe.lora["lora_alpha"]) == (64, 16)
@@ -119,7 +124,7 @@ def test_what_the_tiny_recipe_made_is_made_again_alike(tiny_home, monkeypatch, t
 
 @pytest.mark.parametrize("key", ["output_dir", "stage", "start_from"])
 def test_what_the_recipes_of_one_file_differ_in_is_not_overridden(key):
-    with pytest.raises(ValueError, match=f"`.*tiny.yaml` holds 3 recipes, and `--{key}` would be that of each"):
+    with pytest.raises(ValueError, match=f"`.*tiny.yaml` holds 3 recipes, and `{key}` would be the same in each"):
         read_recipes(RECIPES / "tiny.yaml", {key: "x"})
 
 
@@ -140,9 +145,9 @@ def test_numbers_of_a_recipe_are_numbers_however_they_are_written(write):
 
 
 def test_the_shipped_recipes_are_these():
-    names = {str(path.relative_to(RECIPES)) for path in SHIPPED}
+    names = {str(path.relative_to(RECIPES)) for path in SHIPPED if path.is_relative_to(RECIPES)}
     stages = {"1_align.yaml", "2_shrink.yaml", "3_instruct.yaml"}
-    assert names == stages | {f"llama-3.1-8b/{name}" for name in stages} | {"tiny.yaml", "finetune.yaml"}
+    assert names == {f"llama-3.1-8b/{name}" for name in stages} | {"tiny.yaml", "finetune.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -151,22 +156,22 @@ def test_the_shipped_recipes_are_these():
         ({"stage": "algin"}, "`stage` is 'algin'; it must be one of align, shrink, instruct"),
         ({"stage": None}, r"lacks \['stage'\]: a recipe needs them"),
         ({"llm": None, "data": None}, r"lacks \['llm', 'data'\]"),
-        ({"learning_rat": 1e-3}, "has the key `learning_rat`, which nobody reads. Did you mean `learning_rate`?"),
-        ({"agument": {"speed": 0.1}}, "has the key `agument`, which nobody reads. Did you mean `augment`?"),
-        ({"zzzz": 1}, "has the key `zzzz`, which nobody reads. See the fields of SoundwaveTrainingArguments"),
-        ({"packing": True}, "has the key `packing`, which nobody reads"),  # TRL's, for stage III alone
+        ({"learning_rat": 1e-3}, "has the key `learning_rat`, which does not exist. Did you mean `learning_rate`?"),
+        ({"agument": {"speed": 0.1}}, "has the key `agument`, which does not exist. Did you mean `augment`?"),
+        ({"zzzz": 1}, "has the key `zzzz`, which does not exist. See the fields of SoundwaveTrainingArguments"),
+        ({"packing": True}, "has the key `packing`, which does not exist"),  # TRL's, for stage III alone
         ({"augment": {"sped": 0.1}}, "`augment` of .* has the key `sped`, .* Did you mean `speed`?"),
         ({"augment": {"speed": 1.5}}, "augmentation `speed` is 1.5; give a share of 0 to 1"),
         ({"stage": "shrink", "lora": {"lora_alfa": 1}}, "`lora` of .* the key `lora_alfa`, .* you mean `lora_alpha`?"),
         (
             {"stage": "shrink", "lora": {"modules_to_save": ["lm_head"]}},
-            "`lora` of .* the key `modules_to_save`, which nobody",
+            "`lora` of .* the key `modules_to_save`, which does not",
         ),
         ({"model": {"lok_back": "all"}}, "`model` of .* has the key `lok_back`, .* Did you mean `look_back`?"),
-        ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which nobody reads. Its keys are"),
+        ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which does not exist. Its keys are"),
         ({"attn_implementation": {"text_confg": "eager"}}, "the key `text_confg`, .* Did you mean `text_config`?"),
         ({"mixture": {"temprature": 1}}, "`mixture` of .* has the key `temprature`, .* Did you mean `temperature`?"),
-        ({"mixture": {"temperature": 0}}, "`mixture` is a temperature of 0 and a step of 5.0 an epoch: the first"),
+        ({"mixture": {"temperature": 0}}, "`mixture` has `temperature` 0 and `step` 5.0: the first"),
         (
             {"stage": "shrink", "quantization": {"load_in_4bit": True, "bnb_4bit_quant_typ": "nf4"}},
             "`quantization` of .* the key `bnb_4bit_quant_typ`, .* Did you mean `bnb_4bit_quant_type`?",
@@ -186,12 +191,15 @@ def test_the_shipped_recipes_are_these():
         ({"stage": "shrink", "quantization": 4}, "`quantization` of .* is 4; give `key: value` pairs"),
         ({"encoder_cache": {"variants": 0}}, "`encoder_cache` has `variants` 0; give a whole number, 1 or more"),
         ({"encoder_cache": {"gigabytes": "0.0"}}, "`encoder_cache` has `gigabytes` 0.0; give what the disk may hold"),
-        ({"encoder_cache": {"variants": 2}}, "has `variants` 2, and without `augment` all versions of a clip are one"),
+        (
+            {"encoder_cache": {"variants": 2}},
+            "has `variants` 2, and without `augment` all versions of a clip are the same",
+        ),
         (
             {"encoder_cache": {}, "augment": {"spec_augment": 0.5}},
-            "`augment` draws anew in every epoch, and `encoder_cache` keeps .* say with `encoder_cache.variants` how",
+            "`augment` changes clips anew in every epoch, and `encoder_cache` .* set `encoder_cache.variants` to",
         ),
-        ({"repeat": {"s0": 0}}, "`repeat` has 0 for `s0`; give a whole number, 1 or more"),
+        ({"repeat": {"s0": 0}}, "`repeat.s0` is 0; give a whole number, 1 or more"),
         ({"augment": 0.1}, "`augment` of .* is 0.1; give `key: value` pairs"),
         ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
         ({"repeat": {"s0": 2, "absent": 3}}, r"`repeat` names \['absent'\], and no row of .* has that source"),
@@ -199,8 +207,11 @@ def test_the_shipped_recipes_are_these():
         ({"max_steps": "1.5"}, "`max_steps` is '1.5', and a whole number was expected"),
         ({"augment": {"speed": "some"}}, "`speed` is 'some', and a number was expected"),
         ({"dataloader_persistent_workers": True}, "sets `dataloader_persistent_workers`, which a recipe cannot"),
-        ({"resume_from_checkpoint": "x"}, "sets `resume_from_checkpoint`, which a recipe cannot: a run goes on from"),
-        ({"stage": "instruct", "start_from": "x", "max_length": 99}, "sets `max_length`, .*: nothing is ever cut"),
+        (
+            {"resume_from_checkpoint": "x"},
+            "sets `resume_from_checkpoint`, which a recipe cannot: a run continues from",
+        ),
+        ({"stage": "instruct", "start_from": "x", "max_length": 99}, "sets `max_length`, .*: no token is ever cut"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_refused_and_nothing_is_written(write, tmp_path, changes, message):
@@ -227,7 +238,9 @@ def test_what_is_not_there_is_named_and_nothing_is_written(write, tmp_path, chan
 
 
 def test_a_missing_recipe_is_named():
-    with pytest.raises(FileNotFoundError, match="There is no recipe `nowhere.yaml`; the repository's own are in"):
+    with pytest.raises(
+        FileNotFoundError, match="no recipe `nowhere.yaml`: give a YAML file, or one of finetune, llama-3.1-8b/1_align"
+    ):
         read_recipe("nowhere.yaml")
 
 
@@ -251,7 +264,7 @@ def test_overrides_replace_values_and_nested_ones(write):
     path = write("shrink", augment={"speed": 0.3, "noise": 0.2})
     overrides = {"augment.speed": "0.1", "augment.room": "1e-1", "lora.r": "7", "max_steps": "9", "seed": "3"}
     recipe, arguments = read_recipe(path, overrides | {"learning_rate": "1e-4", "report_to": "none"})
-    assert recipe.augment == {"speed": 0.1, "noise": 0.2, "room": 0.1}
+    assert recipe.augment == Augmentation(speed=0.1, noise=0.2, room=0.1)
     assert recipe.lora["r"] == 7
     assert (arguments.max_steps, arguments.seed, arguments.learning_rate) == (9, 3, 1e-4)
 
@@ -268,19 +281,20 @@ def test_numbers_in_scientific_notation_are_numbers(write):
 
 def test_an_override_may_begin_a_section(write):
     recipe, _ = read_recipe(write(), {"augment.speed": "0.1", "repeat.s0": "2", "model.ctc_loss_weight": "5e-1"})
-    assert (recipe.augment, recipe.repeat, recipe.model) == ({"speed": 0.1}, {"s0": 2}, {"ctc_loss_weight": 0.5})
+    assert recipe.augment == Augmentation(speed=0.1)
+    assert (recipe.repeat, recipe.model) == ({"s0": 2}, {"ctc_loss_weight": 0.5})
 
 
 def test_an_override_may_replace_a_whole_section(write):
     recipe, _ = read_recipe(write(augment={"speed": 0.3}), {"augment": "{noise: 0.5}"})
-    assert recipe.augment == {"noise": 0.5}
+    assert recipe.augment == Augmentation(noise=0.5)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"augment.sped": "0.1"}, "`augment` of .* has the key `sped`, .* Did you mean `speed`?"),
-        ({"seed.x": "1"}, "`--seed.x` arrived and `seed` is 4, one value: give `--seed VALUE`"),
+        ({"seed.x": "1"}, "`seed.x` is given, and `seed` is the single value 4: give `seed`"),
         ({"max_step": "1"}, "has the key `max_step`, .* Did you mean `max_steps`?"),
         ({"augment": "{speed: 0.1"}, "`--augment` cannot be read as YAML"),
     ],

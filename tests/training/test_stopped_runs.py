@@ -126,14 +126,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_is_named(stopped, how):
     folder = run.recipe["output_dir"]
     assert run.checkpoint == f"{folder}/checkpoint-2"
     assert f"`{folder}/checkpoint-4` could not be written and was removed" in run.printed
-    assert f"the last whole one is `{folder}/checkpoint-2`" in run.printed
+    assert f"the last complete one is `{folder}/checkpoint-2`" in run.printed
     assert "make room and start the run again" in run.printed
     assert "Traceback" not in run.printed
 
 
 def test_a_full_disk_before_the_first_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
-    message = r"and was removed; there is none before it.*What came: .*No space left"
+    message = r"and was removed; there is none before it.*The error was: .*No space left"
     with pytest.raises(OSError, match=message), writing_checkpoint(tmp_path / "checkpoint-2"):
         raise OSError(28, "No space left on device")
     assert not (tmp_path / "checkpoint-2").exists()

@@ -11,14 +11,15 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 
+from soundwave_hf.data import sources
+from soundwave_hf.data.sources import find_files
 from soundwave_hf.data.tiny import SECONDS
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForCTC
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
-from soundwave_hf.training.collator import SoundwaveCollator
-from soundwave_hf.training.manifests import find_manifests, open_streams, read_rows
+from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.mixture import GivenRows, LengthGroups, Mixture, MixtureStream, StreamBatchSampler
-from soundwave_hf.training.run import read_recipe, run_recipe
+from soundwave_hf.training.run import read_recipe, read_rows, run_recipe
 from soundwave_hf.training.trainer import SoundwaveTrainer
 from tests.training.workspace import (
     EVERY_AUGMENTATION,
@@ -35,6 +36,12 @@ PAPER = {"temperature": 1, "step": 5}
 REPOSITORY = Path(__file__).parents[2]
 
 
+def open_streams(path, by_task: bool) -> tuple[dict, dict]:
+    """A stream of each task's rows, and how many it has."""
+    opened = sources.open_streams(str(path), by_task)
+    return opened.streams, opened.sizes
+
+
 def in_shards(workspace: Workspace, folder: Path, count: int, name: str = "train.jsonl", shards: int = 2) -> str:
     """The first rows of a manifest, dealt out to several. Returns the pattern that fits them."""
     folder.mkdir()
@@ -48,13 +55,13 @@ def in_shards(workspace: Workspace, folder: Path, count: int, name: str = "train
 @pytest.fixture
 def heard(monkeypatch) -> list[list[tuple[str, int]]]:
     """Clip and draw of each row of each batch that a collator of this process makes."""
-    batches, collate = [], SoundwaveCollator.__call__
+    batches, collate = [], SoundwaveDataCollator.__call__
 
     def collated(collator, rows):
         batches.append([(row["audio"], row["row"]) for row in rows])
         return collate(collator, rows)
 
-    monkeypatch.setattr(SoundwaveCollator, "__call__", collated)
+    monkeypatch.setattr(SoundwaveDataCollator, "__call__", collated)
     return batches
 
 
@@ -65,7 +72,7 @@ def test_streams_are_the_rows_of_each_task_and_manifests_their_shards(workspace,
     path = Path(in_shards(workspace, tmp_path / "data", count=12))
     streams, sizes = open_streams(path, by_task=True)
     assert sizes == {"asr": 9, "sound": 3}
-    assert [path.name for path in find_manifests(path)] == ["part-0.jsonl", "part-1.jsonl"]
+    assert [path.name for path in find_files(path)] == ["part-0.jsonl", "part-1.jsonl"]
     # Every fourth row is a sound: all of them are in the first manifest.
     assert {task: stream.num_shards for task, stream in streams.items()} == {"asr": 2, "sound": 1}
     texts = {task: {row["text"] for row in stream} for task, stream in streams.items()}
@@ -94,7 +101,7 @@ def test_a_line_that_is_no_row_is_named_before_the_first_step(workspace, tmp_pat
 
 def test_a_pattern_that_fits_nothing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no data manifest `.*part-\*.jsonl`"):
-        find_manifests(tmp_path / "part-*.jsonl")
+        find_files(tmp_path / "part-*.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +258,7 @@ def test_without_a_mixture_each_row_comes_once_an_epoch_and_the_card_counts_them
 def test_candidates_of_the_ctc_are_those_of_all_transcripts(workspace, chain, tmp_path):
     recipe = recipe_of(workspace, chain, "align", tmp_path, max_steps=1, ctc_negatives=4)
     collator = train(recipe).trainer.data_collator
-    other = SoundwaveCollator(workspace.processor(), workspace.data, ("ctc",))
+    other = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ctc",))
     other.set_negatives(read_rows(workspace.data / "train.jsonl", {})["text"], 4)
     assert torch.equal(collator.spoken_ids, other.spoken_ids)
 
@@ -268,7 +275,7 @@ def trainer_of(workspace, chain, tmp_path):
         stream = MixtureStream(streams, sizes, LengthGroups(batch_size), Mixture(), 0, rank, world_size)
         arguments = SoundwaveTrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=4)
         processor = SoundwaveProcessor.from_backbones(workspace.encoder, workspace.llm)
-        collator = SoundwaveCollator(processor, workspace.data, ("ctc",))
+        collator = SoundwaveDataCollator(processor, workspace.data, ("ctc",))
         model = chain["align"].model
         return SoundwaveTrainer(model=model, args=arguments, train_dataset=stream, data_collator=collator, **options)
 
@@ -326,7 +333,7 @@ def test_clips_may_lie_inside_the_shards_of_a_data_set(workspace, tmp_path):
             report_to="none",
             plot_loss=False,
         )
-        collator = SoundwaveCollator(workspace.processor(), workspace.data, ("ctc",))
+        collator = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ctc",))
         trainer = SoundwaveTrainer(model=model, args=arguments, train_dataset=stream, data_collator=collator)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])

@@ -153,9 +153,9 @@ def train(
     """
     watch, trainers = Watch(stop_after), []
 
-    def watched(trainer_class):
+    def watched(stage, trainer_class=run.trainer_class):
         def make(**arguments):
-            trainers.append(trainer_class(callbacks=[watch], **arguments))
+            trainers.append(trainer_class(stage)(callbacks=[watch], **arguments))
             return trainers[0]
 
         return make
@@ -170,7 +170,6 @@ def train(
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "build_model", build)
-        for trainer_class in (run.SoundwaveTrainer, run.SoundwaveSFTTrainer):
-            patch.setattr(run, trainer_class.__name__, watched(trainer_class))
+        patch.setattr(run, "trainer_class", watched)
         folder = run.run_recipe(path)
     return Trained(Path(folder), trainers[0], watch.before)
