@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def _place_beside(path: Path) -> Iterator[Path]:
         raise
 
 
+def make_folder(write: Callable[[Path], None], folder: Path):
+    """Let `write` make a folder, and put it in place in one step. Of several processes that do so, the first wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        part = Path(temporary) / folder.name
+        write(part)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+
 def refuse_used(folder: str | os.PathLike):
     """Raises: `FileExistsError` where a new folder would be put in the place of something."""
     folder = Path(folder)
@@ -89,4 +103,4 @@ def refuse_used(folder: str | os.PathLike):
         raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")
 
 
-__all__ = ["atomic_files", "refuse_used", "atomic_file", "atomic_folder"]
+__all__ = ["atomic_file", "atomic_files", "atomic_folder", "make_folder", "refuse_used"]

