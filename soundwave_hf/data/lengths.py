@@ -11,6 +11,8 @@ from pathlib import Path
 
 import soundfile
 
+from .rows import clips_of
+
 
 THREADS = 8  # a header is a few bytes: what takes time is to open the file
 KEPT_FROM = 1000  # files from which their lengths are kept on disk
@@ -107,6 +109,13 @@ def _loaded_seconds(clip, name: str) -> float:
     return len(load_clip(clip, name, None, 16_000, 0.0)) / 16_000
 
 
+def with_seconds(row: Mapping, name: str) -> dict:
+    """A row with its length in `seconds`: the sum of its clips', where the row does not say it."""
+    if row.get("seconds") is not None:
+        return {**row, "seconds": float(row["seconds"])}
+    return {**row, "seconds": float(sum(clip_seconds(clip, name) for clip in clips_of(row)))}
+
+
 # ---- many clips ----
 
 
@@ -163,4 +172,4 @@ class _Kept:
             database.executemany("INSERT OR REPLACE INTO lengths VALUES (?, ?, ?, ?)", rows)
 
 
-__all__ = ["clip_seconds", "many_seconds"]
+__all__ = ["clip_seconds", "many_seconds", "with_seconds"]

@@ -17,7 +17,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict]:
     Raises: `FileNotFoundError`; `ValueError` for a line that is no row and a manifest that has none.
     """
     found = sources.find(sources.Source(str(path)))
-    yield from (row for _, row in sources._checked_rows(found, sources.RowCheck()))
+    yield from (row for _, row in sources.checked_rows(found, sources.RowCheck()))
 
 
 def read_rows(path: str | os.PathLike, repeat: dict[str, int]) -> Dataset:
