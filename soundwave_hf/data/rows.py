@@ -133,8 +133,10 @@ class RowCheck:
             raise ValueError(f"{name} has `answer` {value!r}; expected text, or no answer.")
         texts = row.get("text")
         for text in texts if isinstance(texts, list | tuple) else [texts]:
-            if text is not None and (not isinstance(text, str) or not text.strip()):
-                raise ValueError(f"{name} has `text` {_short(text)}; expected what the clip says.")
+            if text is not None and (not isinstance(text, str) or (text and not text.strip())):
+                raise ValueError(
+                    f'{name} has `text` {_short(text)}; expected what the clip says, or "" for a clip without speech.'
+                )
         seconds = row.get("seconds")
         if seconds is not None and not _is_length(seconds):
             raise ValueError(f"{name} has `seconds` {_short(seconds)}; expected a number over 0, or leave it out.")
