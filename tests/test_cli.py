@@ -90,7 +90,7 @@ def test_verbs_that_run_a_model_take_device_and_dtype(monkeypatch, verb):
 
     replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=catch)
     replace_module(monkeypatch, "soundwave_hf.evaluation.evaluate", SETS=("human",), run_evaluation=catch)
-    replace_module(monkeypatch, "soundwave_hf.demo.run", run_demo=catch)
+    replace_module(monkeypatch, "soundwave_hf.demo", run_demo=catch)
     assert cli.main(PLACED[verb]) == 0
     assert cli.main([*PLACED[verb], "--device", "cpu", "--dtype", "bfloat16"]) == 0
     assert seen == [{}, {"device": "cpu", "dtype": "bfloat16"}]
