@@ -1,4 +1,4 @@
-"""Files and folders that are put in place whole: where writing fails, what stood there before stands there still."""
+"""Files and folders that are written in one step. Where writing fails, the earlier content stays."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
-    """A place to write files, which are put into `folder` once the block ends, and of which none comes where it fails.
+    """A place to write files. They are put into `folder` once the block ends; where it fails, none is.
 
     Raises: `OSError` where safetensors cannot write there.
     """
@@ -54,7 +54,7 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
-    """An empty folder at `_place_beside`, of which nothing is left in the end."""
+    """An empty folder at `_place_beside`, which is removed at the end."""
     with _place_beside(path) as part:
         shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
         part.mkdir()
@@ -66,7 +66,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _place_beside(path: Path) -> Iterator[Path]:
-    """A path in the same folder, which is made, and goes again where the block fails."""
+    """A path in the same folder. The folder is made, and removed again where the block fails."""
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

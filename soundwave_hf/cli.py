@@ -8,7 +8,7 @@ from .paths import expand_path
 from .training.secret_values import hide_secrets, names_secret
 
 
-# What a user can mend. Anything else is a fault of this package and keeps its traceback.
+# Errors that a user can fix. Any other error is a fault of this package and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # Of libraries whose import would slow every start, by name: what a typed config raises, and safetensors where a disk
 # is full or a file broken off.
@@ -55,7 +55,7 @@ def add_placing(verb: argparse.ArgumentParser, dtype: str):
 
 
 def given_placing(arguments: argparse.Namespace) -> dict[str, str]:
-    """Those of `--device` and `--dtype` that were given, once they are found to be some.
+    """Those of `--device` and `--dtype` that were given, checked.
 
     Raises: ValueError where this machine has no such device, or there is no such dtype.
     """
@@ -268,7 +268,7 @@ def add_data(verbs):
     verb.add_argument("source", metavar="SOURCE", nargs="?", help="what `data` of a recipe takes")
     verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
     verb.add_argument("--skip", metavar="OUT", help="write the rows without bad clips there (.jsonl or .parquet)")
-    verb.add_argument("--max-seconds", type=float, help="longest clip that will do")
+    verb.add_argument("--max-seconds", type=float, help="longest clip that is accepted")
 
 
 def check_data(arguments: argparse.Namespace) -> int | None:
@@ -361,7 +361,7 @@ def expand_options(arguments: argparse.Namespace):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 1 where a check found bad clips, or 2 after an error that the user
-    can mend."""
+    can fix."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.run not in (train, plan, backbones):

@@ -27,7 +27,7 @@ class Source:
     Args:
         path (`str`): a file, a pattern of files, a folder, or the name of a data set on the hub.
         config, split, revision, data_files, data_dir: as `load_dataset` has them; `config` is its `name`.
-        streaming (`bool`, *optional*): whether its rows are read as they come.
+        streaming (`bool`, *optional*): whether its rows are read while they are used.
         columns (`dict`): `their_name: our_name`.
         source, task (`str`, *optional*): given to rows that have none.
     """
@@ -104,13 +104,14 @@ def list_sources(value, columns: Mapping | None = None) -> list[Source]:
 
 @dataclass(frozen=True)
 class Found:
-    """What a source turned out to be.
+    """A source, and what a look at it found: its kind, files and split.
 
     Args:
         kind (`str`): of `OWN_KINDS`, "saved" (`save_to_disk`), or "library".
         files (`tuple[str, ...]`): of the rows, in order; empty where only the library knows.
-        splits (`tuple[str, ...]`): the one that is meant, or several of one kind joined by `+`.
-        builder: of the library, where it has one.
+        split (`str`): the one to read, or several joined by `+`.
+        builder: of `datasets`, where it has one.
+        splits (`dict`): files of each split, where they are known.
     """
 
     source: Source
@@ -124,7 +125,7 @@ class Found:
 def find(source: Source) -> Found:
     """Look at a source without reading its rows.
 
-    Raises: `FileNotFoundError` where it is not there; `ValueError` for a split or config that it has not.
+    Raises: `FileNotFoundError` where it is not there; `ValueError` for a split or config that does not exist.
     """
     path = Path(source.path)
     if path.is_dir() and (path / "dataset_dict.json").is_file():
@@ -177,7 +178,7 @@ def _find_built(source: Source) -> Found:
         raise ValueError(f"`data` `{source.path}`: {error}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         if Path(source.path).is_dir():
-            raise ValueError(f"The folder `{source.path}` holds no data that is known: {error}") from error
+            raise ValueError(f"The folder `{source.path}` holds no data of a known form: {error}") from error
         raise FileNotFoundError(
             f"There is no data at `{source.path}`: it is no file or folder, seen from {os.getcwd()}, and the hub did "
             f"not deliver a data set of that name ({error})."
@@ -191,9 +192,9 @@ def _find_built(source: Source) -> Found:
 
 
 def _choose_split(source: Source, names: list[str]) -> str:
-    """The split that was named, or the one that is meant: the only one, or `train`.
+    """The split that the source names; by default the only one, or `train`.
 
-    Raises: `ValueError` that names those that there are.
+    Raises: `ValueError` that lists the splits, where the named one does not exist or none is named.
     """
     if source.split is not None:
         # Parts of splits, as the library writes them: `train[:10%]+validation`.
@@ -214,8 +215,11 @@ def _arrow_files(folder: Path) -> tuple[str, ...]:
 
 
 def digest_source(source: Source) -> dict[str, str]:
-    """What tells a source from another by name: a digest of each file, or the revision of a data set of the hub; and
-    the columns and parts that are read of it."""
+    """Digests that change where the data of a source change.
+
+    Returns: by name, the digest of each file or the revision of a data set of the hub; under "read as", the columns
+        and parts that are read.
+    """
     found = find(source)
     if not found.files or "://" in found.files[0]:
         digests = {source.path: getattr(found.builder, "hash", None) or source.revision or "unknown"}

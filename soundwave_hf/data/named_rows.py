@@ -90,7 +90,7 @@ def tar_rows(shards: Sequence[str], found: Found, check: RowCheck, states: Seque
 
 
 def under_our_names(rows, source: Source):
-    """Columns of a `Dataset` or stream renamed, and those left out that nothing reads."""
+    """A `Dataset` or stream with our column names. Other columns are left out."""
     names = rows.column_names
     if names is None:  # a stream that does not know its columns
         names = list(next(iter(rows), {}))
@@ -119,7 +119,7 @@ def missing_columns(names: Sequence[str]) -> list[str]:
 
 
 def undecoded(rows):
-    """A `Dataset` or stream whose clips stay as they are stored, since decoding wants torchcodec."""
+    """A `Dataset` or stream whose clips stay encoded, because decoding needs torchcodec."""
     changed = {name: _undecoded(kind) for name, kind in (rows.features or {}).items()}
     for name, kind in changed.items():
         if kind != rows.features[name]:

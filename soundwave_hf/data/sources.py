@@ -16,9 +16,9 @@ from .locate import (
     list_sources,
     looks_local,
 )
-from .named_rows import checked_rows, undecoded
-from .rows import RowCheck, transcripts_of
-from .streams import UNKNOWN_SIZE, Streams, open_streams
+from .named_rows import undecoded
+from .rows import transcripts_of
+from .streams import Streams, open_streams
 from .tables import check_rows, fill_seconds, lengths_of, open_rows
 
 
@@ -29,12 +29,9 @@ def transcripts(rows) -> Iterator[str]:
 
 
 __all__ = [
-    "UNKNOWN_SIZE",
-    "RowCheck",
     "Source",
     "Streams",
     "check_rows",
-    "checked_rows",
     "describe_source",
     "digest_source",
     "file_digest",

@@ -19,7 +19,7 @@ UNKNOWN_SIZE = 100_000  # rows that an epoch of a stream counts, where nobody sa
 
 @dataclass
 class Streams:
-    """Rows that are read as they come.
+    """Rows that are read while they are used.
 
     Args:
         streams (`dict`): a `datasets.IterableDataset` of each task's rows.
@@ -56,7 +56,7 @@ def open_streams(
     """A stream of each task's rows, whose shards are the files that have some.
 
     Files of JSON, CSV and audio folders are read to their ends beforehand, so that a row that cannot be learnt from
-    is found before the first step. Rows of tars, Parquet and the hub are checked as they come.
+    is found before the first step. Rows of tars, Parquet and the hub are checked when they are read.
 
     Args: by_task: whether to tell rows apart by their `task`, or else `source`; if not, they are one stream. Others
         as of `open_rows`.
@@ -110,7 +110,7 @@ def _task_of(row: Mapping, by_task: bool, name: str) -> str:
 
 
 def _add_unseen(opened: Streams, found: Found, by_task: bool, check: RowCheck):
-    """The stream of a source whose rows are seen first in training: one task, named by its mapping."""
+    """Add the stream of a source whose rows are not read before training. They are one task."""
     source, opened.hold_audio = found.source, True
     task = (source.task or source.source or source.path) if by_task else EVERY_ROW
     if found.kind == "webdataset":
@@ -134,7 +134,7 @@ def _library_stream(found: Found) -> tuple[Stream, int | None]:
 
 @dataclass
 class _Finish:
-    """Checks a row of a stream as it comes, and adds its length."""
+    """Checks each row of a stream and adds its length."""
 
     source: Source
     check: RowCheck

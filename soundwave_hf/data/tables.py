@@ -171,7 +171,7 @@ def _check_table(rows: Dataset, path: str, check: RowCheck):
 def check_rows(rows, check: RowCheck, name: str = "the data set"):
     """Refuse rows of a `Dataset` or a list by all but their clips, of which only is seen whether they are there.
 
-    Rows of a stream, and of a data set with a transform of its own, are checked as they come.
+    Rows of a stream, and of a data set with a transform of its own, are checked when they are read.
     """
     if isinstance(rows, list):
         for index, row in enumerate(rows):
@@ -186,7 +186,7 @@ def check_rows(rows, check: RowCheck, name: str = "the data set"):
 
 
 def _has_audio(rows: Dataset) -> Iterator[object]:
-    """For each row a stand-in for its clips: as many as it has, without their samples."""
+    """For each row a placeholder for each of its clips, without the samples."""
     for table in rows.select_columns(["audio"]).with_format("arrow").iter(256):
         column = table["audio"].combine_chunks()
         if hasattr(column.type, "value_type"):
@@ -224,7 +224,7 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
 
 
 def _join(parts: list[Dataset]) -> Dataset:
-    """Sources one behind the other: our columns alone, clips in one form."""
+    """Sources one after another, with our columns only and clips in one form."""
     parts = [part.select_columns([name for name in part.column_names if name in COLUMNS]) for part in parts]
     kinds = [part.features["audio"] for part in parts if "audio" in part.features]
     if any(kind != kinds[0] for kind in kinds):

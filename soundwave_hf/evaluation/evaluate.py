@@ -107,7 +107,7 @@ def whisper_results(name: str, rows: dict[str, Iterable[dict]], options: Options
 
 @dataclass
 class SetResult:
-    """What one system made of one set."""
+    """Results and scores of one system on one set."""
 
     results: list[Result]
     scores: Scores

@@ -1,4 +1,4 @@
-"""Rows of any data as requests: what a model is asked, and what it should say."""
+"""Rows of any data as requests: what a model is asked, and the text that is expected."""
 
 import os
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,6 @@
 """Rows of manifests by their path. `soundwave_hf.data.sources` opens these and every other source of data."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset
@@ -9,15 +8,6 @@ from datasets import IterableDataset as Stream
 
 from ..data import sources
 from ..data.sources import find_files as find_manifests
-
-
-def read_lines(path: str | os.PathLike) -> Iterator[dict]:
-    """Rows of the manifests at a path one by one.
-
-    Raises: `FileNotFoundError`; `ValueError` for a line that is no row and a manifest that has none.
-    """
-    found = sources.find(sources.Source(str(path)))
-    yield from (row for _, row in sources.checked_rows(found, sources.RowCheck()))
 
 
 def read_rows(path: str | os.PathLike, repeat: dict[str, int]) -> Dataset:
@@ -31,4 +21,4 @@ def open_streams(path: Path, by_task: bool) -> tuple[dict[str, Stream], dict[str
     return opened.streams, opened.sizes
 
 
-__all__ = ["find_manifests", "open_streams", "read_lines", "read_rows"]
+__all__ = ["find_manifests", "open_streams", "read_rows"]
