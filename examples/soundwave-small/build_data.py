@@ -110,7 +110,7 @@ def spoken_texts(sizes: Sizes, seed: int) -> dict[str, list[str]]:
 
 
 def validation_texts(sentences: list[str]) -> list[str]:
-    """The 200 sentences of the synthetic validation set, in its order: frozen, whatever else is spoken.
+    """The 200 sentences of the synthetic validation set, in a fixed order. They never change.
 
     Raises: ValueError where the fortunes packages lack one of them.
     """

@@ -59,7 +59,7 @@ class Clip:
 
 
 def clip_of(text: Text, seed: int) -> Clip:
-    """Voice, speed and file name of a text: a function of text and seed alone, wherever it stands in the order."""
+    """Voice, speed and file name of a text: they depend on text and seed only, not on the order."""
     rng = random.Random(f"{seed} {text.text}")
     voice, speed = draw_voice(rng), round(rng.uniform(*SPEEDS), 3)
     digest = hashlib.sha1(f"{text.text}|{voice.name}|{speed}".encode()).hexdigest()[:16]
