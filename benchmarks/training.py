@@ -54,10 +54,10 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from soundwave_hf.data.backbones import soundwave_home
 from soundwave_hf.data.rows import at_folder
 from soundwave_hf.evaluation.shipped import ADAPTER, REPOSITORY
 from soundwave_hf.modeling.ctc_soundwave import CTCResult
+from soundwave_hf.paths import soundwave_home
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
 from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.encoder_cache import EncoderCache

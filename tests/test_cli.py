@@ -27,7 +27,7 @@ def test_help_names_every_verb_and_loads_no_library():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "0 []"
     verbs = re.findall(r"^    (\w+)", result.stdout, re.MULTILINE)
-    assert verbs == ["train", "plan", "export", "merge", "convert", "demo", "evaluate", "data", "backbones"]
+    assert verbs == ["train", "plan", "export", "merge", "convert", "demo", "evaluate", "data"]
 
 
 def test_recipe_overrides_are_read_in_both_forms():
@@ -90,7 +90,7 @@ def test_verbs_that_run_a_model_take_device_and_dtype(monkeypatch, verb):
 
     replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=catch)
     replace_module(monkeypatch, "soundwave_hf.evaluation.evaluate", SETS=("human",), run_evaluation=catch)
-    replace_module(monkeypatch, "soundwave_hf.demo.run", run_demo=catch)
+    replace_module(monkeypatch, "soundwave_hf.demo", run_demo=catch)
     assert cli.main(PLACED[verb]) == 0
     assert cli.main([*PLACED[verb], "--device", "cpu", "--dtype", "bfloat16"]) == 0
     assert seen == [{}, {"device": "cpu", "dtype": "bfloat16"}]
@@ -205,8 +205,13 @@ def test_a_fault_of_the_package_keeps_its_traceback(monkeypatch):
 
 def test_an_option_that_no_verb_has_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["backbones", "--lr", "1"])
-    assert "`backbones` does not know --lr" in capsys.readouterr().err
+        cli.main(["demo", "--lr", "1"])
+    assert "`demo` does not know --lr" in capsys.readouterr().err
+
+
+def test_a_verb_of_earlier_says_what_replaced_it(capsys):
+    assert cli.main(["backbones", "openai/whisper-base"]) == 2
+    assert "`python examples/soundwave-small/pypi_backbones.py`" in capsys.readouterr().err
 
 
 def test_a_verb_is_needed(capsys):

@@ -53,6 +53,7 @@ def test_six_lines_transcribe(checkout, capsys):
     assert "young man" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # a training step of the real backbones
 def test_the_command_fine_tunes_the_shipped_weights(checkout):
     (line,) = [line for line in README.splitlines() if line.startswith("soundwave-hf train finetune")]
     row = "examples/spoken_question.flac,What is the capital of France?"

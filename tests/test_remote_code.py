@@ -30,37 +30,42 @@ def refused(*args, **kwargs):
     raise AssertionError("a connection was opened")
 
 socket.socket.connect = refused
-folder, again = sys.argv[1:]
+folders = sys.argv[1:]
 
 import numpy as np, torch, transformers
 from safetensors.torch import save_file
 
-trusted = {"trust_remote_code": True}
-config = transformers.AutoConfig.from_pretrained(folder, **trusted)
-processor = transformers.AutoProcessor.from_pretrained(folder, **trusted)
-clips = [np.sin(np.arange(length) / 9).astype(np.float32) for length in (9600, 6400)]
-asked = [[{"role": "user", "content": [{"type": "audio", "audio": clip}, "What is it?"]}] for clip in clips]
-inputs = processor.apply_chat_template(
-    asked, tokenize=True, return_dict=True, add_generation_prompt=True, sampling_rate=16000
-)
-found = {"inputs." + name: tensor.contiguous() for name, tensor in inputs.items()}
-for name in config.auto_map.keys() - {"AutoConfig", "AutoProcessor"}:
-    model = getattr(transformers, name).from_pretrained(folder, **trusted)
-    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-    found["logits." + name] = model(**inputs).logits.detach()
-    found["ids." + name] = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-transcribe = transformers.pipeline("automatic-speech-recognition", model=folder, **trusted)
-rows = [{"array": np.tile(clip, 5), "sampling_rate": 16000} for clip in clips]  # of several windows
-texts = [output["text"] for output in transcribe(rows, batch_size=2, max_new_tokens=3)]
-answers = transformers.pipeline("any-to-any", model=folder, **trusted)(
-    text=asked, max_new_tokens=3, do_sample=False, return_full_text=False, processing_kwargs={"sampling_rate": 16000}
-)
-texts += [answer[0]["generated_text"] for answer in answers]
-for place, text in enumerate(texts):
-    found[f"text.{place}"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
-model.save_pretrained(again)
-processor.save_pretrained(again)
-save_file(found, again + "/found.safetensors")
+for folder, again in zip(folders, folders[1:]):
+    trusted = {"trust_remote_code": True}
+    config = transformers.AutoConfig.from_pretrained(folder, **trusted)
+    processor = transformers.AutoProcessor.from_pretrained(folder, **trusted)
+    clips = [np.sin(np.arange(length) / 9).astype(np.float32) for length in (9600, 6400)]
+    asked = [[{"role": "user", "content": [{"type": "audio", "audio": clip}, "What is it?"]}] for clip in clips]
+    inputs = processor.apply_chat_template(
+        asked, tokenize=True, return_dict=True, add_generation_prompt=True, sampling_rate=16000
+    )
+    found = {"inputs." + name: tensor.contiguous() for name, tensor in inputs.items()}
+    for name in config.auto_map.keys() - {"AutoConfig", "AutoProcessor"}:
+        model = getattr(transformers, name).from_pretrained(folder, **trusted)
+        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+        found["logits." + name] = model(**inputs).logits.detach()
+        found["ids." + name] = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    transcribe = transformers.pipeline("automatic-speech-recognition", model=folder, **trusted)
+    rows = [{"array": np.tile(clip, 5), "sampling_rate": 16000} for clip in clips]  # of several windows
+    texts = [output["text"] for output in transcribe(rows, batch_size=2, max_new_tokens=3)]
+    answers = transformers.pipeline("any-to-any", model=folder, **trusted)(
+        text=asked,
+        max_new_tokens=3,
+        do_sample=False,
+        return_full_text=False,
+        processing_kwargs={"sampling_rate": 16000},
+    )
+    texts += [answer[0]["generated_text"] for answer in answers]
+    for place, text in enumerate(texts):
+        found[f"text.{place}"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    model.save_pretrained(again)
+    processor.save_pretrained(again)
+    save_file(found, again + "/found.safetensors")
 """
 
 
@@ -69,23 +74,24 @@ def saved(tmp_path_factory) -> Path:
     return save_tiny_soundwave(tmp_path_factory.mktemp("saved"))
 
 
-def load_as_a_stranger(folder: Path, again: Path) -> dict[str, torch.Tensor]:
-    """What a process without the package finds in `folder`; it saves model and processor to `again`."""
-    again.mkdir()
-    environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(again / "modules"), "PATH": "/usr/bin"}
+def load_as_a_stranger(folder: Path, *copies: Path) -> list[dict[str, torch.Tensor]]:
+    """What a process without the package finds in each folder; it saves each as the next copy."""
+    for copy in copies:
+        copy.mkdir()
+    environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(copies[0] / "modules"), "PATH": "/usr/bin"}
     result = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(folder), str(again)],
+        [sys.executable, "-c", STRANGER, *map(str, (folder, *copies))],
         capture_output=True,
         text=True,
-        cwd=again,
+        cwd=copies[0],
         env=environment,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return load_file(again / "found.safetensors")
+    return [load_file(copy / "found.safetensors") for copy in copies]
 
 
 def test_a_stranger_gets_the_same_logits_and_ids_and_can_save_and_load_again(saved, tmp_path):
-    found = load_as_a_stranger(saved, tmp_path / "again")
+    found, once_more = load_as_a_stranger(saved, tmp_path / "again", tmp_path / "once more")
     inputs = {name.removeprefix("inputs."): value for name, value in found.items() if name.startswith("inputs.")}
     model = AutoModel.from_pretrained(saved)
     assert type(model) is SoundwaveForConditionalGeneration
@@ -101,7 +107,6 @@ def test_a_stranger_gets_the_same_logits_and_ids_and_can_save_and_load_again(sav
         text = transcribe({"array": np.tile(clip, 5), "sampling_rate": 16000}, max_new_tokens=3)["text"]
         assert bytes(found[f"text.{place}"].tolist()).decode() == text
         assert found[f"text.{place + 2}"].numel() > 0
-    once_more = load_as_a_stranger(tmp_path / "again", tmp_path / "once more")
     assert once_more.keys() == found.keys()
     assert all(torch.equal(once_more[name], value) for name, value in found.items())
 

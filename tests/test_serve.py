@@ -18,6 +18,8 @@ import soundfile
 from tests.tiny_models import save_tiny_soundwave
 
 
+pytestmark = pytest.mark.slow  # a server of its own
+
 COMMAND = "import soundwave_hf; from transformers.cli.transformers import main; main()"
 SECONDS_TO_START = 120
 

@@ -33,8 +33,9 @@ from spoken_questions import DEMO_QUESTION, spoken_questions
 from voices import Utterance, choose_voice, speak_all
 
 from soundwave_hf.atomic import atomic_file
-from soundwave_hf.data.backbones import resolve_backbone, soundwave_home
+from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.data.manifest import write_rows
+from soundwave_hf.paths import soundwave_home
 
 
 VALIDATION_DIGESTS = Path(__file__).parent / "validation_texts.sha1"  # of the sentences as they are spoken
@@ -109,7 +110,7 @@ def spoken_texts(sizes: Sizes, seed: int) -> dict[str, list[str]]:
 
 
 def validation_texts(sentences: list[str]) -> list[str]:
-    """The 200 sentences of the synthetic validation set, in its order: frozen, whatever else is spoken.
+    """The 200 sentences of the synthetic validation set, in a fixed order. They never change.
 
     Raises: ValueError where the fortunes packages lack one of them.
     """

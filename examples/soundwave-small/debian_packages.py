@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from soundwave_hf.data.backbones import soundwave_home
+from soundwave_hf.paths import soundwave_home
 
 
 # Any one name of a row will do: Debian 13 and Ubuntu 24.04 renamed the sound library that flite is linked to.

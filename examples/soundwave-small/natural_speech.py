@@ -25,8 +25,8 @@ from kokoro_voices import HELD_OUT_VOICES, Kokoro, KokoroVoice, draw_voice, koko
 from natural_texts import HeldOut, Text, held_out, natural_texts
 from voices import LONGEST_SECONDS, SAMPLING_RATE, SHORTEST_SECONDS, clip_seconds, write_clip
 
-from soundwave_hf.data.backbones import soundwave_home
 from soundwave_hf.data.manifest import read_rows, write_rows
+from soundwave_hf.paths import soundwave_home
 
 
 SPEEDS = (0.85, 1.15)
@@ -59,7 +59,7 @@ class Clip:
 
 
 def clip_of(text: Text, seed: int) -> Clip:
-    """Voice, speed and file name of a text: a function of text and seed alone, wherever it stands in the order."""
+    """Voice, speed and file name of a text: they depend on text and seed only, not on the order."""
     rng = random.Random(f"{seed} {text.text}")
     voice, speed = draw_voice(rng), round(rng.uniform(*SPEEDS), 3)
     digest = hashlib.sha1(f"{text.text}|{voice.name}|{speed}".encode()).hexdigest()[:16]

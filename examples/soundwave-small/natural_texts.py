@@ -231,7 +231,7 @@ def held_out(folder: Path) -> HeldOut:
 
 
 def synthetic_validation_texts(folder: Path) -> list[str]:
-    """The sentences of the synthetic validation set; kept in `folder`, since half a minute goes into finding them."""
+    """The sentences of the synthetic validation set; kept in `folder`, because finding them takes half a minute."""
     path = folder / "validation_texts.json"
     if not path.is_file():
         texts = spoken_texts(Sizes(), seed=0)["validation"]
@@ -256,7 +256,7 @@ def words_of(text: str) -> list[str]:
 
 
 def choose_for_coverage(texts: list[Text], targets: Iterable[str], count: int, heard: Counter) -> list[Text]:
-    """Up to `count` texts, one after another the one whose common words were heard least for its length.
+    """Up to `count` texts. Each next one has the common words that were used least so far, for its length.
 
     A word that was heard n times is worth 1 / (n + 1). Args: heard: times by word; brought up to date.
     """

@@ -170,7 +170,7 @@ def vocabulary_words(tokens: Iterable[str], words: dict[str, str], most: int = 1
 
 
 def word_sequences(words: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` sequences of 4 to 9 words; the words are dealt like cards, so that all occur about equally often."""
+    """`count` sequences of 4 to 9 words; each word is used once before any is used again."""
     deck: list[str] = []
     sequences = []
     for _ in range(count):

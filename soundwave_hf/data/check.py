@@ -39,7 +39,7 @@ class BadClip:
 def find_bad_clips(rows: Dataset, max_seconds: float | None = None) -> list[BadClip]:
     """Read every clip of the rows. Shows progress.
 
-    Args: max_seconds: longest clip that will do.
+    Args: max_seconds: the longest clip that is accepted.
     """
     bad = []
     columns = [name for name in ("audio", "messages", "seconds") if name in rows.column_names]
@@ -64,7 +64,7 @@ def _bad_clips(row: Mapping, number: int, max_seconds: float | None) -> Iterator
 
 
 def what_is_wrong(clip, said_seconds: float | None = None, max_seconds: float | None = None) -> tuple[str, str] | None:
-    """A word and a sentence for what is wrong with a clip; None where nothing is.
+    """What is wrong with a clip, as a word and a sentence; None for a good clip.
 
     Args: said_seconds: what its row says of its length.
     """
@@ -112,7 +112,7 @@ def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> 
         return rows, []
     message = describe_bad_clips(bad, len(rows))
     if not skip:
-        raise ValueError(f"{message}\nMend them, or leave these rows out with `check_audio: skip`.")
+        raise ValueError(f"{message}\nRepair them, or leave these rows out with `check_audio: skip`.")
     out = {clip.row for clip in bad}
     if len(out) == len(rows):
         raise ValueError(f"{message}\nNo row is left.")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import soundfile
 
+from .rows import clips_of
 
-THREADS = 8  # a header is a few bytes: what takes time is to open the file
+
+THREADS = 8  # a header is a few bytes; opening the file takes the time
 KEPT_FROM = 1000  # files from which their lengths are kept on disk
 
 
@@ -43,7 +45,7 @@ def clip_seconds(clip, name: str) -> float:
 
 
 def file_key(path: str) -> tuple[str, int, int]:
-    """Path, size and time of a file: where one of them is another, it is another file.
+    """Path, size and time of a file. A change of one of them means another content.
 
     Raises: `FileNotFoundError`.
     """
@@ -67,7 +69,7 @@ def _header_seconds(source: str | io.BytesIO) -> float:
 
 
 def _container_seconds(source: str | io.BytesIO, first_error: Exception) -> float:
-    """Of what soundfile cannot read (m4a, mp4, webm), by PyAV where it is installed."""
+    """Seconds of a clip that soundfile cannot read (m4a, mp4, webm), by PyAV where it is installed."""
     which = f"the clip `{source}`" if isinstance(source, str) else "the clip"
     try:
         import av
@@ -101,10 +103,17 @@ def _is_remote(path: str) -> bool:
 
 
 def _loaded_seconds(clip, name: str) -> float:
-    """Of a clip at a URL or in base64, which has no header that could be read alone."""
+    """Seconds of a clip at a URL or in base64, whose header cannot be read alone."""
     from ..processing.audio_soundwave import load_clip
 
     return len(load_clip(clip, name, None, 16_000, 0.0)) / 16_000
+
+
+def with_seconds(row: Mapping, name: str) -> dict:
+    """A row with its length in `seconds`: the sum of its clips', where the row does not say it."""
+    if row.get("seconds") is not None:
+        return {**row, "seconds": float(row["seconds"])}
+    return {**row, "seconds": float(sum(clip_seconds(clip, name) for clip in clips_of(row)))}
 
 
 # ---- many clips ----
@@ -163,4 +172,4 @@ class _Kept:
             database.executemany("INSERT OR REPLACE INTO lengths VALUES (?, ?, ?, ?)", rows)
 
 
-__all__ = ["clip_seconds", "many_seconds"]
+__all__ = ["clip_seconds", "many_seconds", "with_seconds"]

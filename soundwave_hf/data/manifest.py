@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 from ..atomic import atomic_file
+from .locate import find_files
+from .readers import read_json
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -15,12 +17,6 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def read_rows(path: Path) -> list[dict]:
     """Rows of a manifest.
 
-    Raises: FileNotFoundError where it was not built yet.
+    Raises: FileNotFoundError where it was not built yet; ValueError for a line that is no JSON.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there. Check the path. `examples/soundwave-small/build_data.py` builds the demo's data."
-        )
-    # Not `splitlines`, which also cuts at separators that JSON leaves inside its strings.
-    with open(path, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return [row for file in find_files(path) for _, row in read_json(str(file))]

@@ -38,7 +38,7 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
 
     Raises: `FileNotFoundError`; `ValueError` for a line that is no row, and a file without rows.
     """
-    read = {"json": _read_json, "csv": _read_csv, "webdataset": _read_tar}[kind]
+    read = {"json": read_json, "csv": _read_csv, "webdataset": _read_tar}[kind]
     number = 0
     try:
         for named in read(path):
@@ -47,9 +47,9 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"`{path}` is not in UTF-8 ({error.reason} at byte {error.start}): convert it.") from error
     except csv.Error as error:
-        raise ValueError(f"`{path}` cannot be read as CSV behind row {number}: {error}.") from error
+        raise ValueError(f"`{path}` cannot be read as CSV after row {number}: {error}.") from error
     except tarfile.TarError as error:
-        raise ValueError(f"`{path}` cannot be read as a tar behind clip {number}: {error}.") from error
+        raise ValueError(f"`{path}` cannot be read as a tar after clip {number}: {error}.") from error
     if not number:
         what = "one JSON object a line, a clip each" if kind == "json" else "one clip at least"
         raise ValueError(f"`{path}` is empty: it needs {what}.")
@@ -68,7 +68,8 @@ def _open_text(path: str, newline: str | None = None):
     return fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer", newline=newline).open()
 
 
-def _read_json(path: str) -> Iterator[tuple[str, dict]]:
+def read_json(path: str) -> Iterator[tuple[str, dict]]:
+    """As `read_file`, of JSON lines or one JSON list; a file without rows gives none."""
     with _open_text(path) as file:
         if _suffix(path) == ".json" and file.read(1) == "[":
             file.seek(0)
@@ -163,4 +164,4 @@ def read_audio_folder(files: Sequence[str]) -> Iterator[tuple[str, dict]]:
             yield name, row
 
 
-__all__ = ["AUDIO_SUFFIXES", "KINDS", "kind_of", "number_fields", "read_audio_folder", "read_file"]
+__all__ = ["AUDIO_SUFFIXES", "KINDS", "kind_of", "number_fields", "read_audio_folder", "read_file", "read_json"]

@@ -11,7 +11,7 @@ from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
 
 COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
 BARE_KEYS = ("audio", "path", "url", "bytes")  # of an audio part, whose value alone is a clip
-# Names that other data sets use. They are never guessed: an error suggests the `columns` to write.
+# Names that other data sets use. They are never assumed: an error suggests the `columns` to write.
 COMMON_NAMES = {
     "audio": (
         *("path", "file", "file_name", "filename", "audio_path", "audio_file", "audio_filepath", "clip", "speech"),
@@ -39,7 +39,7 @@ def check_columns(columns: Mapping[str, str | None]):
 
 
 def suggest_columns(names: Sequence[str], missing: Sequence[str]) -> str:
-    """The sentence that says which `columns` to write, or which names are there."""
+    """The sentence of an error that says which `columns` to write, or which columns exist."""
     found = {}
     for ours in missing:
         theirs = next((common for common in COMMON_NAMES.get(ours, ()) if common in names), None)
@@ -133,8 +133,10 @@ class RowCheck:
             raise ValueError(f"{name} has `answer` {value!r}; expected text, or no answer.")
         texts = row.get("text")
         for text in texts if isinstance(texts, list | tuple) else [texts]:
-            if text is not None and (not isinstance(text, str) or not text.strip()):
-                raise ValueError(f"{name} has `text` {_short(text)}; expected what the clip says.")
+            if text is not None and (not isinstance(text, str) or (text and not text.strip())):
+                raise ValueError(
+                    f'{name} has `text` {_short(text)}; expected what the clip says, or "" for a clip without speech.'
+                )
         seconds = row.get("seconds")
         if seconds is not None and not _is_length(seconds):
             raise ValueError(f"{name} has `seconds` {_short(seconds)}; expected a number over 0, or leave it out.")
@@ -205,7 +207,7 @@ def _check_part(part, role: str, name: str):
 
 
 def _check_audio(audio, name: str):
-    """Raise `ValueError` for what can be no clip; the file itself is read later."""
+    """Raise `ValueError` for a value that cannot be a clip. The file itself is read later."""
     for clip in _as_clips(audio):
         if isinstance(clip, bool | int | float) or (isinstance(clip, str | bytes) and not clip.strip()):
             raise ValueError(f"{name} has `audio` {_short(clip)}; expected a path, bytes or samples.")

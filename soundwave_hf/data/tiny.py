@@ -1,8 +1,6 @@
 """Tiny random backbones and a dozen synthesised clips, made where a recipe names them: `recipes/tiny.yaml` needs no
 download, and every stage runs in seconds. What is trained on them hears nothing."""
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,16 +129,3 @@ TINY_BACKBONES: dict[str, Callable[[Path], None]] = {
     "tiny-random-llama": write_tiny_llm,
 }
 TINY_DATA = "data/tiny"
-
-
-def make_folder(write: Callable[[Path], None], folder: Path):
-    """Let `write` fill a folder and put it in place in one step; of processes that do so, the first wins."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        part = Path(temporary) / folder.name
-        write(part)
-        try:
-            os.replace(part, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise

@@ -85,12 +85,6 @@ def whisper_of(folder: str) -> str:
     return trained_backbone(folder, "encoder").name or ENCODER
 
 
-def load_other(name: str, options: Options) -> System:
-    """The system to compare with: adapters, with the backbones that they name, or a whole model."""
-    name = str(Path(name).expanduser())
-    return load_system(name, find_adapter(name) is not None, options)
-
-
 def transcribe_sets(
     load: Callable[[], System], sets: dict[str, Iterable[dict]], options: Options, label: str = ""
 ) -> dict[str, tuple[list[Result], float]]:
@@ -101,12 +95,19 @@ def transcribe_sets(
     }
 
 
+def whisper_results(name: str, rows: dict[str, Iterable[dict]], options: Options) -> dict[str, list[Result]]:
+    """Results of the Whisper of that name on each set."""
+    load = partial(whisper_system, resolve_backbone(name), options.language, options.device or "cpu")
+    found = transcribe_sets(load, rows, options, "Whisper itself on ")
+    return {key: results for key, (results, _) in found.items()}
+
+
 # ---- one set ----
 
 
 @dataclass
 class SetResult:
-    """What one system made of one set."""
+    """Results and scores of one system on one set."""
 
     results: list[Result]
     scores: Scores
@@ -162,13 +163,22 @@ def earlier_lines(against: str | None, sets: Iterable[str]) -> dict[str, dict[in
     return lines
 
 
-def lines_of_system(load: Callable[[], System], sets: dict[str, Iterable[dict]], options: Options, label: str):
-    """As `earlier_lines`, of a system that is run now."""
-    found = transcribe_sets(load, sets, options, label)
+def lines_of_system(name: str, sets: dict[str, Iterable[dict]], options: Options) -> dict[str, dict[int, dict]]:
+    """As `earlier_lines`, of adapters or a whole model that is run now."""
+    folder = str(Path(name).expanduser())
+    load = partial(load_system, folder, find_adapter(folder) is not None, options)
+    found = transcribe_sets(load, sets, options, f"{Path(name).name} on ")
     return {
         name: {r.request.row: {"reference": r.request.reference, "text": r.text} for r in results if not r.failure}
         for name, (results, _) in found.items()
     }
+
+
+def compare_sets(scored: dict[str, SetResult], against: str, lines: dict | None, rows: dict, options: Options):
+    """Compare each set with the lines of an earlier run, or with a system that is run now."""
+    lines = lines or lines_of_system(against, rows, options)
+    for name, found in scored.items():
+        compare_set(name, found, lines[name], options)
 
 
 def compare_set(name: str, found: SetResult, lines: dict[int, dict], options: Options):
@@ -236,30 +246,22 @@ def run_evaluation(
     options = Options(batch_size, ctc, **options)
     rows = open_sets(SETS if sets is None and not data else sets or (), data, columns)
     lines = earlier_lines(against, rows)
-    name = str(checkpoint or adapter or ADAPTER.name)
+    folder = checkpoint or adapter or ADAPTER
     backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-    load = partial(load_system, checkpoint or adapter or ADAPTER, not checkpoint, options, **backbones)
-    found = transcribe_sets(load, rows, options)
-    whisper_name = encoder or whisper_of(checkpoint or resolve_adapter(adapter or ADAPTER)) if with_baseline else None
-    whisper = {}
-    if with_baseline:
-        load = partial(whisper_system, resolve_backbone(whisper_name), options.language, options.device or "cpu")
-        whisper = transcribe_sets(load, rows, options, "Whisper itself on ")
-    scored = {key: score_set(*found[key], whisper[key][0] if whisper else None, options.language) for key in rows}
+    found = transcribe_sets(partial(load_system, folder, not checkpoint, options, **backbones), rows, options)
+    whisper_name = (encoder or whisper_of(checkpoint or resolve_adapter(folder))) if with_baseline else None
+    whisper = whisper_results(whisper_name, rows, options) if with_baseline else {}
+    scored = {key: score_set(*found[key], whisper.get(key), options.language) for key in rows}
     if against is not None:
-        load = partial(load_other, against, options)
-        lines = lines or lines_of_system(load, rows, options, f"{Path(against).name} on ")
-        for key, one in scored.items():
-            compare_set(key, one, lines[key], options)
+        compare_sets(scored, against, lines, rows, options)
     scores = {key: one.scores for key, one in scored.items()}
+    name = str(checkpoint or adapter or ADAPTER.name)
     print(summary(scores, options, name, against))
     if output:
-        header = {"weights": name, **report_header(options, whisper_name, against)}
-        write_report(output, header, scores)
+        write_report(output, {"weights": name, **report_header(options, whisper_name, against)}, scores)
     if transcripts:
-        write_lines(
-            transcripts, [line for key in rows for line in lines_of(key, scored[key], with_baseline, options.language)]
-        )
+        found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
+        write_lines(transcripts, [line for lines in found_lines for line in lines])
     refuse_failures(scores)
     return scores
 

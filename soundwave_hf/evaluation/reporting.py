@@ -108,7 +108,7 @@ def write_report(path: str | Path, header: dict, scores: dict[str, Scores]):
 
 
 def clip_line(set_name: str, result: Result, clip: ClipScore | None) -> dict:
-    """What was expected of a clip, what the system made of it, and which words differ."""
+    """Reference and text of a clip, its counts of errors, and the words that differ."""
     request = result.request
     line = {"set": set_name, "row": request.row, "audio": request.audio_name}
     if request.is_answer:
@@ -131,7 +131,7 @@ def clip_line(set_name: str, result: Result, clip: ClipScore | None) -> dict:
 
 
 def other_columns(result: Result, other_text: str, other: ClipScore, language: str | None) -> dict:
-    """What another system made of the clip, and the words in which the two differ, from the other to this one."""
+    """Text and errors of another system on the clip, and the words that differ, from the other text to this one."""
     ((_, edits),) = edits_by_clip([other_text], [result.text], "words", language)
     return {
         "other_text": other_text,
@@ -144,7 +144,7 @@ def other_columns(result: Result, other_text: str, other: ClipScore, language: s
 def read_lines(path: str | Path) -> dict[str, dict[int, dict]]:
     """Lines that an earlier run wrote: for each set, those of its rows that have a text.
 
-    Raises: ValueError where a line is none of them.
+    Raises: ValueError where a line is not one of them.
     """
     sets: dict[str, dict[int, dict]] = {}
     with open(path, encoding="utf-8") as file:

@@ -139,7 +139,7 @@ def add_answer_scores(scores: Scores, clips: Sequence[ClipScore]):
 
 
 def add_audio_scores(scores: Scores, results: Sequence[Result], language: str | None):
-    """What the audio side found, where the system has one."""
+    """Scores of the CTC head and the positions a second, where the system has them."""
     scores.ctc_wer, scores.ctc_cer = rates_of([(r.request.spoken, r.ctc_text) for r in results], language)
     heard = [r for r in results if r.num_positions is not None and r.request.seconds > 0]
     if heard:

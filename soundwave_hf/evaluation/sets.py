@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 from datasets import Dataset, IterableDataset
 
-from ..data.backbones import soundwave_home
 from ..data.manifest import read_rows
 from ..data.rows import rename
 from ..data.sources import open_rows, undecoded
+from ..paths import soundwave_home
 from .shipped import EXAMPLES
 
 

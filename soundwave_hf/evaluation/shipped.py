@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ..adapters import load_adapter as _load_adapter
 from ..adapters import load_processor as _load_processor
+from ..data.backbones import SHIPPED_BACKBONES
 from ..paths import SHIPPED_WEIGHTS, shipped
 
 
-ENCODER = "openai/whisper-base"
-LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ENCODER, LLM = SHIPPED_BACKBONES
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADAPTER = shipped(SHIPPED_WEIGHTS)
 EXAMPLES = REPOSITORY / "examples"

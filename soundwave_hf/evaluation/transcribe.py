@@ -24,10 +24,10 @@ MAX_NEW_TOKENS = 120  # English speech of a window seldom has more
 
 @dataclass
 class Transcripts:
-    """What a model made of some clips, in their order."""
+    """Texts of some clips, in the order of the clips."""
 
     texts: list[str | None]
-    seconds_taken: float  # from audio files to texts, on the clock
+    seconds_taken: float  # wall clock, from audio files to texts
     ctc_texts: list[str | None] | None = None  # greedy transcript of the CTC head, before the LLM
     num_positions: list[int | None] | None = None  # LLM positions of each clip
     finished: list[bool] | None = None  # whether each text ended before the most tokens it may have
@@ -86,7 +86,7 @@ def answer(
     new_ids = ids[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
     seconds_taken = time.perf_counter() - start
-    # `generate` does not return what the audio side found; asking again costs little and is not on the clock.
+    # `generate` does not return the CTC labels. To compute them again costs little, and is not timed.
     ctc_texts, num_positions = ctc_of_requests(model, processor, requests)
     return Transcripts(
         [text.strip() for text in texts], seconds_taken, ctc_texts, num_positions, finished(model, new_ids, limit)
@@ -189,7 +189,9 @@ def whisper_options(model, language: str | None) -> dict:
     code = language_code(language)
     if not getattr(model.generation_config, "is_multilingual", True):
         if code != "en":
-            raise ValueError(f"This Whisper hears English alone and the language is `{language}`: name another one.")
+            raise ValueError(
+                f"This Whisper transcribes English only and the language is `{language}`: name another one."
+            )
         return {}
     return {"task": "transcribe", **({} if code == "auto" else {"language": code})}
 
@@ -199,7 +201,7 @@ def whisper_options(model, language: str | None) -> dict:
 
 @dataclass
 class Result:
-    """What a system made of one row."""
+    """The text of one row, or why there is none."""
 
     request: Request  # without its audio
     text: str | None = None
@@ -268,7 +270,7 @@ def run_group(system: System, group: list[Request], batch_size: int, progress) -
 
 
 def run_batch(system: System, batch: list[Request], results: dict[int, Result]) -> float:
-    """Put what the system makes of a batch into the results; of one that it refuses, each row is tried alone.
+    """Put the texts of a batch into the results. Where the system refuses the batch, each row is tried alone.
 
     Returns: seconds taken.
     """

@@ -188,8 +188,11 @@ def trained_backbone(adapter: str, part: str) -> TrainedBackbone:
 
 
 def backbone_name(name: str) -> str:
-    """The name by which a backbone is found elsewhere: its hub name where that shows (in the hub's cache, or in the
-    folder of `soundwave-hf backbones`), or else the absolute path of its folder."""
+    """The name by which a backbone is found on another machine.
+
+    A folder in the hub's cache or below `$SOUNDWAVE_HOME/backbones` gives its hub name, other folders their absolute
+    path.
+    """
     if not os.path.isdir(os.path.expanduser(name)):
         return name
     path = os.path.abspath(os.path.expanduser(name))

@@ -329,7 +329,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 "`processor.apply_transcription_request`, or leave it out."
             )
         if draft is None and (options["draft_entropy"] is not None or options["draft_probability"] is not None):
-            raise ValueError(f"{options} were given: the limits of drafts need `ctc_draft=\"fast\"`.")
+            raise ValueError(f'{options} were given: the limits of drafts need `ctc_draft="fast"`.')
         decoding = CTCDecoding(self, weight, asked, draft is not None, kwargs.get("tokenizer"))
         if draft is not None:
             kwargs["custom_generate"] = drafted(decoding, kwargs, **options)

@@ -34,12 +34,12 @@ def evaluation_collator(collator):
 
 def is_transcription(row: dict) -> bool:
     """Whether a row asks for its transcript, which is scored by words. An answer to a question is right or wrong."""
-    return bool(row.get("text")) and not row.get("answer") and not row.get("messages")
+    return row.get("text") is not None and not row.get("answer") and not row.get("messages")
 
 
 def has_transcript(row: dict) -> bool:
     """Whether a row is one clip with a transcript, which the CTC head can be scored on."""
-    return isinstance(row.get("text"), str) and bool(row["text"]) and row.get("audio") is not None
+    return isinstance(row.get("text"), str) and row.get("audio") is not None
 
 
 def metric_names(stage: Stage, rows) -> set[str]:
@@ -48,11 +48,12 @@ def metric_names(stage: Stage, rows) -> set[str]:
     light = rows.select_columns([name for name in columns if name != "audio"])
     kinds = [dict(row) | ({"audio": True} if "audio" in columns else {}) for row in light]
     names = {"loss", *(f"{loss}_loss" for loss in stage.losses)}
-    if any(map(has_transcript, kinds)):
+    spoken = [row for row in kinds if row.get("text")]  # clips without speech have no word error rate of their own
+    if any(map(has_transcript, spoken)):
         names.add("ctc_wer")
     if stage.has_llm:
         transcriptions = sum(map(is_transcription, kinds))
-        names |= {"wer", "cer"} if transcriptions else set()
+        names |= {"wer", "cer"} if any(map(is_transcription, spoken)) else set()
         names |= {"exact_match"} if transcriptions < len(kinds) else set()
     return names
 
@@ -141,7 +142,8 @@ def score_texts(pairs: dict[str, list]) -> dict[str, float]:
         ("cer", character_error_rate, "transcripts"),
         ("exact_match", exact_match, "answers"),
     ):
-        if pairs[kind]:
+        # Without a reference word there are insertions, but no rate.
+        if any(said for said, _ in pairs[kind]) or (pairs[kind] and kind == "answers"):
             scores[name] = score(*map(list, zip(*pairs[kind], strict=True)))
     return scores
 

@@ -118,9 +118,9 @@ def backbone_config(name: str) -> PreTrainedConfig:
         if name in KNOWN_SIZES:
             return copy.deepcopy(KNOWN_SIZES[name])
         raise FileNotFoundError(
-            f"There is no config of `{name}`: it is not a folder, the hub did not deliver it, and its sizes are not "
-            f"among those known here, {sorted(KNOWN_SIZES)}. Fetch it: `soundwave-hf backbones {name}`. The error "
-            f"was: {error}"
+            f"There is no config of `{name}`: it is no folder, the hub did not deliver it, and its sizes are not "
+            f"among those known here, {sorted(KNOWN_SIZES)}. Give its folder, or fetch its config on a machine "
+            f"that reaches the hub: `hf download {name} config.json`. The hub's error: {error}"
         ) from error
 
 

@@ -13,12 +13,13 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..data.backbones import soundwave_home
+from ..atomic import make_folder
 from ..data.card import count_rows
 from ..data.check import check_clips
 from ..data.rows import RowCheck
 from ..data.sources import digest_source, fill_seconds, open_rows, open_streams, transcripts
-from ..data.tiny import TINY_DATA, make_folder, write_tiny_data
+from ..data.tiny import TINY_DATA, write_tiny_data
+from ..paths import soundwave_home
 from ..processing.processing_soundwave import SoundwaveProcessor
 from .arguments import SoundwaveTrainingArguments
 from .build import add_lora, build_model

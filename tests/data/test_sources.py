@@ -256,7 +256,7 @@ CLIP = {"audio": "a.wav", "seconds": 1.0}
     [
         ({**CLIP, "text": None}, r"lacks \['text'\]"),
         ({**CLIP, "text": 12}, "has `text` 12; expected what the clip says"),
-        ({**CLIP, "text": " "}, "has `text` ' '; expected"),
+        ({**CLIP, "text": " "}, "has `text` ' '; expected what the clip says, or \"\" for a clip without speech"),
         ({**CLIP, "text": True}, "has `text` True; expected"),
         ({**CLIP, "text": {"a": 1}}, r"has `text` \{'a': 1\}; expected"),
         ({**CLIP, "text": "x", "seconds": -1}, "has `seconds` -1; expected a number over 0"),
@@ -299,7 +299,7 @@ def test_a_row_that_cannot_be_learnt_from_is_refused_with_file_row_and_value(tmp
             read(str(path), check=check)
 
 
-@pytest.mark.parametrize("value", [None, "", "x <|im_end|>"])
+@pytest.mark.parametrize("value", [None, " ", "x <|im_end|>"])
 def test_rows_of_the_library_are_refused_by_their_number(data, tmp_path, value):
     stored = datasets.load_from_disk(str(data / "saved")).select([0])
     stored = stored.remove_columns("text").add_column("text", [value])
@@ -308,6 +308,21 @@ def test_rows_of_the_library_are_refused_by_their_number(data, tmp_path, value):
     )
     with pytest.raises(ValueError, match=r"row 3 of `.*bad`"):
         open_rows(str(tmp_path / "bad"), check=RowCheck(control=("<|im_end|>",)))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_clip_without_speech_has_an_empty_text(tmp_path, capsys, ending):
+    rows = [{"audio": str(write_clip(tmp_path / "hum.wav", 0.5)), "text": text} for text in ("", "x")]
+    path = tmp_path / f"rows.{ending}"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    if ending == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    check = RowCheck(control=("<|audio|>",), losses=("ctc",))
+    assert open_rows(str(path), check=check)["text"][:] == ["", "x"]
+    (stream,) = open_streams(str(path), check=check).streams.values()
+    assert [row["text"] for row in stream] == ["", "x"]
+    assert cli.main(["data", "check", str(path), "--skip", str(tmp_path / "out.jsonl")]) == 0
+    assert [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == ["", "x"]
 
 
 def test_a_stage_of_transcripts_refuses_rows_without_one():

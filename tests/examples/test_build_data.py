@@ -26,7 +26,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
 
 
 def test_a_missing_manifest_says_how_to_build_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Check the path"):
+    with pytest.raises(FileNotFoundError, match="check the path"):
         read_rows(tmp_path / "train.jsonl")
 
 

@@ -369,3 +369,19 @@ def test_clips_without_a_transcript_are_left_out_of_the_ctc_mean(collator, works
     with torch.no_grad():
         alone, mixed = model(**collator()([labelled])), model(**collator()([labelled, bare]))
     assert mixed.ctc_loss.item() == pytest.approx(alone.ctc_loss.item(), rel=1e-5)
+
+
+def test_a_clip_without_speech_is_all_blanks_and_an_answer_that_ends_at_once(collator, processor, workspace):
+    speech = {"audio": "clips/0.wav", "text": "Yes."}
+    silence = {"audio": "clips/1.wav", "text": ""}
+    batch = collator()([speech, silence])
+    assert batch["ctc_labels"][1].eq(-100).all() and "ctc_mask" not in batch
+    assert learnt(batch, processor, row=1) == ["<|im_end|>"]
+    assert collator(("ctc",))([silence])["ctc_labels"].shape == (1, 0)
+    torch.manual_seed(0)
+    model = SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm)
+    for rows in ([speech, silence], [silence]):
+        output = model(**collator()(rows))
+        output.loss.backward()
+        assert 0 < output.ctc_loss.item() < float("inf") and 0 < output.loss.item() < float("inf")
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -19,9 +20,13 @@ from soundwave_hf.training.evaluate_during import (
     answers,
     draw_sample,
     evaluation_collator,
+    is_transcription,
+    metric_names,
+    score_texts,
 )
 from soundwave_hf.training.recipe import read_recipe
 from soundwave_hf.training.run import read_rows, run_recipe
+from soundwave_hf.training.stages import STAGES
 from soundwave_hf.training.trainer import SoundwaveTrainer
 from tests.training.workspace import EVERY_AUGMENTATION, everything_in, first_rows, train
 
@@ -325,6 +330,16 @@ def test_every_trainer_reports_a_loss_and_with_the_callback_word_errors(workspac
     for batch in (sample[:3], sample[3:]):
         expected += answers(model, SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",)), batch)
     assert metrics["eval_wer"] == word_error_rate(*map(list, zip(*expected, strict=True)))
+
+
+def test_words_for_a_clip_without_speech_are_insertions_and_no_rate_of_their_own():
+    silence, speech = {"audio": "a.wav", "text": ""}, {"audio": "a.wav", "text": "one two"}
+    assert is_transcription(silence) and not is_transcription({"question": "Who?", "answer": "I."})
+    rates = {"ctc_wer", "wer", "cer"}
+    assert metric_names(STAGES["instruct"], Dataset.from_list([silence])) & {*rates, "exact_match"} == set()
+    assert metric_names(STAGES["instruct"], Dataset.from_list([silence, speech])) >= rates
+    heard = [("", "you"), ("hello there", "hello there")]  # one insertion, two words said
+    assert score_texts({"ctc": heard, "transcripts": heard[:1], "answers": []}) == {"ctc_wer": 0.5}
 
 
 def test_the_librarys_trainer_reports_the_loss_of_a_model_without_an_llm(workspace, tmp_path):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from soundwave_hf import cli
-from soundwave_hf.data.backbones import PYPI_BACKBONES, resolve_backbone
+from soundwave_hf.data.backbones import SHIPPED_BACKBONES, resolve_backbone
 from soundwave_hf.data.tiny import TINY_BACKBONES
 from soundwave_hf.modeling.backbones_soundwave import TRAINED_FILE
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
@@ -48,7 +48,7 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
     recipe, arguments = read_recipe(OF_SMALL / f"{name}.yaml")
     assert recipe.stage == stage
-    assert {recipe.encoder, recipe.llm} == set(PYPI_BACKBONES)
+    assert {recipe.encoder, recipe.llm} == set(SHIPPED_BACKBONES)
     assert recipe.start_from == (start and str(tmp_path / "runs" / start))
     assert arguments.output_dir == str(tmp_path / "runs" / name)
     assert isinstance(arguments, SoundwaveTrainingArguments)

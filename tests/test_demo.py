@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf.demo import run
+from soundwave_hf import demo as run
 from tests.tiny import tiny_processor
 from tests.tiny_models import save_tiny_soundwave
 

@@ -1,13 +1,14 @@
 """The demo: the shipped weights transcribe human speech they never heard, then answer questions about speech."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.evaluate import Transcripts, ask, read_clips, read_set
-from ..evaluation.metrics import positions_per_second, word_error_rate
-from ..evaluation.shipped import ENCODER, EXAMPLES, LLM, load_adapter, load_processor
-from ..processing.processing_soundwave import ASR_QUESTION
+from .evaluation.evaluate import Transcripts, ask, read_clips, read_set
+from .evaluation.metrics import positions_per_second, word_error_rate
+from .evaluation.shipped import ENCODER, EXAMPLES, LLM, load_adapter, load_processor
+from .processing.processing_soundwave import ASR_QUESTION
 
 
 CLIP_QUESTION = "What is the last word?"
@@ -60,7 +61,7 @@ def check_files(processor, paths: Sequence[str]) -> list[dict]:
 
 
 def load_shipped(**placing):
-    """The shipped adapters on their backbones, with a word on what is being waited for."""
+    """The shipped adapters on their backbones. Prints what is being loaded."""
     print(f"Loading {ENCODER}, {LLM} and the adapters that join them ...", flush=True)
     start = time.perf_counter()
     model, processor = load_adapter(**placing)
@@ -71,7 +72,7 @@ def load_shipped(**placing):
 
 
 def show_transcript(model, processor, row: dict) -> Transcripts:
-    """Transcribe one clip and print what was made of it."""
+    """Transcribe one clip and print its transcript, with the reference where the row has one."""
     found = ask(model, processor, [row["audio"]], ASR_QUESTION)
     print(
         f"\n{Path(row['audio']).name}: {row['seconds']:.1f} s of speech, {found.num_positions[0]} LLM positions, "
@@ -84,8 +85,8 @@ def show_transcript(model, processor, row: dict) -> Transcripts:
 
 
 def show_long_transcript(model, processor, row: dict):
-    """Transcribe a long file piece by piece and print what was made of it."""
-    from ..modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
+    """Transcribe a long file piece by piece and print its transcript."""
+    from .modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
 
     start = time.perf_counter()
     transcribe = SoundwaveSpeechRecognitionPipeline(model=model, processor=processor, batch_size=4)
@@ -117,3 +118,6 @@ def show_answer(model, processor, clip: dict, question: str):
     if question:
         print(f"  question    {question}")
     print(f"  answer      {found.texts[0]}", flush=True)
+
+
+sys.modules[f"{__name__}.run"] = sys.modules[__name__]  # its name in 0.1.0 goes on working

@@ -1,0 +1,165 @@
+"""Rows of one source under our column names: of files that `readers` reads, or of what `datasets` loads."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import datasets
+from datasets import Audio, Dataset, DatasetDict, List
+
+from .lengths import with_seconds
+from .locate import Found, Source
+from .readers import number_fields, read_audio_folder, read_file
+from .rows import COLUMNS, RowCheck, at_folder, rename, stored_messages, suggest_columns
+
+
+# ---- files that are read here, row by row ----
+
+
+def own_rows(files: Sequence[str], kind: str, source: Source) -> Iterator[tuple[str, dict]]:
+    """Rows of files that are read here, named, under our names, with whole paths."""
+    named = (
+        read_audio_folder(files)
+        if kind == "audiofolder"
+        else ((name, row) for file in files for name, row in _read_at_folder(file, kind, source.columns))
+    )
+    seen: set[str] = set()
+    for name, row in named:
+        if isinstance(row, dict):
+            seen.update(row)
+            row = with_constants(rename(row, source.columns, name), source)
+            row = row if kind == "json" else number_fields(row, name)
+        yield name, row
+    if seen:
+        _refuse_unseen(source, seen)
+
+
+def _read_at_folder(file: str, kind: str, columns: Mapping) -> Iterator[tuple[str, dict]]:
+    folder = os.path.dirname(file if "://" in file else os.path.abspath(file))
+    audio = next((theirs for theirs, ours in columns.items() if ours == "audio"), "audio")
+    messages = next((theirs for theirs, ours in columns.items() if ours == "messages"), "messages")
+    for name, row in read_file(file, kind):
+        if isinstance(row, dict) and row.get(audio) is not None and kind != "webdataset":
+            clips = row[audio]
+            whole = [at_folder(c, folder) for c in clips] if isinstance(clips, list) else at_folder(clips, folder)
+            row = {**row, audio: whole}
+        if isinstance(row, dict) and row.get(messages) is not None:
+            row = {**row, messages: _stored(row[messages], folder, name)}
+        yield name, row
+
+
+def _stored(messages, folder: str, name: str):
+    try:
+        return stored_messages(messages, folder)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return messages  # the check of the row says what is wrong with them
+
+
+def with_constants(row: dict, source: Source) -> dict:
+    for key in ("source", "task"):
+        if getattr(source, key) is not None and row.get(key) is None:
+            row = {**row, key: getattr(source, key)}
+    return row
+
+
+def _refuse_unseen(source: Source, names: Sequence[str]):
+    """Raises: `ValueError` where `columns` maps a column that is not among the names."""
+    for theirs in source.columns:
+        if theirs not in names:
+            raise ValueError(
+                f"`columns` maps `{theirs}`, and `{source.path}` has no such column: it has {sorted(names)}."
+            )
+
+
+def checked_rows(found: Found, check: RowCheck) -> Iterator[tuple[str, dict]]:
+    for name, row in own_rows(found.files, found.kind, found.source):
+        check(row, name)
+        yield name, row
+
+
+def tar_rows(shards: Sequence[str], found: Found, check: RowCheck, states: Sequence = ()) -> Iterator[dict]:
+    """Rows of tars, with their lengths.
+
+    Args: states: of the files; `datasets` tells tars of one name apart by it.
+    """
+    for shard in shards:
+        for name, row in checked_rows(Found(found.source, found.kind, (shard,)), check):
+            yield with_seconds({key: value for key, value in row.items() if key in COLUMNS}, name)
+
+
+# ---- what `datasets` loads ----
+
+
+def under_our_names(rows, source: Source):
+    """A `Dataset` or stream with our column names. Other columns are left out."""
+    names = rows.column_names
+    if names is None:  # a stream that does not know its columns
+        names = list(next(iter(rows), {}))
+    _refuse_unseen(source, names)
+    dropped = [theirs for theirs, ours in source.columns.items() if ours is None]
+    pairs = {theirs: ours for theirs, ours in source.columns.items() if ours is not None and ours != theirs}
+    kept = [name for name in names if name not in dropped]
+    if clash := [ours for ours in pairs.values() if ours in kept and ours not in pairs]:
+        raise ValueError(
+            f"`{source.path}` has a column `{clash[0]}`, and `columns` maps another one to it: add "
+            f"`{clash[0]}: null`, which leaves that column out."
+        )
+    rows = rows.remove_columns(dropped) if dropped else rows
+    rows = rows.rename_columns(pairs) if pairs else rows
+    known = [name for name in (pairs.get(name, name) for name in kept) if name in COLUMNS]
+    if missing := missing_columns(known):
+        raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
+    return rows.select_columns(known)
+
+
+def missing_columns(names: Sequence[str]) -> list[str]:
+    """What rows of these columns lack."""
+    has_clips = {"audio", "messages"} & {*names} or {"question", "answer"} <= {*names}
+    missing = [] if has_clips else ["audio"]
+    return missing + ([] if {"text", "answer", "messages"} & {*names} else ["text"])
+
+
+def undecoded(rows):
+    """A `Dataset` or stream whose clips stay encoded, because decoding needs torchcodec."""
+    changed = {name: _undecoded(kind) for name, kind in (rows.features or {}).items()}
+    for name, kind in changed.items():
+        if kind != rows.features[name]:
+            rows = rows.cast_column(name, kind)
+    return rows
+
+
+def _undecoded(kind):
+    if isinstance(kind, Audio):
+        return Audio(sampling_rate=kind.sampling_rate, decode=False)
+    if isinstance(kind, List):
+        return List(_undecoded(kind.feature))
+    if isinstance(kind, dict):
+        return {name: _undecoded(inner) for name, inner in kind.items()}
+    return kind
+
+
+def parts_of(splits: Mapping[str, Dataset], split: str) -> Dataset:
+    """One split, or parts of several, written as the library has them: `train[:10%]+validation`."""
+    chosen = []
+    for part in datasets.ReadInstruction.from_spec(split).to_absolute({name: len(r) for name, r in splits.items()}):
+        rows = splits[part.splitname]
+        chosen.append(rows.select(range(part.from_ or 0, len(rows) if part.to is None else part.to)))
+    return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+
+def load_saved(found: Found) -> Dataset:
+    """Rows of a folder that `save_to_disk` wrote."""
+    loaded = datasets.load_from_disk(found.source.path)
+    return parts_of(loaded if isinstance(loaded, DatasetDict) else {"train": loaded}, found.split)
+
+
+__all__ = [
+    "checked_rows",
+    "missing_columns",
+    "own_rows",
+    "load_saved",
+    "parts_of",
+    "tar_rows",
+    "under_our_names",
+    "undecoded",
+    "with_constants",
+]

@@ -1,0 +1,148 @@
+"""Rows of a source that are read while they are used, as streams: one of each task, or one of all."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import datasets
+from datasets import IterableDataset as Stream
+
+from .lengths import with_seconds
+from .locate import Found, Source, find, list_sources
+from .named_rows import checked_rows, load_saved, own_rows, tar_rows, undecoded, under_our_names, with_constants
+from .rows import RowCheck
+
+
+EVERY_ROW = "every row"  # name of the one stream where rows are not told apart by task
+UNKNOWN_SIZE = 100_000  # rows that an epoch of a stream counts, where nobody says how many it has
+
+
+@dataclass
+class Streams:
+    """Rows that are read while they are used.
+
+    Args:
+        streams (`dict`): a `datasets.IterableDataset` of each task's rows.
+        sizes (`dict`): rows of each; of a data set that does not say, `UNKNOWN_SIZE`.
+        counts (`dict`): clips and seconds by source, seconds NaN where they are not known beforehand.
+        hold_audio (`bool`): whether rows hold clips, and not only their paths.
+        seconds (`list`): the lengths that are known beforehand.
+    """
+
+    streams: dict[str, Stream] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    counts: dict[tuple[str], tuple[int, float]] = field(default_factory=dict)
+    hold_audio: bool = False
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, task: str, stream: Stream, size: int):
+        if task in self.streams:
+            stream = datasets.concatenate_datasets([self.streams[task], stream])
+        self.streams[task] = stream
+        self.sizes[task] = self.sizes.get(task, 0) + size
+
+    def count(self, source: str | None, clips: int, seconds: float):
+        key = (source or "-",)
+        known = self.counts.get(key, (0, 0.0))
+        self.counts[key] = (known[0] + clips, known[1] + seconds)
+
+
+def open_streams(
+    source,
+    by_task: bool = False,
+    columns: Mapping | None = None,
+    check: RowCheck | None = None,
+) -> Streams:
+    """A stream of each task's rows, whose shards are the files that have some.
+
+    Files of JSON, CSV and audio folders are read to their ends beforehand, so that a row that cannot be learnt from
+    is found before the first step. Rows of tars, Parquet and the hub are checked when they are read.
+
+    Args: by_task: whether to tell rows apart by their `task`, or else `source`; if not, they are one stream. Others
+        as of `open_rows`.
+
+    Raises: as `open_rows`; `ValueError` where a row has neither task nor source and needs one.
+    """
+    check, opened = check or RowCheck(), Streams()
+    for each in list_sources(source, columns):
+        found = find(each)
+        if "[" in found.split or "+" in found.split:
+            raise ValueError(f"`split` is {found.split!r}, and a stream has no parts: name one whole split.")
+        if found.kind in ("json", "csv", "audiofolder"):
+            _add_files(opened, found, by_task, check)
+        else:
+            _add_unseen(opened, found, by_task, check)
+    opened.streams = {task: opened.streams[task] for task in sorted(opened.streams)}
+    opened.sizes = {task: opened.sizes[task] for task in opened.streams}
+    opened.counts = dict(sorted(opened.counts.items()))
+    return opened
+
+
+def _add_files(opened: Streams, found: Found, by_task: bool, check: RowCheck):
+    """Streams of files that are counted first."""
+    counts: dict[str, Counter] = {}
+    shards = [found.files] if found.kind == "audiofolder" else [(file,) for file in found.files]
+    for shard in shards:
+        for name, row in checked_rows(Found(found.source, found.kind, shard), check):
+            counts.setdefault(_task_of(row, by_task, name), Counter())[shard] += 1
+            seconds = row.get("seconds")
+            opened.count(row.get("source"), 1, float("nan") if seconds is None else seconds)
+            if seconds is not None:
+                opened.seconds.append(seconds)
+    for task, by_shard in counts.items():
+        options = {"shards": [*by_shard], "task": task if by_task else None, "found": found}
+        opened.add(task, Stream.from_generator(_rows_of_task, gen_kwargs=options), by_shard.total())
+
+
+def _rows_of_task(shards: list[tuple[str, ...]], task: str | None, found: Found) -> Iterator[dict]:
+    for shard in shards:
+        for name, row in own_rows(shard, found.kind, found.source):
+            if task is None or _task_of(row, True, name) == task:
+                yield with_seconds(row, name)
+
+
+def _task_of(row: Mapping, by_task: bool, name: str) -> str:
+    if not by_task:
+        return EVERY_ROW
+    if (task := row.get("source") if row.get("task") is None else row["task"]) is None:
+        raise ValueError(f"A mixture is of tasks, and {name} has neither `task` nor `source`: give it one of them.")
+    return task
+
+
+def _add_unseen(opened: Streams, found: Found, by_task: bool, check: RowCheck):
+    """Add the stream of a source whose rows are not read before training. They are one task."""
+    source, opened.hold_audio = found.source, True
+    task = (source.task or source.source or source.path) if by_task else EVERY_ROW
+    if found.kind == "webdataset":
+        options = {"shards": list(found.files), "found": found, "check": check}
+        stream, size = Stream.from_generator(tar_rows, gen_kwargs=options), None
+    else:
+        stream, size = _library_stream(found)
+        stream = under_our_names(undecoded(stream), source)
+        stream = stream.map(_Finish(source, check), with_indices=True)
+    opened.add(task, stream, size or UNKNOWN_SIZE)
+    opened.count(source.source or source.path, size or 0, float("nan"))
+
+
+def _library_stream(found: Found) -> tuple[Stream, int | None]:
+    if found.kind == "saved":
+        rows = load_saved(found)
+        return rows.to_iterable_dataset(num_shards=max(1, min(len(found.files), len(rows)))), len(rows)
+    known = (found.builder.info.splits or {}).get(found.split)
+    return found.builder.as_streaming_dataset(split=found.split), known.num_examples if known else None
+
+
+@dataclass
+class _Finish:
+    """Checks each row of a stream and adds its length."""
+
+    source: Source
+    check: RowCheck
+
+    def __call__(self, row: dict, index: int) -> dict:
+        name = f"row {index} of `{self.source.path}`"
+        self.check(row, name)
+        return with_seconds(with_constants(row, self.source), name)
+
+
+__all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "open_streams"]

@@ -1,0 +1,256 @@
+"""Every row of a source, or of several, as one `Dataset` whose clips are not decoded."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+from datasets import Audio, Dataset, Features, List, Value
+
+from .lengths import clip_seconds, many_seconds
+from .locate import OWN_KINDS, Found, find, list_sources
+from .named_rows import checked_rows, load_saved, missing_columns, parts_of, tar_rows, undecoded, under_our_names
+from .rows import COLUMNS, RowCheck, at_folder, clips_of, stored_messages
+
+
+CLIP = {"bytes": Value("binary"), "path": Value("string")}
+MESSAGES = List(
+    {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string"), "audio": CLIP})}
+)
+
+
+def open_rows(
+    source,
+    columns: Mapping | None = None,
+    repeat: Mapping[str, int] | None = None,
+    check: RowCheck | None = None,
+    home: Path | None = None,
+    with_seconds: bool = True,
+) -> Dataset:
+    """Every row of a source, or of a list of them, as a `Dataset` whose clips are not decoded.
+
+    Args:
+        source: what `data` of a recipe may be: a path, a pattern, the name of a data set, a mapping, a list of these.
+        columns: `their_name: our_name`.
+        repeat: how often rows of a source count; column `row` tells repeats apart.
+        check: refuses rows; by default those that no stage can learn from, without a look at control tokens.
+        home: folder where lengths of many clips are kept.
+        with_seconds: whether to read the lengths that rows do not say from the clips' headers.
+
+    Returns: rows with `audio` (a whole path, or `{"path", "bytes"}`), `text`, `seconds` and, where they have them,
+        the other columns of `COLUMNS`; `row` is the number of each.
+
+    Raises: `FileNotFoundError`; `ValueError` for what cannot be read, with file, row and value.
+    """
+    options = _Options(check or RowCheck(), home, with_seconds)
+    parts = [_load(find(each), options) for each in list_sources(source, columns)]
+    rows = parts[0] if len(parts) == 1 else _join(parts)
+    rows = _repeat(rows, repeat or {}, source)
+    return rows.remove_columns([name for name in ("row",) if name in rows.column_names]).add_column(
+        "row", list(range(len(rows)))
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    check: RowCheck
+    home: Path | None
+    with_seconds: bool
+
+
+def _load(found: Found, options: _Options) -> Dataset:
+    if found.kind not in OWN_KINDS:
+        rows = _library_rows(found)
+        _check_table(rows, found.source.path, options.check)
+        return fill_seconds(rows, f"`{found.source.path}`") if options.with_seconds else rows
+    if "[" in found.split or "+" in found.split or found.split == "all":
+        return _load_parts(found, options)
+    return _load_split(found, found.splits[found.split], options)
+
+
+def _load_parts(found: Found, options: _Options) -> Dataset:
+    """Parts of splits, `train[:10%]+validation`, of files that are read here."""
+    names = {part.partition("[")[0].strip() for part in found.split.split("+")}
+    names = found.splits.keys() if "all" in names else names
+    whole = {name: _load_split(found, found.splits[name], options) for name in names}
+    return parts_of(whole, found.split)
+
+
+def _load_split(found: Found, files: Sequence[str], options: _Options) -> Dataset:
+    files = _download(files)
+    found = Found(found.source, found.kind, tuple(files), found.split)
+    if found.kind == "webdataset":
+        return _from_tars(found, options.check)
+    names, rows = [], []
+    for name, row in checked_rows(found, options.check):
+        names.append(name)
+        rows.append(row)
+    lacking = [index for index, row in enumerate(rows) if row.get("seconds") is None and options.with_seconds]
+    lengths = many_seconds([clips_of(rows[i]) for i in lacking], [names[i] for i in lacking], options.home)
+    for index, seconds in zip(lacking, lengths, strict=True):
+        rows[index] = {**rows[index], "seconds": seconds}
+    return _table(rows)
+
+
+def _from_tars(found: Found, check: RowCheck) -> Dataset:
+    """Clips of tars, kept on disk by the library: memory does not hold them."""
+    # Part of what the library knows its copy by: another tar of that name is another data set.
+    states = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in found.files]
+    options = {"shards": list(found.files), "found": found, "check": check, "states": states}
+    try:
+        return Dataset.from_generator(tar_rows, gen_kwargs=options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+
+
+def _download(files: Sequence[str]) -> list[str]:
+    """Files of the hub as files here; local ones as they are."""
+    if not any("://" in file for file in files):
+        return list(files)
+    from huggingface_hub import HfFileSystem, hf_hub_download
+
+    local = []
+    for file in files:
+        place = HfFileSystem().resolve_path(file.removeprefix("hf://"))
+        local.append(hf_hub_download(place.repo_id, place.path_in_repo, repo_type="dataset", revision=place.revision))
+    return local
+
+
+def _table(rows: list[dict]) -> Dataset:
+    """Rows as columns. Where some rows have several clips, `audio` and `text` of all are lists."""
+    for key in ("audio", "text"):
+        if any(isinstance(row.get(key), list | tuple) for row in rows):
+            rows = [row | {key: _as_list(row.get(key))} for row in rows]
+    if any(isinstance(row.get("audio"), Mapping) for row in rows):
+        rows = [row | {"audio": _as_stored(row.get("audio"))} for row in rows]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    kinds = {key: Value("string") for key in ("source", "task", "question", "answer")}
+    kinds |= {"seconds": Value("float64"), "messages": MESSAGES}
+    kinds = {key: kind for key, kind in kinds.items() if key in columns}
+    table = Dataset.from_list([{**dict.fromkeys(columns), **row} for row in rows])
+    if all(table.features[key] == kind for key, kind in kinds.items()):
+        return table
+    return table.cast(Features({**table.features, **kinds}))
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, list | tuple) else None if value is None else [value]
+
+
+def _as_stored(clip):
+    if isinstance(clip, str):
+        return {"bytes": None, "path": clip}
+    return None if clip is None else {"bytes": clip.get("bytes"), "path": clip.get("path")}
+
+
+def _library_rows(found: Found) -> Dataset:
+    """What the library loads, under our names, clips undecoded."""
+    source = found.source
+    if found.kind == "saved":
+        rows = load_saved(found)
+    else:
+        found.builder.download_and_prepare()
+        rows = found.builder.as_dataset(split=found.split)
+    rows = under_our_names(undecoded(rows), source)
+    for key in ("source", "task"):
+        if getattr(source, key) is not None and key not in rows.column_names:
+            rows = rows.add_column(key, [getattr(source, key)] * len(rows))
+    if rows.features.get("audio") == Value("string") and found.files:
+        folder = os.path.dirname(os.path.abspath(found.files[0]))
+        rows = rows.map(lambda row: {"audio": at_folder(row["audio"], folder)})
+    return rows
+
+
+def _check_table(rows: Dataset, path: str, check: RowCheck):
+    if not len(rows):
+        raise ValueError(f"`{path}` has no rows.")
+    check_rows(rows, check, f"`{path}`")
+
+
+def check_rows(rows, check: RowCheck, name: str = "the data set"):
+    """Refuse rows of a `Dataset` or a list by all but their clips, of which only is seen whether they are there.
+
+    Rows of a stream, and of a data set with a transform of its own, are checked when they are read.
+    """
+    if isinstance(rows, list):
+        for index, row in enumerate(rows):
+            check(row, f"row {index} of {name}")
+    if not isinstance(rows, Dataset) or rows.format["type"] is not None:
+        return
+    light = rows.select_columns([key for key in rows.column_names if key in COLUMNS and key != "audio"])
+    there = _has_audio(rows) if "audio" in rows.column_names else [None] * len(rows)
+    others = dict.fromkeys(rows.column_names) if missing_columns(rows.column_names) else {}
+    for index, audio in enumerate(there):
+        check({**others, **(light[index] if light.column_names else {}), "audio": audio}, f"row {index} of {name}")
+
+
+def _has_audio(rows: Dataset) -> Iterator[object]:
+    """For each row a placeholder for each of its clips, without the samples."""
+    for table in rows.select_columns(["audio"]).with_format("arrow").iter(256):
+        column = table["audio"].combine_chunks()
+        if hasattr(column.type, "value_type"):
+            counts = column.value_lengths().to_pylist()
+            yield from (["clip"] * count if count is not None else None for count in counts)
+        elif hasattr(column.type, "fields"):
+            marks = zip(*(column.field(n).is_valid().to_pylist() for n in ("bytes", "path")), strict=True)
+            yield from ("clip" if any(mark) else None for mark in marks)
+        else:
+            yield from column.to_pylist()
+
+
+def fill_seconds(rows: Dataset, name: str) -> Dataset:
+    """Rows with the length of each in `seconds`; `name` is what errors call them."""
+    seconds = lengths_of(rows, name)
+    rows = rows.remove_columns([name for name in ("seconds",) if name in rows.column_names])
+    return rows.add_column("seconds", seconds)
+
+
+def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> list[float]:
+    """Seconds of each row: of the column `seconds`, or, where that has none, of the clips' headers.
+
+    Args: folder: what relative paths are seen from.
+    """
+    known = rows["seconds"][:] if "seconds" in rows.column_names else [None] * len(rows)
+    if None not in known:
+        return [float(seconds) for seconds in known]
+    heard = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
+
+    def length(index: int) -> float:
+        clips = clips_of(heard[index])
+        return sum(clip_seconds(at_folder(clip, folder), f"row {index} of {name}") for clip in clips)
+
+    return [float(length(index) if seconds is None else seconds) for index, seconds in enumerate(known)]
+
+
+def _join(parts: list[Dataset]) -> Dataset:
+    """Sources one after another, with our columns only and clips in one form."""
+    parts = [part.select_columns([name for name in part.column_names if name in COLUMNS]) for part in parts]
+    kinds = [part.features["audio"] for part in parts if "audio" in part.features]
+    if any(kind != kinds[0] for kind in kinds):
+        if any(isinstance(kind, List) for kind in kinds):
+            raise ValueError("Some sources have lists of clips in `audio` and some one clip a row: give all lists.")
+        stored = Audio(decode=False)
+        parts = [part.cast_column("audio", stored) if "audio" in part.features else part for part in parts]
+    return datasets.concatenate_datasets([_with_stored_messages(part) for part in parts])
+
+
+def _with_stored_messages(rows: Dataset) -> Dataset:
+    if rows.features.get("messages", MESSAGES) == MESSAGES:
+        return rows
+    features = Features({**rows.features, "messages": MESSAGES})
+    return rows.map(
+        lambda row: {"messages": row["messages"] and stored_messages(row["messages"], "")}, features=features
+    )
+
+
+def _repeat(rows: Dataset, repeat: Mapping[str, int], source) -> Dataset:
+    if not repeat:
+        return rows
+    sources = rows["source"][:] if "source" in rows.column_names else [None] * len(rows)
+    if unknown := set(repeat) - set(sources):
+        raise ValueError(f"`repeat` names {sorted(unknown)}, and no row of `{source}` has that source.")
+    return rows.select([index for index, name in enumerate(sources) for _ in range(repeat.get(name, 1))])
+
+
+__all__ = ["check_rows", "fill_seconds", "lengths_of", "open_rows"]

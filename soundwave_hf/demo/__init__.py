@@ -1,1 +1,0 @@
-"""What `soundwave-hf demo` runs."""
