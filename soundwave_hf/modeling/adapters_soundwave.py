@@ -16,6 +16,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_soundwave import SoundwaveConfig
+from .ctc_scores_soundwave import CTCFrames, score_frames
 from .ctc_soundwave import large_vocabulary_ctc
 from .trained_fields_soundwave import keep_trained_fields
 
@@ -253,6 +254,11 @@ class SoundwaveCTCHead(nn.Module):
             # Distributed training waits for a gradient of each parameter: without labels, the blank's are zero.
             ctc.losses = 0 * (self.blank_weight.sum() + self.blank_bias).expand(len(aligned))
         return ctc
+
+    def score_frames(self, aligned, num_frames, token_embeddings) -> list[CTCFrames]:
+        """CTC log-probabilities of each clip's aligned frames `(clips, frames, width)`, for decoding."""
+        token_weight = token_embeddings if self.weight is None else self.weight
+        return score_frames(aligned, num_frames, token_weight, self.blank_id, self.blank_weight, self.blank_bias)
 
     def logits(self, aligned: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
         """All scores of aligned frames: `(clips, frames, width)` -> `(clips, frames, vocabulary)`."""

@@ -38,7 +38,7 @@ class _Trellis:
         # Labels that may follow another at once; a blank must stand between equal ones.
         self.jumps = 2 * np.flatnonzero(places[1:] != places[:-1]) + 3
         self.borders = 2 * np.cumsum([0, *word_lengths])  # the blanks before each word, and the last one
-        self.costs = None if left_out_log_prob is None else left_out_log_prob * np.arange(len(self.borders))
+        self.costs = None if left_out_log_prob is None else left_out_log_prob * (self.borders // 2)
 
     def emissions(self, begin: int, end: int) -> np.ndarray:
         """Log-probability of each state at some frames `(frames, states)`."""
@@ -122,7 +122,8 @@ def align_labels(
         blank_log_probs (`np.ndarray` of shape `(frames,)`): that of the blank.
         places (`np.ndarray` of shape `(labels,)`): the column of each label of the text, in order.
         word_lengths (`list[int]`, *optional*): labels of each word, 1 or more; one word by default.
-        left_out_log_prob (`float`, *optional*): nats added to the path for each word that is left out.
+        left_out_log_prob (`float`, *optional*): nats added to the path for each label of a word that is left
+            out.
 
     Returns: `Alignment`, or None where the text does not fit into the frames.
 

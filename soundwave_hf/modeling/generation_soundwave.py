@@ -12,7 +12,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import AssistedCandidateGenerator, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
+
+from .timed_generation_soundwave import TimesRequest, ctc_clips
 
 
 logger = logging.get_logger(__name__)
@@ -176,6 +178,8 @@ class AnswerRules(LogitsProcessor):
     def __init__(self, audio_token_id: int):
         self.audio_token_id = audio_token_id
         self.silent = self.end = None
+        self.end_ids: set[int] = set()
+        self.keeps_clips, self.clips = False, None  # what the CTC head heard in them, where word times were asked for
 
     def end_at_once(self, silent: torch.Tensor | None, end: int | list[int] | None):
         """Let rows, with all of their beams or samples, consist of the end token.
@@ -184,9 +188,10 @@ class AnswerRules(LogitsProcessor):
 
         Raises: `ValueError` where there are such rows and no end token.
         """
+        ends = [] if end is None else end if isinstance(end, list) else [end]
+        self.end_ids = set(ends)
         if silent is None or not silent.any():
             return
-        ends = [] if end is None else end if isinstance(end, list) else [end]
         if not ends:
             raise ValueError(
                 "A row asks for the transcript of a clip without speech, and there is no token to end it with: set "
@@ -272,12 +277,19 @@ class SoundwaveGenerationMixin(GenerationMixin):
         `SoundwaveProcessor.apply_transcription_request` gives) get an empty one, the end token alone, where their
         clips are without speech: see `SoundwaveConfig.no_speech_threshold`.
 
+        With such rows, `return_timestamps="word"` or `"segment"` returns a `SoundwaveGenerateOutput`, which has the
+        times and probabilities of each row's words in seconds of its clip (`chunks`). `drop_unsupported=True` leaves
+        out words that the sound does not support: invented ones, and loops from their first copy without frames on.
+        Both read the answer's text: pass `tokenizer=processor.tokenizer` where the model does not know its folder.
+
         Raises: `ValueError` where two caches came, where clips, ids and what the cache holds do not belong together,
-        and for an option that prompts with clips do not allow.
+        for an option that prompts with clips do not allow, and where word times are asked of a row that asks for no
+        transcript.
         """
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        times = TimesRequest.take(self, input_ids, generation_config, kwargs)
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             self._check_guidance(input_ids, generation_config, kwargs)
             has_clips = any(kwargs.get(name) is not None for name in ("input_features", "encoder_states"))
@@ -286,8 +298,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
         rules = AnswerRules(self.config.audio_token_id)
         if kwargs.get("is_transcription") is not None:  # the hook that hears the clips tells the rules
             kwargs["is_transcription"] = (kwargs["is_transcription"], rules)
-        logits_processor = LogitsProcessorList([*(logits_processor or []), rules])
-        return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        if times is None:
+            logits_processor = LogitsProcessorList([*(logits_processor or []), rules])
+            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        rules.keeps_clips = True
+        logits_processor = LogitsProcessorList([times.log_probs, *(logits_processor or []), rules])
+        outputs = super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        return times.finish(self, outputs, input_ids, rules.end_ids, rules.clips)
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
         """Raise `ValueError` where the pass to be guided away from, which is given no clips, would read a clip."""
@@ -353,8 +370,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
             clips = new_clips(clips, is_audio, begin)
         is_silent = torch.zeros(0, dtype=torch.bool)
         if prompt is None or is_audio[:, begin:].any():
-            tail, is_silent = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
+            tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
             merged |= tail
+            if rules is not None and rules.keeps_clips:
+                rules.clips = ctc_clips(self, audio, clips.get("input_features"), clips.get("input_features_mask"))
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
         if rules is not None:
@@ -396,10 +415,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
 
     def _merge_tail(
         self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict
-    ) -> tuple[dict, torch.Tensor]:
+    ) -> tuple[dict, torch.Tensor, ModelOutput]:
         """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds.
 
-        Returns: what of the model's inputs changes, and which clips are without speech.
+        Returns: what of the model's inputs changes, which clips are without speech, and `get_audio_features` of them.
         """
         if not clips:
             raise ValueError(
@@ -422,7 +441,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             "attention_mask": torch.cat([mask[:, :cached], tail.attention_mask.to(mask)], dim=1),
             "num_added": cached + embeds.shape[1] - input_ids.shape[1],
         }
-        return merged, self.model.judge_silence(audio, clips.get("input_features"), clips.get("input_features_mask"))
+        is_silent = self.model.judge_silence(audio, clips.get("input_features"), clips.get("input_features_mask"))
+        return merged, is_silent, audio
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
