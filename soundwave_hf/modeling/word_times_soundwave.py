@@ -46,7 +46,7 @@ def owners(pieces: list[bytes], spans: list[tuple[int, int]]) -> list[int | None
     found = []
     for piece in pieces:
         place += len(piece)
-        last = place - 1 - (len(piece) - len(piece.rstrip()))
+        last = place - 1 - (len(piece) - len(piece.rstrip()) if piece.strip() else 0)
         found.append(next((word for word, (begin, end) in enumerate(spans) if begin <= last < end), None))
     return found
 
@@ -89,6 +89,7 @@ def count_letters(labels: list[int], bridge: CTCText) -> np.ndarray:
     return np.array([max(1, len(text)) for text in texts])
 
 
+@torch.no_grad()
 def align_words(frames: CTCFrames, labels: list[list[int]]) -> Alignment:
     """The likeliest path of words, given by their labels, through the frames of a clip."""
     flat = torch.tensor([label for word in labels for label in word], dtype=torch.long)
