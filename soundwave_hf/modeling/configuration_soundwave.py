@@ -90,6 +90,8 @@ class SoundwaveConfig(PreTrainedConfig):
         ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`): what the CTC head writes of a transcript: the text
             with case and marks; lower case without marks; that with numbers in English words. The processor has the
             same value and makes the targets.
+        label_peak (`float`): share of a label's letters that are said before the frame where the CTC head scores it
+            highest; word times are corrected by it. `benchmarks/word_times.py` measures it.
 
     Example:
 
@@ -136,6 +138,7 @@ class SoundwaveConfig(PreTrainedConfig):
     ctc_loss_weight: float | int = 0.3
     no_speech_threshold: float | int | None = None
     ctc_text: Literal["as_written", "lower", "lower_spelled"] = "lower"
+    label_peak: float | int = 0.45
     tie_word_embeddings: bool | None = None
 
     @classmethod
@@ -263,7 +266,8 @@ class SoundwaveConfig(PreTrainedConfig):
             raise ValueError(f"`blank_margin` is {self.blank_margin}; give a finite number of nats, 0 for plain CTC.")
         if not 0 <= self.ctc_loss_weight < float("inf"):
             raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; give 0 (no CTC loss) or more.")
-
+        if not 0 < self.label_peak < 1:
+            raise ValueError(f"`label_peak` is {self.label_peak}; expected a share between 0 and 1, such as 0.45.")
         if self.no_speech_threshold is not None and not 0 <= self.no_speech_threshold < 1:
             raise ValueError(
                 f"`no_speech_threshold` is {self.no_speech_threshold}; give a probability below 1, None to answer all."

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .decoding_soundwave import CTC_OPTIONS, CTCDecoding, check_weight
 from .drafts_soundwave import drafted
+from .timed_generation_soundwave import TimesRequest, ctc_clips
 
 
 logger = logging.get_logger(__name__)
@@ -186,6 +187,8 @@ class AnswerRules(LogitsProcessor):
     def __init__(self, audio_token_id: int):
         self.audio_token_id = audio_token_id
         self.silent = self.end = None
+        self.end_ids: set[int] = set()
+        self.keeps_clips, self.clips = False, None  # what the CTC head heard in them, where word times were asked for
 
     def end_at_once(self, silent: torch.Tensor | None, end: int | list[int] | None):
         """Let rows, with all of their beams or samples, consist of the end token.
@@ -194,9 +197,10 @@ class AnswerRules(LogitsProcessor):
 
         Raises: `ValueError` where there are such rows and no end token.
         """
+        ends = [] if end is None else end if isinstance(end, list) else [end]
+        self.end_ids = set(ends)
         if silent is None or not silent.any():
             return
-        ends = [] if end is None else end if isinstance(end, list) else [end]
         if not ends:
             raise ValueError(
                 "A row asks for the transcript of a clip without speech, and there is no token to end it with: set "
@@ -288,12 +292,19 @@ class SoundwaveGenerationMixin(GenerationMixin):
         `SoundwaveProcessor.apply_transcription_request` gives) get an empty one, the end token alone, where their
         clips are without speech: see `SoundwaveConfig.no_speech_threshold`.
 
+        With such rows, `return_timestamps="word"` or `"segment"` returns a `SoundwaveGenerateOutput`, which has the
+        times and probabilities of each row's words in seconds of its clip (`chunks`). `drop_unsupported=True` leaves
+        out words that the sound does not support: invented ones, and loops from their first copy without frames on.
+        Both read the answer's text: pass `tokenizer=processor.tokenizer` where the model does not know its folder.
+
         Raises: `ValueError` where two caches came, where clips, ids and what the cache holds do not belong together,
-        and for an option that prompts with clips do not allow.
+        for an option that prompts with clips do not allow, and where word times are asked of a row that asks for no
+        transcript.
         """
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        times = TimesRequest.take(self, input_ids, generation_config, kwargs)
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             self._check_guidance(input_ids, generation_config, kwargs)
             has_clips = any(kwargs.get(name) is not None for name in ("input_features", "encoder_states"))
@@ -303,8 +314,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
         decoding = self._ctc_decoding(generation_config, kwargs)
         if kwargs.get("is_transcription") is not None:  # the hook that encodes the clips sets the rules
             kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
-        logits_processor = LogitsProcessorList([*(logits_processor or []), decoding, rules])
-        return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        if times is None:
+            logits_processor = LogitsProcessorList([*(logits_processor or []), decoding, rules])
+            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        rules.keeps_clips = True
+        logits_processor = LogitsProcessorList([times.log_probs, *(logits_processor or []), decoding, rules])
+        outputs = super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        return times.finish(self, outputs, input_ids, rules.end_ids, rules.clips)
 
     def _ctc_decoding(self, generation_config: GenerationConfig | None, kwargs: dict) -> CTCDecoding:
         """What `ctc_weight`, `ctc_draft` and the generation config ask of the CTC head, which yet has to hear."""
@@ -405,6 +421,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             merged |= tail
             if decoding is not None:
                 decoding.hear(audio, inputs, marked)
+            if rules is not None and rules.keeps_clips:
+                rules.clips = ctc_clips(self, audio, clips.get("input_features"), clips.get("input_features_mask"))
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
         if rules is not None:

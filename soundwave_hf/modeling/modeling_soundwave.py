@@ -61,6 +61,8 @@ from .outputs_soundwave import (
     SoundwaveModelOutputWithPast,
 )
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces  # noqa: F401
+from .support_soundwave import CTCClip
+from .timed_generation_soundwave import ctc_clips
 
 
 logger = logging.get_logger(__name__)
@@ -537,6 +539,18 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
     def get_audio_features(self, input_features=None, input_features_mask=None, **kwargs):
         """See `SoundwaveModel.get_audio_features`."""
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
+
+    @torch.no_grad()
+    def get_ctc_clips(self, input_features=None, input_features_mask=None, **kwargs) -> list[CTCClip]:
+        """What texts of these clips can be aligned with (`SoundwaveProcessor.align_word_timestamps`), one a clip.
+
+        Arguments as in `SoundwaveModel.get_audio_features`; those of a transcription request that concern its text
+        alone are not read.
+        """
+        for name in ("input_ids", "attention_mask", "is_transcription"):
+            kwargs.pop(name, None)
+        audio = self.get_audio_features(input_features, input_features_mask, **kwargs)
+        return ctc_clips(self, audio, input_features, input_features_mask)
 
     @unseen_by_trainer("ctc_labels")
     @can_return_tuple

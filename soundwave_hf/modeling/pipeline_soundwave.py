@@ -20,6 +20,7 @@ from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
 from .segments_soundwave import cut_samples
+from .support_soundwave import check_kind
 
 
 logger = logging.get_logger(__name__)
@@ -36,6 +37,7 @@ CUSTOM_PIPELINES = {
 
 TOKENS_OF_30_SECONDS = 256  # English speech seldom has half of that
 SHORTEST_CHUNK = 1.0  # seconds
+TIMES_OPTIONS = ("return_timestamps", "drop_unsupported")  # of `generate`
 AUDIO_OPTIONS = ("mono", "allow_truncated", "max_seconds", "max_bytes")  # of the processor's call
 
 
@@ -121,10 +123,15 @@ class Request:
     """One clip and what the pipeline has found for it so far."""
 
     number: int
-    pieces: int
+    seconds: list[float]  # of each piece
     language: str | None
     prompt: str | None
     texts: list[list[str]] = dataclasses.field(default_factory=list)  # of each piece, its hypotheses
+    chunks: list[list[list[dict]]] = dataclasses.field(default_factory=list)  # of each piece and hypothesis
+
+    @property
+    def pieces(self) -> int:
+        return len(self.seconds)
 
 
 def option_of(option, number: int, name: str):
@@ -134,6 +141,17 @@ def option_of(option, number: int, name: str):
     if number >= len(option):
         raise wrong_number(option, f"clip {number + 1}", name)
     return option[number]
+
+
+def moved_chunks(chunks: list[dict], seconds: float) -> list[dict]:
+    """Chunks of a piece with the times of the clip in which it begins after so many seconds."""
+    return [
+        {
+            **chunk,
+            "timestamp": tuple(time if time is None else round(time + seconds, 3) for time in chunk["timestamp"]),
+        }
+        for chunk in chunks
+    ]
 
 
 def wrong_number(option, arrived: str, name: str) -> ValueError:
@@ -181,6 +199,10 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             mono, allow_truncated, max_seconds, max_bytes (*optional*): as in the processor's call.
             max_new_tokens (`int`, *optional*): 256 for each 30 s of the longest piece by default; a transcript that
                 does not end within them is warned of.
+            return_timestamps (`str`, *optional*): "word", or "segment" for sentences: adds "chunks", a list of
+                `{"text", "timestamp": (start, end)}` in seconds of the clip, and what else
+                `SoundwaveProcessor.align_word_timestamps` tells of a word. True is "segment".
+            drop_unsupported (`bool`, *optional*): leave out words that the sound does not support.
             generation_config, generate_kwargs (*optional*): as for `generate`; its arguments may stand in the call,
                 too, such as `num_beams=2`. Of a `return_dict_in_generate` the transcripts are taken.
 
@@ -188,8 +210,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             first (a clip in pieces joins those of equal rank). A list of these for a list or a column; an iterator
             for data sets and generators, which reads a clip when its answer is asked for.
 
-        Raises: `ValueError` for `return_timestamps`, which the model does not give, for lists of another length than
-            the clips', and for a bad clip.
+        Raises: `ValueError` for another `return_timestamps`, for lists of another length than the clips', and for a
+            bad clip.
         """
         if is_clip(inputs):
             return super().__call__([inputs], **kwargs)[0]
@@ -200,15 +222,15 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         return Transcripts(iter(super().__call__((clip for clip in clips), **kwargs)), inputs)
 
     def _sanitize_parameters(self, **given):
-        if given.pop("return_timestamps", None):
-            raise ValueError("`return_timestamps` was set, and this model gives no times: leave it out.")
         preprocess = {name: given.pop(name) for name in ("chunk_length_s", *AUDIO_OPTIONS) if name in given}
         forward = {name: given.pop(name) for name in ("language", "prompt") if name in given}
         generate_kwargs = dict(given.pop("generate_kwargs", None) or {})
-        for name in given.keys() & {*vars(GenerationConfig()), "generation_config"}:
+        for name in given.keys() & {*vars(GenerationConfig()), "generation_config", *TIMES_OPTIONS}:
             value = given.pop(name)
             if generate_kwargs.setdefault(name, value) != value:
                 raise ValueError(f"`{name}` was given twice, in the call and in `generate_kwargs`: leave one out.")
+        if generate_kwargs.get("return_timestamps") not in (None, False):
+            check_kind(generate_kwargs["return_timestamps"])
         if generate_kwargs:
             earlier = getattr(self, "_forward_params", {}).get("generate_kwargs", {})
             replaces = "generation_config" in generate_kwargs  # as in the library
@@ -247,7 +269,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         requests, waiting, number = deque(), [], -1
         for number, samples in enumerate(pieces):
             options = option_of(language, number, "language"), option_of(prompt, number, "prompt")
-            request = Request(number, len(samples), *options)
+            rate = self.processor.feature_extractor.sampling_rate
+            request = Request(number, [len(piece) / rate for piece in samples], *options)
             requests.append(request)
             for piece in samples:
                 waiting.append((request, piece))
@@ -285,13 +308,17 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             prompt=[request.prompt for request in requests],
         ).to(self.model.device)
         options = self._generate_options(generate_kwargs or {}, max(map(len, pieces)) / rate)
-        outputs = self.model.generate(**batch, **options)
+        outputs = self.model.generate(**batch, **{"tokenizer": self.processor.tokenizer, **options})
+        chunks = getattr(outputs, "chunks", None)
         ids = getattr(outputs, "sequences", outputs)[:, batch["input_ids"].shape[1] :]  # [pieces * hypotheses, tokens]
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         hypotheses = len(texts) // len(pieces)
         for place, request in enumerate(requests):
             rows = slice(place * hypotheses, (place + 1) * hypotheses)
             self._warn_of_unended(ids[rows], request, options)
+            if chunks is not None:
+                begin = sum(request.seconds[: len(request.texts)])
+                request.chunks.append([moved_chunks(chunks[row], begin) for row in range(rows.start, rows.stop)])
             request.texts.append([text.strip() for text in texts[rows]])
         return {}
 
@@ -323,9 +350,11 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 f"its rest (clip {request.number}): give more `max_new_tokens`, or a smaller `chunk_length_s`."
             )
 
-    def postprocess(self, request: Request) -> dict[str, str] | list[dict[str, str]]:
+    def postprocess(self, request: Request) -> dict | list[dict]:
         # Of each rank, the pieces' texts; a piece in which nothing is said has none.
         answers = [{"text": " ".join(filter(None, texts))} for texts in zip(*request.texts, strict=True)]
+        for answer, chunks in zip(answers, zip(*request.chunks, strict=True), strict=False):
+            answer["chunks"] = [chunk for piece in chunks for chunk in piece]
         return answers[0] if len(answers) == 1 else answers
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):

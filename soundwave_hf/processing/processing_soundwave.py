@@ -640,6 +640,47 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"`{name}={kwargs[name]!r}` arrived, which no part of a transcription request reads. {hint}"
             )
 
+    def align_word_timestamps(
+        self, transcriptions: str | list[str], clips: list, return_timestamps: str = "word"
+    ) -> dict | list[dict]:
+        """
+        Time each word of transcripts, those of the model or any others of the same clips, with the CTC head's scores.
+
+        Args:
+            transcriptions: the text of each clip.
+            clips: of the model, one a text: `clips` of `generate(..., return_timestamps="word")`, or what
+                `model.get_ctc_clips(**inputs)` returns. Or that output of `generate` itself.
+            return_timestamps: "word", or "segment" for sentences.
+
+        Returns: for a list of texts a list of these, else one: **text**; **chunks**, a list of words as the speech
+            recognition pipeline has them: "text" with case and marks, "timestamp" `(start, end)` in seconds,
+            "aligned", false with `(None, None)` for a word that has no frames, "supported", false for a word that the
+            sound does not support, "probability" from 0 to 1; and **probability** of the whole.
+
+        Raises: `ValueError` where there are not as many clips as texts, or for another `return_timestamps`.
+
+        Example:
+
+        ```python
+        >>> inputs = processor.apply_transcription_request("speech.wav")
+        >>> clips = model.get_ctc_clips(**inputs)
+        >>> processor.align_word_timestamps("hello there", clips)["text"]
+        'hello there'
+        ```
+        """
+        is_single = isinstance(transcriptions, str)
+        texts = [transcriptions] if is_single else list(transcriptions)
+        clips = getattr(clips, "clips", clips)
+        if clips is None or len(clips) != len(texts):
+            raise ValueError(
+                f"{len(texts)} transcripts arrived and {0 if clips is None else len(clips)} clips; expected one clip "
+                'a text. Pass `clips` of `model.generate(..., return_timestamps="word")`, or of `model.get_ctc_clips`.'
+            )
+        aligned = [
+            clip.align(text, self.tokenizer, return_timestamps) for text, clip in zip(texts, clips, strict=True)
+        ]
+        return aligned[0] if is_single else aligned
+
     def decode(self, *args, return_format: str = "raw", **kwargs) -> str | list[str] | dict | list[dict]:
         """The tokenizer's `decode`: ids `(tokens,)` to a text, ids `(batch, tokens)` to a list of texts.
 

@@ -1,0 +1,285 @@
+"""What the sound says of a transcript: times and confidence of each word, and words that nobody said.
+
+A word is compared, in its frames, with the likeliest labels there: how many nats a label does the transcript lose by
+it? `benchmarks/hallucinations.py` measures how well that tells invented words from spoken ones.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from .alignment_soundwave import Alignment
+from .ctc_scores_soundwave import CTCFrames
+from .ctc_text_soundwave import CTCText
+from .word_times_soundwave import WrittenWord, align_words, count_letters, owners, time_words, written_words
+
+
+LEAST_SUPPORT = -9.0  # nats a label; chosen on clips outside the validation sets: benchmarks/hallucinations.py
+
+
+SENTENCE_END = re.compile(r"[.?!…。？！]['\"”’)\]]*$")
+SEGMENT_PAUSE_SECONDS = 1.0  # a longer pause begins a new segment, as the end of a sentence does
+
+
+@dataclass
+class CTCClip:
+    """The CTC scores of one clip, and what its frames are in seconds.
+
+    Args:
+        frames (`CTCFrames`).
+        frame_seconds (`float`): seconds of a frame.
+        end_seconds (`float`): no word ends later.
+        label_peak (`float`), form (`str`): `label_peak` and `ctc_form` of `SoundwaveConfig`.
+    """
+
+    frames: CTCFrames
+    frame_seconds: float
+    end_seconds: float
+    label_peak: float
+    form: str = "lower"
+
+    def align(self, text: str, tokenizer, return_timestamps="word", least_support: float = LEAST_SUPPORT) -> dict:
+        """A transcript with the times of its words or segments.
+
+        Args:
+            text (`str`): the transcript, of the LLM, of the CTC head or of a person.
+            tokenizer: the LLM's.
+            return_timestamps (`str`): "word" or "segment".
+            least_support (`float`): nats; words with less are not `supported`.
+
+        Returns: `{"text", "chunks", "probability"}`; see `SoundwaveProcessor.align_word_timestamps`.
+
+        Raises: `ValueError` for another `return_timestamps`.
+        """
+        kind = check_kind(return_timestamps)
+        words = hear_words(self, text, bridge_of(tokenizer, self.form), least_support)
+        return {"text": text, "chunks": CHUNKS[kind](words), "probability": clip_probability(words, self)}
+
+
+@lru_cache(maxsize=4)
+def bridge_of(tokenizer, form: str) -> CTCText:
+    """The bridge of a tokenizer, whose table of tokens takes a while to make."""
+    return CTCText(tokenizer, form)
+
+
+def check_kind(return_timestamps) -> str:
+    """ "word" or "segment"; True is "segment", as in Whisper's pipeline.
+
+    Raises: `ValueError` for anything else.
+    """
+    kind = "segment" if return_timestamps is True else return_timestamps
+    if kind not in ("word", "segment"):
+        raise ValueError(
+            f'`return_timestamps` is {return_timestamps!r}; expected "word" or "segment" (True is "segment").'
+        )
+    return kind
+
+
+@dataclass
+class HeardWord:
+    """A word of a transcript and what the sound says of it.
+
+    Args:
+        text: as it is written, with case and marks.
+        span: its place in the transcript's bytes.
+        start, end: seconds; None where it has no frames.
+        ctc_log_prob: mean log-probability of its labels at their frames.
+        support: nats a label by which it is behind the likeliest labels of its frames, 0 or less; -inf without frames.
+        supported: whether `support` is at least the threshold, and it is no copy of a loop that has no frames.
+        llm_log_prob: of its tokens together, where they are known.
+    """
+
+    text: str
+    span: tuple[int, int]
+    start: float | None = None
+    end: float | None = None
+    ctc_log_prob: float = -math.inf
+    support: float = -math.inf
+    supported: bool = False
+    llm_log_prob: float | None = None
+
+    @property
+    def aligned(self) -> bool:
+        return self.start is not None
+
+    @property
+    def probability(self) -> float:
+        """From 0 to 1: the geometric mean of the CTC head's and, where it is known, the LLM's probability."""
+        known = [self.ctc_log_prob] if self.llm_log_prob is None else [self.ctc_log_prob, self.llm_log_prob]
+        return math.exp(sum(known) / len(known))
+
+
+def hear_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) -> list[HeardWord]:
+    """The words of a transcript as the CTC head hears them in its clip.
+
+    Args:
+        clip (`CTCClip`).
+        text (`str`): the transcript.
+        bridge (`CTCText`): from its text to CTC labels.
+        least_support (`float`): nats; see `HeardWord.support`.
+    """
+    written = written_words(text, bridge)
+    heard = [HeardWord(word.text, word.span) for word in written]
+    said = [number for number, word in enumerate(written) if word.labels]
+    alignment = align_words(clip.frames, [written[number].labels for number in said])
+    places = _places_of_words([written[number] for number in said])
+    kept = [word for word in range(len(said)) if not alignment.left_out[word]]
+    if not kept:
+        return heard
+    times = _time_kept(clip, alignment, [(written[said[word]], places[word]) for word in kept], bridge)
+    support = _support_of(clip, alignment, [places[word] for word in kept])
+    for word, (start, end), value in zip(kept, times, support, strict=True):
+        found, place = heard[said[word]], places[word]
+        found.start, found.end, found.support = round(start, 3), round(end, 3), value
+        peaks = [
+            alignment.frame_log_probs[first : last + 1].max()
+            for first, last in zip(alignment.first_frames[place], alignment.last_frames[place], strict=True)
+        ]
+        found.ctc_log_prob = float(np.mean(peaks))
+        found.supported = value >= least_support
+    _judge_loops(heard, [tuple(word.labels) for word in written], least_support)
+    return heard
+
+
+def _judge_loops(heard: list[HeardWord], labels: list[tuple[int, ...]], least_support: float):
+    """Let no more copies of a loop be supported than have frames.
+
+    The frames of one copy may be shared out over several: at each place of the loop, the best copies stand.
+    """
+    for loop in find_loops(labels):
+        places = [sorted(numbers, key=lambda number: -heard[number].support) for numbers in zip(*loop, strict=True)]
+        counts = [sum(heard[number].support >= least_support for number in numbers) for numbers in places]
+        for numbers in places:
+            for number in numbers[int(np.median(counts)) :]:
+                heard[number].supported = False
+
+
+def _places_of_words(words: list[WrittenWord]) -> list[slice]:
+    ends = np.cumsum([0, *(len(word.labels) for word in words)]).tolist()
+    return [slice(begin, end) for begin, end in pairwise(ends)]
+
+
+def _time_kept(clip: CTCClip, alignment: Alignment, words: list[tuple[WrittenWord, slice]], bridge: CTCText):
+    first = np.concatenate([alignment.first_frames[place] for _, place in words])
+    last = np.concatenate([alignment.last_frames[place] for _, place in words])
+    letters = count_letters([label for word, _ in words for label in word.labels], bridge)
+    lengths = np.array([len(word.labels) for word, _ in words])
+    seconds = clip.frame_seconds
+    return time_words(
+        (first + 0.5) * seconds, (last + 0.5) * seconds, letters, lengths, clip.label_peak, clip.end_seconds
+    )
+
+
+def _support_of(clip: CTCClip, alignment: Alignment, places: list[slice]) -> list[float]:
+    """For each word, by how many nats a label the path is behind the likeliest one in the word's frames: 0 or less."""
+    blank, best = clip.frames.blank_log_probs, clip.frames.top_log_probs[:, 0]
+    likeliest = blank.maximum(best).double().cpu().numpy()
+    gained = np.concatenate([[0.0], np.cumsum(alignment.frame_log_probs - likeliest)])
+    begins = [int(alignment.first_frames[place][0]) for place in places]
+    ends = [int(alignment.last_frames[place][-1]) + 1 for place in places]
+    spans = zip(begins, ends, places, strict=True)
+    return [float(gained[end] - gained[begin]) / (place.stop - place.start) for begin, end, place in spans]
+
+
+def find_loops(words: list, most_words: int = 20) -> list[list[list[int]]]:
+    """Where words repeat: each loop is its copies, and each copy the numbers of its words.
+
+    Args:
+        words: what is compared.
+        most_words: longest repeated part.
+    """
+    loops = []
+    for length in range(1, most_words + 1):
+        start = 0
+        while start + 2 * length <= len(words):
+            copies = 1
+            first = words[start : start + length]
+            while words[start + copies * length : start + (copies + 1) * length] == first:
+                copies += 1
+            if copies > 1:
+                loops.append([[start + copy * length + n for n in range(length)] for copy in range(copies)])
+            start += 1 if copies == 1 else (copies - 1) * length + 1
+    return loops
+
+
+def add_llm_log_probs(words: list[HeardWord], pieces: list[bytes], log_probs: list[float]):
+    """Give each word the log-probability of its tokens together.
+
+    Args:
+        words: of the answer whose tokens write `pieces`.
+        pieces: bytes of each token.
+        log_probs: of each token, in nats.
+    """
+    totals = {}
+    for word, log_prob in zip(owners(pieces, [word.span for word in words]), log_probs, strict=True):
+        if word is not None:
+            totals[word] = totals.get(word, 0.0) + log_prob
+    for word, total in totals.items():
+        words[word].llm_log_prob = total
+
+
+def clip_probability(words: list[HeardWord], clip: CTCClip) -> float:
+    """One score of a transcript, from 0 to 1: the geometric mean of its words' probabilities, and for an empty one the
+    least probability of the blank at any frame."""
+    if not words:
+        return float(clip.frames.blank_log_probs.min().exp())
+    logs = [math.log(max(word.probability, 1e-30)) for word in words]
+    return math.exp(sum(logs) / len(logs))
+
+
+def word_chunk(word: HeardWord) -> dict:
+    """A word in the form of the library's speech recognition pipelines, and what else is known of it."""
+    return {
+        "text": word.text,
+        "timestamp": (word.start, word.end),
+        "aligned": word.aligned,
+        "supported": word.supported,
+        "probability": word.probability,
+        "ctc_probability": math.exp(word.ctc_log_prob),
+        "llm_probability": None if word.llm_log_prob is None else math.exp(word.llm_log_prob),
+    }
+
+
+def segment_chunks(words: list[HeardWord]) -> list[dict]:
+    """Sentences, in the form of `word_chunk`; a long pause ends one too."""
+    segments: list[list[HeardWord]] = []
+    for word in words:
+        before = segments[-1][-1] if segments else None
+        is_new = before is None or SENTENCE_END.search(before.text)
+        if before is not None and before.aligned and word.aligned:
+            is_new = is_new or word.start - before.end >= SEGMENT_PAUSE_SECONDS
+        if is_new:
+            segments.append([])
+        segments[-1].append(word)
+    return [_segment_chunk(segment) for segment in segments]
+
+
+def _segment_chunk(words: list[HeardWord]) -> dict:
+    times = [(word.start, word.end) for word in words if word.aligned]
+    return {
+        "text": " ".join(word.text for word in words),
+        "timestamp": (times[0][0], times[-1][1]) if times else (None, None),
+        "aligned": len(times) == len(words),
+        "supported": any(word.supported for word in words),
+        "probability": float(np.exp(np.mean([math.log(max(word.probability, 1e-30)) for word in words]))),
+    }
+
+
+CHUNKS = {"word": lambda words: [word_chunk(word) for word in words], "segment": segment_chunks}
+
+
+__all__ = [
+    "CHUNKS",
+    "CTCClip",
+    "HeardWord",
+    "add_llm_log_probs",
+    "bridge_of",
+    "check_kind",
+    "clip_probability",
+    "find_loops",
+    "hear_words",
+]

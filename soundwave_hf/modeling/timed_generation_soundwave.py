@@ -1,0 +1,211 @@
+"""`generate` with word times: what of it happens before and after the search."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation import GenerateBeamDecoderOnlyOutput, LogitsProcessor
+
+from .ctc_text_soundwave import find_tokenizer
+from .support_soundwave import (
+    CHUNKS,
+    LEAST_SUPPORT,
+    CTCClip,
+    HeardWord,
+    add_llm_log_probs,
+    bridge_of,
+    check_kind,
+    clip_probability,
+    hear_words,
+)
+from .word_times_soundwave import owners, sound_seconds
+
+
+KEPT_TOKENS = 64  # of each step, whose log-probabilities are kept; another token counts as likely as the last of them
+
+
+@dataclass
+class SoundwaveGenerateOutput(GenerateBeamDecoderOnlyOutput):
+    """What `generate` returns with `return_timestamps`: the library's fields, and these.
+
+    Args:
+        texts (`list[str]`): the transcript of each row.
+        chunks (`list[list[dict]]`): its words or segments; see `SoundwaveProcessor.align_word_timestamps`.
+        probabilities (`torch.FloatTensor` of shape `(rows,)`): one score of each transcript, from 0 to 1.
+        clips (`list[CTCClip]`): what other texts of the same clips can be aligned with.
+    """
+
+    texts: list[str] | None = None
+    chunks: list[list[dict]] | None = None
+    probabilities: torch.FloatTensor | None = None
+    clips: list[CTCClip] | None = None
+
+
+class TokenLogProbs(LogitsProcessor):
+    """Changes nothing, and keeps the log-probabilities of the likeliest tokens of each step."""
+
+    def __init__(self):
+        self.steps = {}  # by the length of a row before the step: drafts that were refused are scored again
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        log_probs = scores.float().log_softmax(dim=-1)
+        values, tokens = log_probs.topk(min(KEPT_TOKENS, scores.shape[-1]), dim=-1)
+        self.steps[input_ids.shape[1]] = (tokens.cpu(), values.cpu())
+        return scores
+
+    def of_sequences(self, sequences: torch.LongTensor, begin: int, beam_indices=None) -> list[list[float]]:
+        """Log-probability of each token from `begin` on; of the tokens behind the last step nothing is known."""
+        found = [[] for _ in sequences]
+        for place in range(begin, sequences.shape[1]):
+            if place not in self.steps:
+                break
+            tokens, values = self.steps[place]
+            rows = torch.arange(len(sequences))
+            if beam_indices is not None:
+                if place - begin >= beam_indices.shape[1]:
+                    break
+                rows = beam_indices[:, place - begin].cpu().clamp(min=0)
+            is_chosen = tokens[rows] == sequences[:, place, None].cpu()
+            chosen = values[rows].masked_fill(~is_chosen, -torch.inf).amax(dim=1)
+            chosen = torch.maximum(chosen, values[rows, -1])
+            for row, value in enumerate(chosen.tolist()):
+                found[row].append(value)
+        return found
+
+
+class TimesRequest:
+    """Word times, or an answer without unsupported words, that `generate` was asked for.
+
+    Args:
+        kind: "word", "segment" or None.
+        drops: whether words that the sound does not support are left out.
+        returns_dict: whether the caller asked for `return_dict_in_generate`.
+    """
+
+    def __init__(self, kind: str | None, drops: bool, returns_dict: bool, tokenizer):
+        self.kind, self.drops, self.returns_dict, self.tokenizer = kind, drops, returns_dict, tokenizer
+        self.log_probs = TokenLogProbs()
+
+    @classmethod
+    def take(cls, model, input_ids, config: GenerationConfig | None, kwargs: dict) -> "TimesRequest | None":
+        """Take the options out of the arguments of `generate`; None where nothing was asked.
+
+        Raises: `ValueError` where an option has another value, or the rows are no transcripts of one clip each.
+        """
+        configs = [config, model.generation_config]
+        kind, drops, returns_dict = (
+            _given(name, kwargs, configs)
+            for name in ("return_timestamps", "drop_unsupported", "return_dict_in_generate")
+        )
+        for name in ("return_timestamps", "drop_unsupported"):
+            kwargs.pop(name, None)
+        if kind in (None, False) and not drops:
+            return None
+        name = "drop_unsupported" if kind in (None, False) else "return_timestamps"
+        kind = None if kind in (None, False) else check_kind(kind)
+        _check_rows(model, name, input_ids, kwargs)
+        if drops and kwargs.get("streamer") is not None:
+            raise ValueError(
+                "`drop_unsupported` and `streamer` were given: which words the sound supports is known when the "
+                "answer is whole. Leave one of them out."
+            )
+        kwargs["return_dict_in_generate"] = True
+        return cls(kind, bool(drops), bool(returns_dict), find_tokenizer(model, kwargs.get("tokenizer")))
+
+    def finish(self, model, outputs, input_ids: torch.LongTensor, ends: set[int], clips: list[CTCClip]):
+        """What `generate` returns, of what the library's returned."""
+        begin, copies = input_ids.shape[1], len(outputs.sequences) // len(clips)
+        bridge = bridge_of(self.tokenizer, clips[0].form)
+        log_probs = self.log_probs.of_sequences(outputs.sequences, begin, outputs.get("beam_indices"))
+        texts, words, answers = [], [], []
+        for row, answer in enumerate(outputs.sequences[:, begin:].tolist()):
+            end = next((place for place, token in enumerate(answer) if token in ends), len(answer))
+            pieces = [bridge.bytes_of[token] if token < len(bridge.bytes_of) else b"" for token in answer[:end]]
+            text = b"".join(pieces).decode(errors="replace")
+            heard = hear_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
+            if len(log_probs[row]) >= end:
+                add_llm_log_probs(heard, pieces, log_probs[row][:end])
+            if self.drops and not all(word.supported for word in heard):
+                answer = _without(answer, owners(pieces, [word.span for word in heard]), heard)
+                heard = [word for word in heard if word.supported]
+                text = " ".join(word.text for word in heard)
+            texts.append(text.strip())
+            words.append(heard)
+            answers.append(answer)
+        if self.drops:
+            outputs.sequences = self._rewritten(outputs.sequences, begin, answers, model, ends)
+        if self.kind is None:
+            return outputs if self.returns_dict else outputs.sequences
+        scores = [clip_probability(heard, clips[row // copies]) for row, heard in enumerate(words)]
+        return SoundwaveGenerateOutput(
+            **outputs,
+            texts=texts,
+            chunks=[CHUNKS[self.kind](heard) for heard in words],
+            probabilities=torch.tensor(scores, device=outputs.sequences.device),
+            clips=[clips[row // copies] for row in range(len(words))],
+        )
+
+    def _rewritten(self, sequences: torch.LongTensor, begin: int, answers: list[list[int]], model, ends: set[int]):
+        """Sequences with other answers, padded on the right."""
+        pad = model.generation_config.pad_token_id
+        pad = next(iter(ends), 0) if pad is None else pad
+        length = max(map(len, answers), default=0)
+        rows = [answer + [pad] * (length - len(answer)) for answer in answers]
+        answer_ids = torch.tensor(rows, dtype=sequences.dtype, device=sequences.device).reshape(len(rows), length)
+        return torch.cat([sequences[:, :begin], answer_ids], dim=1)
+
+
+def _given(name: str, kwargs: dict, configs: list):
+    """The value of an option: of the call, else of the generation configs."""
+    values = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in values if value is not None), None)
+
+
+def _without(answer: list[int], owner: list[int | None], words: list[HeardWord]) -> list[int]:
+    """An answer's tokens without those of unsupported words; its end stays."""
+    if not any(word.supported for word in words):
+        return answer[len(owner) :]
+    kept = [word is None or words[word].supported for word in owner]
+    return [token for token, keep in zip(answer[: len(kept)], kept, strict=True) if keep] + answer[len(owner) :]
+
+
+def _check_rows(model, name: str, input_ids, kwargs: dict):
+    has_clips = any(kwargs.get(clips) is not None for clips in ("input_features", "encoder_states"))
+    if input_ids is None or kwargs.get("inputs_embeds") is not None or not has_clips:
+        raise ValueError(
+            f"`{name}` was given without clips: it needs `input_ids` and the `input_features` of one clip a row, "
+            "which `processor.apply_transcription_request` gives. A kept cache does not hold them."
+        )
+    marked = kwargs.get("is_transcription")
+    marked = [False] * len(input_ids) if marked is None else torch.as_tensor(marked).tolist()
+    wrong = next((row for row, mark in enumerate(marked) if not mark), None)
+    if wrong is not None:
+        raise ValueError(
+            f"`{name}` was given and row {wrong} does not ask for a transcript, so that its words cannot be aligned "
+            "with a clip: use `processor.apply_transcription_request`, or leave the option out for this row."
+        )
+    clips = (input_ids == model.config.audio_token_id).sum(dim=1).tolist()
+    wrong = next((row for row, number in enumerate(clips) if number != 1), None)
+    if wrong is not None:
+        raise ValueError(
+            f"`{name}` was given and row {wrong} holds {clips[wrong]} clips, and words are aligned with one: give "
+            "each clip a row of its own."
+        )
+
+
+def ctc_clips(model, audio, input_features=None, input_features_mask=None) -> list[CTCClip]:
+    """`CTCClip` of each clip, of what `get_audio_features` returned for it."""
+    config = model.config
+    seconds = 0.02 * config.stack_factor
+    ends = [int(frames) * seconds for frames in audio.num_frames]
+    if input_features is not None:
+        lengths = [input_features.shape[-1]] * len(ends)
+        if input_features_mask is not None:
+            lengths = input_features_mask.sum(dim=1).tolist()
+        ends = [sound_seconds(features, length) for features, length in zip(input_features, lengths, strict=True)]
+    form = getattr(config, "ctc_form", "lower")
+    frames = model.base_model.ctc_frames(audio)
+    return [CTCClip(own, seconds, end, config.label_peak, form) for own, end in zip(frames, ends, strict=True)]
+
+
+__all__ = ["SoundwaveGenerateOutput", "TimesRequest", "ctc_clips"]

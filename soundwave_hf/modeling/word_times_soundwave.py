@@ -1,0 +1,150 @@
+"""Start, end and confidence of each word of a transcript, from the CTC scores of its clip.
+
+A CTC head marks each label at one frame, its peak, and says little about where the label begins. Here the time between
+two peaks is divided by the letters that are said in it: `label_peak` of a label's letters come before its peak
+(`benchmarks/word_times.py` measures that share and the errors that are left).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from .alignment_soundwave import Alignment, align_labels
+from .ctc_scores_soundwave import CTCFrames
+from .ctc_text_soundwave import CTCText, ctc_form
+
+
+LEFT_OUT_LOG_PROB = -15.0  # nats a label: one that nobody said has about -10, where there is a frame for it
+USUAL_LETTER_SECONDS = 0.065  # where a clip has too few labels to measure it
+LETTER_SECONDS = (0.03, 0.12)  # least and most
+PAUSE_SECONDS = 0.1  # above twice the usual time between two peaks: the words have a pause between them
+LENGTHENED = 1.6  # the last label before a pause is said so much more slowly
+SHORTEST_SECONDS = 0.02  # of a word: two mel frames
+
+
+def sound_seconds(input_features: torch.Tensor, num_mel_frames: int) -> float:
+    """Where the sound of a clip `(mel_bins, mel_frames)` ends: silence of zeros that was put behind it is left out.
+
+    The last frame that holds anything sees 12.5 ms to both sides of its place, and the clip ends in that window or
+    later.
+    """
+    heard = input_features[:, :num_mel_frames]
+    sounds = (heard > heard.min()).any(dim=0).nonzero().flatten()
+    return max(0.01 * int(sounds[-1]) - 0.0125, 0.01) if len(sounds) else 0.01 * num_mel_frames
+
+
+def owners(pieces: list[bytes], spans: list[tuple[int, int]]) -> list[int | None]:
+    """The word that each piece of a text belongs to: the one that holds its last byte but spaces, if any.
+
+    Args:
+        pieces: tokens' bytes; joined, they end as the text does (SentencePiece may put a space before it).
+        spans: begin and end of each word in the text.
+    """
+    place = (spans[-1][1] if spans else 0) - len(b"".join(pieces).rstrip())
+    found = []
+    for piece in pieces:
+        place += len(piece)
+        last = place - 1 - (len(piece) - len(piece.rstrip()) if piece.strip() else 0)
+        found.append(next((word for word, (begin, end) in enumerate(spans) if begin <= last < end), None))
+    return found
+
+
+@dataclass
+class WrittenWord:
+    """A word of a transcript: its text, its place in the transcript's bytes, and the CTC labels of what is said."""
+
+    text: str
+    span: tuple[int, int]
+    labels: list[int]
+
+
+def written_words(text: str, bridge: CTCText) -> list[WrittenWord]:
+    """The words of a text between its spaces, each with its CTC labels; marks that stand alone join a neighbour."""
+    words, spoken, end = [], [], 0
+    for piece in text.split():
+        begin = text.index(piece, end)
+        end = begin + len(piece)
+        span = len(text[:begin].encode()), len(text[:end].encode())
+        said = ctc_form(piece, bridge.form) if any(map(str.isalnum, piece)) else ""
+        if words and not (said and spoken[-1]):
+            words[-1] = WrittenWord(f"{words[-1].text} {piece}", (words[-1].span[0], span[1]), [])
+            spoken[-1] += said
+        else:
+            words.append(WrittenWord(piece, span, []))
+            spoken.append(said)
+    labels = bridge.labels("".join(spoken))
+    ends = np.cumsum([0, *(len(said.encode()) for said in spoken)]).tolist()
+    of_word = owners([bridge.bytes_of[label] for label in labels], list(pairwise(ends)))
+    for label, word in zip(labels, of_word, strict=True):
+        if word is not None:
+            words[word].labels.append(label)
+    return words
+
+
+def count_letters(labels: list[int], bridge: CTCText) -> np.ndarray:
+    """How many letters each label writes, at least 1: `(labels,)`."""
+    texts = [bridge.bytes_of[label].decode(errors="ignore").strip() for label in labels]
+    return np.array([max(1, len(text)) for text in texts])
+
+
+@torch.no_grad()
+def align_words(frames: CTCFrames, labels: list[list[int]]) -> Alignment:
+    """The likeliest path of words, given by their labels, through the frames of a clip."""
+    flat = torch.tensor([label for word in labels for label in word], dtype=torch.long)
+    ids, places = flat.unique(return_inverse=True)
+    columns = frames.columns(ids).double().cpu().numpy()
+    blank = frames.blank_log_probs.double().cpu().numpy()
+    return align_labels(columns, blank, places.numpy(), [len(word) for word in labels], LEFT_OUT_LOG_PROB)
+
+
+def seconds_of_letters(first: np.ndarray, last: np.ndarray, letters: np.ndarray, label_peak: float) -> float:
+    """Usual seconds of a letter, from the peaks `(labels,)` of a clip."""
+    if len(first) < 4:
+        return USUAL_LETTER_SECONDS
+    between = (1 - label_peak) * letters[:-1] + label_peak * letters[1:]
+    return float(np.clip(np.median((first[1:] - last[:-1]) / between), *LETTER_SECONDS))
+
+
+def time_words(
+    first: np.ndarray, last: np.ndarray, letters: np.ndarray, word_lengths: list[int], label_peak: float, end: float
+) -> list[tuple[float, float]]:
+    """Start and end of words that follow each other, in seconds.
+
+    Args:
+        first, last (`(labels,)`): the middle of the first and last frame of each label, in seconds.
+        letters (`(labels,)`): how many letters each label writes, at least 1.
+        word_lengths: labels of each word.
+        label_peak: share of a label's letters that come before its peak.
+        end: no word ends later.
+    """
+    letter = seconds_of_letters(first, last, letters, label_peak)
+    before, after = label_peak * letters * letter, (1 - label_peak) * letters * letter
+    begins = np.cumsum([0, *word_lengths])[:-1]
+    starts, ends = first[begins] - before[begins], last[begins + word_lengths - 1]
+    ends = ends + LENGTHENED * after[begins + word_lengths - 1]
+    for word, label in enumerate(begins[1:], start=1):
+        gap, usual = first[label] - last[label - 1], after[label - 1] + before[label]
+        if gap <= 2 * usual + PAUSE_SECONDS:
+            starts[word] = ends[word - 1] = last[label - 1] + gap * after[label - 1] / usual
+        ends[word - 1] = min(ends[word - 1], starts[word])
+    return _within(starts, ends, end)
+
+
+def _within(starts: np.ndarray, ends: np.ndarray, end: float) -> list[tuple[float, float]]:
+    """Times within 0 and `end`, in order; what peaks behind the end is moved before it."""
+    shortest = min(SHORTEST_SECONDS, end / max(len(starts), 1))
+    limit, times = end, []
+    for start, stop in zip(starts[::-1].tolist(), ends[::-1].tolist(), strict=True):
+        stop = min(stop, limit)
+        limit = min(start, stop - shortest)
+        times.append([limit, stop])
+    begin = 0.0
+    for time in reversed(times):
+        time[0] = max(time[0], begin)
+        time[1] = begin = max(time[1], time[0] + shortest)
+    return [(start, stop) for start, stop in reversed(times)]
+
+
+__all__ = ["WrittenWord", "align_words", "count_letters", "owners", "sound_seconds", "time_words", "written_words"]
