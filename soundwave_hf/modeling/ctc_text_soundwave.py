@@ -167,13 +167,24 @@ def find_bridge(model, tokenizer=None) -> CTCText:
 
     Raises: `ValueError` where there is none.
     """
-    if tokenizer is None:
-        llm = getattr(model.config.text_config, "name_or_path", None) or ""
-        tokenizer = _find_tokenizer(model.name_or_path or "", llm)
-    return _bridge(getattr(tokenizer, "tokenizer", tokenizer), model.config.ctc_text)  # a processor has a tokenizer
+    return bridge_of(find_tokenizer(model, tokenizer), model.config.ctc_text)
 
 
-_bridge = lru_cache(maxsize=4)(CTCText)
+def find_tokenizer(model, given=None):
+    """The tokenizer of a loaded model: that given, or of a given processor, or what its folder or its LLM's holds.
+
+    Raises: `ValueError` where there is none.
+    """
+    if given is not None:
+        return getattr(given, "tokenizer", given)
+    llm = getattr(model.config.text_config, "name_or_path", None) or ""
+    return _find_tokenizer(model.name_or_path or "", llm)
+
+
+@lru_cache(maxsize=4)
+def bridge_of(tokenizer, form: str) -> CTCText:
+    """The bridge of a tokenizer, whose table of tokens takes a while to make."""
+    return CTCText(tokenizer, form)
 
 
 @lru_cache(maxsize=4)
@@ -185,9 +196,9 @@ def _find_tokenizer(*names: str):
         except (OSError, ValueError, KeyError):
             continue
     raise ValueError(
-        "Joint decoding compares the CTC head's labels with the answer by their text, and the model does not know "
+        "The CTC head's labels are compared with the answer by their text, and the model does not know "
         "where its tokenizer is: pass `tokenizer=processor.tokenizer` to `generate`."
     )
 
 
-__all__ = ["CTC_FORMS", "CTCText", "ctc_form", "find_bridge", "vocabulary_bytes"]
+__all__ = ["CTC_FORMS", "CTCText", "bridge_of", "ctc_form", "find_bridge", "find_tokenizer", "vocabulary_bytes"]

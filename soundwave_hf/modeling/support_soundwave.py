@@ -7,14 +7,13 @@ it? `benchmarks/hallucinations.py` measures how well that tells invented words f
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from .alignment_soundwave import Alignment
 from .ctc_scores_soundwave import CTCFrames
-from .ctc_text_soundwave import CTCText
+from .ctc_text_soundwave import CTCText, bridge_of
 from .word_times_soundwave import WrittenWord, align_words, count_letters, owners, time_words, written_words
 
 
@@ -33,7 +32,7 @@ class CTCClip:
         frames (`CTCFrames`).
         frame_seconds (`float`): seconds of a frame.
         end_seconds (`float`): no word ends later.
-        label_peak (`float`), form (`str`): `label_peak` and `ctc_form` of `SoundwaveConfig`.
+        label_peak (`float`), form (`str`): `label_peak` and `ctc_text` of `SoundwaveConfig`.
     """
 
     frames: CTCFrames
@@ -58,12 +57,6 @@ class CTCClip:
         kind = check_kind(return_timestamps)
         words = hear_words(self, text, bridge_of(tokenizer, self.form), least_support)
         return {"text": text, "chunks": CHUNKS[kind](words), "probability": clip_probability(words, self)}
-
-
-@lru_cache(maxsize=4)
-def bridge_of(tokenizer, form: str) -> CTCText:
-    """The bridge of a tokenizer, whose table of tokens takes a while to make."""
-    return CTCText(tokenizer, form)
 
 
 def check_kind(return_timestamps) -> str:
@@ -277,7 +270,6 @@ __all__ = [
     "CTCClip",
     "HeardWord",
     "add_llm_log_probs",
-    "bridge_of",
     "check_kind",
     "clip_probability",
     "find_loops",

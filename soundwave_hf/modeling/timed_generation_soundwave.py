@@ -6,14 +6,13 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, LogitsProcessor
 
-from .ctc_text_soundwave import find_tokenizer
+from .ctc_text_soundwave import bridge_of, find_tokenizer
 from .support_soundwave import (
     CHUNKS,
     LEAST_SUPPORT,
     CTCClip,
     HeardWord,
     add_llm_log_probs,
-    bridge_of,
     check_kind,
     clip_probability,
     hear_words,
@@ -203,7 +202,7 @@ def ctc_clips(model, audio, input_features=None, input_features_mask=None) -> li
         if input_features_mask is not None:
             lengths = input_features_mask.sum(dim=1).tolist()
         ends = [sound_seconds(features, length) for features, length in zip(input_features, lengths, strict=True)]
-    form = getattr(config, "ctc_form", "lower")
+    form = config.ctc_text
     frames = model.base_model.ctc_frames(audio)
     return [CTCClip(own, seconds, end, config.label_peak, form) for own, end in zip(frames, ends, strict=True)]
 
