@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .adapters import load_adapter, load_processor, resolve_adapter
     from .convert import convert_published
     from .hub import merge_adapter
+    from .live import StreamingTranscriber
     from .modeling.configuration_soundwave import SoundwaveConfig
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
     from .processing.processing_soundwave import SoundwaveProcessor
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .training.sft import SoundwaveSFTConfig, SoundwaveSFTTrainer
     from .training.stages import STAGES
     from .training.trainer import SoundwaveTrainer
+    from .transcribe import transcribe_clips
 
 _MODULE_OF = {
     "convert_published": "convert",
@@ -48,6 +50,8 @@ _MODULE_OF = {
     "STAGES": "training.stages",
     "run_stage": "training.run",
     "train": "training.run",
+    "StreamingTranscriber": "live",
+    "transcribe_clips": "transcribe",
 }
 
 __all__ = [
@@ -63,6 +67,7 @@ __all__ = [
     "SoundwaveSFTTrainer",
     "SoundwaveTrainer",
     "SoundwaveTrainingArguments",
+    "StreamingTranscriber",
     "convert_published",
     "load_adapter",
     "load_processor",
@@ -70,6 +75,7 @@ __all__ = [
     "resolve_adapter",
     "run_stage",
     "train",
+    "transcribe_clips",
 ]
 
 

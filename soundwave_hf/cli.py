@@ -19,6 +19,7 @@ PATH_OPTIONS += ("output", "transcripts", "against")
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"
 BAD_CLIPS = 1  # exit code of a check that found some
+FAILED = 2  # exit code where some files could not be transcribed
 
 
 # ---- options that several verbs have ----
@@ -157,6 +158,70 @@ def add_demo(verbs):
     verb = add_verb(verbs, demo, "transcribe and answer human speech with the shipped weights")
     verb.add_argument("audio", metavar="AUDIO", nargs="*", help="your own audio files, transcribed first")
     add_placing(verb, "float32")
+
+
+def transcribe(arguments: argparse.Namespace) -> int | None:
+    for name in ("encoder", "llm"):
+        if arguments.model and getattr(arguments, name):
+            raise ValueError(
+                f"`--{name}` says what adapters belong to, and `--model` has its own: leave one of them out."
+            )
+    from .transcribe_files import transcribe_files, transcribe_live
+
+    options = {
+        "formats": arguments.format,
+        "checkpoint": arguments.model,
+        "adapter": arguments.adapter,
+        **given_backbones(arguments),
+        **given_placing(arguments),
+        "language": arguments.language,
+        "chunk_length_s": arguments.chunk_seconds,
+        "max_new_tokens": arguments.max_new_tokens,
+        "ctc_only": arguments.ctc_only,
+    }
+    of_files = ("output", "beside", "force", "batch_size")
+    given = {
+        name: value for name in of_files if (value := getattr(arguments, name)) is not None and value is not False
+    }
+    if not arguments.live:
+        report = transcribe_files(arguments.audio, rate=arguments.rate, **options, **given)
+        return FAILED if report.failed else None
+    for name in given:
+        raise ValueError(f"`--live` writes no files and has no batches: leave `--{name.replace('_', '-')}` out.")
+    transcribe_live(arguments.audio, arguments.rate, **options)
+
+
+def add_transcribe(verbs):
+    verb = add_verb(verbs, transcribe, "transcripts of audio files of any length, as text, JSON or subtitles")
+    verb.add_argument(
+        "audio",
+        metavar="AUDIO",
+        nargs="+",
+        help="files, folders, patterns such as 'calls/*.wav', or - for standard input",
+    )
+    verb.add_argument(
+        "--format",
+        default="txt",
+        metavar="FORMATS",
+        help="txt, json, srt, vtt or tsv, several with commas between them, or all; default: %(default)s",
+    )
+    verb.add_argument("--output", metavar="FOLDER", help="write there; files of a folder keep their place below it")
+    verb.add_argument("--beside", action="store_true", help="write beside each audio file; default: standard output")
+    verb.add_argument("--force", action="store_true", help="overwrite files made of other audio or by other options")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
+    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
+    add_backbones(verb)
+    add_placing(verb, "float32 for adapters, a checkpoint's own")
+    verb.add_argument("--language", help="of the speech, as code or English name; default: English")
+    verb.add_argument("--ctc-only", action="store_true", help="the CTC head's transcript, without the LLM: fast")
+    verb.add_argument("--batch-size", type=int, help="pieces transcribed together; default: 8")
+    verb.add_argument(
+        "--chunk-seconds", type=float, help="longest piece of a recording, and longest subtitle; default: 30, live 10"
+    )
+    verb.add_argument("--max-new-tokens", type=int, help="of a text, for each 30 s of speech; default: 256")
+    verb.add_argument("--rate", type=int, metavar="HZ", help="of raw 16-bit mono samples on standard input")
+    verb.add_argument("--live", action="store_true", help="print text while raw samples come; needs - and --rate")
 
 
 def evaluate(arguments: argparse.Namespace):
@@ -302,7 +367,18 @@ def add_removed(verbs):
     verbs.add_parser("backbones", allow_abbrev=False).set_defaults(run=backbones, debug=False)
 
 
-ADD_VERBS = (add_train, add_plan, add_export, add_merge, add_convert, add_demo, add_evaluate, add_data, add_removed)
+ADD_VERBS = (
+    add_train,
+    add_plan,
+    add_export,
+    add_merge,
+    add_convert,
+    add_demo,
+    add_transcribe,
+    add_evaluate,
+    add_data,
+    add_removed,
+)
 
 
 # ---- the command ----
@@ -362,7 +438,7 @@ def expand_options(arguments: argparse.Namespace):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 1 where a check found bad clips, or 2 after an error that the user
-    can fix."""
+    can fix, and where some files could not be transcribed."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.run not in (train, plan, backbones):

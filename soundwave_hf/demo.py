@@ -9,6 +9,7 @@ from .evaluation.evaluate import Transcripts, ask, read_clips, read_set
 from .evaluation.metrics import positions_per_second, word_error_rate
 from .evaluation.shipped import ENCODER, EXAMPLES, LLM, load_adapter, load_processor
 from .processing.processing_soundwave import ASR_QUESTION
+from .transcribe import transcribe_clips
 
 
 CLIP_QUESTION = "What is the last word?"
@@ -86,16 +87,13 @@ def show_transcript(model, processor, row: dict) -> Transcripts:
 
 def show_long_transcript(model, processor, row: dict):
     """Transcribe a long file piece by piece and print its transcript."""
-    from .modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline
-
     start = time.perf_counter()
-    transcribe = SoundwaveSpeechRecognitionPipeline(model=model, processor=processor, batch_size=4)
-    text = transcribe(str(row["audio"]), chunk_length_s=PIECE_SECONDS)["text"]
+    (found,) = transcribe_clips(model, processor, [row["audio"]], batch_size=4, chunk_length_s=PIECE_SECONDS)
     print(
         f"\n{Path(row['audio']).name}: {row['seconds']:.1f} s of speech in pieces of up to {PIECE_SECONDS:g} s, "
         f"{time.perf_counter() - start:.1f} s taken"
     )
-    print(f"  transcript  {text}", flush=True)
+    print(f"  transcript  {found.text}", flush=True)
 
 
 def show_scores(rows: Sequence[dict], found: Sequence[Transcripts]):

@@ -2,7 +2,7 @@ import inspect
 import re
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -27,7 +27,7 @@ def test_help_names_every_verb_and_loads_no_library():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "0 []"
     verbs = re.findall(r"^    (\w+)", result.stdout, re.MULTILINE)
-    assert verbs == ["train", "plan", "export", "merge", "convert", "demo", "evaluate", "data"]
+    assert verbs == ["train", "plan", "export", "merge", "convert", "demo", "transcribe", "evaluate", "data"]
 
 
 def test_recipe_overrides_are_read_in_both_forms():
@@ -78,6 +78,7 @@ PLACED = {
     "evaluate": ["evaluate"],
     "evaluate_whole": ["evaluate", "--model", "folder"],
     "demo": ["demo"],
+    "transcribe": ["transcribe", "a.wav"],
 }
 
 
@@ -87,10 +88,12 @@ def test_verbs_that_run_a_model_take_device_and_dtype(monkeypatch, verb):
 
     def catch(*positional, **given):
         seen.append({name: given[name] for name in ("device", "dtype") if name in given})
+        return SimpleNamespace(failed=0)
 
     replace_module(monkeypatch, "soundwave_hf.hub", merge_adapter=catch)
     replace_module(monkeypatch, "soundwave_hf.evaluation.evaluate", SETS=("human",), run_evaluation=catch)
     replace_module(monkeypatch, "soundwave_hf.demo", run_demo=catch)
+    replace_module(monkeypatch, "soundwave_hf.transcribe_files", transcribe_files=catch, transcribe_live=catch)
     assert cli.main(PLACED[verb]) == 0
     assert cli.main([*PLACED[verb], "--device", "cpu", "--dtype", "bfloat16"]) == 0
     assert seen == [{}, {"device": "cpu", "dtype": "bfloat16"}]

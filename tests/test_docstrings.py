@@ -35,6 +35,8 @@ DOCUMENTED = [
     soundwave_hf.SoundwaveModel.get_audio_features,
     soundwave_hf.SoundwaveForConditionalGeneration.from_backbones,
     load_lora,
+    soundwave_hf.StreamingTranscriber,
+    soundwave_hf.transcribe_clips,
 ]
 
 

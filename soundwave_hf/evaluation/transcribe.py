@@ -81,16 +81,23 @@ def answer(
             [request.conversation for request in requests], add_generation_prompt=True, tokenize=True, return_dict=True
         )
     inputs = inputs.to(model.device)
+    texts, ended = greedy_texts(model, processor, inputs, max_new_tokens)
+    seconds_taken = time.perf_counter() - start
+    # `generate` does not return the CTC labels. To compute them again costs little, and is not timed.
+    ctc_texts, num_positions = ctc_of_requests(model, processor, requests)
+    return Transcripts(texts, seconds_taken, ctc_texts, num_positions, ended)
+
+
+def greedy_texts(model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKENS) -> tuple[list[str], list[bool]]:
+    """Greedy answers to a batch of inputs, and whether each ended by itself.
+
+    Args: max_new_tokens: for each window of the encoder that the longest clip takes.
+    """
     limit = max_new_tokens * windows_of(inputs, processor)
     ids = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
     new_ids = ids[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
-    seconds_taken = time.perf_counter() - start
-    # `generate` does not return the CTC labels. To compute them again costs little, and is not timed.
-    ctc_texts, num_positions = ctc_of_requests(model, processor, requests)
-    return Transcripts(
-        [text.strip() for text in texts], seconds_taken, ctc_texts, num_positions, finished(model, new_ids, limit)
-    )
+    return [text.strip() for text in texts], finished(model, new_ids, limit)
 
 
 def windows_of(inputs, processor) -> int:
@@ -118,13 +125,18 @@ def ctc_of_requests(model, processor, requests: Sequence[Request]) -> tuple[list
     return joined, [sum(next(positions) for _ in request.clips) for request in requests]
 
 
+def audio_of(model, processor, clips: Sequence):
+    """What the audio side of a model makes of clips, in one padded batch: `SoundwaveAudioOutput`."""
+    features = processor.log_mel(processor.load_clips(list(clips)))
+    hear_clips = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has its forward alone
+    return hear_clips(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
+
+
 @torch.inference_mode()
 def ctc_transcribe(model, processor, clips: Sequence) -> Transcripts:
     """Greedy transcripts of the CTC head, without the LLM: all that Stage I trains."""
     start = time.perf_counter()
-    features = processor.log_mel(processor.load_clips(list(clips)))
-    hear_clips = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has its forward alone
-    audio = hear_clips(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
+    audio = audio_of(model, processor, clips)
     ids = [
         collapse_ctc(best[:frames], model.config.audio_token_id)
         for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)

@@ -1,0 +1,167 @@
+"""Audio files by name, folder and pattern, and audio on standard input."""
+
+import glob
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .data.readers import AUDIO_SUFFIXES
+from .processing.containers_soundwave import decode, filetype, import_soundfile
+from .processing.sources_soundwave import describe
+
+
+STANDARD_INPUT = "-"
+WITH_HEADER = ("wav", "flac", "ogg", "opus", "webm", "mkv", "m4a", "mp4")  # no raw samples begin like these
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """A file to transcribe, or standard input."""
+
+    path: str  # `-` for standard input
+    below: str = ""  # the folder that it was found in, which its place in an output folder is relative to
+
+    @property
+    def stem(self) -> Path:
+        """Where its transcripts go below an output folder, without the ending of their names."""
+        if self.path == STANDARD_INPUT:
+            return Path("stdin")
+        return Path(os.path.relpath(self.path, self.below) if self.below else Path(self.path).name).with_suffix("")
+
+
+def find_audio(inputs: Sequence[str]) -> list[AudioFile]:
+    """Files by name, in folders and below them, and of patterns such as `calls/*.wav`; each of them once.
+
+    A file that is named itself may have any ending; of folders and patterns, files with an ending of audio are taken.
+
+    Raises: `FileNotFoundError` where nothing matches, `ValueError` where what matches is no audio.
+    """
+    if not inputs:
+        raise ValueError("There is nothing to transcribe: give audio files, folders, patterns, or `-`.")
+    found: dict[str, AudioFile] = {}
+    for written in inputs:
+        for file in find_one(os.fspath(written)):
+            found.setdefault(file.path if file.path == STANDARD_INPUT else os.path.abspath(file.path), file)
+    return list(found.values())
+
+
+def find_one(written: str) -> list[AudioFile]:
+    if written == STANDARD_INPUT or os.path.isfile(written):
+        return [AudioFile(written)]
+    if os.path.isdir(written):
+        files = audio_below(written)
+        if not files:
+            raise ValueError(
+                f"The folder `{written}` and those below it hold no audio file ({' '.join(AUDIO_SUFFIXES)}). Name "
+                "files with other endings one by one."
+            )
+        return files
+    if os.path.exists(written):
+        raise ValueError(
+            f"`{written}` is neither a file nor a folder. Pipe it in: `soundwave-hf transcribe - < FILE`."
+        )
+    if "://" in written:
+        raise ValueError(
+            f"`{describe(written)}` is a URL; expected files. Pipe it in: `curl URL | soundwave-hf ... -`."
+        )
+    return find_pattern(written)
+
+
+def find_pattern(pattern: str) -> list[AudioFile]:
+    matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+    if not matches:
+        what = "No file matches the pattern" if glob.has_magic(pattern) else "There is no file or folder"
+        raise FileNotFoundError(f"{what} `{pattern}`, seen from the folder {os.getcwd()}.")
+    files = [AudioFile(path) for path in matches if os.path.isfile(path) and is_audio(path)]
+    files += [file for path in matches if os.path.isdir(path) and "**" not in pattern for file in audio_below(path)]
+    if not files:
+        raise ValueError(
+            f"The pattern `{pattern}` matches `{matches[0]}` ({len(matches)} in all) and no audio file "
+            f"({' '.join(AUDIO_SUFFIXES)}). Name files with other endings one by one."
+        )
+    return files
+
+
+def audio_below(folder: str) -> list[AudioFile]:
+    """Audio files in a folder and those below it, by name; hidden ones, and links to folders, are left out."""
+
+    def refuse(error: OSError):
+        raise OSError(f"The folder `{error.filename}` could not be read: {error.strerror}.") from error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(place, name) for name in names if is_audio(name) and not name.startswith(".")]
+    return [AudioFile(path, below=folder) for path in sorted(found)]
+
+
+def is_audio(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES
+
+
+# ---- standard input ----
+
+
+def read_standard_input(rate: int | None = None) -> dict:
+    """Samples of an audio file, or, with a rate in Hz, of raw audio: 16 bits, little-endian, one channel.
+
+    Raises: `ValueError` where it holds something else.
+    """
+    refuse_terminal()
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise ValueError("Standard input held 0 bytes; expected an audio file. Check the program before the pipe.")
+    kind = filetype(content[:512])
+    if rate is not None:
+        return raw_samples(content, rate, kind)
+    if kind is None and not opens(content):
+        raise ValueError(unknown_bytes(content))
+    samples, rate = decode(io.BytesIO(content), "Standard input", max_seconds=float("inf"))
+    return {"array": samples, "sampling_rate": rate}
+
+
+def refuse_terminal():
+    if sys.stdin.isatty():
+        raise ValueError("`-` reads standard input, which is a terminal: pipe audio in.")
+
+
+def raw_samples(content: bytes, rate: int, kind: str | None) -> dict:
+    if kind in WITH_HEADER:
+        raise ValueError(f"Standard input holds a {kind} file, which has a rate of its own: leave `--rate` out.")
+    if len(content) % 2:
+        raise ValueError(
+            f"Standard input held {len(content)} bytes, and raw samples have two each: it was cut off, or is no "
+            "16-bit audio (`ffmpeg -i INPUT -f s16le -ac 1 -ar RATE -`)."
+        )
+    return {"array": np.frombuffer(content, "<i2"), "sampling_rate": rate}
+
+
+def opens(content: bytes) -> bool:
+    soundfile = import_soundfile()
+    try:
+        soundfile.SoundFile(io.BytesIO(content)).close()
+    except (soundfile.SoundFileError, TypeError):
+        return False
+    return True
+
+
+def unknown_bytes(content: bytes) -> str:
+    first_line = content[:4096].split(b"\n")[0].decode("utf-8", "replace").strip()
+    if first_line.isprintable() and os.path.isfile(first_line):
+        return (
+            f"Standard input holds a list of files, the first of them `{first_line}`; expected the bytes of one audio "
+            "file. Give the files as arguments: `xargs -d '\\n' soundwave-hf transcribe < LIST`."
+        )
+    return (
+        "Standard input does not begin like an audio file. For raw samples (16 bits, little-endian, one channel) give "
+        "their rate in Hz, such as `--rate 16000`; or pipe a file with a header: "
+        "`ffmpeg -i INPUT -f wav - | soundwave-hf transcribe -`."
+    )
+
+
+__all__ = ["STANDARD_INPUT", "AudioFile", "find_audio", "read_standard_input", "refuse_terminal"]

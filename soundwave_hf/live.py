@@ -1,0 +1,257 @@
+"""Transcripts of live audio: partial text while someone speaks, final text at each pause."""
+
+import json
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .evaluation.metrics import collapse_ctc
+from .evaluation.transcribe import audio_of
+from .modeling.pipeline_soundwave import SHORTEST_CHUNK
+from .modeling.segments_soundwave import cut_samples
+from .processing.audio_soundwave import AudioOptions, check_rate, check_samples, import_soxr, read_array
+from .processing.processing_soundwave import MIN_MEL_FRAMES
+from .transcribe import TranscribeOptions, texts_of
+from .transcripts import Segment, one_line
+
+
+LONGEST_SECONDS = 10.0  # of a segment, where nobody pauses
+HOPS_PER_SECOND = 100
+SMOOTHED_HOPS = 10  # 0.1 s, over which loudness is averaged to find the quietest place of a pause
+READ_BYTES = 2**16
+MOST_PENDING = 2  # segments that wait for the LLM; then new samples wait
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What the CTC head has heard since the last segment ended; the segment may change it."""
+
+    start: float  # seconds of the stream
+    end: float
+    text: str
+
+
+class StreamingTranscriber:
+    r"""
+    Transcribes audio as it comes. The CTC head gives partial text. The LLM gives the final text of a segment, once the
+    speaker pauses or the segment is full.
+
+    Segments follow one another without a gap or an overlap, so that no sample is heard twice or left out. The LLM
+    works in a thread of its own, and partial text does not wait for it: the text of a segment may come after partial
+    text of the next one. What is kept of the stream is shorter than four of the longest segments.
+
+    Args:
+        model, processor: as `load_adapter` or `from_pretrained` give them.
+        sampling_rate (`int`): Hz of the samples.
+        partial_seconds (`float`): new audio before the next partial text.
+        pause_seconds (`float`): time without a CTC label that ends a segment.
+        longest_seconds (`float`, *optional*): longest segment, 10 s by default, at most the encoder's window. Where
+            nobody pauses, it is cut where its last third is quietest.
+        language, max_new_tokens, ctc_only: as in `TranscribeOptions`.
+
+    Raises: `ValueError` for a value that does not fit.
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import StreamingTranscriber
+
+    >>> transcriber = StreamingTranscriber(model, processor, sampling_rate=16_000, max_new_tokens=20)
+    >>> events = transcriber.feed([0.0] * 8_000)  # as often as samples come: `Partial`s and `Segment`s
+    >>> events += transcriber.finish()
+    >>> events[-1].end
+    0.5
+    ```
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        sampling_rate: int,
+        *,
+        partial_seconds: float = 0.5,
+        pause_seconds: float = 0.8,
+        longest_seconds: float | None = None,
+        language: str | None = None,
+        max_new_tokens: int | None = None,
+        ctc_only: bool = False,
+    ):
+        self.model, self.processor = model, processor
+        self.options = TranscribeOptions(language, batch_size=1, max_new_tokens=max_new_tokens, ctc_only=ctc_only)
+        self.rate = processor.feature_extractor.sampling_rate  # Hz of the model
+        self.sampling_rate = sampling_rate
+        check_rate(sampling_rate, "`sampling_rate`")
+        window = processor.feature_extractor.chunk_length
+        longest_seconds = min(LONGEST_SECONDS, window) if longest_seconds is None else longest_seconds
+        if not SHORTEST_CHUNK <= longest_seconds <= window:
+            raise ValueError(
+                f"`longest_seconds` is {longest_seconds}; expected {SHORTEST_CHUNK:g} to {window}, the encoder's "
+                "window."
+            )
+        for name, value in (("partial_seconds", partial_seconds), ("pause_seconds", pause_seconds)):
+            if not 0.1 <= value <= longest_seconds:
+                raise ValueError(f"`{name}` is {value}; expected 0.1 to {longest_seconds:g}, the longest segment.")
+        self._partial, self._pause, self._longest = (
+            round(seconds * self.rate) for seconds in (partial_seconds, pause_seconds, longest_seconds)
+        )
+        same = sampling_rate == self.rate
+        self._resampler = None if same else import_soxr().ResampleStream(sampling_rate, self.rate, 1, dtype="float32")
+        self._waiting = np.zeros(0, np.float32)  # samples since the last segment ended
+        self._start = 0  # their place in the stream, in samples
+        self._new = 0  # samples since the CTC head last heard
+        self._said = ""  # the last partial text
+        self._is_finished = False
+        self._llm = ThreadPoolExecutor(max_workers=1, thread_name_prefix="soundwave-final-text")
+        self._pending: deque[Future] = deque()  # final texts, in order
+
+    def feed(self, samples) -> list[Partial | Segment]:
+        """Take the next samples `(samples,)`, floats in [-1, 1] or PCM integers; give the text that is ready.
+
+        Raises: `ValueError` for samples of several channels, or that are no finite numbers, and after `finish`.
+        """
+        if self._is_finished:
+            raise ValueError("Samples arrived after `finish`: make a new `StreamingTranscriber` for another stream.")
+        if not len(samples):
+            return []
+        samples, _ = read_array(samples, self.sampling_rate, "samples", own_rate=False, options=AudioOptions())
+        check_samples(samples, "samples")
+        events = self._take(samples if self._resampler is None else self._resampler.resample_chunk(samples))
+        while self._pending and self._pending[0].done():
+            events.append(self._pending.popleft().result())
+        return sorted(events, key=lambda event: event.start)
+
+    def finish(self) -> list[Partial | Segment]:
+        """The stream has ended: wait for the LLM and give the rest."""
+        if self._is_finished:
+            return []
+        self._is_finished = True
+        events = []
+        if self._resampler is not None:
+            events = self._take(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        if len(self._waiting):
+            events += self._end_segment(len(self._waiting))
+        events += [text.result() for text in self._pending]
+        self._pending.clear()
+        self._llm.shutdown()
+        return sorted(events, key=lambda event: event.start)
+
+    def _take(self, samples: np.ndarray) -> list[Partial | Segment]:
+        events = []
+        while len(samples):
+            room = self._longest - len(self._waiting)
+            self._waiting = np.concatenate([self._waiting, samples[:room]])
+            self._new += len(samples[:room])
+            samples = samples[room:]
+            if self._new >= self._partial or len(self._waiting) == self._longest:
+                events += self._hear()
+        return events
+
+    def _hear(self) -> list[Partial | Segment]:
+        """Let the CTC head hear the samples that wait: they end a segment, or have other partial text."""
+        self._new = 0
+        text, spoken = self._ctc()
+        if spoken and len(self._waiting) - spoken >= self._pause:
+            return self._end_segment(self._quietest(spoken))
+        if len(self._waiting) == self._longest:
+            return self._end_segment(len(cut_samples(self._waiting, self.rate, 0.9 * self._longest / self.rate)[0]))
+        if text == self._said:
+            return []
+        self._said = text
+        return [Partial(self._start / self.rate, (self._start + len(self._waiting)) / self.rate, text)]
+
+    @torch.inference_mode()
+    def _ctc(self) -> tuple[str, int]:
+        """The greedy transcript of the samples that wait, and the sample behind its last label, 0 without labels."""
+        audio = audio_of(self.model, self.processor, [self._clip(self._waiting)])
+        best = audio.ctc_best[0, : audio.num_frames[0]].tolist()  # [frames]
+        blank = self.model.config.audio_token_id
+        labelled = [frame for frame, label in enumerate(best) if label != blank]
+        text = self.processor.batch_decode([collapse_ctc(best, blank)], skip_special_tokens=True)[0].strip()
+        frame_samples = round(0.02 * self.model.config.stack_factor * self.rate)
+        return text, min((labelled[-1] + 1) * frame_samples, len(self._waiting)) if labelled else 0
+
+    def _quietest(self, begin: int) -> int:
+        """The quietest place behind a sample, so that a word that begins at the end of a pause is not cut."""
+        hop = self.rate // HOPS_PER_SECOND
+        pause = self._waiting[begin:]
+        power = np.square(pause[: len(pause) // hop * hop]).reshape(-1, hop).mean(axis=1)  # [hops of 10 ms]
+        width = min(SMOOTHED_HOPS, len(power))
+        smooth = np.convolve(power, np.ones(width) / width, mode="valid")
+        return begin + hop * (int(smooth.argmin()) + (width + 1) // 2)
+
+    def _end_segment(self, length: int) -> list[Segment]:
+        """Hand the first samples that wait to the LLM. Returns: the oldest final text, where too many are pending."""
+        samples, self._waiting = self._waiting[:length], self._waiting[length:].copy()
+        start = self._start
+        self._start, self._new, self._said = start + length, len(self._waiting), ""
+        self._pending.append(self._llm.submit(self._segment, samples, start))
+        return [self._pending.popleft().result()] if len(self._pending) > MOST_PENDING else []
+
+    def _segment(self, samples: np.ndarray, start: int) -> Segment:
+        """The final text of samples. Args: start: their place in the stream, in samples."""
+        shortest = MIN_MEL_FRAMES * self.processor.feature_extractor.hop_length
+        padded = np.pad(samples, (0, max(0, shortest - len(samples))))  # the end of a stream may be too short to hear
+        texts, finished = texts_of(self.model, self.processor, [self._clip(padded)], self.options)
+        return Segment(start / self.rate, (start + len(samples)) / self.rate, texts[0], finished=finished[0])
+
+    def _clip(self, samples: np.ndarray) -> dict:
+        return {"array": samples, "sampling_rate": self.rate}
+
+
+# ---- raw samples from a pipe ----
+
+
+def transcribe_pipe(transcriber: StreamingTranscriber, pipe, show: Callable[[Partial | Segment], None]):
+    """Transcribe raw samples of 16 bits, little-endian, one channel, as they come out of a pipe, to its end.
+
+    Ctrl-C ends the stream: what was heard until then is shown before `KeyboardInterrupt` is raised.
+
+    Raises: `ValueError` where the pipe ends within a sample.
+    """
+    rest = b""
+    try:
+        while block := pipe.read1(READ_BYTES):
+            block = rest + block
+            whole = len(block) // 2 * 2
+            rest = block[whole:]
+            for event in transcriber.feed(np.frombuffer(block[:whole], "<i2")):
+                show(event)
+    finally:
+        for event in transcriber.finish():
+            show(event)
+    if rest:
+        raise ValueError("The pipe ended within a sample of two bytes: it was cut off, or is no 16-bit audio.")
+
+
+class LiveScreen:
+    """Prints final text on standard output, a line for a segment; partial text on standard error, if a terminal.
+
+    Args: as_json: print all as JSON lines instead, partial text too.
+    """
+
+    def __init__(self, as_json: bool = False):
+        self.as_json = as_json
+        self.clear = "\r\033[K" if sys.stderr.isatty() and not as_json else ""
+
+    def __call__(self, event: Partial | Segment):
+        is_final = isinstance(event, Segment)
+        text = one_line(event.text)
+        if self.as_json:
+            times = {"start": round(event.start, 3), "end": round(event.end, 3)}
+            print(json.dumps({"final": is_final, **times, "text": text}, ensure_ascii=False), flush=True)
+            return
+        if self.clear:
+            width = shutil.get_terminal_size().columns - 1
+            print(self.clear + ("" if is_final else text[-width:]), end="", file=sys.stderr, flush=True)
+        if is_final and text:
+            print(text, flush=True)
+
+
+__all__ = ["LiveScreen", "Partial", "StreamingTranscriber", "transcribe_pipe"]

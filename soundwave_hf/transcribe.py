@@ -1,0 +1,173 @@
+"""Transcripts of recordings of any length, by a loaded model or by its CTC head alone."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .evaluation.transcribe import batches_of_like_length, check_batch_size, ctc_transcribe, greedy_texts
+from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
+from .modeling.segments_soundwave import cut_samples
+from .processing.languages_soundwave import language_name
+from .transcripts import Segment, Transcript
+
+
+READ_AHEAD = 4  # batches of pieces that are read before the first of them is transcribed
+# What is wrong with one recording; anything else stops all.
+CLIP_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """How recordings are transcribed."""
+
+    language: str | None = None  # of the speech, as code or English name; English by default
+    batch_size: int = 8  # pieces transcribed at once, of one recording or of several
+    chunk_length_s: float | None = None  # longest piece in seconds; the encoder's window by default
+    max_new_tokens: int | None = None  # of the text of a piece, for each 30 s; 256 by default
+    ctc_only: bool = False  # the CTC head's greedy transcript, without the LLM
+
+    def __post_init__(self):
+        check_batch_size(self.batch_size)
+        language_name(self.language)
+        if self.chunk_length_s is not None and not self.chunk_length_s >= SHORTEST_CHUNK:
+            raise ValueError(f"The longest piece is {self.chunk_length_s} s; give {SHORTEST_CHUNK:g} s or more.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"The most new tokens are {self.max_new_tokens}; expected 1 or more.")
+        for name in ("language", "max_new_tokens"):
+            if self.ctc_only and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, and `ctc_only` asks no LLM, which alone reads it: leave "
+                    "one of the two out."
+                )
+
+    @property
+    def most_tokens(self) -> int:
+        return self.max_new_tokens or TOKENS_OF_30_SECONDS
+
+
+def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[Transcript]:
+    """Transcripts of recordings of any length, in their order.
+
+    Recordings are read as they are needed. Those longer than a piece are cut at quiet places; pieces of one recording
+    and of several share batches, and a recording's transcript does not depend on its batch.
+
+    Args:
+        model, processor: as `load_adapter` or `from_pretrained` give them.
+        clips: audio in any form that the processor takes.
+        options: fields of `TranscribeOptions`.
+
+    Raises: `ValueError` for options that do not fit, and what the processor raises for a bad recording.
+
+    Example:
+
+    ```python
+    >>> from soundwave_hf import transcribe_clips
+    >>> from soundwave_hf.transcripts import as_srt
+
+    >>> for transcript in transcribe_clips(model, processor, ["speech.wav"], batch_size=4):
+    ...     subtitles = as_srt(transcript)
+    ```
+    """
+    options = TranscribeOptions(**options)
+    return _or_raise(outcomes(model, processor, clips, options))
+
+
+def _or_raise(found: Iterator[Transcript | Exception]) -> Iterator[Transcript]:
+    for outcome in found:
+        if isinstance(outcome, Exception):
+            raise outcome
+        yield outcome
+
+
+@dataclass
+class Recording:
+    """A recording that was read, and what has been made of its pieces."""
+
+    pieces: list[np.ndarray] = field(default_factory=list)  # `(samples,)` each
+    segments: list[Segment | None] = field(default_factory=list)
+    bounds: list[tuple[float, float]] = field(default_factory=list)  # seconds of each piece
+    failure: Exception | None = None
+
+    def outcome(self) -> Transcript | Exception:
+        if self.failure is not None:
+            return self.failure
+        return Transcript.of_segments(self.segments, self.bounds[-1][1])
+
+
+def outcomes(
+    model,
+    processor,
+    clips: Iterable,
+    options: TranscribeOptions = TranscribeOptions(),
+    heard: Callable[[float], None] = lambda seconds: None,
+) -> Iterator[Transcript | Exception]:
+    """For each recording, in order, its transcript, or the error that says why it has none.
+
+    Args: heard: is told the seconds of audio of each batch.
+    """
+    group: list[Recording] = []
+    for clip in clips:
+        group.append(read_recording(processor, clip, options))
+        if sum(len(recording.pieces) for recording in group) >= READ_AHEAD * options.batch_size:
+            yield from transcribe_group(model, processor, group, options, heard)
+            group = []
+    yield from transcribe_group(model, processor, group, options, heard)
+
+
+def read_recording(processor, clip, options: TranscribeOptions) -> Recording:
+    """One recording, decoded and cut. Args: clip: audio, or the error that came in its place."""
+    if isinstance(clip, Exception):
+        return Recording(failure=clip)
+    extractor = processor.feature_extractor
+    rate = extractor.sampling_rate
+    try:
+        (samples,) = processor.load_clips([clip])
+    except CLIP_ERRORS as error:
+        return Recording(failure=error)
+    pieces = cut_samples(samples, rate, options.chunk_length_s or extractor.chunk_length)
+    ends = np.cumsum([len(piece) for piece in pieces]) / rate
+    bounds = list(zip([0.0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+    return Recording(pieces, [None] * len(pieces), bounds)
+
+
+def transcribe_group(model, processor, group: list[Recording], options, heard) -> Iterator[Transcript | Exception]:
+    """Outcomes of recordings that were read, their pieces in batches of like length."""
+    places = [(recording, place) for recording in group for place in range(len(recording.pieces))]
+    seconds = [recording.bounds[place][1] - recording.bounds[place][0] for recording, place in places]
+    for batch in batches_of_like_length(seconds, options.batch_size):
+        transcribe_batch(model, processor, [places[number] for number in batch], options)
+        heard(sum(seconds[number] for number in batch))
+    for recording in group:
+        recording.pieces = []
+    yield from (recording.outcome() for recording in group)
+
+
+def transcribe_batch(model, processor, batch: list[tuple[Recording, int]], options: TranscribeOptions):
+    """Put the text of each piece into its recording; of a batch that the model refuses, each piece is tried alone."""
+    rate = processor.feature_extractor.sampling_rate
+    clips = [{"array": recording.pieces[place], "sampling_rate": rate} for recording, place in batch]
+    try:
+        texts, finished = texts_of(model, processor, clips, options)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        if len(batch) == 1:
+            batch[0][0].failure = error
+            return
+        for one in batch:
+            transcribe_batch(model, processor, [one], options)
+        return
+    for (recording, place), text, ended in zip(batch, texts, finished, strict=True):
+        recording.segments[place] = Segment(*recording.bounds[place], text, finished=ended)
+
+
+@torch.inference_mode()
+def texts_of(model, processor, clips: list[dict], options: TranscribeOptions) -> tuple[list[str], list[bool]]:
+    """Texts of pieces in one padded batch, and whether each ended by itself."""
+    if options.ctc_only:
+        return ctc_transcribe(model, processor, clips).texts, [True] * len(clips)
+    inputs = processor.apply_transcription_request(clips, language=options.language).to(model.device)
+    return greedy_texts(model, processor, inputs, options.most_tokens)
+
+
+__all__ = ["TranscribeOptions", "outcomes", "transcribe_clips"]

@@ -1,0 +1,426 @@
+"""`soundwave-hf transcribe`: files of transcripts, made once for each recording and each set of options."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import CONFIG_NAME
+from transformers.utils import cached_file
+
+from .adapters import resolve_adapter
+from .atomic import atomic_file
+from .audio_files import STANDARD_INPUT, AudioFile, find_audio, read_standard_input, refuse_terminal
+from .data.locate import file_digest
+from .evaluation.shipped import ADAPTER, load_adapter, load_checkpoint
+from .processing.audio_soundwave import LOWEST_RATE
+from .processing.sources_soundwave import describe
+from .transcribe import CLIP_ERRORS, TranscribeOptions, outcomes
+from .transcripts import FORMATS, Transcript, as_json, one_line, read_formats
+
+
+RECORD = ".soundwave-transcripts.jsonl"  # in each folder of transcripts: what each was made of
+
+
+# ---- where transcripts go ----
+
+
+@dataclass
+class Job:
+    """A file to transcribe, and the files that its transcript is written to, by format."""
+
+    audio: AudioFile
+    outputs: dict[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of a file."""
+        return file_digest(self.audio.path)
+
+
+def plan_jobs(
+    files: Sequence[AudioFile], formats: Sequence[str], output: str | os.PathLike | None, beside: bool
+) -> list[Job]:
+    """A job for each file; without `output` and `beside`, nothing is written.
+
+    Raises: `ValueError` where two files would be written to one place, or a transcript over a recording.
+    """
+    if output is not None and beside:
+        raise ValueError("`--output` and `--beside` are two places: give one of them.")
+    if output is None and not beside:
+        return [Job(file) for file in files]
+    if output is not None:
+        check_folder(Path(output))
+    jobs = [Job(file, outputs_of(file, formats, output)) for file in files]
+    refuse_collisions(jobs)
+    return jobs
+
+
+def outputs_of(file: AudioFile, formats: Sequence[str], output: str | os.PathLike | None) -> dict[str, Path]:
+    if output is None and file.path == STANDARD_INPUT:
+        raise ValueError("`--beside` was given, and standard input lies in no folder: give `--output FOLDER`.")
+    stem = Path(file.path).with_suffix("") if output is None else Path(output) / file.stem
+    return {name: stem.with_name(f"{stem.name}.{name}") for name in formats}
+
+
+def check_folder(folder: Path):
+    """Raises: `OSError` where an output folder, or one that it lies in, is a file or must not be written to."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"`{place}` is a file, and `--output` expects a folder: give another name.")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"You may not write to the folder `{place}`: give another `--output`.")
+
+
+def refuse_collisions(jobs: Sequence[Job]):
+    recordings = {os.path.realpath(job.audio.path) for job in jobs}
+    writers: dict[str, str] = {}
+    for job in jobs:
+        for path in job.outputs.values():
+            place = os.path.realpath(path)
+            if place in recordings:
+                raise ValueError(f"The transcript `{path}` would overwrite a recording of that name: rename it.")
+            if place in writers:
+                raise ValueError(
+                    f"`{writers[place]}` and `{job.audio.path}` would both be written to `{path}`: rename one, or "
+                    "give them different output folders."
+                )
+            writers[place] = job.audio.path
+
+
+# ---- which transcripts are there already ----
+
+
+def request_digest(job: Job, settings: dict, format_name: str) -> str:
+    """What a transcript is made of: the recording, the format, the weights and the options."""
+    asked = [job.digest, format_name, settings]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def weights_settings(folder: str, encoder: str | None, llm: str | None, dtype: str | None) -> dict:
+    """The weights and how they are loaded, for `request_digest`."""
+    return {"weights": weights_of(folder), "encoder": weights_of(encoder), "llm": weights_of(llm), "dtype": dtype}
+
+
+def weights_of(name: str | None) -> str | None:
+    """A digest of a folder; a hub name and the commit that it stands for now."""
+    if name is None:
+        return None
+    if os.path.isdir(name):
+        return folder_digest(name)
+    config = cached_file(name, CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+    return f"{name}@{Path(config).parent.name}" if config else name
+
+
+def folder_digest(folder: str) -> str:
+    """sha256 of the names and contents of a folder's weights and JSON files."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model"):
+            digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def recorded(folder: Path) -> set[tuple[str, str, str]]:
+    """Name, request and content of each transcript that was written to a folder; a line that broke off is skipped."""
+    found = set()
+    try:
+        lines = (folder / RECORD).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found.add((entry["file"], entry["request"], entry["content"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def split_done(jobs: Sequence[Job], settings: dict, force: bool) -> tuple[list[Job], int]:
+    """The jobs with something to write, without the outputs that are there already; and the number of the others.
+
+    Raises: `FileExistsError` where a file would be overwritten that was made of something else, without `force`.
+    """
+    records = {folder: recorded(folder) for folder in {path.parent for job in jobs for path in job.outputs.values()}}
+    remaining, others = [], []
+    for job in jobs:
+        there = {name: path for name, path in job.outputs.items() if path.exists()}
+        done = {name for name, path in there.items() if is_done(job, name, path, records[path.parent], settings)}
+        others += [path for name, path in there.items() if name not in done]
+        job.outputs = {name: path for name, path in job.outputs.items() if name not in done}
+        remaining += [job] if job.outputs or not done else []
+    if others and not force:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise FileExistsError(
+            f"A transcript would overwrite `{others[0]}`{more}, made of another recording, by other options, or by "
+            "hand: `--force` overwrites, `--output FOLDER` writes elsewhere."
+        )
+    return remaining, len(jobs) - len(remaining)
+
+
+def is_done(job: Job, format_name: str, path: Path, records: set, settings: dict) -> bool:
+    """Whether a file is what this job would write."""
+    if job.audio.path == STANDARD_INPUT or not path.is_file():
+        return False
+    return (path.name, request_digest(job, settings, format_name), file_digest(path)) in records
+
+
+def write_outputs(job: Job, transcript: Transcript, settings: dict):
+    """Put the files of one transcript in place, each whole; the record comes first, which names their content."""
+    for format_name, path in job.outputs.items():
+        content = FORMATS[format_name](transcript).encode()
+        with atomic_file(path) as part:
+            part.write_bytes(content)
+            if job.audio.path != STANDARD_INPUT:
+                add_record(path, request_digest(job, settings, format_name), hashlib.sha256(content).hexdigest())
+
+
+def add_record(path: Path, request: str, content: str):
+    line = json.dumps({"file": path.name, "request": request, "content": content}) + "\n"
+    with open(
+        path.with_name(RECORD), "a", encoding="utf-8"
+    ) as file:  # one short write, so that processes may share it
+        file.write(line)
+
+
+# ---- all of it ----
+
+
+@dataclass
+class Report:
+    """What became of the files."""
+
+    transcribed: int = 0
+    skipped: int = 0  # their transcripts were there
+    failed: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.transcribed} transcribed"]
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped (transcripts of the same recording and options are there)")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        return f"{', '.join(parts)}."
+
+
+def transcribe_files(
+    inputs: Sequence[str],
+    *,
+    formats: str | Sequence[str] = "txt",
+    output: str | os.PathLike | None = None,
+    beside: bool = False,
+    force: bool = False,
+    rate: int | None = None,
+    checkpoint: str | None = None,
+    adapter: str | os.PathLike | None = None,
+    encoder: str | None = None,
+    llm: str | None = None,
+    allow_other_backbones: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    **options,
+) -> Report:
+    """Transcribe files and write the transcripts, or print them where no place is given.
+
+    A file that cannot be transcribed is named on standard error with the reason, and the rest goes on.
+
+    Args:
+        inputs: files, folders, patterns; `-` is standard input.
+        formats: names of `FORMATS`, also separated by commas, or "all".
+        output: folder to write to; files of an input folder keep their place below it.
+        beside: write beside each recording.
+        force: overwrite files that were not made of the same recording by the same options.
+        rate: Hz of raw samples on standard input: 16 bits, little-endian, one channel.
+        checkpoint: a whole model, by folder or hub name; otherwise
+        adapter, encoder, llm, allow_other_backbones: as in `load_adapter`; the shipped adapters by default.
+        device, dtype: as in `load_adapter`.
+        options: fields of `TranscribeOptions`.
+
+    Raises: before any model is loaded, `ValueError` and `OSError` for options, inputs and places that do not fit.
+    """
+    options, formats = TranscribeOptions(**options), read_formats(formats)
+    files = find_audio(inputs)
+    check_rate(rate, files)
+    jobs = plan_jobs(files, formats, output, beside)
+    screen = None
+    if output is None and not beside:
+        screen = Screen(formats, alone=len(files) == len(inputs) == 1 and files[0].path == os.fspath(inputs[0]))
+    folder = checkpoint or resolve_adapter(adapter or ADAPTER)
+    settings = {} if screen else {**asdict(options), **weights_settings(folder, encoder, llm, dtype)}
+    settings.pop("batch_size", None)  # changes no transcript
+    jobs, skipped = split_done(jobs, settings, force)
+    report = Report(skipped=skipped)
+    if jobs:
+        placing = {"device": device, "dtype": dtype}
+        backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
+        model, processor = load(folder, checkpoint is not None, options.ctc_only, backbones, placing)
+        run_jobs(model, processor, jobs, options, settings, rate, screen, report)
+    if report.failed or not screen:
+        print(report, file=sys.stderr)
+    return report
+
+
+def load(folder: str, is_checkpoint: bool, ctc_only: bool, backbones: dict, placing: dict):
+    """A whole model, or adapters on their backbones -> model, processor."""
+    placing = {name: value for name, value in placing.items() if value is not None}
+    if is_checkpoint:
+        return load_checkpoint(folder, **placing)
+    return load_adapter(folder, ctc_only=ctc_only, **backbones, **placing)
+
+
+def check_rate(rate: int | None, files: Sequence[AudioFile]):
+    if rate is None:
+        return
+    if all(file.path != STANDARD_INPUT for file in files):
+        raise ValueError(
+            "`--rate` is of raw samples on standard input, and files have their own: give `-`, or no rate."
+        )
+    if rate < LOWEST_RATE:
+        raise ValueError(f"`--rate` is {rate}; expected {LOWEST_RATE} Hz or more, such as 16000.")
+
+
+@dataclass
+class Screen:
+    """Standard output, where transcripts go that have no other place."""
+
+    formats: Sequence[str]
+    alone: bool  # whether one file was named, and nothing else
+
+    def __post_init__(self):
+        if len(self.formats) > 1:
+            raise ValueError(
+                f"The formats {', '.join(self.formats)} cannot share standard output: give `--output FOLDER` or "
+                "`--beside`."
+            )
+        if not self.alone and self.formats[0] not in ("txt", "json"):
+            raise ValueError(
+                f"Several files cannot share standard output as {self.formats[0]}: give `--output FOLDER` or "
+                "`--beside`."
+            )
+
+    def show(self, path: str, transcript: Transcript):
+        """The transcript of a file alone; of several a line each, with the file's name."""
+        if self.alone:
+            text = FORMATS[self.formats[0]](transcript)
+        elif self.formats[0] == "json":
+            text = as_json(transcript, audio=path, indent=None)
+        else:
+            text = f"{path}: {one_line(transcript.text)}\n"
+        tqdm.write(text, file=sys.stdout, end="")
+        sys.stdout.flush()
+
+
+def run_jobs(model, processor, jobs, options: TranscribeOptions, settings: dict, rate, screen, report: Report):
+    """Transcribe, write and show; count in the report. A progress bar on standard error where it is a terminal."""
+    with tqdm(total=len(jobs), unit="file", disable=None) as bar:
+        heard = Heard(bar)
+        clips = (clip_of(job, rate) for job in jobs)
+        for job, outcome in zip(jobs, outcomes(model, processor, clips, options, heard), strict=True):
+            if isinstance(outcome, Exception):
+                report.failed += 1
+                warn(told(outcome, job.audio.path))
+            else:
+                report.transcribed += 1
+                warn_of_unfinished(job, outcome, options)
+                if screen:
+                    screen.show(job.audio.path, outcome)
+                else:
+                    write_outputs(job, outcome, settings)
+            bar.update()
+
+
+class Heard:
+    """Shows the minutes of audio that were transcribed beside a progress bar."""
+
+    def __init__(self, bar):
+        self.bar, self.seconds = bar, 0.0
+
+    def __call__(self, seconds: float):
+        self.seconds += seconds
+        self.bar.set_postfix_str(f"{self.seconds / 60:.1f} min of audio")
+
+
+def clip_of(job: Job, rate: int | None) -> dict | Path | Exception:
+    """What the processor reads, or the error that says why it cannot."""
+    try:
+        if job.audio.path == STANDARD_INPUT:
+            return read_standard_input(rate)
+        if job.outputs:
+            _ = job.digest  # of the file that is about to be read
+        return Path(job.audio.path)  # a string may be a URL
+    except CLIP_ERRORS as error:
+        return error
+
+
+def told(error: Exception, path: str) -> str:
+    """The message of an error, with the file's name in place of its number."""
+    name = "Standard input" if path == STANDARD_INPUT else f"`{path}`"
+    text = str(error).replace(f"audio[0] ({describe(path)})", name).replace("audio[0]", name)
+    return text if name in text or path in text else f"{name}: {text}"
+
+
+def warn(text: str):
+    tqdm.write(f"soundwave-hf transcribe: {text}", file=sys.stderr)
+
+
+def warn_of_unfinished(job: Job, transcript: Transcript, options: TranscribeOptions):
+    for segment in transcript.segments:
+        if not segment.finished:
+            warn(
+                f"`{job.audio.path}`: the text from {segment.start:.1f} to {segment.end:.1f} s did not end within "
+                f"{options.most_tokens} tokens, and its rest is missing. Give more `--max-new-tokens`, or a smaller "
+                "`--chunk-seconds`."
+            )
+
+
+def transcribe_live(
+    inputs: Sequence[str],
+    rate: int | None,
+    *,
+    formats: str | Sequence[str] = "txt",
+    checkpoint: str | None = None,
+    adapter: str | os.PathLike | None = None,
+    encoder: str | None = None,
+    llm: str | None = None,
+    allow_other_backbones: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    chunk_length_s: float | None = None,
+    **options,
+):
+    """Transcribe raw samples on standard input as they come, and print partial and final text.
+
+    Args: as in `transcribe_files`; inputs: `-` alone; formats: `txt`, or `json` for a line for each text;
+        chunk_length_s: longest segment.
+
+    Raises: `ValueError` and `OSError` for options that do not fit.
+    """
+    from .live import LiveScreen, StreamingTranscriber, transcribe_pipe
+
+    checked, formats = TranscribeOptions(**options), read_formats(formats)
+    if list(inputs) != [STANDARD_INPUT]:
+        raise ValueError("`--live` transcribes standard input: give `-` alone in place of files.")
+    if rate is None:
+        raise ValueError(
+            "`--live` reads raw samples and needs their rate: `ffmpeg -i INPUT -f s16le -ac 1 -ar 16000 - | "
+            "soundwave-hf transcribe --live - --rate 16000`."
+        )
+    check_rate(rate, [AudioFile(STANDARD_INPUT)])
+    refuse_terminal()
+    if formats not in (("txt",), ("json",)):
+        raise ValueError(f"`--live` prints txt or json, and the format is {','.join(formats)}.")
+    folder = checkpoint or resolve_adapter(adapter or ADAPTER)
+    backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
+    placing = {"device": device, "dtype": dtype}
+    model, processor = load(folder, checkpoint is not None, checked.ctc_only, backbones, placing)
+    transcriber = StreamingTranscriber(model, processor, rate, longest_seconds=chunk_length_s, **options)
+    transcribe_pipe(transcriber, sys.stdin.buffer, LiveScreen(as_json=formats == ("json",)))
+
+
+__all__ = ["Report", "transcribe_files", "transcribe_live"]

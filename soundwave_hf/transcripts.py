@@ -1,0 +1,217 @@
+"""Transcripts with times, and the files that hold them: plain text, JSON, SubRip, WebVTT, tab-separated values."""
+
+import difflib
+import html
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+
+LINE_CHARACTERS = 42  # of a subtitle, the usual most
+CUE_CHARACTERS = 2 * LINE_CHARACTERS  # two lines, where words have times to split a segment by
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a segment; without times where it could not be aligned."""
+
+    text: str
+    start: float | None = None  # seconds of the recording
+    end: float | None = None
+    confidence: float | None = None  # probability, 0 to 1
+
+    def __post_init__(self):
+        if (self.start is None) != (self.end is None):
+            raise ValueError(f"The word {self.text!r} has one time; give `start` and `end`, or neither.")
+        if self.start is not None:
+            check_times(self.start, self.end)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is said in one piece of a recording.
+
+    Raises: `ValueError` where it does not last, or begins before 0.
+    """
+
+    start: float  # seconds of the recording
+    end: float
+    text: str  # empty where nothing is said
+    words: tuple[Word, ...] = ()
+    confidence: float | None = None  # probability, 0 to 1
+    finished: bool = True  # whether the text ended within the most tokens that it may have
+
+    def __post_init__(self):
+        check_times(self.start, self.end)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What is said in a recording."""
+
+    text: str
+    segments: tuple[Segment, ...]  # in order; together they are the whole recording
+    seconds: float  # length of the recording
+
+    @classmethod
+    def of_segments(cls, segments: Sequence[Segment], seconds: float) -> "Transcript":
+        """The texts of the segments, joined."""
+        return cls(" ".join(filter(None, (one_line(segment.text) for segment in segments))), tuple(segments), seconds)
+
+
+def check_times(start: float, end: float):
+    if not 0 <= start < end:
+        raise ValueError(f"A text begins at {start:g} s and ends at {end:g} s; expected 0 <= start < end.")
+
+
+def one_line(text: str) -> str:
+    """A text with single blanks in place of line breaks, tabs and runs of blanks."""
+    return " ".join(text.split())
+
+
+# ---- cues: what a subtitle shows at once ----
+
+
+@dataclass(frozen=True)
+class Cue:
+    """One text on the screen."""
+
+    start: int  # milliseconds
+    end: int
+    text: str  # one line
+
+
+def cues(transcript: Transcript) -> Iterator[Cue]:
+    """A cue for each segment in which something is said; several of at most two lines where words have times."""
+    for segment in transcript.segments:
+        if one_line(segment.text):
+            yield from cues_of_words(segment) if segment.words else [cue(segment.start, segment.end, segment.text)]
+
+
+def cue(start: float, end: float, text: str) -> Cue:
+    begin = milliseconds(start)
+    return Cue(begin, max(milliseconds(end), begin + 1), one_line(text))  # rounding leaves no cue without length
+
+
+def milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def cues_of_words(segment: Segment) -> Iterator[Cue]:
+    """Cues of at most two lines; a word without times is shown with the words before it."""
+    groups: list[list[Word]] = []
+    for word in segment.words:
+        joins = groups and len(joined([*groups[-1], word])) <= CUE_CHARACTERS
+        if groups and (joins or word.start is None):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    # Every group but the first begins with a word that has times.
+    first_end = groups[1][0].start if len(groups) > 1 else segment.end
+    for group in groups:
+        timed = [word for word in group if word.start is not None]
+        start = timed[0].start if timed else segment.start
+        yield cue(start, timed[-1].end if timed else first_end, joined(group))
+
+
+def joined(words: Sequence[Word]) -> str:
+    return " ".join(word.text.strip() for word in words)
+
+
+def wrapped(text: str) -> str:
+    """Lines of at most 42 characters, broken between words; a longer word, or one without blanks, is broken inside."""
+    return "\n".join(textwrap.wrap(text, LINE_CHARACTERS, break_on_hyphens=False))
+
+
+def clock(moment: int, decimal: str) -> str:
+    """3,723,004 ms -> `01:02:03,004` or `01:02:03.004`."""
+    seconds, rest = divmod(moment, 1000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{decimal}{rest:03}"
+
+
+# ---- formats ----
+
+
+def as_txt(transcript: Transcript) -> str:
+    """The text on one line."""
+    return f"{one_line(transcript.text)}\n"
+
+
+def as_json(transcript: Transcript, audio: str | None = None, indent: int | None = 2) -> str:
+    """An object with `text`, `seconds` and `segments`. Args: audio: name of the recording, which is written too."""
+    fields = {} if audio is None else {"audio": audio}
+    fields |= {"text": transcript.text, "seconds": round(transcript.seconds, 3)}
+    fields["segments"] = [segment_fields(segment) for segment in transcript.segments]
+    return json.dumps(fields, ensure_ascii=False, indent=indent) + "\n"
+
+
+def segment_fields(segment: Segment) -> dict:
+    fields = {"start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
+    fields["finished"] = segment.finished
+    if segment.confidence is not None:
+        fields["confidence"] = round(segment.confidence, 4)
+    if segment.words:
+        fields["words"] = [word_fields(word) for word in segment.words]
+    return fields
+
+
+def word_fields(word: Word) -> dict:
+    """`start` and `end` are null for a word that could not be aligned."""
+    start, end = (None if moment is None else round(moment, 3) for moment in (word.start, word.end))
+    fields = {"word": word.text, "start": start, "end": end}
+    return fields if word.confidence is None else {**fields, "confidence": round(word.confidence, 4)}
+
+
+def as_srt(transcript: Transcript) -> str:
+    """SubRip. The format has no escapes: `-->`, which separates times, becomes `->`, as in Whisper's files."""
+    blocks = [
+        f"{number}\n{clock(one.start, ',')} --> {clock(one.end, ',')}\n{wrapped(one.text.replace('-->', '->'))}\n"
+        for number, one in enumerate(cues(transcript), start=1)
+    ]
+    return "\n".join(blocks)
+
+
+def as_vtt(transcript: Transcript) -> str:
+    """WebVTT, with `&`, `<` and `>` escaped (https://www.w3.org/TR/webvtt1/)."""
+    blocks = [
+        f"{clock(one.start, '.')} --> {clock(one.end, '.')}\n{html.escape(wrapped(one.text), quote=False)}\n"
+        for one in cues(transcript)
+    ]
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def as_tsv(transcript: Transcript) -> str:
+    """Columns `start`, `end` (whole milliseconds) and `text`, as Whisper writes them; a row for each cue."""
+    rows = [f"{one.start}\t{one.end}\t{one.text}\n" for one in cues(transcript)]
+    return "".join(["start\tend\ttext\n", *rows])
+
+
+FORMATS: dict[str, Callable[[Transcript], str]] = {
+    "txt": as_txt,
+    "json": as_json,
+    "srt": as_srt,
+    "vtt": as_vtt,
+    "tsv": as_tsv,
+}
+
+
+def read_formats(written: str | Sequence[str]) -> tuple[str, ...]:
+    """`"srt,txt"` -> `("srt", "txt")`; `"all"` is every format.
+
+    Raises: `ValueError` for one that does not exist, with the closest.
+    """
+    names = [
+        name.strip().lower().removeprefix(".")
+        for name in (written.split(",") if isinstance(written, str) else written)
+    ]
+    known = [*FORMATS, "all"]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            hint = f"Did you mean `{near[0]}`? " if near else ""
+            raise ValueError(f"There is no format `{name}`. {hint}Choose from {', '.join(FORMATS)}, or `all`.")
+    return tuple(FORMATS) if "all" in names else tuple(dict.fromkeys(names))
+
+
+__all__ = ["FORMATS", "Segment", "Transcript", "Word", "cues", "read_formats"]

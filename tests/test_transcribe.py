@@ -1,0 +1,440 @@
+"""`soundwave-hf transcribe` and its functions, on a tiny model with a window of 2 s."""
+
+import io
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from soundwave_hf import cli, transcribe, transcribe_clips, transcribe_files
+from soundwave_hf.audio_files import find_audio
+from soundwave_hf.transcribe import outcomes
+from tests.tiny_models import save_tiny_soundwave
+
+
+RATE = 16_000
+TOKENS = 3  # of a text: the tiny model does not stop by itself
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise of a loudness that changes, so that there are quiet places."""
+    samples = 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))
+    return (samples * (1 + np.sin(np.arange(len(samples)) / 2000))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_soundwave(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return AutoModelForMultimodalLM.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder, with three recordings in two folders."""
+    monkeypatch.chdir(tmp_path)
+    for number, path in enumerate(["calls/a.wav", "calls/monday/b.flac", "c.wav"]):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, noise(0.5 + 0.3 * number, seed=number), RATE)
+    return tmp_path
+
+
+@pytest.fixture
+def run(loaded, folder, monkeypatch, capsys):
+    """Runs the command with the tiny model; gives the exit code, standard output and standard error."""
+    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+
+    def run(*words: str):
+        code = cli.main(["transcribe", "--model", str(folder), "--max-new-tokens", str(TOKENS), *words])
+        printed = capsys.readouterr()
+        return code, printed.out, "\n".join(line for line in printed.err.splitlines() if "did not end" not in line)
+
+    return run
+
+
+def pipe_in(monkeypatch, content: bytes, is_terminal: bool = False):
+    monkeypatch.setattr(
+        sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content), isatty=lambda: is_terminal), raising=False
+    )
+
+
+def wav_bytes(seconds: float = 0.5) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, noise(seconds), RATE, format="WAV")
+    return file.getvalue()
+
+
+def files_below(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# ---- clips ----
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": TOKENS}, {"ctc_only": True}], ids=["llm", "ctc"])
+def test_pieces_of_several_recordings_share_batches_and_texts_are_those_of_each_alone(loaded, options):
+    clips = [{"array": noise(seconds, seed), "sampling_rate": RATE} for seed, seconds in enumerate([0.7, 5.3, 1.9])]
+    together = list(transcribe_clips(*loaded, clips, batch_size=4, **options))
+    alone = [one for clip in clips for one in transcribe_clips(*loaded, [clip], batch_size=1, **options)]
+    assert together == alone
+    assert any(transcript.text for transcript in together)
+    assert [len(transcript.segments) for transcript in together] == [1, 4, 1]
+
+
+def test_segments_are_the_pieces_of_a_recording_one_after_the_other(loaded):
+    clip = {"array": noise(7.3), "sampling_rate": RATE}
+    (found,) = transcribe_clips(*loaded, [clip], chunk_length_s=1.5, ctc_only=True)
+    starts, ends = ([getattr(segment, name) for segment in found.segments] for name in ("start", "end"))
+    assert starts == [0.0, *ends[:-1]] and ends[-1] == found.seconds == 7.3
+    assert all(0.9 <= end - start <= 1.5 for start, end in list(zip(starts, ends, strict=True))[:-1])
+
+
+def test_recordings_are_read_as_they_are_needed(loaded):
+    read = []
+
+    def clips():
+        for number in range(40):
+            read.append(number)
+            yield {"array": noise(0.3), "sampling_rate": RATE}
+
+    next(transcribe_clips(*loaded, clips(), batch_size=2, ctc_only=True))
+    assert len(read) == transcribe.READ_AHEAD * 2
+
+
+def test_python_is_told_of_a_bad_recording(loaded):
+    with pytest.raises(ValueError, match="lasts 20.00 ms"):
+        list(transcribe_clips(*loaded, [{"array": noise(0.02), "sampling_rate": RATE}]))
+
+
+def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkeypatch):
+    texts_of = transcribe.texts_of
+
+    def refuse_the_longest(model, processor, clips, options):
+        if max(len(clip["array"]) for clip in clips) > 1.5 * RATE:
+            raise torch.OutOfMemoryError("out of memory")
+        return texts_of(model, processor, clips, options)
+
+    monkeypatch.setattr(transcribe, "texts_of", refuse_the_longest)
+    clips = [{"array": noise(seconds), "sampling_rate": RATE} for seconds in (0.5, 1.8, 0.6)]
+    found = list(outcomes(*loaded, clips, transcribe.TranscribeOptions(ctc_only=True)))
+    assert [str(one) if isinstance(one, Exception) else one.seconds for one in found] == [0.5, "out of memory", 0.6]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "The batch size is 0"),
+        ({"language": "frensh"}, "Did you mean 'french'"),
+        ({"chunk_length_s": 0.5}, "The longest piece is 0.5 s; give 1 s or more"),
+        ({"chunk_length_s": float("nan")}, "The longest piece is nan s"),
+        ({"max_new_tokens": 0}, "The most new tokens are 0"),
+        ({"ctc_only": True, "language": "de"}, "`language` is 'de', and `ctc_only` asks no LLM"),
+        ({"ctc_only": True, "max_new_tokens": 9}, "`max_new_tokens` is 9, and `ctc_only` asks no LLM"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        transcribe_clips(None, None, ["absent.wav"], **options)
+
+
+def test_the_language_is_named_in_the_question(loaded, monkeypatch):
+    model, processor = loaded
+    asked = []
+    request = processor.apply_transcription_request
+    monkeypatch.setattr(
+        processor,
+        "apply_transcription_request",
+        lambda clips, language: asked.append(language) or request(clips, language=language),
+    )
+    clip = {"array": noise(0.5), "sampling_rate": RATE}
+    list(transcribe_clips(model, processor, [clip], language="de", max_new_tokens=1))
+    assert asked == ["de"]
+
+
+# ---- which files ----
+
+
+def paths(*inputs: str) -> list[str]:
+    return [file.path for file in find_audio(inputs)]
+
+
+def test_files_folders_and_patterns_are_found_once_each(here):
+    (here / "calls" / ".hidden.wav").touch()
+    (here / "calls" / "notes.txt").touch()
+    (here / "calls" / "LOUD.WAV").touch()
+    assert paths("calls") == ["calls/LOUD.WAV", "calls/a.wav", "calls/monday/b.flac"]
+    assert paths("c.wav", ".") == ["c.wav", "./calls/LOUD.WAV", "./calls/a.wav", "./calls/monday/b.flac"]
+    assert paths("c*") == ["c.wav", "calls/LOUD.WAV", "calls/a.wav", "calls/monday/b.flac"]
+    assert paths("**/*.flac", "calls/notes.txt") == ["calls/monday/b.flac", "calls/notes.txt"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(here):
+    (here / "a[1].wav").touch()
+    assert paths("a[1].wav") == ["a[1].wav"]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("absent.wav", "There is no file or folder `absent.wav`, seen from the folder /"),
+        ("absent/*.wav", r"No file matches the pattern `absent/\*.wav`"),
+        ("empty", "The folder `empty` and those below it hold no audio file"),
+        ("*.txt", r"The pattern `\*.txt` matches `notes.txt` \(1 in all\) and no audio file"),
+        ("https://u:secret@host/a.wav?token=secret", r"`https://host/a.wav\?...` is a URL; expected files"),
+    ],
+)
+def test_inputs_that_are_no_audio_are_one_sentence(here, run, written, message):
+    (here / "empty").mkdir()
+    (here / "notes.txt").touch()
+    with pytest.raises((ValueError, OSError), match=message):
+        find_audio([written])
+    code, out, err = run(written)
+    assert (code, out, err.count("\n")) == (2, "", 0) and "secret" not in err
+
+
+# ---- standard output and input ----
+
+
+def test_one_file_is_printed_and_nothing_else(here, run):
+    code, text, err = run("c.wav")
+    assert (code, err) == (0, "") and text.endswith("\n") and "c.wav" not in text
+    _, subtitles, _ = run("c.wav", "--format", "vtt")
+    assert subtitles.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.100\n")
+    assert json.loads(run("c.wav", "--format", "json")[1])["seconds"] == 1.1
+    assert files_below(here) == ["c.wav", "calls/a.wav", "calls/monday/b.flac"]
+
+
+def test_lines_of_several_files_have_their_names(here, run):
+    code, lines, _ = run("calls")
+    assert code == 0 and lines.startswith("calls/a.wav: ") and "\ncalls/monday/b.flac: " in lines
+    found = [json.loads(line) for line in run("calls", "c.wav", "--format", "json")[1].splitlines()]
+    assert [one["audio"] for one in found] == ["calls/a.wav", "calls/monday/b.flac", "c.wav"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["c.wav", "--format", "txt,srt"], "The formats txt, srt cannot share standard output"),
+        (["calls", "--format", "srt"], "Several files cannot share standard output as srt"),
+        (["c.wav", "--format", "str"], "There is no format `str`. Did you mean `srt`?"),
+        (["c.wav", "--rate", "16000"], "`--rate` is of raw samples on standard input"),
+        (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
+        (["-", "--beside"], "standard input lies in no folder"),
+        (["c.wav", "--beside", "--output", "out"], "`--output` and `--beside` are two places"),
+        (["c.wav", "--output", "calls/a.wav"], "`calls/a.wav` is a file, and `--output` expects a folder"),
+        (["c.wav", "--output", "calls/a.wav/b"], "`calls/a.wav` is a file, and `--output` expects a folder"),
+        (["c.wav", "--llm", "mine"], "`--llm` says what adapters belong to, and `--model` has its own"),
+        (["c.wav", "--batch-size", "0"], "The batch size is 0"),
+        (["c.wav", "--language", "klingon"], "Unsupported language: 'klingon'"),
+        (["c.wav", "--device", "gpu"], "The device is 'gpu'"),
+    ],
+)
+def test_requests_that_do_not_fit_are_one_sentence_before_a_model_is_loaded(here, run, monkeypatch, words, message):
+    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    code, out, err = run(*words)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 0
+
+
+def test_standard_input_holds_an_audio_file(here, run, monkeypatch):
+    expected = run("calls/a.wav")[1]
+    pipe_in(monkeypatch, (here / "calls" / "a.wav").read_bytes())
+    assert run("-") == (0, expected, "")
+
+
+def test_raw_samples_on_standard_input_need_their_rate(here, run, monkeypatch):
+    raw = (32767 * noise(0.5)).astype("<i2").tobytes()
+    pipe_in(monkeypatch, raw)
+    code, out, err = run("-")
+    assert (code, out) == (2, "") and "give their rate in Hz, such as `--rate 16000`" in err
+    assert err.endswith("0 transcribed, 1 failed.")
+    pipe_in(monkeypatch, raw)
+    code, out, err = run("-", "--rate", "8000", "--format", "json")
+    assert (code, err) == (0, "") and json.loads(out)["seconds"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        (b"", [], "Standard input held 0 bytes"),
+        (b"c.wav\ncalls/a.wav\n", [], "a list of files, the first of them `c.wav`"),
+        (b"\x01\x02\x03", ["--rate", "8000"], "held 3 bytes, and raw samples have two each"),
+        (wav_bytes(), ["--rate", "8000"], "holds a wav file, which has a rate of its own: leave `--rate` out"),
+        (wav_bytes()[:900], [], "was cut off"),
+    ],
+)
+def test_standard_input_that_is_no_audio_is_told(here, run, monkeypatch, content, words, message):
+    pipe_in(monkeypatch, content)
+    code, out, err = run("-", *words)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_a_terminal_is_no_standard_input(here, run, monkeypatch):
+    pipe_in(monkeypatch, b"", is_terminal=True)
+    assert "which is a terminal: pipe audio in" in run("-")[2]
+
+
+# ---- files of transcripts ----
+
+
+def test_files_of_a_folder_keep_their_place_in_the_output_folder(here, run):
+    code, out, err = run("calls", "c.wav", "--output", "out/texts", "--format", "txt,srt")
+    assert (code, out, err) == (0, "", "3 transcribed.")
+    names = ["a.srt", "a.txt", "c.srt", "c.txt", "monday/b.srt", "monday/b.txt"]
+    found = [name for name in files_below(here / "out" / "texts") if ".soundwave" not in name]
+    assert found == names
+    assert (here / "out" / "texts" / "a.txt").read_text() == run("calls/a.wav")[1]
+
+
+def test_transcripts_lie_beside_their_recordings(here, run):
+    run("calls", "--beside")
+    assert {"calls/a.txt", "calls/monday/b.txt"} < set(files_below(here))
+
+
+def test_standard_input_is_written_under_its_own_name(here, run, monkeypatch):
+    pipe_in(monkeypatch, wav_bytes())
+    assert run("-", "--output", "out", "--format", "json")[0] == 0
+    assert (here / "out" / "stdin.json").is_file()
+    pipe_in(monkeypatch, wav_bytes())
+    assert "A transcript would overwrite `out/stdin.json`" in run("-", "--output", "out", "--format", "json")[2]
+
+
+def test_two_recordings_of_one_transcript_are_refused_before_any_work(here, run, monkeypatch):
+    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    soundfile.write("calls/a.flac", noise(0.5), RATE)
+    code, _, err = run("calls", "--beside")
+    assert code == 2 and "`calls/a.flac` and `calls/a.wav` would both be written to `calls/a.txt`" in err
+
+
+def test_a_recording_is_never_overwritten(here, run):
+    os.rename("c.wav", "c.txt")
+    code, _, err = run("c.txt", "--beside", "--force")
+    assert code == 2 and "`c.txt` would overwrite a recording" in err
+    assert soundfile.info("c.txt").frames == 1.1 * RATE
+
+
+def test_transcripts_that_are_there_are_skipped_without_loading_a_model(here, run, monkeypatch):
+    run("calls", "--output", "out")
+    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    before = {name: os.stat(here / "out" / name).st_mtime_ns for name in files_below(here / "out")}
+    code, _, err = run("calls", "--output", "out", "--batch-size", "3")
+    assert (code, err) == (0, "0 transcribed, 2 skipped (transcripts of the same recording and options are there).")
+    assert {name: os.stat(here / "out" / name).st_mtime_ns for name in files_below(here / "out")} == before
+
+
+def test_what_is_new_is_added_to_what_is_there(here, run):
+    run("calls", "--output", "out")
+    assert run("calls", "c.wav", "--output", "out")[2].startswith("1 transcribed, 2 skipped")
+    os.remove("out/a.txt")
+    assert run("calls", "--output", "out")[2].startswith("1 transcribed, 1 skipped")
+    assert run("calls", "--output", "out", "--format", "txt,vtt")[2] == "2 transcribed."
+    assert run("calls", "--output", "out", "--format", "all")[2] == "2 transcribed."
+
+
+def change_the_audio():
+    soundfile.write("calls/a.wav", noise(0.9, seed=7), RATE)
+
+
+def change_the_text():
+    with open("out/a.txt", "w") as file:
+        file.write("By hand.\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_the_audio, []),
+        (change_the_text, []),
+        (None, ["--chunk-seconds", "1"]),
+        (None, ["--language", "de"]),
+        (None, ["--dtype", "bfloat16"]),
+        (None, ["--max-new-tokens", "4"]),
+    ],
+)
+def test_a_transcript_of_something_else_is_overwritten_by_force_alone(here, run, change, words):
+    run("calls/a.wav", "--output", "out")
+    if change:
+        change()
+    before = (here / "out" / "a.txt").read_text()
+    code, _, err = run("calls/a.wav", "--output", "out", *words)
+    assert code == 2 and "A transcript would overwrite `out/a.txt`, made of another recording" in err
+    assert (here / "out" / "a.txt").read_text() == before
+    assert run("calls/a.wav", "--output", "out", "--force", *words)[2] == "1 transcribed."
+    assert run("calls/a.wav", "--output", "out", *words)[2].startswith("0 transcribed, 1 skipped")
+
+
+def test_other_weights_make_other_transcripts(here, run, folder, tmp_path_factory):
+    other = save_tiny_soundwave(tmp_path_factory.mktemp("other"))
+    settings = [transcribe_files.weights_settings(str(name), None, None, None) for name in (folder, other)]
+    assert settings[0] == settings[1]  # the same weights in another place
+    model_file = other / "model.safetensors"
+    content = bytearray(model_file.read_bytes())
+    content[-1] ^= 1
+    model_file.write_bytes(content)
+    assert transcribe_files.weights_settings(str(other), None, None, None) != settings[0]
+
+
+def test_a_bad_file_is_named_and_the_rest_goes_on(here, run):
+    (here / "calls" / "broken.wav").write_bytes(b"RIFF no sound")
+    soundfile.write("calls/short.wav", noise(0.02), RATE)
+    code, _, err = run("calls", "--output", "out")
+    assert code == 2 and err.endswith("2 transcribed, 2 failed.")
+    assert "soundwave-hf transcribe: `calls/broken.wav` could not be decoded" in err
+    assert "soundwave-hf transcribe: `calls/short.wav` lasts 20.00 ms" in err
+    assert {"a.txt", "monday/b.txt"} < set(files_below(here / "out"))
+    code, _, err = run("calls", "--output", "out")
+    assert code == 2 and err.endswith("are there), 2 failed.") and "0 transcribed, 2 skipped" in err
+
+
+def test_an_interruption_leaves_whole_files_and_the_next_run_goes_on(here, run, monkeypatch):
+    several = transcribe_files.outcomes
+
+    def interrupted(*given):
+        yield next(several(*given))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transcribe_files, "outcomes", interrupted)
+    assert run("calls", "--output", "out", "--format", "all")[0] == 130
+    names = [f"a.{name}" for name in ("json", "srt", "tsv", "txt", "vtt")]
+    assert files_below(here / "out") == [transcribe_files.RECORD, *names]
+    monkeypatch.setattr(transcribe_files, "outcomes", several)
+    assert run("calls", "--output", "out", "--format", "all")[2].startswith("1 transcribed, 1 skipped")
+
+
+def test_a_write_that_fails_leaves_nothing(here, run, monkeypatch):
+    def fail(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transcribe_files, "add_record", fail)
+    assert run("calls", "--output", "out")[0] == 130
+    assert files_below(here) == ["c.wav", "calls/a.wav", "calls/monday/b.flac"]
+
+
+def test_a_record_that_broke_off_is_no_hindrance(here, run):
+    run("calls", "--output", "out")
+    with open(here / "out" / transcribe_files.RECORD, "a") as file:
+        file.write('{"file": "a.txt", "requ')
+    assert run("calls", "--output", "out")[2].startswith("0 transcribed, 2 skipped")
+
+
+def test_a_text_that_does_not_end_is_told(here, folder, loaded, monkeypatch, capsys):
+    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+    monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", None)
+    assert cli.main(["transcribe", "c.wav", "--model", str(folder), "--max-new-tokens", "2"]) == 0
+    message = "`c.wav`: the text from 0.0 to 1.1 s did not end within 2 tokens, and its rest is missing."
+    assert message in capsys.readouterr().err
+
+
+def test_the_ctc_head_alone_transcribes_from_the_command(here, run, folder, capsys):
+    assert cli.main(["transcribe", "--model", str(folder), "--ctc-only", "c.wav"]) == 0
+    model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    (expected,) = transcribe_clips(model, processor, ["c.wav"], ctc_only=True)
+    assert capsys.readouterr().out == f"{' '.join(expected.text.split())}\n"
