@@ -56,7 +56,7 @@ def test_a_clip_that_is_missing_is_refused_before_the_first_step(workspace, tabl
     ("changes", "message"),
     [
         ({"check_audio": "perhaps"}, "`check_audio` is 'perhaps'; give true, false or `skip`"),
-        ({"check_audio": True, "streaming": True, "max_steps": 1}, "`check_audio` is given, and reading all clips"),
+        ({"check_audio": True, "streaming": True, "max_steps": 1}, "`check_audio` reads all clips first"),
         ({"data": []}, "`data` is an empty list"),
         ({"data": {"path": "a.csv", "sprit": "x"}}, r"A source of `data` has the keys \['sprit'\]"),
         ({"columns": {"text": "sentence"}}, "write `sentence: text`"),

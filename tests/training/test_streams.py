@@ -112,7 +112,7 @@ def test_a_pattern_that_fits_nothing_is_named(tmp_path):
         ({"repeat": {"s0": 2}}, "`repeat` is given, and a stream gives each row once: weigh tasks with `mixture`"),
         (
             {"encoder_cache": {}},
-            "`encoder_cache` is given, and encoding all clips beforehand is what `streaming` avoid",
+            "`encoder_cache` encodes all clips first, and `streaming` does not",
         ),
         ({"train_sampling_strategy": "sequential"}, "is 'sequential', and `streaming` draws the clips itself"),
         ({"streaming": False, "train_sampling_strategy": "sequential", "mixture": PAPER}, "`mixture` draws the clips"),
@@ -288,10 +288,10 @@ def trainer_of(workspace, chain, tmp_path):
         ({"batch_size": 8}, "batches are of 8 clips and `per_device_train_batch_size` is 4: give the same number"),
         (
             {"rank": 1, "world_size": 2},
-            "part 1 of 2 in process 0 of 1: give it whole streams, `rank=arguments.process",
+            "part 1 of 2 in process 0 of 1: give it the whole streams, `rank=arguments.process",
         ),
-        ({"mixture": Mixture()}, "A `MixtureStream` has a mixture and groups of its own"),
-        ({"max_batch_seconds": 9.0}, "A `MixtureStream` has a mixture and groups of its own"),
+        ({"mixture": Mixture()}, "A `MixtureStream` has its own mixture and groups"),
+        ({"max_batch_seconds": 9.0}, "A `MixtureStream` has its own mixture and groups"),
     ],
 )
 def test_a_stream_that_says_other_than_the_trainer_is_refused(trainer_of, options, message):
