@@ -66,8 +66,8 @@ from soundwave_hf.training.stages import STAGES
 from soundwave_hf.training.trainer import SoundwaveTrainer
 
 
-RECIPES = REPOSITORY / "examples" / "soundwave-small" / "recipes"
-STEPS = {"align": "1_align", "shrink": "2_shrink"}
+SMALL = REPOSITORY / "examples" / "soundwave-small" / "recipes"
+RECIPES = {"align": "1_align.yaml", "shrink": "2_shrink.yaml"}
 RECIPE_KEYS = ("encoder", "llm", "data", "ctc_negatives")  # which the command may replace
 
 
@@ -264,7 +264,7 @@ def read(problem: Problem, stage: str, variant: Variant, output: str):
     changes |= {"per_device_train_batch_size": str(size), "gradient_accumulation_steps": str(accumulated)}
     # The head's start tells nothing of the time.
     changes |= {"warm_start": "false"} if stage == "align" else {"start_from": problem.adapter, "lora": "{}"}
-    return read_recipe(RECIPES / f"{STEPS[stage]}.yaml", changes | variant.changes)
+    return read_recipe(SMALL / RECIPES[stage], changes | variant.changes)
 
 
 def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
