@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
+from ..data.manifest import write_rows
 from ..modeling.backbones_soundwave import as_dtype
 from ..modeling.folders_soundwave import find_adapter, trained_backbone
 from ..modeling.loading_soundwave import as_device
@@ -18,7 +19,6 @@ from .reporting import (
     other_columns,
     read_lines,
     score_table,
-    write_lines,
     write_report,
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
@@ -261,7 +261,7 @@ def run_evaluation(
         write_report(output, {"weights": name, **report_header(options, whisper_name, against)}, scores)
     if transcripts:
         found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
-        write_lines(transcripts, [line for lines in found_lines for line in lines])
+        write_rows(Path(transcripts), [line for lines in found_lines for line in lines])
     refuse_failures(scores)
     return scores
 

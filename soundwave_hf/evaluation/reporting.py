@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..atomic import atomic_file
-from ..data.manifest import write_rows
 from .metrics import edits_by_clip
 from .scoring import UNIT_OF, ClipScore, Scores
 from .transcribe import Result
@@ -170,7 +169,3 @@ def _read_line(text: str, where: str) -> dict:
     if missing:
         raise ValueError(f"{where} has no {', '.join(missing)}; expected the lines that `--transcripts` wrote.")
     return line
-
-
-def write_lines(path: str | Path, lines: list[dict]):
-    write_rows(Path(path), lines)

@@ -1,7 +1,7 @@
 """Results of a system to scores: of each clip, of a set, and of two systems on the same clips."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from .metrics import (
     Difference,
@@ -175,13 +175,8 @@ def interval_of(clips: Sequence[ErrorCounts]) -> Interval | None:
 
 
 def counts_of(clips: Sequence[ErrorCounts], unit: str) -> dict[str, int]:
-    total = sum(clips, ErrorCounts())
-    return {
-        "substitutions": total.substitutions,
-        "deletions": total.deletions,
-        "insertions": total.insertions,
-        unit: total.reference_length,
-    }
+    total = asdict(sum(clips, ErrorCounts()))
+    return total | {unit: total.pop("reference_length")}
 
 
 # ---- two systems ----
