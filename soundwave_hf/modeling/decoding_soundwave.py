@@ -8,7 +8,7 @@ from transformers.generation import LogitsProcessor
 
 from .ctc_scores_soundwave import CTCTexts
 from .ctc_text_soundwave import CTCText, find_bridge
-from .drafts_soundwave import Draft, draft_of
+from .drafts_soundwave import Draft, draft_of, drafted
 
 
 LLM_CANDIDATES = 16  # likeliest tokens of the LLM that are scored
@@ -142,7 +142,7 @@ class CTCDecoding(LogitsProcessor):
         num_clips = (input_ids == self.model.config.audio_token_id).sum(dim=1)
         is_heard = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
         if num_clips.sum() != len(audio.num_frames):
-            return self.refuse_deaf()  # clips of earlier turns are in a cache
+            return self.refuse_without_clips()  # clips of earlier turns are in a cache
         if self.asked and not is_heard.all():
             row = int((~is_heard).int().argmax())
             raise ValueError(
@@ -167,7 +167,7 @@ class CTCDecoding(LogitsProcessor):
         labels = [label for label, _ in groupby(best) if label != self.model.config.audio_token_id]
         return draft_of(self.bridge, labels, float(frames[clip].entropy.max()))
 
-    def refuse_deaf(self):
+    def refuse_without_clips(self):
         """Raises: `ValueError` where the caller asked for it, and this call hears no clips of its own."""
         if self.asked:
             raise ValueError(
@@ -176,7 +176,7 @@ class CTCDecoding(LogitsProcessor):
             )
 
     def _asked_for(self) -> str:
-        return " and ".join(f"`{name}` is {value!r}" for name, value in self.asked.items())
+        return in_words(self.asked)
 
     def end_with(self, end_ids: int | list[int] | None):
         """Name the tokens that end an answer."""
@@ -191,6 +191,44 @@ class CTCDecoding(LogitsProcessor):
         return scores if self.joint is None else self.joint(input_ids, scores)
 
 
+def in_words(options: dict) -> str:
+    return " and ".join(f"`{name}` is {value!r}" for name, value in options.items())
+
+
+def take_ctc_decoding(model, generation_config, options: dict) -> CTCDecoding:
+    """What the options of a call of `generate`, and its generation config, ask of the CTC head.
+
+    Args: options: keywords of `generate`; those of the CTC head are taken out.
+
+    Raises: `ValueError` for a value that is none, or where the options do not go with the others.
+    """
+    config = generation_config or model.generation_config
+    own = {name: options.pop(name, None) for name in CTC_OPTIONS}
+    asked = {name: value for name, value in own.items() if value}
+    weight = own["ctc_weight"]
+    weight = check_weight(getattr(config, "ctc_weight", None) or 0 if weight is None else weight)
+    do_sample = options.get("do_sample")
+    if config.do_sample if do_sample is None else do_sample:
+        if asked:
+            raise ValueError(
+                f"{in_words(asked)} and `do_sample` is True: the CTC head serves the search for the best transcript. "
+                "Set `do_sample=False`, with `num_beams` for a wider search."
+            )
+        weight = 0.0
+    if asked and options.get("is_transcription") is None:
+        raise ValueError(
+            f"{in_words(asked)}, and no row is marked as a transcription: the CTC head knows what is said and nothing "
+            "else. Build the inputs by `processor.apply_transcription_request`, or leave it out."
+        )
+    has_drafts = own["ctc_draft"] is not None
+    if asked and not has_drafts and asked.keys() - {"ctc_weight"}:
+        raise ValueError(f'{in_words(asked)}: the limits of drafts need `ctc_draft="fast"`.')
+    decoding = CTCDecoding(model, weight, asked, has_drafts, options.get("tokenizer"))
+    if has_drafts:
+        options["custom_generate"] = drafted(decoding, options, **own)
+    return decoding
+
+
 def check_weight(weight) -> float:
     """The weight of the CTC head as a number.
 
@@ -203,4 +241,4 @@ def check_weight(weight) -> float:
     return float(weight)
 
 
-__all__ = ["CTC_OPTIONS", "CTCDecoding", "CTCLogitsProcessor", "check_weight"]
+__all__ = ["CTC_OPTIONS", "CTCDecoding", "CTCLogitsProcessor", "check_weight", "take_ctc_decoding"]

@@ -14,8 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
-from .decoding_soundwave import CTC_OPTIONS, CTCDecoding, check_weight
-from .drafts_soundwave import drafted
+from .decoding_soundwave import take_ctc_decoding
 from .timed_generation_soundwave import TimesRequest, ctc_clips
 
 
@@ -316,7 +315,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
                 kwargs["attention_mask"] = self._mask_of(input_ids)
         rules = AnswerRules(self.config.audio_token_id)
-        decoding = self._ctc_decoding(generation_config, kwargs)
+        decoding = take_ctc_decoding(self, generation_config, kwargs)
         if kwargs.get("is_transcription") is not None:  # the hook that encodes the clips sets the rules
             kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
         if times is None:
@@ -326,35 +325,6 @@ class SoundwaveGenerationMixin(GenerationMixin):
         logits_processor = LogitsProcessorList([times.log_probs, *(logits_processor or []), decoding, rules])
         outputs = super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
         return times.finish(self, outputs, input_ids, rules.end_ids, rules.clips)
-
-    def _ctc_decoding(self, generation_config: GenerationConfig | None, kwargs: dict) -> CTCDecoding:
-        """What `ctc_weight`, `ctc_draft` and the generation config ask of the CTC head, which yet has to hear."""
-        config = generation_config or self.generation_config
-        options = {name: kwargs.pop(name, None) for name in CTC_OPTIONS}
-        asked = {name: value for name, value in options.items() if value}
-        weight, draft = options["ctc_weight"], options["ctc_draft"]
-        weight = check_weight(getattr(config, "ctc_weight", None) or 0 if weight is None else weight)
-        do_sample = kwargs.get("do_sample")
-        if config.do_sample if do_sample is None else do_sample:
-            if asked:
-                raise ValueError(
-                    f"{', '.join(f'`{name}` is {value!r}' for name, value in asked.items())} and `do_sample` is True: "
-                    "the CTC head serves the search for the best transcript. Set `do_sample=False`, with `num_beams` "
-                    "for a wider search."
-                )
-            weight = 0.0
-        if asked and kwargs.get("is_transcription") is None:
-            raise ValueError(
-                f"{', '.join(f'`{name}` is {value!r}' for name, value in asked.items())}, and no row is marked as a "
-                "transcription: the CTC head knows what is said and nothing else. Build the inputs by "
-                "`processor.apply_transcription_request`, or leave it out."
-            )
-        if draft is None and (options["draft_entropy"] is not None or options["draft_probability"] is not None):
-            raise ValueError(f'{options} were given: the limits of drafts need `ctc_draft="fast"`.')
-        decoding = CTCDecoding(self, weight, asked, draft is not None, kwargs.get("tokenizer"))
-        if draft is not None:
-            kwargs["custom_generate"] = drafted(decoding, kwargs, **options)
-        return decoding
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
         """Raise `ValueError` where the unconditional pass, which gets no clips, would read an audio token."""
@@ -377,10 +347,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if name in model_kwargs
         }
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
-        marked, rules, decoding = model_kwargs.pop("is_transcription", None) or (None, None, None)
+        request = model_kwargs.pop("is_transcription", None) or (None, None, None)
         cache = model_kwargs.get(CACHE)
-        cached = num_read(cache)
-        prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
+        prompt = getattr(cache, "prompt", None) if num_read(cache) else None  # not that of a cache which was reset
         if input_name != "input_ids":
             if has_clips:
                 raise ValueError(
@@ -388,36 +357,34 @@ class SoundwaveGenerationMixin(GenerationMixin):
                     "embeddings out, or merge the clips into them first (`model.model.merge_audio`)."
                 )
             return inputs, input_name, model_kwargs
-        if decoding is not None and not has_clips:
-            decoding.refuse_deaf()
-        if prompt is not None or has_clips:
-            self._refuse_virtual_tokens()
+        if request[2] is not None and not has_clips:
+            request[2].refuse_without_clips()
         if prompt is None and not has_clips:
             self.model.check_text(inputs)
             return inputs, input_name, model_kwargs
+        self._refuse_virtual_tokens()
+        mask = model_kwargs.get("attention_mask")
+        return (
+            inputs,
+            input_name,
+            {**model_kwargs, **self._merge_prompt(inputs, mask, clips, has_clips, cache, request)},
+        )
+
+    def _merge_prompt(self, inputs, mask, clips: dict, has_clips: bool, cache, request: tuple) -> dict:
+        """What changes of the model's inputs where a prompt or a kept cache holds clips.
+
+        Args: request: the mark of transcriptions, the rules of answers, and what the CTC head is asked for.
+        """
+        marked, rules, decoding = request
+        is_audio = inputs == self.config.audio_token_id
         digests = digest_clips(**clips) if has_clips else inputs.new_zeros(0)
-        if prompt is not None and has_clips and prompt.heard_otherwise(inputs, digests, self.config.audio_token_id):
-            read_again(cache)
-            prompt, cached = None, 0
-        caller_inputs = {**clips, "attention_mask": model_kwargs.get("attention_mask")}
-        mask, num_added = caller_inputs["attention_mask"], 0
-        if prompt is not None:
-            held = prompt.count_held(cache, inputs, self.config.audio_token_id)
-            mask, num_added = prompt.next_mask(held, inputs, mask), prompt.num_added
-            if held + num_added < cached:
-                cache.crop(held + num_added - cached)
-                cached = held + num_added
-        elif cached >= inputs.shape[1]:
-            raise ValueError(
-                f"`past_key_values` holds {cached} positions and `input_ids` has shape {tuple(inputs.shape)}: pass "
-                "all ids of the conversation, those in the cache first."
-            )
+        caller_inputs = {**clips, "attention_mask": mask}
+        prompt, cached, num_added, mask = self._continue_cache(cache, inputs, mask, digests if has_clips else None)
         # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
         # `position_ids` are counted anew from the merged mask.
         merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
         merged["caller_inputs"] = caller_inputs
         begin = cached - num_added  # of the ids that the cache does not hold
-        is_audio = inputs == self.config.audio_token_id
         if has_clips and cached:
             clips = new_clips(clips, is_audio, begin)
         is_silent = torch.zeros(0, dtype=torch.bool)
@@ -433,7 +400,33 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if rules is not None:
             merged |= {"answer_rules": rules, "ctc_decoding": decoding}
             merged["silent_rows"] = self._find_silent(marked, is_audio, merged["prompt_is_silent"])
-        return inputs, input_name, {**model_kwargs, **merged}
+        return merged
+
+    def _continue_cache(self, cache, inputs: torch.Tensor, mask, digests: torch.Tensor | None) -> tuple:
+        """How a prompt goes on from a kept cache, which is cropped, or emptied where it holds other clips.
+
+        Args: digests: of the given clips; None where none were given.
+
+        Returns: the cache's prompt or None, positions in the cache, positions that its clips added, and the mask.
+        """
+        cached = num_read(cache)
+        prompt = getattr(cache, "prompt", None) if cached else None
+        has_both = prompt is not None and digests is not None
+        if has_both and prompt.heard_otherwise(inputs, digests, self.config.audio_token_id):
+            read_again(cache)
+            prompt, cached = None, 0
+        if prompt is None:
+            if cached >= inputs.shape[1]:
+                raise ValueError(
+                    f"`past_key_values` holds {cached} positions and `input_ids` has shape {tuple(inputs.shape)}: "
+                    "pass all ids of the conversation, those in the cache first."
+                )
+            return None, cached, 0, mask
+        held = prompt.count_held(cache, inputs, self.config.audio_token_id)
+        if held + prompt.num_added < cached:
+            cache.crop(held + prompt.num_added - cached)
+            cached = held + prompt.num_added
+        return prompt, cached, prompt.num_added, prompt.next_mask(held, inputs, mask)
 
     def _find_silent(self, marked, is_audio: torch.Tensor, is_silent: torch.Tensor) -> torch.Tensor | None:
         """Rows `(rows,)` that ask for a transcript of clips without speech."""
