@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoConfig, WhisperFeatureExtractor
 
 from soundwave_hf import SoundwaveCollator, SoundwaveProcessor
+from soundwave_hf.modeling.ctc_text_soundwave import CTC_FORMS, ctc_form
 from soundwave_hf.processing.text_soundwave import CTC_TEXTS, ctc_target
 from soundwave_hf.training.collator import ctc_text
 from tests.tiny import tiny_processor, tiny_tokenizer
@@ -89,6 +90,14 @@ def test_another_policy_is_refused_with_the_known_ones(policy):
 def test_the_models_config_knows_the_same_policies():
     for policy in CTC_TEXTS:
         assert AutoConfig.for_model("soundwave", ctc_text=policy).ctc_text == policy
+
+
+@pytest.mark.parametrize(
+    "text", ["It's  Don’t -- 7:30, e-mail snake_case!", "École d'été", "'Tis dogs' tails", "你好", ""]
+)
+@pytest.mark.parametrize("form", CTC_FORMS)
+def test_the_bridge_of_the_model_has_the_same_forms(text, form):
+    assert ctc_form(text, form) == ctc_target(text, form)
 
 
 # ---- in the processor ----
