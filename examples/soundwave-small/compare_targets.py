@@ -3,8 +3,10 @@
 `docs/results/ctc_targets.md` has the commands, the figures and the decision.
 
     python examples/soundwave-small/compare_targets.py data          # stage1.jsonl and stage2.jsonl, with their speech
+    python examples/soundwave-small/compare_targets.py tokens        # what the texts alone tell
     python examples/soundwave-small/compare_targets.py head RUN ...  # scores of heads (output of stage align)
     python examples/soundwave-small/compare_targets.py llm RUN ...   # of LLMs, and of the head as their draft
+    python examples/soundwave-small/compare_targets.py table RUN ... # what was scored, side by side
 """
 
 import argparse
@@ -13,6 +15,7 @@ import random
 import statistics
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from functools import cache
@@ -24,16 +27,19 @@ import torch
 from build_data import demo_data_folder, text_digest
 from debian_packages import debian_root
 from human_speech import TRAINING, prompt_rows
+from transformers import AutoTokenizer
 from voices import VOICES, Utterance, speak_all
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 from soundwave_hf.atomic import atomic_file
+from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.evaluation.evaluate import model_system, run_rows
 from soundwave_hf.evaluation.metrics import word_error_rate
 from soundwave_hf.evaluation.sets import SETS, read_set
+from soundwave_hf.evaluation.shipped import LLM
 from soundwave_hf.paths import soundwave_home
-from soundwave_hf.processing.text_soundwave import lower
+from soundwave_hf.processing.text_soundwave import ctc_target, lower
 
 
 CLIPS = {"stage1": 2_500, "stage2": 800}  # spoken by flite, of the texts of each half
@@ -64,9 +70,10 @@ def utterances_of(split: str, folder: Path) -> list[Utterance]:
 
 
 def make_data() -> None:
-    """Write `stage1.jsonl` and `stage2.jsonl`: spoken texts, natural clips of the same half; human prompts in the first.
+    """Write `stage1.jsonl` and `stage2.jsonl`: spoken texts, natural clips of the same half, and human prompts.
 
-    Each stage hears other clips, so that the head errs in the second as it will on new speech.
+    The prompts are in the first alone: each stage hears other clips, so that the head errs in the second as it will
+    on new speech.
     """
     folder, demo = targets_folder(), demo_data_folder()
     natural = soundwave_home() / "data" / "small" / "natural"
@@ -88,8 +95,8 @@ def make_data() -> None:
 # ---- texts ----
 
 
-def matched_words(first: list[str], second: list[str]) -> list[tuple[int, int]]:
-    """Places of the words that two texts have in common, in order."""
+def matched_words(first: list, second: list) -> list[tuple[int, int]]:
+    """Places of the words (or tokens) that two texts have in common, in order."""
     blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
     return [(block.a + step, block.b + step) for block in blocks for step in range(block.size)]
 
@@ -110,6 +117,44 @@ def common_prefix(first: list, second: list) -> int:
     """How many items two lists begin with in common."""
     shared = [a == b for a, b in zip(first, second, strict=False)]
     return [*shared, False].index(False)
+
+
+def written_draft(text: str) -> str:
+    """A draft without case and marks as a sentence: a capital first, a full stop last."""
+    return text[:1].upper() + text[1:] + "." if text else text
+
+
+# ---- what the texts alone tell ----
+
+
+def count_tokens() -> None:
+    """Print, for both forms, the tokens a word, and the share of test tokens that are not in the texts of training.
+
+    Then what a head without a single error could give as a draft: the share of the reference's tokens that
+    `written_draft` of its lower-case form has, up to the first other one and in all. As written, it is all of them.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(LLM))
+    texts = [row["text"] for row in read_rows(soundwave_home() / "data/small/natural/texts_24000_0.jsonl")]
+    sets = {name: [row["text"] for row in read_set(name)] for name in SETS}
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False).input_ids
+
+    for name in ("as_written", "lower"):
+        heard = Counter(token for each in ids([ctc_target(text, name) for text in texts]) for token in each)
+        words = sum(len(lower(text).split()) for text in texts)
+        print(f"{name}: {heard.total() / words:.3f} tokens a word, {len(heard)} different tokens")
+        for place, references in sets.items():
+            said = [token for each in ids([ctc_target(text, name) for text in references]) for token in each]
+            shares = [sum(heard[token] < times for token in said) / len(said) for times in (1, 5)]
+            print(f"  {place}: {len(said)} tokens, {shares[0]:.1%} never heard, {shares[1]:.1%} fewer than 5 times")
+    for place, references in sets.items():
+        drafts = [written_draft(lower(text).strip()) for text in references]
+        pairs = list(zip(ids(references), ids(drafts), strict=True))
+        total = sum(len(reference) for reference, _ in pairs)
+        first = sum(common_prefix(*pair) for pair in pairs) / total
+        each = sum(len(matched_words(*pair)) for pair in pairs) / total
+        print(f"drafts in lower case, {place}: {first:.1%} of tokens up to the first other one, {each:.1%} in all")
 
 
 # ---- the head alone ----
@@ -202,11 +247,6 @@ def score_times(model, processor) -> dict:
 # ---- the LLM, and the head as its draft ----
 
 
-def written_draft(text: str) -> str:
-    """A draft without case and marks as a sentence: a capital first, a full stop last."""
-    return text[:1].upper() + text[1:] + "." if text else text
-
-
 @torch.inference_mode()
 def greedy_after(model, processor, row: dict, draft: str) -> tuple[list[int], list[int]]:
     """Tokens of a draft and its end, and what the LLM would write at each of them after those before."""
@@ -273,13 +313,43 @@ def write_scores(runs: list[str], score: Callable[[str], dict], name: str) -> No
         print(json.dumps(scores, indent=1), flush=True)
 
 
+def flat(scores: dict, above: str = "") -> dict[str, object]:
+    """`{"human": {"wer": 0.5}}` -> `{"human wer": 0.5}`."""
+    found: dict[str, object] = {}
+    for name, value in scores.items():
+        found |= flat(value, f"{above}{name} ") if isinstance(value, dict) else {above + name: value}
+    return found
+
+
+def print_table(runs: list[str]) -> None:
+    """A line of Markdown for each score, with a column for each run; the shares are as they were measured, 0 to 1."""
+    scored = [flat(json.loads(path.read_text(encoding="utf-8"))) for run in runs for path in score_files(run)]
+    for number, name in enumerate(dict.fromkeys(name for scores in scored for name in scores)):
+        cells = [scores.get(name, "-") for scores in scored]
+        cells = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        print(f"| {' | '.join([name, *cells])} |")
+        if number == 0:
+            print("|" + "---|" * (1 + len(cells)))
+
+
+def score_files(run: str) -> list[Path]:
+    """Raises: `FileNotFoundError` where a run was not scored."""
+    if not (found := sorted(Path(run).glob("*_scores.json"))):
+        raise FileNotFoundError(f"`{run}` holds no scores: run `compare_targets.py head` or `llm` on it first.")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["data", "head", "llm"])
+    parser.add_argument("what", choices=["data", "tokens", "head", "llm", "table"])
     parser.add_argument("runs", nargs="*", help="output folders of stage align, or of stage shrink")
     options = parser.parse_args()
     if options.what == "data":
         make_data()
+    elif options.what == "tokens":
+        count_tokens()
+    elif options.what == "table":
+        print_table(options.runs)
     else:
         score = {"head": score_head, "llm": score_llm}[options.what]
         write_scores(options.runs, score, f"{options.what}_scores")

@@ -1,7 +1,16 @@
 """What the comparison of CTC targets counts."""
 
+import json
+
 import pytest
-from compare_targets import case_and_marks, common_prefix, matched_words, score_words, written_draft
+from compare_targets import (
+    case_and_marks,
+    common_prefix,
+    matched_words,
+    print_table,
+    score_words,
+    written_draft,
+)
 
 
 def test_words_in_common_keep_their_order():
@@ -29,3 +38,13 @@ def test_words_of_a_draft_are_accepted_up_to_the_first_other_one_and_where_they_
 
 def test_a_draft_is_written_as_a_sentence():
     assert (written_draft("he was not"), written_draft("")) == ("He was not.", "")
+
+
+def test_scores_of_two_runs_stand_side_by_side(tmp_path, capsys):
+    for name, wer in (("a", 0.25), ("b", 0.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "head_scores.json").write_text(json.dumps({"run": name, "human": {"wer": wer}}))
+    print_table([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert capsys.readouterr().out == "| run | a | b |\n|---|---|---|\n| human wer | 0.250 | 0.500 |\n"
+    with pytest.raises(FileNotFoundError, match="c` holds no scores: run `compare_targets.py head` or `llm` on it"):
+        print_table([str(tmp_path / "c")])

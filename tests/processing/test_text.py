@@ -144,7 +144,8 @@ def test_trained_adapters_keep_their_policy(tmp_path):
     backbones = str(tmp_path / "encoder"), str(tmp_path / "llm")
     assert SoundwaveProcessor.from_backbones(*backbones, ctc_text="as_written").ctc_text == "as_written"
     assert SoundwaveProcessor.from_backbones(*backbones, adapter=adapter).ctc_text == "lower"
-    with pytest.raises(
-        ValueError, match="`ctc_text` is set to 'as_written', and `.*adapter` was trained with 'lower'"
-    ):
+    message = "`ctc_text` is set to 'as_written', and `.*adapter` was trained with 'lower': leave it out"
+    with pytest.raises(ValueError, match=message):
         SoundwaveProcessor.from_backbones(*backbones, adapter=adapter, ctc_text="as_written")
+    with pytest.raises(ValueError, match=message):
+        SoundwaveProcessor.from_pretrained(adapter, llm=backbones[1], ctc_text="as_written")
