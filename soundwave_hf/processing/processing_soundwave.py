@@ -309,7 +309,8 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Args: llm (`str`, *optional*): hub name or folder of the LLM whose tokenizer is taken in place of that one.
 
-        Raises: `ValueError` where the tokenizer has another place for the audio token than the adapters' config.
+        Raises: `ValueError` where the tokenizer has another place for the audio token than the adapters' config, or
+        the adapters were trained with another `ctc_text`.
         """
         for option in ("encoder", "allow_other_backbones", "merge_lora", "is_trainable"):
             kwargs.pop(option, None)  # a pipeline gives the processor the options of the model too
@@ -321,6 +322,7 @@ class SoundwaveProcessor(ProcessorMixin):
         if find_file(name, PROCESSOR_NAME, **place) is None:
             raise FileNotFoundError(NO_PROCESSOR.format(name))
         values, _ = cls.get_processor_dict(name, **place)
+        refuse_other_ctc_text(kwargs.get("ctc_text"), values.get("ctc_text", "lower"), name)
         given = {key: kwargs[key] for key in values if key in kwargs}
         values = {**values, **given}
         audio_token = values.get("audio_token", AUDIO_TOKEN)

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoConfig, WhisperFeatureExtractor
 
 from soundwave_hf import SoundwaveCollator, SoundwaveProcessor
+from soundwave_hf.modeling.ctc_text_soundwave import CTC_FORMS, ctc_form
 from soundwave_hf.processing.text_soundwave import CTC_TEXTS, ctc_target
 from soundwave_hf.training.collator import ctc_text
 from tests.tiny import tiny_processor, tiny_tokenizer
@@ -91,6 +92,14 @@ def test_the_models_config_knows_the_same_policies():
         assert AutoConfig.for_model("soundwave", ctc_text=policy).ctc_text == policy
 
 
+@pytest.mark.parametrize(
+    "text", ["It's  Don’t -- 7:30, e-mail snake_case!", "École d'été", "'Tis dogs' tails", "你好", ""]
+)
+@pytest.mark.parametrize("form", CTC_FORMS)
+def test_the_bridge_of_the_model_has_the_same_forms(text, form):
+    assert ctc_form(text, form) == ctc_target(text, form)
+
+
 # ---- in the processor ----
 
 
@@ -135,7 +144,8 @@ def test_trained_adapters_keep_their_policy(tmp_path):
     backbones = str(tmp_path / "encoder"), str(tmp_path / "llm")
     assert SoundwaveProcessor.from_backbones(*backbones, ctc_text="as_written").ctc_text == "as_written"
     assert SoundwaveProcessor.from_backbones(*backbones, adapter=adapter).ctc_text == "lower"
-    with pytest.raises(
-        ValueError, match="`ctc_text` is set to 'as_written', and `.*adapter` was trained with 'lower'"
-    ):
+    message = "`ctc_text` is set to 'as_written', and `.*adapter` was trained with 'lower': leave it out"
+    with pytest.raises(ValueError, match=message):
         SoundwaveProcessor.from_backbones(*backbones, adapter=adapter, ctc_text="as_written")
+    with pytest.raises(ValueError, match=message):
+        SoundwaveProcessor.from_pretrained(adapter, llm=backbones[1], ctc_text="as_written")
