@@ -394,7 +394,9 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         if ctc.blank_log_probs is not None:
             output.no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
         if ctc_labels is not None:
-            per_target = ctc.losses / ctc_labels.ne(-100).sum(dim=1).clamp(min=1)
+            num_targets = ctc_labels.ne(-100).sum(dim=1)
+            # A clip without speech has a loss for each of its frames: a long one would outweigh all that have words.
+            per_target = ctc.losses / torch.where(num_targets > 0, num_targets, num_frames)
             if ctc_mask is None:
                 ctc_mask = torch.ones_like(ctc.feasible)
             clips = ctc_mask.sum().clamp(min=1) if num_ctc_clips is None else num_ctc_clips

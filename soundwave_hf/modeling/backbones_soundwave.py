@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperPreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.logging import set_tqdm_hook
 
 from .configuration_soundwave import SoundwaveConfig
@@ -304,8 +304,21 @@ def load_adapter(model, adapter: str, changed: Collection[str] = ()):
     stage_one = os.path.join(adapter, TRAINED_FILE)
     if os.path.isfile(stage_one):
         load_trained(model, stage_one)
+        take_generation_config(model, adapter)
         return model
     return load_lora(model, adapter, changed=changed).merge_and_unload()
+
+
+def take_generation_config(model, adapter: str):
+    """Change the generation config, which is the LLM's, as that of the adapters' folder says (`ctc_weight`)."""
+    path = os.path.join(adapter, GENERATION_CONFIG_NAME)
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        values = json.load(file)
+    for name, value in values.items():
+        if not name.startswith("_") and name != "transformers_version":
+            setattr(model.generation_config, name, value)
 
 
 def refuse_other_training(config: SoundwaveConfig, adapter: str, changed: Collection[str] = ()):
