@@ -212,9 +212,7 @@ def large_vocabulary_ctc(
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
     """
-    if torch.is_autocast_enabled(frames.device.type):
-        # Autocast acts on the forward alone: cast here, and the backward of the chunks has the same precision.
-        frames = frames.to(torch.get_autocast_dtype(frames.device.type))
+    frames = _as_autocast(frames)
     clips, num_frames, _ = frames.shape
     ids, lengths = frame_lengths.new_empty(clips, 0), frame_lengths[None]
     if targets is not None:
@@ -224,23 +222,30 @@ def large_vocabulary_ctc(
     places = true_places(frame_lengths, num_frames, sum(lengths[0]))
     candidates = None if candidates is None else _competing(candidates, targets, blank_id)
     columns = ids if blank_weight is not None else nn.functional.pad(ids, (1, 0), value=blank_id)
-    chunk_size = tokens_at_once(clips * num_frames) if chunk_size is None else chunk_size
-    options = chunk_size, targets is not None and frames.requires_grad and torch.is_grad_enabled()
+    options = (
+        chunk_size or tokens_at_once(clips * num_frames),
+        targets is not None and frames.requires_grad and torch.is_grad_enabled(),
+    )
     normalizer, scores, best_score, best = _TokenScores.apply(
         frames, token_weight, places, columns, candidates, blank_id, *options
     )
     scores = _with_blank(scores, frames, blank_weight, blank_bias)
     blank_scores = scores[..., 0].flatten()[places]
-    best = best if candidates is None else candidates[best]
-    best = torch.where(blank_scores - blank_margin >= best_score, blank_id, best)
+    best_token = best if candidates is None else candidates[best]
+    best = torch.where(blank_scores - blank_margin >= best_score, blank_id, best_token)
     result = CTCResult(_spread(best, places, scores, fill=blank_id))
     if output_blank_log_probs:
-        lead = (blank_scores - normalizer).detach()  # over all tokens together
-        result.blank_log_probs = _spread(nn.functional.logsigmoid(lead), places, scores)
+        result.blank_log_probs = _spread(nn.functional.logsigmoid(blank_scores - normalizer).detach(), places, scores)
     if targets is not None:
         normalizer = _spread(torch.logaddexp(normalizer, blank_scores), places, scores)
         result.losses, result.feasible = _losses(scores - normalizer[..., None], ids, frame_lengths, lengths)
     return result
+
+
+def _as_autocast(frames: torch.Tensor) -> torch.Tensor:
+    """Frames in the dtype of autocast, which casts in the forward pass only: the backward pass needs the same dtype."""
+    device = frames.device.type
+    return frames.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else frames
 
 
 def _losses(log_probs: torch.Tensor, ids: torch.Tensor, frame_lengths: torch.Tensor, lengths: list[list[int]]):

@@ -41,6 +41,11 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
     return cache if past_key_values is None else past_key_values
 
 
+def num_read(cache: Cache | None) -> int:
+    """Positions that a cache holds."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def _mixed(values: torch.Tensor) -> torch.Tensor:
     """int64 values scattered over 64 bits (the finaliser of splitmix64)."""
     values = (values ^ (values >> 30)) * -4658895280553007687
@@ -374,7 +379,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
         marked, rules, decoding = model_kwargs.pop("is_transcription", None) or (None, None, None)
         cache = model_kwargs.get(CACHE)
-        cached = 0 if cache is None else int(cache.get_seq_length())
+        cached = num_read(cache)
         prompt = getattr(cache, "prompt", None) if cached else None  # not that of a cache which was reset
         if input_name != "input_ids":
             if has_clips:
@@ -501,8 +506,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 "clips has fewer than positions: leave it out."
             )
         cache = model_kwargs.get(CACHE)
-        is_kept = cache is not None and int(cache.get_seq_length()) > 0
-        if num_added is not None and is_kept and not generation_config.use_cache:
+        if num_added is not None and num_read(cache) and not generation_config.use_cache:
             raise ValueError("`past_key_values` holds the clips, and `use_cache` is False: leave one of them out.")
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length + (num_added or 0)
@@ -590,19 +594,17 @@ class SoundwaveGenerationMixin(GenerationMixin):
         is_first_iteration=False,
         prompt_ids=None,
         num_added=None,
-        caller_inputs=None,
         is_draft=False,
         cache=None,
         **kwargs,
     ):
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
         past_key_values = one_cache(past_key_values, cache)
-        self._warn_of_context(input_ids.shape[1] + (num_added or 0), attention_mask)
+        length = input_ids.shape[1] + (num_added or 0)  # of the merged row so far
+        self._warn_of_context(length, attention_mask)
         if num_added is None and inputs_embeds is None and is_first_iteration and next_sequence_length is None:
             # Assisted decoding would read again what a kept cache of text holds.
-            held = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-            next_sequence_length = input_ids.shape[1] - held
-        length = input_ids.shape[1] + (num_added or 0)  # of the merged row so far
+            next_sequence_length = input_ids.shape[1] - num_read(past_key_values)
         if num_added is not None and past_key_values is not None:
             past_key_values.prompt.read_ids = input_ids
             if is_draft and not is_first_iteration:  # which the library does not tell drafts
@@ -612,8 +614,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             attention_mask = past_key_values.prompt.mask_of_row(attention_mask, length)
         if num_added is not None and inputs_embeds is not None:
             # Without a cache each step runs the whole row: the merged prompt and what was generated since.
-            is_first_iteration = is_first_iteration or not kwargs.get("use_cache", True)
-            if is_first_iteration:
+            if is_first_iteration := is_first_iteration or not kwargs.get("use_cache", True):
                 inputs_embeds = self._append_generated(inputs_embeds, input_ids[:, prompt_ids.shape[1] :])
         return super().prepare_inputs_for_generation(
             input_ids,

@@ -606,8 +606,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
             num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch);
                 without `num_ctc_clips`, `ctc_loss` counts by the share of them that are in this part.
-            shared_prefix (`int`): in training, tokens of text that all rows begin with: the LLM reads them once for
-                the batch, and neither scores them nor learns their labels.
+            shared_prefix (`int`): in training, tokens of text that all rows begin with (system prompt, question): the
+                LLM reads them once for the batch, and neither scores them nor learns their labels. What this saves
+                is measured by `benchmarks/training.py --stages shrink --variants ours prefix_each_row`.
             is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): the processor's mark of rows that
                 ask for a transcript, which `generate` alone reads.
 

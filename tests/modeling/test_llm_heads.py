@@ -48,7 +48,6 @@ REFUSED = [
 def tiny_llm(model_type: str, fields: dict) -> torch.nn.Module:
     sizes = {} if fields.keys() & GPT_SIZES.keys() else LLM_SIZES
     config = AutoConfig.for_model(model_type, **{"vocab_size": VOCABULARY, **sizes, **fields})
-    config.bos_token_id = config.eos_token_id = None
     torch.manual_seed(0)
     return spread_weights(AutoModelForCausalLM.from_config(config)).eval()
 
