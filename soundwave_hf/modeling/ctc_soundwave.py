@@ -243,7 +243,7 @@ def large_vocabulary_ctc(
 
 
 def _as_autocast(frames: torch.Tensor) -> torch.Tensor:
-    """Frames in the dtype of autocast, which casts in the forward pass only: the backward pass needs the same dtype."""
+    """Frames in autocast's dtype. Autocast casts in the forward pass only; the backward pass needs the same dtype."""
     device = frames.device.type
     return frames.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else frames
 

@@ -612,10 +612,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if is_first_iteration:
                 next_sequence_length = length - past_key_values.get_seq_length()
             attention_mask = past_key_values.prompt.mask_of_row(attention_mask, length)
-        if num_added is not None and inputs_embeds is not None:
-            # Without a cache each step runs the whole row: the merged prompt and what was generated since.
-            if is_first_iteration := is_first_iteration or not kwargs.get("use_cache", True):
-                inputs_embeds = self._append_generated(inputs_embeds, input_ids[:, prompt_ids.shape[1] :])
+        # Without a cache each step runs the whole row: the merged prompt and what was generated since.
+        whole_row = is_first_iteration or not kwargs.get("use_cache", True)
+        if num_added is not None and inputs_embeds is not None and (is_first_iteration := whole_row):
+            inputs_embeds = self._append_generated(inputs_embeds, input_ids[:, prompt_ids.shape[1] :])
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
