@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc
+from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc, true_places
 
 
 VOCABULARY, WIDTH, BLANK = 11, 6, 4
@@ -400,3 +400,20 @@ def test_without_targets_only_candidates_and_the_blank_are_labels():
     leaves = problem()
     found = large_vocabulary_ctc(**leaves, frame_lengths=LENGTHS, blank_id=BLANK, candidates=torch.tensor([9, 2]))
     assert set(found.best.flatten().tolist()) == {2, 9, BLANK}
+
+
+def test_places_of_true_frames_count_through_padded_rows_laid_end_to_end():
+    assert true_places(torch.tensor([2, 0, 3]), longest=4, total=5).tolist() == [0, 1, 8, 9, 10]
+    assert true_places(torch.tensor([0, 0]), longest=4, total=0).tolist() == []
+
+
+def test_log_probabilities_of_the_blank_are_computed_on_request_alone():
+    leaves = problem(free_head=False)
+    options = {"frame_lengths": LENGTHS, "blank_id": BLANK}
+    assert large_vocabulary_ctc(**leaves, **options).blank_log_probs is None
+    found = large_vocabulary_ctc(**leaves, **options, output_blank_log_probs=True).blank_log_probs
+    assert not found.requires_grad
+    expected = plain_scores(**leaves).log_softmax(dim=-1)[..., BLANK]
+    for clip, length in enumerate(LENGTHS.tolist()):
+        torch.testing.assert_close(found[clip, :length], expected[clip, :length].detach())
+        assert found[clip, length:].tolist() == [0.0] * (9 - length)
