@@ -370,6 +370,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
     with checked_by_caller():
         loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
         _refuse_missing(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - found, path)
+    take_generation_config(model, adapter)
     return loaded
 
 

@@ -147,13 +147,13 @@ class CTCTexts:
             bytes_of[label] for label in self.labels
         ]  # sorted, so that those with one beginning are together
         self.most_bytes = max(map(len, self.texts))
-        log_probs = frames.columns(self.labels).T.double().cpu().numpy()
+        log_probs = frames.columns(self.labels).T.cpu().double().numpy()
         self.log_probs = np.maximum(log_probs, -700.0)  # [labels, frames]: a product of some is a number still
         self.probs = np.exp(self.log_probs)
         self.places = {}  # of each text among the labels
         for place, text in enumerate(self.texts):
             self.places.setdefault(text, []).append(place)
-        blank = frames.blank_log_probs.double().cpu().numpy()
+        blank = frames.blank_log_probs.cpu().double().numpy()
         self.blank = np.maximum(blank, -700.0)
         self.spelt = {b"": _Spelt({}, np.concatenate([[0.0], np.cumsum(self.blank)]))}
         self.begun, self.columns = {b"": 0.0}, {}

@@ -170,7 +170,7 @@ def _time_kept(clip: CTCClip, alignment: Alignment, words: list[tuple[WrittenWor
 def _support_of(clip: CTCClip, alignment: Alignment, places: list[slice]) -> list[float]:
     """For each word, by how many nats a label the path is behind the likeliest one in the word's frames: 0 or less."""
     blank, best = clip.frames.blank_log_probs, clip.frames.top_log_probs[:, 0]
-    likeliest = blank.maximum(best).double().cpu().numpy()
+    likeliest = blank.maximum(best).cpu().double().numpy()
     gained = np.concatenate([[0.0], np.cumsum(alignment.frame_log_probs - likeliest)])
     begins = [int(alignment.first_frames[place][0]) for place in places]
     ends = [int(alignment.last_frames[place][-1]) + 1 for place in places]

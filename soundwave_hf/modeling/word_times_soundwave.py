@@ -94,8 +94,8 @@ def align_words(frames: CTCFrames, labels: list[list[int]]) -> Alignment:
     """The likeliest path of words, given by their labels, through the frames of a clip."""
     flat = torch.tensor([label for word in labels for label in word], dtype=torch.long)
     ids, places = flat.unique(return_inverse=True)
-    columns = frames.columns(ids).double().cpu().numpy()
-    blank = frames.blank_log_probs.double().cpu().numpy()
+    columns = frames.columns(ids).cpu().double().numpy()
+    blank = frames.blank_log_probs.cpu().double().numpy()
     return align_labels(columns, blank, places.numpy(), [len(word) for word in labels], LEFT_OUT_LOG_PROB)
 
 

@@ -26,7 +26,10 @@ from .secret_values import names_secret
 
 RECORD = "run.json"
 # Files that a run writes beside checkpoints. Without a record of the run they are not replaced.
-WRITTEN = ("README.md", "config.json", "model.safetensors", "recipe.yaml", RECORD, TRAINED_FILE, *LORA_FILES)
+WRITTEN = (
+    *("README.md", "config.json", "generation_config.json", "model.safetensors", "recipe.yaml"),
+    *(RECORD, TRAINED_FILE, *LORA_FILES),
+)
 # Training arguments that change what is learnt. Others change only where, how fast or with which output a run goes.
 LEARNT_BY = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),

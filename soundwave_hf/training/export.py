@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file
 from ..modeling.configuration_soundwave import relative_name
@@ -29,6 +30,8 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
         raise FileNotFoundError(f"`{run}` lacks {missing}: give the output folder of a finished stage II or III.")
+    if (run / GENERATION_CONFIG_NAME).is_file():
+        needed.append(GENERATION_CONFIG_NAME)
     weights = {
         name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
         for name, weight in load_file(run / WEIGHTS).items()

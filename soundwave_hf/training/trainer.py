@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file, atomic_files
 from ..data.rows import RowCheck
@@ -270,6 +271,9 @@ class SoundwaveTrainerMixin:
         with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
             self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
+            # The rest of the generation config is the LLM's.
+            if (weight := getattr(getattr(self._base, "generation_config", None), "ctc_weight", None)) is not None:
+                (folder / GENERATION_CONFIG_NAME).write_text(json.dumps({"ctc_weight": weight}) + "\n")
             # This replaces PEFT's card, which would load the adapters onto any model of their width.
             for name, text in {**self.record, "README.md": self._card()}.items():
                 (folder / name).write_text(text, encoding="utf-8")

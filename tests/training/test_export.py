@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from soundwave_hf import SoundwaveForConditionalGeneration
+from soundwave_hf import SoundwaveForConditionalGeneration, train
 from soundwave_hf.training.export import WEIGHTS, export_adapter
 
 
@@ -37,6 +37,29 @@ def test_an_exported_run_loads_and_is_near_the_run(workspace, chain, tmp_path):
     for name, parameter in run.named_parameters():
         assert weights[name].dtype == torch.float32
         torch.testing.assert_close(weights[name], parameter, rtol=1e-2, atol=1e-3)
+
+
+def test_the_weight_of_the_ctc_head_travels_with_the_adapters(workspace, chain, tmp_path):
+    folder = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
+    (folder / "generation_config.json").write_text('{"ctc_weight": 0.4}')
+    for options in ({}, {"merge_lora": False}):
+        model = SoundwaveForConditionalGeneration.from_pretrained(folder, **options)
+        assert model.generation_config.ctc_weight == 0.4
+    finetuned = train(
+        "finetune",
+        data=workspace.data / "train.jsonl",
+        start_from=str(folder),
+        output_dir=tmp_path / "finetuned",
+        steps=1,
+        lora={"r": 2},
+        encoder=workspace.encoder,
+        llm=workspace.llm,
+        bf16=False,
+    )
+    again = export_adapter(tmp_path / "finetuned", tmp_path / "again")
+    assert SoundwaveForConditionalGeneration.from_pretrained(again).generation_config.ctc_weight == 0.4, finetuned
+    without = SoundwaveForConditionalGeneration.from_pretrained(chain["shrink"].folder)
+    assert not hasattr(without.generation_config, "ctc_weight")
 
 
 def test_a_run_of_stage_one_is_not_exported(chain, tmp_path):
