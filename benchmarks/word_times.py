@@ -34,7 +34,7 @@ from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.data.backbones import soundwave_home
 from soundwave_hf.evaluation.evaluate import read_set
 from soundwave_hf.evaluation.shipped import ADAPTER
-from soundwave_hf.modeling.support_soundwave import bridge_of
+from soundwave_hf.modeling.ctc_text_soundwave import bridge_of
 from soundwave_hf.modeling.word_times_soundwave import align_words, written_words
 
 
