@@ -1,4 +1,4 @@
-"""python benchmarks/word_times.py [--adapter weights/soundwave-small] [--sentences 40] [--joined 6] [--label-peaks 0.35 0.45 0.55]
+"""python benchmarks/word_times.py [--adapter weights/soundwave-small] [--sentences 40] [--label-peaks 0.45 ...]
 
 How far the starts and ends of words are from the true ones. Two kinds of speech have known times:
 
