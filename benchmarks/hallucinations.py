@@ -24,8 +24,8 @@ from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.data.manifest import read_rows
 from soundwave_hf.evaluation.evaluate import SETS, read_set
 from soundwave_hf.evaluation.shipped import ADAPTER
-from soundwave_hf.modeling.ctc_text_soundwave import ctc_form
-from soundwave_hf.modeling.support_soundwave import LEAST_SUPPORT, bridge_of, hear_words
+from soundwave_hf.modeling.ctc_text_soundwave import bridge_of, ctc_form
+from soundwave_hf.modeling.support_soundwave import LEAST_SUPPORT, hear_words
 
 
 WITHOUT_FRAMES = -100.0  # nats a label, in place of -inf

@@ -1,4 +1,4 @@
-"""python benchmarks/word_times.py [--adapter weights/soundwave-small] [--sentences 40] [--label-peaks 0.35 0.45 0.55]
+"""python benchmarks/word_times.py [--adapter weights/soundwave-small] [--sentences 40] [--label-peaks 0.45 ...]
 
 How far the starts and ends of words are from the true ones. Two kinds of speech have known times:
 
@@ -34,7 +34,7 @@ from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.data.backbones import soundwave_home
 from soundwave_hf.evaluation.evaluate import read_set
 from soundwave_hf.evaluation.shipped import ADAPTER
-from soundwave_hf.modeling.support_soundwave import bridge_of
+from soundwave_hf.modeling.ctc_text_soundwave import bridge_of
 from soundwave_hf.modeling.word_times_soundwave import align_words, written_words
 
 
@@ -107,10 +107,12 @@ def loud_seconds(samples: np.ndarray) -> tuple[float, float]:
     return 0.01 * loud[0], 0.01 * (loud[-1] + 1)
 
 
-def joined_clips(processor):
+def joined_clips(processor, clips: int):
     """As `flite_clips`, of prompts joined; only the first start and the last end of each are known."""
-    rows = read_set("human")
-    for begin in range(0, len(rows) - PROMPTS_OF_A_CLIP, PROMPTS_OF_A_CLIP):
+    # Marks that stand alone ("...") are no words of their own.
+    rows = [row for row in read_set("human") if all(any(map(str.isalnum, word)) for word in row["text"].split())]
+    begins = range(0, len(rows) - PROMPTS_OF_A_CLIP, PROMPTS_OF_A_CLIP)
+    for begin in begins[:clips]:
         parts, text, known, seconds = [], [], [], 0.0
         for row in rows[begin : begin + PROMPTS_OF_A_CLIP]:
             samples = processor.load_clips([row["audio"]])[0]
@@ -169,6 +171,7 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--sentences", type=int, default=40)
+    parser.add_argument("--joined", type=int, default=6, help="clips of joined prompts")
     parser.add_argument("--label-peaks", type=float, nargs="+", help="by default the config's")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -176,7 +179,10 @@ def main(arguments: list[str] | None = None):
     processor = SoundwaveProcessor.from_pretrained(str(options.adapter))
     peaks = options.label_peaks or [model.config.label_peak]
     errors, missing = {}, 0
-    for kind, samples, text, known in (*flite_clips(options.sentences, options.seed), *joined_clips(processor)):
+    for kind, samples, text, known in (
+        *flite_clips(options.sentences, options.seed),
+        *joined_clips(processor, options.joined),
+    ):
         for way, times in measure(model, processor, peaks, samples, text).items():
             starts, ends = errors.setdefault((kind, way), ([], []))
             for word, start, end in known:

@@ -118,11 +118,21 @@ def hear_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) 
     written = written_words(text, bridge)
     heard = [HeardWord(word.text, word.span) for word in written]
     said = [number for number, word in enumerate(written) if word.labels]
+    _hear(clip, written, heard, said, bridge, least_support)
+    extra = _copies_without_frames(heard, [tuple(word.labels) for word in written])
+    if extra:  # which took frames of the copies that were said
+        heard = [HeardWord(word.text, word.span) for word in written]
+        _hear(clip, written, heard, [number for number in said if number not in extra], bridge, least_support)
+    return heard
+
+
+def _hear(clip: CTCClip, written: list[WrittenWord], heard: list[HeardWord], said: list[int], bridge, least_support):
+    """Write into the words `said` of a transcript what their frames tell, as if the others were not there."""
     alignment = align_words(clip.frames, [written[number].labels for number in said])
     places = _places_of_words([written[number] for number in said])
     kept = [word for word in range(len(said)) if not alignment.left_out[word]]
     if not kept:
-        return heard
+        return
     times = _time_kept(clip, alignment, [(written[said[word]], places[word]) for word in kept], bridge)
     support = _support_of(clip, alignment, [places[word] for word in kept])
     for word, (start, end), value in zip(kept, times, support, strict=True):
@@ -134,21 +144,16 @@ def hear_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) 
         ]
         found.ctc_log_prob = float(np.mean(peaks))
         found.supported = value >= least_support
-    _judge_loops(heard, [tuple(word.labels) for word in written], least_support)
-    return heard
 
 
-def _judge_loops(heard: list[HeardWord], labels: list[tuple[int, ...]], least_support: float):
-    """Let no more copies of a loop be supported than have frames.
-
-    The frames of one copy may be shared out over several: at each place of the loop, the best copies stand.
-    """
+def _copies_without_frames(heard: list[HeardWord], labels: list[tuple[int, ...]]) -> set[int]:
+    """Words of the later copies of loops: as many copies stay as are supported, and at least the first."""
+    extra = set()
     for loop in find_loops(labels):
-        places = [sorted(numbers, key=lambda number: -heard[number].support) for numbers in zip(*loop, strict=True)]
-        counts = [sum(heard[number].support >= least_support for number in numbers) for numbers in places]
-        for numbers in places:
-            for number in numbers[int(np.median(counts)) :]:
-                heard[number].supported = False
+        supported = [sum(heard[number].supported for number in numbers) for numbers in zip(*loop, strict=True)]
+        kept = max(1, int(np.median(supported)))
+        extra |= {number for copy in loop[kept:] for number in copy}
+    return extra
 
 
 def _places_of_words(words: list[WrittenWord]) -> list[slice]:

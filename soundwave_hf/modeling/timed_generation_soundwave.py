@@ -17,7 +17,7 @@ from .support_soundwave import (
     clip_probability,
     hear_words,
 )
-from .word_times_soundwave import owners, sound_seconds
+from .word_times_soundwave import owners, sound_seconds, to_bytes
 
 
 KEPT_TOKENS = 64  # of each step, whose log-probabilities are kept; another token counts as likely as the last of them
@@ -120,7 +120,7 @@ class TimesRequest:
         for row, answer in enumerate(outputs.sequences[:, begin:].tolist()):
             end = next((place for place, token in enumerate(answer) if token in ends), len(answer))
             pieces = [bridge.bytes_of[token] if token < len(bridge.bytes_of) else b"" for token in answer[:end]]
-            text = b"".join(pieces).decode(errors="replace")
+            text = b"".join(pieces).decode(errors="surrogateescape")  # a token may be a part of a character
             heard = hear_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
             if len(log_probs[row]) >= end:
                 add_llm_log_probs(heard, pieces, log_probs[row][:end])
@@ -128,7 +128,7 @@ class TimesRequest:
                 answer = _without(answer, owners(pieces, [word.span for word in heard]), heard)
                 heard = [word for word in heard if word.supported]
                 text = " ".join(word.text for word in heard)
-            texts.append(text.strip())
+            texts.append(to_bytes(text).decode(errors="replace").strip())
             words.append(heard)
             answers.append(answer)
         if self.drops:

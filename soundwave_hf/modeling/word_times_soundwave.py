@@ -51,6 +51,11 @@ def owners(pieces: list[bytes], spans: list[tuple[int, int]]) -> list[int | None
     return found
 
 
+def to_bytes(text: str) -> bytes:
+    """A text as bytes; those of broken characters, which `surrogateescape` keeps, as they were."""
+    return text.encode(errors="surrogateescape")
+
+
 @dataclass
 class WrittenWord:
     """A word of a transcript: its text, its place in the transcript's bytes, and the CTC labels of what is said."""
@@ -66,7 +71,8 @@ def written_words(text: str, bridge: CTCText) -> list[WrittenWord]:
     for piece in text.split():
         begin = text.index(piece, end)
         end = begin + len(piece)
-        span = len(text[:begin].encode()), len(text[:end].encode())
+        span = len(to_bytes(text[:begin])), len(to_bytes(text[:end]))
+        piece = to_bytes(piece).decode(errors="replace")
         said = ctc_form(piece, bridge.form) if any(map(str.isalnum, piece)) else ""
         if words and not (said and spoken[-1]):
             words[-1] = WrittenWord(f"{words[-1].text} {piece}", (words[-1].span[0], span[1]), [])
@@ -147,4 +153,13 @@ def _within(starts: np.ndarray, ends: np.ndarray, end: float) -> list[tuple[floa
     return [(start, stop) for start, stop in reversed(times)]
 
 
-__all__ = ["WrittenWord", "align_words", "count_letters", "owners", "sound_seconds", "time_words", "written_words"]
+__all__ = [
+    "WrittenWord",
+    "align_words",
+    "count_letters",
+    "owners",
+    "sound_seconds",
+    "time_words",
+    "to_bytes",
+    "written_words",
+]

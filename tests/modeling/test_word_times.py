@@ -56,7 +56,15 @@ def said_clip(said: str, step: int = 2, form: str = "lower") -> CTCClip:
     log_probs = probs.log()
     values, ids = log_probs[:, :-1].topk(4, dim=1)
     # States whose products with rows of ones and zeros are the scores.
-    own = CTCFrames(log_probs[:, :-1], torch.eye(vocabulary), torch.zeros(frames), log_probs[:, -1], ids, values)
+    own = CTCFrames(
+        log_probs[:, :-1],
+        torch.eye(vocabulary),
+        torch.zeros(frames),
+        log_probs[:, -1],
+        ids,
+        values,
+        torch.zeros(frames),
+    )
     return CTCClip(own, 0.04, 0.04 * frames, 0.45, form)
 
 
