@@ -142,8 +142,8 @@ class DraftedDecoding:
         self._refuse(generation_config, stopping_criteria, synced_gpus, streamer)
         silent = inputs.get("silent_rows")
         drafts = self.decoding.drafts or [None] * len(input_ids)
-        ends = generation_config._eos_token_tensor
-        ends = [] if ends is None else ends.flatten().tolist()
+        ends = generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         room = generation_config.max_length - input_ids.shape[1]
         rows = []
         for row, draft in enumerate(drafts):
@@ -152,8 +152,8 @@ class DraftedDecoding:
             rows.append(_Row(self, draft, input_ids[row], LogitsProcessorList(processors), ends, room, is_silent))
         if any(not row.is_finished for row in rows):
             _Passes(model, rows, inputs, stopping_criteria, input_ids).run()
-        pad = generation_config._pad_token_tensor
-        pad = 0 if pad is None else int(pad)
+        pad = generation_config.pad_token_id
+        pad = next(iter([*ends, 0])) if pad is None else pad
         longest = max(len(row.answer) for row in rows)
         answers = [row.answer + [pad] * (longest - len(row.answer)) for row in rows]
         return torch.cat([input_ids, torch.tensor(answers, device=input_ids.device, dtype=input_ids.dtype)], dim=1)

@@ -919,6 +919,8 @@ def test_trained_adapters_bring_every_field_of_their_model(backbones, tmp_path):
         "adapter_dropout": 0.2,
         "ctc_loss_weight": 0.7,
         "no_speech_threshold": 0.4,
+        "ctc_text": "as_written",
+        "label_peak": 0.3,
     }
     model = SoundwaveForCTC.from_backbones(*backbones, **changed)
     trained = {name: value.detach() for name, value in model.named_parameters() if "adapter" in name or "head" in name}

@@ -106,7 +106,8 @@ def measure(trainer, model, inputs: dict, run: Callable) -> tuple[torch.Tensor, 
     found, compute = {}, trainer.compute_loss
 
     def watched(*arguments, **options):
-        others = [*model.parameters(), *model.buffers(), *inputs.values()]
+        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+        others = [*model.parameters(), *model.buffers(), *tensors]
         loss, found["kept"] = bytes_kept(lambda: compute(*arguments, **options), others)
         return loss
 

@@ -11,6 +11,7 @@ import yaml
 from soundwave_hf import cli
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.secret_values import hide_secrets, holds_secret, names_secret
+from soundwave_hf.training.sft import SoundwaveSFTConfig
 
 
 SECRET = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789"
@@ -115,7 +116,8 @@ def test_a_run_with_a_token_in_the_environment_writes_it_nowhere(workspace, tmp_
 @pytest.mark.parametrize("given", [{"hub_token": SECRET}, {"run_name": SECRET}, {"model_init_kwargs": {"token": "x"}}])
 def test_arguments_hold_none_since_each_checkpoint_holds_them(tmp_path, given):
     with pytest.raises(ValueError, match="hf auth login") as caught:
-        SoundwaveTrainingArguments(str(tmp_path), use_cpu=True, **given)
+        arguments = SoundwaveSFTConfig if "model_init_kwargs" in given else SoundwaveTrainingArguments
+        arguments(str(tmp_path), use_cpu=True, **given)
     assert SECRET not in str(caught.value)
 
 

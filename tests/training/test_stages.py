@@ -185,7 +185,7 @@ def test_training_refuses_a_parameter_against_the_table(workspace, tmp_path):
         ("instruct", "shrink", {"lora": {"r": 4}}, "`lora` is given, and .* holds a LoRA already: leave it out"),
         ("align", None, {"quantization": {"load_in_4bit": True}}, "`quantization` is given, and stage `align` has no"),
         ("shrink", "align", {"warm_start": True}, "`warm_start` is given, and `start_from` holds trained adapters"),
-        ("instruct", "shrink", {"ctc_negatives": 4}, "`ctc_negatives` is given, and stage `instruct` takes no CTC"),
+        ("instruct", "shrink", {"ctc_negatives": 4}, "`ctc_negatives` is given, and stage `instruct` has no CTC loss"),
         ("shrink", "align", {"model": {"alignment_attention": "frame"}}, "to 'frame', and .* trained with 'sequence'"),
         ("shrink", "align", {"model": {"compat": "published"}}, "to 'published', and .* was trained with 'paper'"),
     ],

@@ -32,6 +32,7 @@ PROCESSOR_FILES = {
     "audio_soundwave.py",
     "containers_soundwave.py",
     "languages_soundwave.py",
+    "text_soundwave.py",
     "llm_tokenizer_soundwave.py",
     "processing_soundwave.py",
     "sources_soundwave.py",
