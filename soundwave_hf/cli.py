@@ -18,6 +18,7 @@ PATH_OPTIONS += ("output", "transcripts", "against")
 
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"
+GENERATE_HELP = "options of `generate`, such as '{ctc_weight: 0.3, num_beams: 4}'; default: greedy"
 BAD_CLIPS = 1  # exit code of a check that found some
 FAILED = 2  # exit code where some files could not be transcribed
 
@@ -178,6 +179,7 @@ def transcribe(arguments: argparse.Namespace) -> int | None:
         "chunk_length_s": arguments.chunk_seconds,
         "max_new_tokens": arguments.max_new_tokens,
         "ctc_only": arguments.ctc_only,
+        "generate": read_generate(arguments),
     }
     of_files = ("output", "beside", "force", "batch_size")
     given = {
@@ -220,6 +222,7 @@ def add_transcribe(verbs):
         "--chunk-seconds", type=float, help="longest piece of a recording, and longest subtitle; default: 30, live 10"
     )
     verb.add_argument("--max-new-tokens", type=int, help="of a text, for each 30 s of speech; default: 256")
+    verb.add_argument("--generate", metavar="MAPPING", help=GENERATE_HELP)
     verb.add_argument("--rate", type=int, metavar="HZ", help="of raw 16-bit mono samples on standard input")
     verb.add_argument("--live", action="store_true", help="print text while raw samples come; needs - and --rate")
 
@@ -251,6 +254,7 @@ def evaluate(arguments: argparse.Namespace):
         language=arguments.language,
         metric=arguments.metric,
         max_new_tokens=arguments.max_new_tokens,
+        generate=read_generate(arguments),
     )
 
 
@@ -291,21 +295,31 @@ def add_evaluate(verbs):
         default=120,
         help="of a text, for each 30 s of speech; default: %(default)s",
     )
+    verb.add_argument("--generate", metavar="MAPPING", help=GENERATE_HELP)
     verb.add_argument("--output", metavar="FILE", help="JSON to write the scores to")
     verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")
 
 
-def read_columns(text: str | None) -> dict[str, str]:
-    """`"{sentence: text}"` -> `{"sentence": "text"}`: names of the user's columns and ours."""
+def read_mapping(text: str | None, option: str, example: str) -> dict:
+    """The value of an option that is a YAML mapping; an empty one where the option is not given."""
     import yaml
 
     try:
-        columns = yaml.safe_load(text or "{}")
+        mapping = yaml.safe_load(text or "{}")
     except yaml.YAMLError as error:
-        raise ValueError(f"`--columns` cannot be read as YAML: {error}") from error
-    if not isinstance(columns, dict):
-        raise ValueError(f"`--columns` is `{text}`; expected a mapping, such as '{{sentence: text}}'.")
-    return columns
+        raise ValueError(f"`{option}` cannot be read as YAML: {error}") from error
+    if not isinstance(mapping, dict):
+        raise ValueError(f"`{option}` is `{text}`; expected a mapping, such as '{example}'.")
+    return mapping
+
+
+def read_columns(text: str | None) -> dict[str, str]:
+    """`"{sentence: text}"` -> `{"sentence": "text"}`: names of the user's columns and ours."""
+    return read_mapping(text, "--columns", "{sentence: text}")
+
+
+def read_generate(arguments: argparse.Namespace) -> dict | None:
+    return read_mapping(arguments.generate, "--generate", "{ctc_weight: 0.3}") or None
 
 
 def data(arguments: argparse.Namespace) -> int | None:

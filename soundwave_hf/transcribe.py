@@ -1,12 +1,19 @@
 """Transcripts of recordings of any length, by a loaded model or by its CTC head alone."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from .evaluation.transcribe import batches_of_like_length, check_batch_size, ctc_transcribe, greedy_texts
+from .evaluation.transcribe import (
+    batches_of_like_length,
+    check_batch_size,
+    check_generate,
+    ctc_transcribe,
+    generated_texts,
+)
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
 from .modeling.segments_soundwave import cut_samples
 from .processing.languages_soundwave import language_name
@@ -27,6 +34,7 @@ class TranscribeOptions:
     chunk_length_s: float | None = None  # longest piece in seconds; the encoder's window by default
     max_new_tokens: int | None = None  # of the text of a piece, for each 30 s; 256 by default
     ctc_only: bool = False  # the CTC head's greedy transcript, without the LLM
+    generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
 
     def __post_init__(self):
         check_batch_size(self.batch_size)
@@ -35,8 +43,9 @@ class TranscribeOptions:
             raise ValueError(f"The longest piece is {self.chunk_length_s} s; give {SHORTEST_CHUNK:g} s or more.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"The most new tokens are {self.max_new_tokens}; expected 1 or more.")
-        for name in ("language", "max_new_tokens"):
-            if self.ctc_only and getattr(self, name) is not None:
+        check_generate(self.generate or {})
+        for name in ("language", "max_new_tokens", "generate"):
+            if self.ctc_only and getattr(self, name):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, and `ctc_only` asks no LLM, which alone reads it: leave "
                     "one of the two out."
@@ -167,7 +176,7 @@ def texts_of(model, processor, clips: list[dict], options: TranscribeOptions) ->
     if options.ctc_only:
         return ctc_transcribe(model, processor, clips).texts, [True] * len(clips)
     inputs = processor.apply_transcription_request(clips, language=options.language).to(model.device)
-    return greedy_texts(model, processor, inputs, options.most_tokens)
+    return generated_texts(model, processor, inputs, options.most_tokens, **(options.generate or {}))
 
 
 __all__ = ["TranscribeOptions", "outcomes", "transcribe_clips"]

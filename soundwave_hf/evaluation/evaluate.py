@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
@@ -32,6 +33,7 @@ from .transcribe import (
     ask,
     batches_of_like_length,
     check_batch_size,
+    check_generate,
     conversation,
     ctc_transcribe,
     hear,
@@ -57,9 +59,13 @@ class Options:
     max_new_tokens: int = MAX_NEW_TOKENS  # of a text, for each 30 s of its clips
     device: str | None = None  # the CPU by default
     dtype: str | None = None  # float32 for adapters, a checkpoint's own
+    generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
 
     def __post_init__(self):
         check_batch_size(self.batch_size)
+        check_generate(self.generate or {})
+        if self.ctc and self.generate:
+            raise ValueError(f"`generate` is {self.generate}, and the CTC head alone does not use it: leave one out.")
         object.__setattr__(self, "metric", self.metric or main_metric(self.language))
         if self.metric not in UNIT_OF:
             raise ValueError(f"The metric is `{self.metric}`; expected `wer` or `cer`.")
@@ -77,7 +83,9 @@ def load_system(name: str, is_adapter: bool, options: Options, **backbones) -> S
     placing = {"device": options.device, "dtype": options.dtype}
     placing = {key: value for key, value in placing.items() if value is not None}
     load = partial(load_adapter, ctc_only=options.ctc, **backbones) if is_adapter else load_checkpoint
-    return model_system(*load(name, **placing), options.ctc, options.max_new_tokens, options.language)
+    return model_system(
+        *load(name, **placing), options.ctc, options.max_new_tokens, options.language, options.generate
+    )
 
 
 def whisper_of(folder: str) -> str:

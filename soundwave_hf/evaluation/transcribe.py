@@ -1,15 +1,19 @@
 """Texts of a loaded model, of its CTC head, and of Whisper itself, for many clips in batches."""
 
+import difflib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import GenerationConfig
 
+from ..modeling.decoding_soundwave import CTC_OPTIONS
 from ..processing.processing_soundwave import ASR_QUESTION
 from .metrics import collapse_ctc, language_code
 from .rows import SAMPLING_RATE, Request, decoded_groups
@@ -70,8 +74,13 @@ def answer(
     requests: Sequence[Request],
     max_new_tokens: int = MAX_NEW_TOKENS,
     language: str | None = None,
+    generate: Mapping[str, Any] | None = None,
 ) -> Transcripts:
-    """Greedy texts for requests of one kind, all transcripts or all conversations, in one padded batch."""
+    """Texts for requests of one kind, all transcripts or all conversations, in one padded batch.
+
+    Args: generate: options of `generate`, greedy by default; conversations get none of those of the CTC head.
+    """
+    options = dict(generate or {})
     start = time.perf_counter()
     if requests[0].conversation is None:
         clips = [clip for request in requests for clip in request.clips]
@@ -80,21 +89,27 @@ def answer(
         inputs = processor.apply_chat_template(
             [request.conversation for request in requests], add_generation_prompt=True, tokenize=True, return_dict=True
         )
+        options = {name: value for name, value in options.items() if name not in CTC_OPTIONS}
     inputs = inputs.to(model.device)
-    texts, ended = greedy_texts(model, processor, inputs, max_new_tokens)
+    texts, ended = generated_texts(model, processor, inputs, max_new_tokens, **options)
     seconds_taken = time.perf_counter() - start
     # `generate` does not return the CTC labels. To compute them again costs little, and is not timed.
     ctc_texts, num_positions = ctc_of_requests(model, processor, requests)
     return Transcripts(texts, seconds_taken, ctc_texts, num_positions, ended)
 
 
-def greedy_texts(model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKENS) -> tuple[list[str], list[bool]]:
-    """Greedy answers to a batch of inputs, and whether each ended by itself.
+def generated_texts(
+    model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKENS, **options
+) -> tuple[list[str], list[bool]]:
+    """Answers to a batch of inputs, and whether each ended by itself.
 
-    Args: max_new_tokens: for each window of the encoder that the longest clip takes.
+    Args:
+        max_new_tokens: for each window of the encoder that the longest clip takes.
+        options: of `generate`; greedy by default.
     """
+    options = {"do_sample": False, "tokenizer": processor.tokenizer, **options}
     limit = max_new_tokens * windows_of(inputs, processor)
-    ids = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
+    ids = model.generate(**inputs, max_new_tokens=limit, **options)
     new_ids = ids[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
     return [text.strip() for text in texts], finished(model, new_ids, limit)
@@ -154,13 +169,30 @@ hear = ctc_transcribe  # its name in earlier versions
 System = Callable[[Sequence[Request]], Transcripts]
 
 
+def check_generate(options: Mapping[str, Any]):
+    """Raises: `ValueError` for what is no option of `generate`, or is decided elsewhere."""
+    known = {*vars(GenerationConfig()), *CTC_OPTIONS} - {"max_new_tokens", "num_return_sequences"}
+    for name in options:
+        if name.startswith("_") or name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"`generate` has the option `{name}`, which is not taken here."
+                + (f" Did you mean `{near[0]}`?" if near else " The number of tokens has an option of its own.")
+            )
+
+
 def model_system(
-    model, processor, ctc: bool = False, max_new_tokens: int = MAX_NEW_TOKENS, language: str | None = None
+    model,
+    processor,
+    ctc: bool = False,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    language: str | None = None,
+    generate: Mapping[str, Any] | None = None,
 ) -> System:
     """A loaded model that answers requests, or its CTC head alone."""
     if ctc:
         return lambda requests: ctc_transcribe(model, processor, [request.clips[0] for request in requests])
-    return partial(answer, model, processor, max_new_tokens=max_new_tokens, language=language)
+    return partial(answer, model, processor, max_new_tokens=max_new_tokens, language=language, generate=generate)
 
 
 def whisper_system(encoder_folder: str, language: str | None = None, device: str | torch.device = "cpu") -> System:

@@ -32,7 +32,10 @@ def ctc_form(text: str, form: str) -> str:
         return "".join(f" {word}" for word in WORDS.findall(_plain(text)))
     if form == "as_written":
         return "".join(f" {word}" for word in text.split())
-    raise ValueError(f"The form of CTC targets is {form!r}; expected one of {CTC_FORMS}.")
+    raise ValueError(
+        f"`ctc_text` of the config is {form!r}; joint decoding, drafts and word times take {CTC_FORMS}, since an "
+        "answer is compared with the labels while a number may be half written. Use `generate` without them."
+    )
 
 
 def _plain(text: str) -> str:

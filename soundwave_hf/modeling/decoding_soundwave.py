@@ -195,10 +195,12 @@ def in_words(options: dict) -> str:
     return " and ".join(f"`{name}` is {value!r}" for name, value in options.items())
 
 
-def take_ctc_decoding(model, generation_config, options: dict) -> CTCDecoding:
+def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool = False) -> CTCDecoding:
     """What the options of a call of `generate`, and its generation config, ask of the CTC head.
 
-    Args: options: keywords of `generate`; those of the CTC head are taken out.
+    Args:
+        options: keywords of `generate`; those of the CTC head are taken out.
+        needs_times: whether word times, or the support of words, are asked for too.
 
     Raises: `ValueError` for a value that is none, or where the options do not go with the others.
     """
@@ -221,6 +223,11 @@ def take_ctc_decoding(model, generation_config, options: dict) -> CTCDecoding:
             "else. Build the inputs by `processor.apply_transcription_request`, or leave it out."
         )
     has_drafts = own["ctc_draft"] is not None
+    if has_drafts and needs_times:
+        raise ValueError(
+            f"{in_words(asked)}, and `return_timestamps` or `drop_unsupported` was given: drafts return ids alone. "
+            "Leave the draft out, or pass the text to `processor.align_word_timestamps`."
+        )
     if asked and not has_drafts and asked.keys() - {"ctc_weight"}:
         raise ValueError(f'{in_words(asked)}: the limits of drafts need `ctc_draft="fast"`.')
     decoding = CTCDecoding(model, weight, asked, has_drafts, options.get("tokenizer"))

@@ -315,7 +315,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
                 kwargs["attention_mask"] = self._mask_of(input_ids)
         rules = AnswerRules(self.config.audio_token_id)
-        decoding = take_ctc_decoding(self, generation_config, kwargs)
+        decoding = take_ctc_decoding(self, generation_config, kwargs, needs_times=times is not None)
         if kwargs.get("is_transcription") is not None:  # the hook that encodes the clips sets the rules
             kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
         if times is None:

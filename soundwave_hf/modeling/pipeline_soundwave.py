@@ -19,6 +19,7 @@ from transformers.pipelines.base import no_collate_fn
 from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
+from .decoding_soundwave import CTC_OPTIONS
 from .segments_soundwave import cut_samples
 from .support_soundwave import check_kind
 
@@ -37,7 +38,8 @@ CUSTOM_PIPELINES = {
 
 TOKENS_OF_30_SECONDS = 256  # English speech seldom has half of that
 SHORTEST_CHUNK = 1.0  # seconds
-TIMES_OPTIONS = ("return_timestamps", "drop_unsupported")  # of `generate`
+# Those of `generate` that are no fields of a generation config.
+OWN_OPTIONS = ("return_timestamps", "drop_unsupported", *CTC_OPTIONS)
 AUDIO_OPTIONS = ("mono", "allow_truncated", "max_seconds", "max_bytes")  # of the processor's call
 
 
@@ -203,6 +205,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 `{"text", "timestamp": (start, end)}` in seconds of the clip, and what else
                 `SoundwaveProcessor.align_word_timestamps` tells of a word. True is "segment".
             drop_unsupported (`bool`, *optional*): leave out words that the sound does not support.
+            ctc_weight, ctc_draft, draft_entropy, draft_probability (*optional*): use the CTC head, as in `generate`.
             generation_config, generate_kwargs (*optional*): as for `generate`; its arguments may stand in the call,
                 too, such as `num_beams=2`. Of a `return_dict_in_generate` the transcripts are taken.
 
@@ -225,7 +228,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         preprocess = {name: given.pop(name) for name in ("chunk_length_s", *AUDIO_OPTIONS) if name in given}
         forward = {name: given.pop(name) for name in ("language", "prompt") if name in given}
         generate_kwargs = dict(given.pop("generate_kwargs", None) or {})
-        for name in given.keys() & {*vars(GenerationConfig()), "generation_config", *TIMES_OPTIONS}:
+        for name in given.keys() & {*vars(GenerationConfig()), "generation_config", *OWN_OPTIONS}:
             value = given.pop(name)
             if generate_kwargs.setdefault(name, value) != value:
                 raise ValueError(f"`{name}` was given twice, in the call and in `generate_kwargs`: leave one out.")

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, pipeline
 
-from soundwave_hf import SoundwaveForConditionalGeneration
+from soundwave_hf import SoundwaveForConditionalGeneration, transcribe_clips
+from soundwave_hf.evaluation.transcribe import model_system, run_rows
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
 from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor
 from soundwave_hf.processing.text_soundwave import ctc_target
@@ -35,7 +36,7 @@ def test_labels_are_written_as_training_writes_them(form, text):
 
 
 def test_another_form_is_named():
-    with pytest.raises(ValueError, match="'shouted'; expected one of"):
+    with pytest.raises(ValueError, match="is 'shouted'; joint decoding"):
         CTCText(tiny_tokenizer(), "shouted")
 
 
@@ -227,3 +228,32 @@ def test_a_model_that_cannot_find_its_tokenizer_asks_for_it(model, processor, mo
 def test_prompt_lookup_drafts_give_the_tokens_of_joint_greedy(model, processor):
     inputs = ask(processor, 1.9)
     assert answers(model, inputs, prompt_lookup_num_tokens=3) == answers(model, inputs)
+
+
+def test_the_pipeline_takes_the_options_of_the_ctc_head(model, processor):
+    transcribe = pipeline(
+        "soundwave-asr", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor,
+        processor=processor,
+    )  # fmt: skip
+    clip = {"raw": clips(1.9)[0], "sampling_rate": 16_000}
+    joint = transcribe(clip, max_new_tokens=6, ctc_weight=0.9)
+    assert joint == transcribe(clip, max_new_tokens=6, generate_kwargs={"ctc_weight": 0.9})
+    assert joint != transcribe(clip, max_new_tokens=6)
+    with pytest.raises(ValueError, match="`ctc_weight` is 2; expected"):
+        transcribe(clip, ctc_weight=2)
+
+
+def test_evaluation_and_transcripts_take_options_of_generate(model, processor):
+    (clip,) = clips(1.9)
+    inputs = ask(processor, 1.9)
+    ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, ctc_weight=0.9)
+    (expected,) = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    options = {"max_new_tokens": 6, "generate": {"ctc_weight": 0.9}}
+    rows = [{"audio": {"array": clip, "sampling_rate": 16_000}, "text": "x"}]
+    found, _ = run_rows(model_system(model, processor, **options), rows, 1, "tiny")
+    assert found[0].text == expected.strip()
+    (transcript,) = transcribe_clips(model, processor, [(clip, 16_000)], **options)
+    assert transcript.text == expected.strip()
+    for name, message in (("ctc_wight", "Did you mean `ctc_weight`"), ("max_new_tokens", "not taken here")):
+        with pytest.raises(ValueError, match=message):
+            list(transcribe_clips(model, processor, [(clip, 16_000)], generate={name: 1}))

@@ -158,3 +158,9 @@ def test_sure_transcripts_are_taken_unseen_and_others_are_checked(model, process
 def test_drafts_that_cannot_be_used_are_refused(model, processor, options, message):
     with pytest.raises(ValueError, match=message):
         answers(model, ask(processor, 0.5), **options)
+
+
+@pytest.mark.parametrize("times", [{"return_timestamps": "word"}, {"drop_unsupported": True}])
+def test_drafts_have_no_word_times(model, processor, times):
+    with pytest.raises(ValueError, match=r"`ctc_draft` is 'fast', and `return_timestamps` .*align_word_timestamps"):
+        answers(model, ask(processor, 0.5), ctc_draft="fast", **times)
