@@ -29,6 +29,7 @@ def workspace(tmp_path_factory) -> Workspace:
     return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
+@pytest.mark.slow
 def test_all_stages_train_and_go_on(workspace, tmp_path, deprecations_are_errors):
     chain = train_chain(workspace, tmp_path)
     assert list(chain) == ["align", "shrink", "instruct"]

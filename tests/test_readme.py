@@ -62,6 +62,7 @@ def test_the_command_fine_tunes_the_shipped_weights(checkout):
     assert (checkout / "runs" / "mine" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_lines_that_transcribe_write_nothing_else(tmp_path, monkeypatch):
     # Adapters of tiny backbones, which are made beforehand: a first use tells of them.
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))

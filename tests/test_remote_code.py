@@ -90,6 +90,7 @@ def load_as_a_stranger(folder: Path, *copies: Path) -> list[dict[str, torch.Tens
     return [load_file(copy / "found.safetensors") for copy in copies]
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_the_same_logits_and_ids_and_can_save_and_load_again(saved, tmp_path):
     found, once_more = load_as_a_stranger(saved, tmp_path / "again", tmp_path / "once more")
     inputs = {name.removeprefix("inputs."): value for name, value in found.items() if name.startswith("inputs.")}

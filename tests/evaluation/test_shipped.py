@@ -13,6 +13,9 @@ from soundwave_hf.evaluation.metrics import word_error_rate
 from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM, load_adapter
 
 
+pytestmark = pytest.mark.slow
+
+
 def backbone_on_disk(name: str) -> str:
     """Folder of a backbone, or a skipped test: tests fetch nothing."""
     made = backbone_folder(name)

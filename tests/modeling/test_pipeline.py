@@ -351,6 +351,7 @@ print(json.dumps(loaded(clip, max_new_tokens=6)))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_is_whole(folder, tmp_path):
     made = pipeline("soundwave-asr", model=folder)
     made.processor.trailing_silence = 0.4

@@ -136,6 +136,7 @@ def share_gradients(rank: int, workspace: Workspace, folder: str):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_process_whose_batch_is_of_text_alone_keeps_nobody_waiting(workspace, tmp_path):
     torch.multiprocessing.spawn(share_gradients, (workspace, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from tests.training.workspace import SMALL_LORA, train, without_dropout
 
 
+pytestmark = pytest.mark.slow
+
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "recipes" / "accelerate"
 STAGES = ("align", "shrink", "instruct")

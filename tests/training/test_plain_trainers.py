@@ -97,6 +97,7 @@ def test_the_librarys_trainer_takes_the_steps_of_ours_on_both_losses(workspace, 
     assert_same_steps(plain, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_all_trainers_take_the_same_steps_on_the_next_token_in_one_part_and_in_four(workspace, rows, tmp_path, lora):
     expected = run(workspace, rows, tmp_path, SoundwaveSFTTrainer, make_model(workspace, lora), ("ce",))

@@ -136,6 +136,7 @@ def test_what_was_not_pushed_is_pushed_by_the_same_command_without_training(work
     assert (tmp_path / "mine" / "trained.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["closed", "refusing"])
 def test_the_command_ends_in_one_sentence_with_the_weights_on_disk(workspace, tmp_path, kind):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)

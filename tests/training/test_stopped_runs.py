@@ -14,6 +14,9 @@ from soundwave_hf.training.checkpoints import last_checkpoint, writing_checkpoin
 from tests.training.workspace import EVERY_AUGMENTATION, Trained, Workspace, everything_in, train
 
 
+pytestmark = pytest.mark.slow
+
+
 MAX_STEPS = 7
 SAVE_STEPS = 2
 REPOSITORY = Path(__file__).parents[2]

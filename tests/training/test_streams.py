@@ -213,6 +213,7 @@ def test_a_run_from_streams_goes_on_as_if_it_had_not_been_stopped(workspace, cha
     assert not heard
 
 
+@pytest.mark.slow
 def test_a_run_from_streams_that_is_killed_goes_on_as_if_it_had_not_been(workspace, chain, tmp_path):
     recipe = recipe_of(workspace, chain, "align", tmp_path)
     whole = train(recipe | {"output_dir": str(tmp_path / "whole")})
@@ -398,6 +399,7 @@ def two_processes(cases, folder):
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "shrink", "instruct"])
 def test_two_processes_read_their_own_shards_and_train_what_one_does_in_memory(cases, two_processes, tmp_path, stage):
     result = two_processes[stage]

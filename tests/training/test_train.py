@@ -152,6 +152,7 @@ def test_the_arguments_of_the_first_stages_become_those_of_trl(tmp_path):
     assert (made.learning_rate, made.max_steps, made.plot_loss, made.max_length) == (2e-3, 5, False, None)
 
 
+@pytest.mark.slow
 def test_the_first_stages_train_without_an_import_of_trl(workspace, tmp_path):
     recipe = workspace.recipe("align", tmp_path / "out", max_steps=1, plot_loss=False)
     code = (
