@@ -150,10 +150,10 @@ class StreamingTranscriber:
             self._new += len(samples[:room])
             samples = samples[room:]
             if self._new >= self._partial or len(self._waiting) == self._longest:
-                events += self._hear()
+                events += self._update()
         return events
 
-    def _hear(self) -> list[Partial | Segment]:
+    def _update(self) -> list[Partial | Segment]:
         """Let the CTC head hear the samples that wait: they end a segment, or have other partial text."""
         self._new = 0
         text, spoken = self._ctc()

@@ -101,19 +101,19 @@ def outcomes(
     processor,
     clips: Iterable,
     options: TranscribeOptions = TranscribeOptions(),
-    heard: Callable[[float], None] = lambda seconds: None,
+    on_batch: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Transcript | Exception]:
     """For each recording, in order, its transcript, or the error that says why it has none.
 
-    Args: heard: is told the seconds of audio of each batch.
+    Args: on_batch: is told the seconds of audio of each batch.
     """
     group: list[Recording] = []
     for clip in clips:
         group.append(read_recording(processor, clip, options))
         if sum(len(recording.pieces) for recording in group) >= READ_AHEAD * options.batch_size:
-            yield from transcribe_group(model, processor, group, options, heard)
+            yield from transcribe_group(model, processor, group, options, on_batch)
             group = []
-    yield from transcribe_group(model, processor, group, options, heard)
+    yield from transcribe_group(model, processor, group, options, on_batch)
 
 
 def read_recording(processor, clip, options: TranscribeOptions) -> Recording:
@@ -132,13 +132,13 @@ def read_recording(processor, clip, options: TranscribeOptions) -> Recording:
     return Recording(pieces, [None] * len(pieces), bounds)
 
 
-def transcribe_group(model, processor, group: list[Recording], options, heard) -> Iterator[Transcript | Exception]:
+def transcribe_group(model, processor, group: list[Recording], options, on_batch) -> Iterator[Transcript | Exception]:
     """Outcomes of recordings that were read, their pieces in batches of like length."""
     places = [(recording, place) for recording in group for place in range(len(recording.pieces))]
     seconds = [recording.bounds[place][1] - recording.bounds[place][0] for recording, place in places]
     for batch in batches_of_like_length(seconds, options.batch_size):
         transcribe_batch(model, processor, [places[number] for number in batch], options)
-        heard(sum(seconds[number] for number in batch))
+        on_batch(sum(seconds[number] for number in batch))
     for recording in group:
         recording.pieces = []
     yield from (recording.outcome() for recording in group)

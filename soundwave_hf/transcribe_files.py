@@ -319,12 +319,12 @@ class Screen:
 def run_jobs(model, processor, jobs, options: TranscribeOptions, settings: dict, rate, screen, report: Report):
     """Transcribe, write and show; count in the report. A progress bar on standard error where it is a terminal."""
     with tqdm(total=len(jobs), unit="file", disable=None) as bar:
-        heard = Heard(bar)
+        progress = AudioProgress(bar)
         clips = (clip_of(job, rate) for job in jobs)
-        for job, outcome in zip(jobs, outcomes(model, processor, clips, options, heard), strict=True):
+        for job, outcome in zip(jobs, outcomes(model, processor, clips, options, progress), strict=True):
             if isinstance(outcome, Exception):
                 report.failed += 1
-                warn(told(outcome, job.audio.path))
+                warn(message_of(outcome, job.audio.path))
             else:
                 report.transcribed += 1
                 warn_of_unfinished(job, outcome, options)
@@ -335,7 +335,7 @@ def run_jobs(model, processor, jobs, options: TranscribeOptions, settings: dict,
             bar.update()
 
 
-class Heard:
+class AudioProgress:
     """Shows the minutes of audio that were transcribed beside a progress bar."""
 
     def __init__(self, bar):
@@ -358,7 +358,7 @@ def clip_of(job: Job, rate: int | None) -> dict | Path | Exception:
         return error
 
 
-def told(error: Exception, path: str) -> str:
+def message_of(error: Exception, path: str) -> str:
     """The message of an error, with the file's name in place of its number."""
     name = "Standard input" if path == STANDARD_INPUT else f"`{path}`"
     text = str(error).replace(f"audio[0] ({describe(path)})", name).replace("audio[0]", name)

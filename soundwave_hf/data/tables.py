@@ -214,10 +214,10 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
     known = rows["seconds"][:] if "seconds" in rows.column_names else [None] * len(rows)
     if None not in known:
         return [float(seconds) for seconds in known]
-    heard = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
+    clips_only = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
 
     def length(index: int) -> float:
-        clips = clips_of(heard[index])
+        clips = clips_of(clips_only[index])
         return sum(clip_seconds(at_folder(clip, folder), f"row {index} of {name}") for clip in clips)
 
     return [float(length(index) if seconds is None else seconds) for index, seconds in enumerate(known)]

@@ -141,10 +141,10 @@ def add_answer_scores(scores: Scores, clips: Sequence[ClipScore]):
 def add_audio_scores(scores: Scores, results: Sequence[Result], language: str | None):
     """Scores of the CTC head and the positions a second, where the system has them."""
     scores.ctc_wer, scores.ctc_cer = rates_of([(r.request.spoken, r.ctc_text) for r in results], language)
-    heard = [r for r in results if r.num_positions is not None and r.request.seconds > 0]
-    if heard:
-        seconds = [result.request.seconds for result in heard]
-        scores.positions_per_second = positions_per_second([result.num_positions for result in heard], seconds)
+    shrunk = [r for r in results if r.num_positions is not None and r.request.seconds > 0]
+    if shrunk:
+        seconds = [result.request.seconds for result in shrunk]
+        scores.positions_per_second = positions_per_second([result.num_positions for result in shrunk], seconds)
 
 
 def rates_of(

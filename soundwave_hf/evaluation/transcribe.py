@@ -128,8 +128,8 @@ def ctc_of_requests(model, processor, requests: Sequence[Request]) -> tuple[list
 def audio_of(model, processor, clips: Sequence):
     """What the audio side of a model makes of clips, in one padded batch: `SoundwaveAudioOutput`."""
     features = processor.log_mel(processor.load_clips(list(clips)))
-    hear_clips = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has its forward alone
-    return hear_clips(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
+    encode = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has its forward alone
+    return encode(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
 
 
 @torch.inference_mode()
@@ -178,10 +178,10 @@ def whisper_system(encoder_folder: str, language: str | None = None, device: str
     @torch.inference_mode()
     def run(requests: Sequence[Request]) -> Transcripts:
         start = time.perf_counter()
-        heard = [request for request in requests if len(request.clips) == 1]
-        if not heard:
+        single = [request for request in requests if len(request.clips) == 1]
+        if not single:
             return Transcripts([None] * len(requests), 0.0)
-        samples = [request.clips[0]["array"] for request in heard]
+        samples = [request.clips[0]["array"] for request in single]
         long = max(map(len, samples)) > processor.feature_extractor.n_samples
         whole = {"truncation": False, "padding": "longest"} if long else {}
         inputs = processor(

@@ -155,8 +155,8 @@ class SoundwaveAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.dropout if self.training else 0.0
-        heard, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
-        return self.out_proj(heard.flatten(2))
+        attended, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
+        return self.out_proj(attended.flatten(2))
 
 
 class SoundwaveFrameAttention(nn.Module):
@@ -350,12 +350,12 @@ class SoundwaveShrinkingAdapter(nn.Module):
         training = in_training_step(self)
         if "flash" in self.config._attn_implementation and self.config.look_back == "all":
             # Flash attention takes the last queries of a row for true where there are fewer of them than keys.
-            heard = self.attention(keys, keys, padding_mask(self.config, keys, key_mask, training))
-            heard = heard.gather(1, order[..., None].expand(-1, -1, heard.shape[-1]))
+            attended = self.attention(keys, keys, padding_mask(self.config, keys, key_mask, training))
+            attended = attended.gather(1, order[..., None].expand(-1, -1, attended.shape[-1]))
         else:
             attention_mask = padding_mask(self.config, kept, key_mask, training, encoder_hidden_states=keys)
-            heard = self.attention(kept, keys, attention_mask)
-        return self.norm(kept + heard).flatten(0, 1)[true_places(num_kept, most, total)]
+            attended = self.attention(kept, keys, attention_mask)
+        return self.norm(kept + attended).flatten(0, 1)[true_places(num_kept, most, total)]
 
 
 __all__ = [

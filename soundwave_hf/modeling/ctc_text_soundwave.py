@@ -100,15 +100,15 @@ class CTCText:
         """A written word in lower case without marks, to be compared with others."""
         return ctc_form(word, "lower").strip()
 
-    def tokens_for(self, heard: bytes, at_start: bool) -> set[int]:
+    def tokens_for(self, text: bytes, at_start: bool) -> set[int]:
         """Tokens with which an answer may write a label's text: the text or its beginning, capitalised too.
 
         Args: at_start: whether the answer is empty, so that its first word has no space.
         """
-        spellings = {heard}
+        spellings = {text}
         if self.form == "lower":
-            head = len(heard) - len(heard.lstrip())
-            spellings.add(heard[:head] + heard[head : head + 1].upper() + heard[head + 1 :])
+            head = len(text) - len(text.lstrip())
+            spellings.add(text[:head] + text[head : head + 1].upper() + text[head + 1 :])
         if at_start:
             spellings |= {spelling.lstrip() for spelling in spellings}
         found = set()

@@ -95,8 +95,8 @@ class CTCLogitsProcessor(LogitsProcessor):
         tokens = set(log_probs.topk(min(LLM_CANDIDATES, len(log_probs))).indices.tolist()) | self.end_ids
         written = self.bridge.text_of(answer)
         for prefix in self.bridge.prefixes(written)[0]:
-            for heard in texts.continuations(prefix, CTC_CANDIDATES):
-                tokens |= self.bridge.tokens_for(heard, at_start=not written)
+            for text in texts.continuations(prefix, CTC_CANDIDATES):
+                tokens |= self.bridge.tokens_for(text, at_start=not written)
         tokens = {token for token in tokens if token in self.end_ids or self.bridge.writes(token)}
         places = torch.tensor(sorted(tokens), device=log_probs.device)
         pairs = zip(places.tolist(), log_probs[places].tolist(), strict=True)
@@ -127,7 +127,7 @@ class CTCDecoding(LogitsProcessor):
         self.needs_drafts, self.tokenizer = needs_drafts, tokenizer
         self.joint = self.drafts = self.bridge = None
 
-    def hear(self, audio, input_ids: torch.Tensor, marked):
+    def prepare(self, audio, input_ids: torch.Tensor, marked):
         """Take in what the audio side made of the clips of a prompt.
 
         Args:
@@ -140,21 +140,21 @@ class CTCDecoding(LogitsProcessor):
         if not (self.weight or self.needs_drafts):
             return
         num_clips = (input_ids == self.model.config.audio_token_id).sum(dim=1)
-        is_heard = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
+        is_scored = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
         if num_clips.sum() != len(audio.num_frames):
             return self.refuse_without_clips()  # clips of earlier turns are in a cache
-        if self.asked and not is_heard.all():
-            row = int((~is_heard).int().argmax())
+        if self.asked and not is_scored.all():
+            row = int((~is_scored).int().argmax())
             raise ValueError(
                 f"{self._asked_for()}, and row {row} is no transcription of one clip ({int(num_clips[row])} audio "
                 "tokens): the CTC head knows what is said in a clip and nothing else. Leave it out, or ask for such "
                 "rows in a call of their own."
             )
-        if not is_heard.any():
+        if not is_scored.any():
             return
         self.bridge = find_bridge(self.model, self.tokenizer)
         clip_of = (num_clips.cumsum(dim=0) - num_clips).tolist()
-        clips = [clip if heard else None for clip, heard in zip(clip_of, is_heard.tolist(), strict=True)]
+        clips = [clip if own else None for clip, own in zip(clip_of, is_scored.tolist(), strict=True)]
         frames = self.model.model.ctc_frames(audio)
         if self.weight:
             texts = [None if clip is None else self.bridge.texts(frames[clip]) for clip in clips]

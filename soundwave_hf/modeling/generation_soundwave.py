@@ -150,7 +150,7 @@ class CachedPrompt:
             )
         return held
 
-    def heard_otherwise(self, input_ids: torch.Tensor, digests: torch.Tensor, audio_token_id: int) -> bool:
+    def holds_other_clips(self, input_ids: torch.Tensor, digests: torch.Tensor, audio_token_id: int) -> bool:
         """Whether a next turn's clips for all its audio tokens `(clips,)` are not those in the cache, where both have
         an audio token."""
         is_audio = input_ids == audio_token_id
@@ -392,7 +392,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
             merged |= tail
             if decoding is not None:
-                decoding.hear(audio, inputs, marked)
+                decoding.prepare(audio, inputs, marked)
             if rules is not None and rules.keeps_clips:
                 rules.clips = ctc_clips(self, audio, clips.get("input_features"), clips.get("input_features_mask"))
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
@@ -412,7 +412,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         cached = num_read(cache)
         prompt = getattr(cache, "prompt", None) if cached else None
         has_both = prompt is not None and digests is not None
-        if has_both and prompt.heard_otherwise(inputs, digests, self.config.audio_token_id):
+        if has_both and prompt.holds_other_clips(inputs, digests, self.config.audio_token_id):
             read_again(cache)
             prompt, cached = None, 0
         if prompt is None:

@@ -254,7 +254,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         cache.batch_repeat_interleave(len(input_ids))
         return cache
 
-    def hear_nothing(self) -> torch.Tensor:
+    def zero_of_audio_side(self) -> torch.Tensor:
         """Zero, by way of the whole audio side: for a batch of text alone where several processes train.
 
         Those that share gradients or parameters wait for each other at every layer that has some.
@@ -363,7 +363,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         )
         hidden, kept = outputs.last_hidden_state, getattr(outputs, CACHE)
         if self.training and not has_audio and past_key_values is None and num_processes() > 1:
-            hidden = hidden + self.hear_nothing().to(hidden.dtype)
+            hidden = hidden + self.zero_of_audio_side().to(hidden.dtype)
         if merged is not None and kept is not None and not is_training:
             kept.prompt = self._cached_prompt(prompt_ids, merged, audio, *clips)
         if merged is not None:

@@ -55,7 +55,7 @@ class CTCClip:
         Raises: `ValueError` for another `return_timestamps`.
         """
         kind = check_kind(return_timestamps)
-        words = hear_words(self, text, bridge_of(tokenizer, self.form), least_support)
+        words = score_words(self, text, bridge_of(tokenizer, self.form), least_support)
         return {"text": text, "chunks": CHUNKS[kind](words), "probability": clip_probability(words, self)}
 
 
@@ -73,7 +73,7 @@ def check_kind(return_timestamps) -> str:
 
 
 @dataclass
-class HeardWord:
+class ScoredWord:
     """A word of a transcript and what the sound says of it.
 
     Args:
@@ -106,27 +106,27 @@ class HeardWord:
         return math.exp(sum(known) / len(known))
 
 
-def hear_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) -> list[HeardWord]:
+def score_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) -> list[ScoredWord]:
     """The words of a transcript as the CTC head hears them in its clip.
 
     Args:
         clip (`CTCClip`).
         text (`str`): the transcript.
         bridge (`CTCText`): from its text to CTC labels.
-        least_support (`float`): nats; see `HeardWord.support`.
+        least_support (`float`): nats; see `ScoredWord.support`.
     """
     written = written_words(text, bridge)
-    heard = [HeardWord(word.text, word.span) for word in written]
+    scored = [ScoredWord(word.text, word.span) for word in written]
     said = [number for number, word in enumerate(written) if word.labels]
     alignment = align_words(clip.frames, [written[number].labels for number in said])
     places = _places_of_words([written[number] for number in said])
     kept = [word for word in range(len(said)) if not alignment.left_out[word]]
     if not kept:
-        return heard
+        return scored
     times = _time_kept(clip, alignment, [(written[said[word]], places[word]) for word in kept], bridge)
     support = _support_of(clip, alignment, [places[word] for word in kept])
     for word, (start, end), value in zip(kept, times, support, strict=True):
-        found, place = heard[said[word]], places[word]
+        found, place = scored[said[word]], places[word]
         found.start, found.end, found.support = round(start, 3), round(end, 3), value
         peaks = [
             alignment.frame_log_probs[first : last + 1].max()
@@ -134,21 +134,21 @@ def hear_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) 
         ]
         found.ctc_log_prob = float(np.mean(peaks))
         found.supported = value >= least_support
-    _judge_loops(heard, [tuple(word.labels) for word in written], least_support)
-    return heard
+    _judge_loops(scored, [tuple(word.labels) for word in written], least_support)
+    return scored
 
 
-def _judge_loops(heard: list[HeardWord], labels: list[tuple[int, ...]], least_support: float):
+def _judge_loops(scored: list[ScoredWord], labels: list[tuple[int, ...]], least_support: float):
     """Let no more copies of a loop be supported than have frames.
 
     The frames of one copy may be shared out over several: at each place of the loop, the best copies stand.
     """
     for loop in find_loops(labels):
-        places = [sorted(numbers, key=lambda number: -heard[number].support) for numbers in zip(*loop, strict=True)]
-        counts = [sum(heard[number].support >= least_support for number in numbers) for numbers in places]
+        places = [sorted(numbers, key=lambda number: -scored[number].support) for numbers in zip(*loop, strict=True)]
+        counts = [sum(scored[number].support >= least_support for number in numbers) for numbers in places]
         for numbers in places:
             for number in numbers[int(np.median(counts)) :]:
-                heard[number].supported = False
+                scored[number].supported = False
 
 
 def _places_of_words(words: list[WrittenWord]) -> list[slice]:
@@ -199,7 +199,7 @@ def find_loops(words: list, most_words: int = 20) -> list[list[list[int]]]:
     return loops
 
 
-def add_llm_log_probs(words: list[HeardWord], pieces: list[bytes], log_probs: list[float]):
+def add_llm_log_probs(words: list[ScoredWord], pieces: list[bytes], log_probs: list[float]):
     """Give each word the log-probability of its tokens together.
 
     Args:
@@ -215,7 +215,7 @@ def add_llm_log_probs(words: list[HeardWord], pieces: list[bytes], log_probs: li
         words[word].llm_log_prob = total
 
 
-def clip_probability(words: list[HeardWord], clip: CTCClip) -> float:
+def clip_probability(words: list[ScoredWord], clip: CTCClip) -> float:
     """One score of a transcript, from 0 to 1: the geometric mean of its words' probabilities, and for an empty one the
     least probability of the blank at any frame."""
     if not words:
@@ -224,7 +224,7 @@ def clip_probability(words: list[HeardWord], clip: CTCClip) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def word_chunk(word: HeardWord) -> dict:
+def word_chunk(word: ScoredWord) -> dict:
     """A word in the form of the library's speech recognition pipelines, and what else is known of it."""
     return {
         "text": word.text,
@@ -237,9 +237,9 @@ def word_chunk(word: HeardWord) -> dict:
     }
 
 
-def segment_chunks(words: list[HeardWord]) -> list[dict]:
+def segment_chunks(words: list[ScoredWord]) -> list[dict]:
     """Sentences, in the form of `word_chunk`; a long pause ends one too."""
-    segments: list[list[HeardWord]] = []
+    segments: list[list[ScoredWord]] = []
     for word in words:
         before = segments[-1][-1] if segments else None
         is_new = before is None or SENTENCE_END.search(before.text)
@@ -251,7 +251,7 @@ def segment_chunks(words: list[HeardWord]) -> list[dict]:
     return [_segment_chunk(segment) for segment in segments]
 
 
-def _segment_chunk(words: list[HeardWord]) -> dict:
+def _segment_chunk(words: list[ScoredWord]) -> dict:
     times = [(word.start, word.end) for word in words if word.aligned]
     return {
         "text": " ".join(word.text for word in words),
@@ -268,10 +268,10 @@ CHUNKS = {"word": lambda words: [word_chunk(word) for word in words], "segment":
 __all__ = [
     "CHUNKS",
     "CTCClip",
-    "HeardWord",
+    "ScoredWord",
     "add_llm_log_probs",
     "check_kind",
     "clip_probability",
     "find_loops",
-    "hear_words",
+    "score_words",
 ]

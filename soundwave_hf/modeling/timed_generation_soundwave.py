@@ -11,11 +11,11 @@ from .support_soundwave import (
     CHUNKS,
     LEAST_SUPPORT,
     CTCClip,
-    HeardWord,
+    ScoredWord,
     add_llm_log_probs,
     check_kind,
     clip_probability,
-    hear_words,
+    score_words,
 )
 from .word_times_soundwave import owners, sound_seconds
 
@@ -121,25 +121,25 @@ class TimesRequest:
             end = next((place for place, token in enumerate(answer) if token in ends), len(answer))
             pieces = [bridge.bytes_of[token] if token < len(bridge.bytes_of) else b"" for token in answer[:end]]
             text = b"".join(pieces).decode(errors="replace")
-            heard = hear_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
+            scored = score_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
             if len(log_probs[row]) >= end:
-                add_llm_log_probs(heard, pieces, log_probs[row][:end])
-            if self.drops and not all(word.supported for word in heard):
-                answer = _without(answer, owners(pieces, [word.span for word in heard]), heard)
-                heard = [word for word in heard if word.supported]
-                text = " ".join(word.text for word in heard)
+                add_llm_log_probs(scored, pieces, log_probs[row][:end])
+            if self.drops and not all(word.supported for word in scored):
+                answer = _without(answer, owners(pieces, [word.span for word in scored]), scored)
+                scored = [word for word in scored if word.supported]
+                text = " ".join(word.text for word in scored)
             texts.append(text.strip())
-            words.append(heard)
+            words.append(scored)
             answers.append(answer)
         if self.drops:
             outputs.sequences = self._rewritten(outputs.sequences, begin, answers, model, ends)
         if self.kind is None:
             return outputs if self.returns_dict else outputs.sequences
-        scores = [clip_probability(heard, clips[row // copies]) for row, heard in enumerate(words)]
+        scores = [clip_probability(scored, clips[row // copies]) for row, scored in enumerate(words)]
         return SoundwaveGenerateOutput(
             **outputs,
             texts=texts,
-            chunks=[CHUNKS[self.kind](heard) for heard in words],
+            chunks=[CHUNKS[self.kind](scored) for scored in words],
             probabilities=torch.tensor(scores, device=outputs.sequences.device),
             clips=[clips[row // copies] for row in range(len(words))],
         )
@@ -160,7 +160,7 @@ def _given(name: str, kwargs: dict, configs: list):
     return next((value for value in values if value is not None), None)
 
 
-def _without(answer: list[int], owner: list[int | None], words: list[HeardWord]) -> list[int]:
+def _without(answer: list[int], owner: list[int | None], words: list[ScoredWord]) -> list[int]:
     """An answer's tokens without those of unsupported words; its end stays."""
     if not any(word.supported for word in words):
         return answer[len(owner) :]

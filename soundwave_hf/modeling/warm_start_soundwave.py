@@ -34,9 +34,9 @@ def decoder_reading(decoder: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """
     weight = bias = 0.0
     for layer in decoder.layers[len(decoder.layers) // 2 :]:
-        heard, out = layer.encoder_attn.v_proj, layer.encoder_attn.out_proj
-        weight = weight + out.weight.float() @ heard.weight.float()
-        bias = bias + out.weight.float() @ heard.bias.float() + out.bias.float()
+        value, out = layer.encoder_attn.v_proj, layer.encoder_attn.out_proj
+        weight = weight + out.weight.float() @ value.weight.float()
+        bias = bias + out.weight.float() @ value.bias.float() + out.bias.float()
     scale = decoder.layer_norm.weight.float()  # the final norm; what it divides by is left to the adapter's own
     return scale[:, None] * (weight - weight.mean(dim=0)), scale * (bias - bias.mean())
 
@@ -70,13 +70,13 @@ def init_alignment(adapter: nn.Module, encoder: str, llm: str, llm_rows: torch.T
     Returns: whether it does; not where the vocabularies share fewer words than the LLM's width, one of them has no
     tokenizer, or the Whisper is an encoder alone.
     """
-    heard, read = (words_of(name, adapter.config.ctc_text) for name in (encoder, llm))
-    shared = sorted(heard.keys() & read.keys())
+    whisper_words, llm_words = (words_of(name, adapter.config.ctc_text) for name in (encoder, llm))
+    shared = sorted(whisper_words.keys() & llm_words.keys())
     decoder = read_decoder(encoder) if len(shared) >= llm_rows.shape[1] else None
     if decoder is None:
         return False
-    whisper_rows = decoder.embed_tokens.weight[[heard[word] for word in shared]]
-    carried = between_embeddings(whisper_rows, llm_rows[[read[word] for word in shared]].to(whisper_rows.device))
+    whisper_rows = decoder.embed_tokens.weight[[whisper_words[word] for word in shared]]
+    carried = between_embeddings(whisper_rows, llm_rows[[llm_words[word] for word in shared]].to(whisper_rows.device))
     weight, bias = decoder_reading(decoder)
     each = carried @ weight / adapter.stack_factor  # the stacked frames are averaged
     adapter.linear.weight.copy_(each.repeat(1, adapter.stack_factor))

@@ -30,8 +30,8 @@ def sound_seconds(input_features: torch.Tensor, num_mel_frames: int) -> float:
     The last frame that holds anything sees 12.5 ms to both sides of its place, and the clip ends in that window or
     later.
     """
-    heard = input_features[:, :num_mel_frames]
-    sounds = (heard > heard.min()).any(dim=0).nonzero().flatten()
+    true_frames = input_features[:, :num_mel_frames]
+    sounds = (true_frames > true_frames.min()).any(dim=0).nonzero().flatten()
     return max(0.01 * int(sounds[-1]) - 0.0125, 0.01) if len(sounds) else 0.01 * num_mel_frames
 
 

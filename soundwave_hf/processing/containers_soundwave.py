@@ -52,8 +52,8 @@ def decode(
 
 def report_loss(name: str, found: float, expected: float, allow_truncated: bool):
     """A file that ends before its header says: an error, or a warning where the caller takes what is left."""
-    told = f"{expected:.2f} s" if found < expected < BROKEN else "more (its length is not stated)"
-    message = f"{name} was cut off: its header speaks of {told} and {found:.2f} s were found."
+    length = f"{expected:.2f} s" if found < expected < BROKEN else "more (its length is not stated)"
+    message = f"{name} was cut off: its header speaks of {length} and {found:.2f} s were found."
     if not allow_truncated:
         raise ValueError(f"{message} Copy it again, or pass `allow_truncated=True` to use what is left.")
     logger.warning(message)

@@ -465,10 +465,10 @@ class SoundwaveProcessor(ProcessorMixin):
         extractor = self.feature_extractor
         # Features are scaled by their maximum, so every frame that overlaps the clip has to be computed, and the STFT
         # mirrors what stands at the end: a window and a hop of zeros behind the clip leave both as they are in 30 s.
-        heard = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
-        padded = heard + extractor.n_fft + extractor.hop_length
+        kept = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
+        padded = kept + extractor.n_fft + extractor.hop_length
         if len(samples) <= extractor.n_samples:  # the silence makes no second window
-            heard, padded = min(heard, extractor.n_samples), min(padded, extractor.n_samples)
+            kept, padded = min(kept, extractor.n_samples), min(padded, extractor.n_samples)
         features = extractor(
             samples,
             sampling_rate=extractor.sampling_rate,
@@ -477,7 +477,7 @@ class SoundwaveProcessor(ProcessorMixin):
             return_tensors="np",
             device=device,
         )["input_features"][0]
-        return features[:, : math.ceil(heard / extractor.hop_length)]  # [mel_bins, mel_frames]
+        return features[:, : math.ceil(kept / extractor.hop_length)]  # [mel_bins, mel_frames]
 
     def apply_chat_template(
         self,

@@ -9,7 +9,7 @@ import soundwave_hf
 from soundwave_hf.modeling import timed_generation_soundwave
 from soundwave_hf.modeling.ctc_scores_soundwave import CTCFrames
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText
-from soundwave_hf.modeling.support_soundwave import CTCClip, find_loops, hear_words, segment_chunks
+from soundwave_hf.modeling.support_soundwave import CTCClip, find_loops, score_words, segment_chunks
 from soundwave_hf.modeling.word_times_soundwave import (
     count_letters,
     owners,
@@ -143,7 +143,7 @@ def test_frames_of_a_long_clip_are_at_their_place_in_the_recording():
 
 def test_every_word_that_is_said_is_supported_and_stands_at_its_frames():
     clip = said_clip("he was not")
-    words = hear_words(clip, "He was not.", BRIDGE, -9.0)
+    words = score_words(clip, "He was not.", BRIDGE, -9.0)
     assert [word.text for word in words] == ["He", "was", "not."]
     assert all(word.supported and word.aligned for word in words)
     assert all(word.ctc_log_prob == pytest.approx(np.log(0.9)) and word.support == pytest.approx(0) for word in words)
@@ -153,13 +153,13 @@ def test_every_word_that_is_said_is_supported_and_stands_at_its_frames():
 
 def test_invented_words_are_not_supported():
     clip = said_clip("he was not")
-    found = {word.text: word.supported for word in hear_words(clip, "He was quite not zigzag.", BRIDGE, -9.0)}
+    found = {word.text: word.supported for word in score_words(clip, "He was quite not zigzag.", BRIDGE, -9.0)}
     assert found == {"He": True, "was": True, "quite": False, "not": True, "zigzag.": False}
 
 
 def test_words_without_frames_have_no_times_and_the_others_keep_theirs():
     clip = said_clip("he was not", step=1)
-    words = hear_words(clip, "he was not " + "anything of the kind " * 20, BRIDGE, -9.0)
+    words = score_words(clip, "he was not " + "anything of the kind " * 20, BRIDGE, -9.0)
     assert [word.aligned for word in words[:3]] == [True] * 3 and not all(word.aligned for word in words)
     missing = next(word for word in words if not word.aligned)
     assert (missing.start, missing.end, missing.supported, missing.probability) == (None, None, False, 0.0)
@@ -167,9 +167,9 @@ def test_words_without_frames_have_no_times_and_the_others_keep_theirs():
 
 def test_a_loop_is_supported_once():
     clip = said_clip("he was not")
-    words = hear_words(clip, "he was" + " he was" * 30 + " not", BRIDGE, -9.0)
+    words = score_words(clip, "he was" + " he was" * 30 + " not", BRIDGE, -9.0)
     assert [word.text for word in words if word.supported] == ["he", "was", "not"]
-    twice = hear_words(said_clip("no no never"), "No, no, never!", BRIDGE, -9.0)
+    twice = score_words(said_clip("no no never"), "No, no, never!", BRIDGE, -9.0)
     assert all(word.supported for word in twice)
 
 
@@ -180,7 +180,7 @@ def test_loops_are_found_with_all_of_their_copies():
 
 
 def test_segments_end_with_sentences_and_long_pauses():
-    words = hear_words(said_clip("he was not she is"), 'He was "not." She is', BRIDGE, -9.0)
+    words = score_words(said_clip("he was not she is"), 'He was "not." She is', BRIDGE, -9.0)
     segments = segment_chunks(words)
     assert [segment["text"] for segment in segments] == ['He was "not."', "She is"]
     assert segments[0]["timestamp"] == (words[0].start, words[2].end)
@@ -192,8 +192,8 @@ def test_segments_end_with_sentences_and_long_pauses():
 def test_targets_as_written_are_aligned_as_written():
     clip = said_clip("He was", form="lower")  # says " he was"
     bridge = CTCText(tiny_tokenizer(), "as_written")
-    assert not hear_words(clip, "HE was", bridge, -9.0)[0].supported
-    assert hear_words(clip, "he was", bridge, -9.0)[0].supported
+    assert not score_words(clip, "HE was", bridge, -9.0)[0].supported
+    assert score_words(clip, "he was", bridge, -9.0)[0].supported
 
 
 # ---- generate, the processor, the pipeline ----
@@ -277,7 +277,7 @@ def test_words_without_support_can_be_left_out(model, processor, monkeypatch):
 
 
 def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, monkeypatch):
-    real = timed_generation_soundwave.hear_words
+    real = timed_generation_soundwave.score_words
 
     def without_second(*arguments):
         words = real(*arguments)
@@ -285,7 +285,7 @@ def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, mo
             word.supported = number != 1
         return words
 
-    monkeypatch.setattr(timed_generation_soundwave, "hear_words", without_second)
+    monkeypatch.setattr(timed_generation_soundwave, "score_words", without_second)
     inputs = ask(processor, 1.0)
     output = model.generate(**inputs, max_new_tokens=40, drop_unsupported=True, return_timestamps="word")
     whole = model.generate(**inputs, max_new_tokens=40, return_timestamps="word")
