@@ -13,7 +13,7 @@ def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = No
         revision: branch, tag or commit of a hub repository.
         hub: `token`, `cache_dir`, `local_files_only`, as in `from_pretrained`.
 
-    Raises: FileNotFoundError where there is no such folder or repository; ValueError where it holds something else.
+    Raises: FileNotFoundError if there is no such folder or repository; ValueError if it holds something else.
     """
     from .modeling.folders_soundwave import describe_folder, find_adapter, is_hub_name
 

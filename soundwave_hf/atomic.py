@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """A place to write a file, which is put at `path` once the block ends, and removed where it fails.
 
-    Raises: `OSError` where safetensors cannot write there.
+    Raises: `OSError` if safetensors cannot write there.
     """
     path = Path(path)
     with _place_beside(path) as part:
@@ -29,7 +29,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A folder to write into, which becomes `path` once the block ends, and is removed where it fails.
 
-    Raises: `OSError` where safetensors cannot write there.
+    Raises: `OSError` if safetensors cannot write there.
     """
     path = Path(path).resolve()
     with _folder_beside(path) as part:
@@ -43,7 +43,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     """A place to write files. They are put into `folder` once the block ends; where it fails, none is.
 
-    Raises: `OSError` where safetensors cannot write there.
+    Raises: `OSError` if safetensors cannot write there.
     """
     folder = Path(folder)
     with _folder_beside(folder / "files") as part:
@@ -97,7 +97,7 @@ def make_folder(write: Callable[[Path], None], folder: Path):
 
 
 def refuse_used(folder: str | os.PathLike):
-    """Raises: `FileExistsError` where a new folder would be put in the place of something."""
+    """Raises: `FileExistsError` if a new folder would be put in the place of something."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")

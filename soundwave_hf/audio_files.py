@@ -39,7 +39,7 @@ def find_audio(inputs: Sequence[str]) -> list[AudioFile]:
 
     A file that is named itself may have any ending; of folders and patterns, files with an ending of audio are taken.
 
-    Raises: `FileNotFoundError` where nothing matches, `ValueError` where what matches is no audio.
+    Raises: `FileNotFoundError` if nothing matches, `ValueError` if what matches is no audio.
     """
     if not inputs:
         raise ValueError("There is nothing to transcribe: give audio files, folders, patterns, or `-`.")
@@ -110,7 +110,7 @@ def is_audio(path: str) -> bool:
 def read_standard_input(rate: int | None = None) -> dict:
     """Samples of an audio file, or, with a rate in Hz, of raw audio: 16 bits, little-endian, one channel.
 
-    Raises: `ValueError` where it holds something else.
+    Raises: `ValueError` if it holds something else.
     """
     refuse_terminal()
     content = sys.stdin.buffer.read()

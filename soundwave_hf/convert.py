@@ -87,7 +87,7 @@ def published_source(native_name: str) -> tuple[str, int | None]:
 
 
 def read_published_config(src: Path) -> dict:
-    """The fields of a published config.json. Raises: `ValueError` where it is another model's."""
+    """The fields of a published config.json. Raises: `ValueError` if it is another model's."""
     path = src / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"`{src}` has no config.json: give the folder of a published Soundwave checkpoint.")
@@ -116,7 +116,7 @@ def read_published_config(src: Path) -> dict:
 def read_encoder_config(src: Path, audio_tower: str):
     """The Whisper config that `audio_tower` names: a folder relative to the checkpoint, or a hub name.
 
-    Raises: `FileNotFoundError` where it cannot be had.
+    Raises: `FileNotFoundError` if it cannot be had.
     """
     folder = src / audio_tower
     try:
@@ -129,7 +129,7 @@ def read_encoder_config(src: Path, audio_tower: str):
 
 
 def native_config(published: dict, src: Path) -> SoundwaveConfig:
-    """`SoundwaveConfig` of a published checkpoint. Raises: `ValueError` where the encoder's width is another."""
+    """`SoundwaveConfig` of a published checkpoint. Raises: `ValueError` if the encoder's width is another."""
     audio_config = read_encoder_config(src, published["audio_tower"])
     width = getattr(audio_config, "d_model", None)
     if width != published["adapter_size"]:
@@ -147,7 +147,7 @@ def native_config(published: dict, src: Path) -> SoundwaveConfig:
 
 
 def weight_files(src: Path) -> list[Path]:
-    """The files that hold the weights. Raises: `FileNotFoundError` where there is none, or a shard is missing."""
+    """The files that hold the weights. Raises: `FileNotFoundError` if there is none, or a shard is missing."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = src / f"{name}.index.json"
         if index.is_file():
@@ -176,7 +176,7 @@ def read_weights(src: Path) -> dict[str, torch.Tensor]:
 def native_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Published tensors under the names of a model's parameters.
 
-    Raises: `ValueError` where a tensor is missing, has no place, or has another shape.
+    Raises: `ValueError` if a tensor is missing, has no place, or has another shape.
     """
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     sources = {name: published_source(name) for name in shapes}
@@ -210,9 +210,9 @@ def generation_config(published: dict) -> GenerationConfig:
 
 
 def read_tokenizer(src: Path, published: dict):
-    """The tokenizer of a checkpoint, with the audio token added if it lacks it; None where there is no tokenizer.
+    """The tokenizer of a checkpoint, with the audio token added if it lacks it; None if there is no tokenizer.
 
-    Raises: `ValueError` where the audio token has another id than in config.json.
+    Raises: `ValueError` if the audio token has another id than in config.json.
     """
     if not any((src / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
@@ -245,8 +245,8 @@ def make_processor(tokenizer, config: SoundwaveConfig):
 def convert_published(src: str, dst: str):
     """Write a native checkpoint `dst` of a published one `src`: config, weights, generation config, processor.
 
-    Raises: `FileNotFoundError` where a file of `src` is missing, `FileExistsError` where `dst` holds something,
-    `ValueError` where `src` is no published checkpoint, or its tensors or widths are not those of its config.
+    Raises: `FileNotFoundError` if a file of `src` is missing, `FileExistsError` if `dst` holds something,
+    `ValueError` if `src` is no published checkpoint, or its tensors or widths are not those of its config.
     """
     src, dst = Path(src), Path(dst).resolve()
     refuse_used(dst)

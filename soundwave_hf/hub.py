@@ -31,7 +31,7 @@ def merge_adapter(
         device: where the layers are merged; the CPU by default.
         allow_other_backbones: whether the backbones may be others than those of the training.
 
-    Raises: `FileExistsError` where the destination is no new or empty folder; what `load_adapter` raises.
+    Raises: `FileExistsError` if the destination is no new or empty folder; what `load_adapter` raises.
     """
     destination = Path(destination)
     refuse_used(destination)

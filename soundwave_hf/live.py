@@ -213,7 +213,7 @@ def transcribe_pipe(transcriber: StreamingTranscriber, pipe, show: Callable[[Par
 
     Ctrl-C ends the stream: what was heard until then is shown before `KeyboardInterrupt` is raised.
 
-    Raises: `ValueError` where the pipe ends within a sample.
+    Raises: `ValueError` if the pipe ends within a sample.
     """
     rest = b""
     try:

@@ -48,7 +48,7 @@ def plan_jobs(
 ) -> list[Job]:
     """A job for each file; without `output` and `beside`, nothing is written.
 
-    Raises: `ValueError` where two files would be written to one place, or a transcript over a recording.
+    Raises: `ValueError` if two files would be written to one place, or a transcript over a recording.
     """
     if output is not None and beside:
         raise ValueError("`--output` and `--beside` are two places: give one of them.")
@@ -69,7 +69,7 @@ def outputs_of(file: AudioFile, formats: Sequence[str], output: str | os.PathLik
 
 
 def check_folder(folder: Path):
-    """Raises: `OSError` where an output folder, or one that it lies in, is a file or must not be written to."""
+    """Raises: `OSError` if an output folder, or one that it lies in, is a file or must not be written to."""
     place = next(place for place in (folder, *folder.parents) if place.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"`{place}` is a file, and `--output` expects a folder: give another name.")
@@ -145,7 +145,7 @@ def recorded(folder: Path) -> set[tuple[str, str, str]]:
 def split_done(jobs: Sequence[Job], settings: dict, force: bool) -> tuple[list[Job], int]:
     """The jobs with something to write, without the outputs that are there already; and the number of the others.
 
-    Raises: `FileExistsError` where a file would be overwritten that was made of something else, without `force`.
+    Raises: `FileExistsError` if a file would be overwritten that was made of something else, without `force`.
     """
     records = {folder: recorded(folder) for folder in {path.parent for job in jobs for path in job.outputs.values()}}
     remaining, others = [], []

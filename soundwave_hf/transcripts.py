@@ -32,7 +32,7 @@ class Word:
 class Segment:
     """What is said in one piece of a recording.
 
-    Raises: `ValueError` where it does not last, or begins before 0.
+    Raises: `ValueError` if it does not last, or begins before 0.
     """
 
     start: float  # seconds of the recording

@@ -32,7 +32,7 @@ def resolve_backbone(name: str, weights: bool = True, local_files_only: bool = F
         local_files_only: whether to take only what is on this machine and download nothing.
         hub: `token` and `cache_dir`, as in `from_pretrained`.
 
-    Raises: `FileNotFoundError` where none of them has it; the error of `huggingface_hub` where the hub answers and
+    Raises: `FileNotFoundError` if none of them has it; the error of `huggingface_hub` if the hub answers and
     refuses (`RepositoryNotFoundError`, `GatedRepoError`, ...).
     """
     if Path(name).expanduser().is_dir():
@@ -72,7 +72,7 @@ def download_from_hub(name: str, weights: bool = True, **options) -> str:
     """Folder of a hub repository (config, safetensors, tokenizer files), from the hub or its cache.
 
     Args: options: of `snapshot_download`, such as `token`, `cache_dir` and `local_files_only`.
-    Raises: `NotDelivered`; the hub's own error where it answers and refuses.
+    Raises: `NotDelivered`; the hub's own error if it answers and refuses.
     """
     from huggingface_hub.errors import HFValidationError
 

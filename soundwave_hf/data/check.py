@@ -105,7 +105,7 @@ def describe_bad_clips(bad: list[BadClip], num_rows: int) -> str:
 def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> tuple[Dataset, list[BadClip]]:
     """Rows without those that have a bad clip, which are counted and listed, and the bad clips.
 
-    Raises: `ValueError` that lists bad clips, unless they are to be skipped; where no row is left.
+    Raises: `ValueError` that lists bad clips, unless they are to be skipped; if no row is left.
     """
     bad = find_bad_clips(rows, max_seconds)
     if not bad:
@@ -123,7 +123,7 @@ def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> 
 def check_source(source, columns: Mapping | None, skip_to: str | None, max_seconds: float | None) -> list[BadClip]:
     """`soundwave-hf data check`: print the bad clips of a source; write the rows without them to `skip_to`.
 
-    Raises: `ValueError` where `skip_to` is no file that these rows can be written to, or no row is left.
+    Raises: `ValueError` if `skip_to` is no file that these rows can be written to, or no row is left.
     """
     # Lengths are read with the clips, so that one that is missing is listed and ends nothing.
     rows = open_rows(source, columns, with_seconds=False)

@@ -22,7 +22,7 @@ def clip_seconds(clip, name: str) -> float:
     """Length of a clip in any form that the collator takes.
 
     Args: name: what an error calls the clip.
-    Raises: `FileNotFoundError`; `ValueError` where the header cannot be read.
+    Raises: `FileNotFoundError`; `ValueError` if the header cannot be read.
     """
     if isinstance(clip, Mapping):
         if clip.get("array") is not None:

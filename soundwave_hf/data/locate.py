@@ -108,7 +108,7 @@ class Found:
 
     Args:
         kind (`str`): of `OWN_KINDS`, "saved" (`save_to_disk`), or "library".
-        files (`tuple[str, ...]`): of the rows, in order; empty where only the library knows.
+        files (`tuple[str, ...]`): of the rows, in order; empty if only the library knows.
         split (`str`): the one to read, or several joined by `+`.
         builder: of `datasets`, where it has one.
         splits (`dict`): files of each split, where they are known.
@@ -125,7 +125,7 @@ class Found:
 def find(source: Source) -> Found:
     """Look at a source without reading its rows.
 
-    Raises: `FileNotFoundError` where it is not there; `ValueError` for a split or config that does not exist.
+    Raises: `FileNotFoundError` if it is not there; `ValueError` for a split or config that does not exist.
     """
     path = Path(source.path)
     if path.is_dir() and (path / "dataset_dict.json").is_file():
@@ -141,7 +141,7 @@ def find(source: Source) -> Found:
 def find_files(path: str | os.PathLike) -> list[Path]:
     """The file at a path, or those that its last part fits as a pattern (`train-*.jsonl`), by name.
 
-    Raises: `FileNotFoundError` where there is none.
+    Raises: `FileNotFoundError` if there is none.
     """
     path = Path(path)
     found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
@@ -194,7 +194,7 @@ def _find_built(source: Source) -> Found:
 def _choose_split(source: Source, names: list[str]) -> str:
     """The split that the source names; by default the only one, or `train`.
 
-    Raises: `ValueError` that lists the splits, where the named one does not exist or none is named.
+    Raises: `ValueError` that lists the splits, if the named one does not exist or none is named.
     """
     if source.split is not None:
         # Parts of splits, as the library writes them: `train[:10%]+validation`.

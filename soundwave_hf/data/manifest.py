@@ -17,6 +17,6 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def read_rows(path: Path) -> list[dict]:
     """Rows of a manifest.
 
-    Raises: FileNotFoundError where it was not built yet; ValueError for a line that is no JSON.
+    Raises: FileNotFoundError if it was not built yet; ValueError for a line that is no JSON.
     """
     return [row for file in find_files(path) for _, row in read_json(str(file))]

@@ -62,7 +62,7 @@ def with_constants(row: dict, source: Source) -> dict:
 
 
 def _refuse_unseen(source: Source, names: Sequence[str]):
-    """Raises: `ValueError` where `columns` maps a column that is not among the names."""
+    """Raises: `ValueError` if `columns` maps a column that is not among the names."""
     for theirs in source.columns:
         if theirs not in names:
             raise ValueError(

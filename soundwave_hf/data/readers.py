@@ -108,7 +108,7 @@ def _read_csv(path: str) -> Iterator[tuple[str, dict]]:
 
 
 def number_fields(row: dict, name: str) -> dict:
-    """`seconds` of a CSV as a number. Raises: `ValueError` where it is none."""
+    """`seconds` of a CSV as a number. Raises: `ValueError` if it is none."""
     if not isinstance(row.get("seconds"), str):
         return row
     try:

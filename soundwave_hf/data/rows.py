@@ -54,7 +54,7 @@ def suggest_columns(names: Sequence[str], missing: Sequence[str]) -> str:
 def rename(row: dict, columns: Mapping[str, str | None], name: str) -> dict:
     """A row with its columns under our names. A column that is mapped to null is left out.
 
-    Raises: `ValueError` where two columns would have one name.
+    Raises: `ValueError` if two columns would have one name.
     """
     if not columns:
         return row
@@ -254,7 +254,7 @@ def clips_of(row: Mapping) -> list:
 def transcripts_of(row: Mapping, name: str = "A row") -> list[str | None]:
     """The transcript of each clip of a row, None for one that has none.
 
-    Raises: `ValueError` where their number is not that of the clips.
+    Raises: `ValueError` if their number is not that of the clips.
     """
     count, text = len(clips_of(row)), row.get("text")
     texts = list(text) if isinstance(text, list | tuple) else [text]

@@ -61,7 +61,7 @@ def open_streams(
     Args: by_task: whether to tell rows apart by their `task`, or else `source`; if not, they are one stream. Others
         as of `open_rows`.
 
-    Raises: as `open_rows`; `ValueError` where a row has neither task nor source and needs one.
+    Raises: as `open_rows`; `ValueError` if a row has neither task nor source and needs one.
     """
     check, opened = check or RowCheck(), Streams()
     for each in list_sources(source, columns):

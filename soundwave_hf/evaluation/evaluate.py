@@ -147,9 +147,9 @@ def lines_of(name: str, found: SetResult, with_whisper: bool, language: str | No
 
 
 def earlier_lines(against: str | None, sets: Iterable[str]) -> dict[str, dict[int, dict]] | None:
-    """Lines of a file that an earlier run wrote, by set and row; `None` where `against` names a model.
+    """Lines of a file that an earlier run wrote, by set and row; `None` if `against` names a model.
 
-    Raises: ValueError where the file lacks a set.
+    Raises: ValueError if the file lacks a set.
     """
     if against is None or not Path(against).is_file():
         return None
@@ -184,7 +184,7 @@ def compare_sets(scored: dict[str, SetResult], against: str, lines: dict | None,
 def compare_set(name: str, found: SetResult, lines: dict[int, dict], options: Options):
     """Compare with another system on the rows that both have a text for.
 
-    Raises: ValueError where the other's references are not those of the data.
+    Raises: ValueError if the other's references are not those of the data.
     """
     both = [result for result in found.results if result.failure is None and result.request.row in lines]
     for result in both:
@@ -233,7 +233,7 @@ def run_evaluation(
     """Score a checkpoint, or adapters on their backbones (the shipped ones unless told otherwise); print tables.
 
     Args:
-        sets: validation sets; all of them by default, or none where there is `data`.
+        sets: validation sets; all of them by default, or none if there is `data`.
         data: any sources, `SOURCE` or `NAME=SOURCE` each, or rows by name. columns: their columns -> ours.
         encoder, llm, allow_other_backbones: what `adapter` belongs to; by default what it names.
         with_baseline: whether to transcribe the same clips with the Whisper that the encoder comes from.
@@ -241,7 +241,7 @@ def run_evaluation(
         against: a second system on the same rows: adapters, a merged model, a hub name, or lines of an earlier run.
         output: JSON file for the scores. transcripts: JSON-lines file for the text of each clip.
         options: the other fields of `Options`: `language`, `metric`, `device`, `dtype`, `max_new_tokens`.
-    Raises: ValueError at the end, with all printed and written, where rows could not be scored; it names them.
+    Raises: ValueError at the end, with all printed and written, if rows could not be scored; it names them.
     """
     options = Options(batch_size, ctc, **options)
     rows = open_sets(SETS if sets is None and not data else sets or (), data, columns)

@@ -76,7 +76,7 @@ def _ready_texts(texts: Sequence[str], unit: str, language: str | None, normaliz
 
 
 def check_texts(references: Sequence[str], hypotheses: Sequence[str]):
-    """Raises: ValueError where the two are no lists of strings of one length."""
+    """Raises: ValueError if the two are no lists of strings of one length."""
     for name, texts in (("references", references), ("hypotheses", hypotheses)):
         if isinstance(texts, str):
             raise ValueError(f"`{name}` is one text, `{texts[:40]}`; expected a list with one text a clip.")
@@ -109,7 +109,7 @@ class ErrorCounts:
     def rate(self) -> float:
         """Errors over the size of the references; above 1 where more was invented than said.
 
-        Raises: ValueError where the references are empty.
+        Raises: ValueError if the references are empty.
         """
         if self.reference_length == 0:
             raise ValueError("The references are empty after normalising: an error rate needs a word in one of them.")
@@ -196,7 +196,7 @@ def word_error_rate(
 
     Args: as in `edits_by_clip`; `normalize=False` gives the error rate of the text as written, case and marks counted.
     Returns: a share: 0.25 is one error in four words; above 1 where more was invented than said.
-    Raises: ValueError where the two differ in number or no reference word is left after the normaliser.
+    Raises: ValueError if the two differ in number or no reference word is left after the normaliser.
     """
     return _error_rate(references, hypotheses, "words", language, normalize)
 
@@ -292,7 +292,7 @@ def bootstrap_interval(
         errors: of each clip. lengths: words, characters or answers of each clip; silent clips have 0.
         resamples, confidence, seed: how many draws, the share of their rates between the bounds, and their seed.
     Returns: lowest and highest rate.
-    Raises: ValueError below two clips, or where no clip has a word.
+    Raises: ValueError below two clips, or if no clip has a word.
     """
     errors, lengths = _check_clips(errors, lengths)
     rates = _resampled_rates(np.stack([errors]), lengths, resamples, seed)[0]

@@ -62,7 +62,7 @@ def score_table(scores: dict[str, Scores], metric: str = "wer") -> str:
 
 
 def error_table(scores: dict[str, Scores], metric: str = "wer") -> str | None:
-    """Kinds of errors as a Markdown table, one set a row; `None` where no set has transcripts."""
+    """Kinds of errors as a Markdown table, one set a row; `None` if no set has transcripts."""
     unit = UNIT_OF[metric]
     kinds = ("substitutions", "deletions", "insertions", unit)
     counts = {name: getattr(row, f"{unit.removesuffix('s')}_errors") for name, row in scores.items()}
@@ -143,7 +143,7 @@ def other_columns(result: Result, other_text: str, other: ClipScore, language: s
 def read_lines(path: str | Path) -> dict[str, dict[int, dict]]:
     """Lines that an earlier run wrote: for each set, those of its rows that have a text.
 
-    Raises: ValueError where a line is not one of them.
+    Raises: ValueError if a line is not one of them.
     """
     sets: dict[str, dict[int, dict]] = {}
     with open(path, encoding="utf-8") as file:

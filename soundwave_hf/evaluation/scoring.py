@@ -57,7 +57,7 @@ def score_clips(references: Sequence[str], texts: Sequence[str], language: str |
 
 @dataclass
 class Scores:
-    """Scores of one set; `None` where the set has no row of that kind."""
+    """Scores of one set; `None` if the set has no row of that kind."""
 
     clips: int  # rows that were scored
     audio_seconds: float
@@ -116,7 +116,7 @@ def score_results(
 
 
 def add_transcript_scores(scores: Scores, clips: Sequence[ClipScore]):
-    """Error rates of transcripts; none where all of them are silence."""
+    """Error rates of transcripts; none if all of them are silence."""
     if not clips:
         return
     words, characters = [clip.words for clip in clips], [clip.characters for clip in clips]
@@ -161,7 +161,7 @@ def rates_of(
 
 
 def rate_of(clips: Sequence[ErrorCounts]) -> float | None:
-    """Errors over the size of all references; `None` where all are silence."""
+    """Errors over the size of all references; `None` if all are silence."""
     total = sum(clips, ErrorCounts())
     return total.rate if total.reference_length else None
 
@@ -189,7 +189,7 @@ def compare_clips(
 
     Args: metric: `wer` or `cer` for transcripts; answers are compared by exact match.
     Returns: both figures, their difference with interval and p-value, and the clips where one of the two is better;
-        `None` where the clips are too few to compare.
+        `None` if the clips are too few to compare.
     """
     if is_answer:
         name, lengths = "exact_match", [1] * len(clips)

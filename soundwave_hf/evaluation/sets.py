@@ -21,7 +21,7 @@ SETS = ("human", "librivox", "synthetic")  # telephone prompts, audiobook, new s
 def read_set(name: str) -> list[dict]:
     """Rows of one validation set, `audio` as a path that opens from anywhere.
 
-    Raises: ValueError for a set that does not exist, FileNotFoundError where it was not built yet.
+    Raises: ValueError for a set that does not exist, FileNotFoundError if it was not built yet.
     """
     if name not in SETS:
         raise ValueError(f"There is no set `{name}`: choose from {', '.join(SETS)}.")
@@ -46,7 +46,7 @@ def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
 
     A source that begins with a brace is a mapping, as in a recipe: `{path: user/corpus, split: test}`.
 
-    Raises: ValueError where two sets have one name.
+    Raises: ValueError if two sets have one name.
     """
     sources = {}
     for word in words:

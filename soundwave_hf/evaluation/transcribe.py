@@ -305,7 +305,7 @@ def run_batch(system: System, batch: list[Request], results: dict[int, Result]) 
 def as_transcripts(results: Sequence[Result], seconds_taken: float) -> Transcripts:
     """The results by column.
 
-    Raises: ValueError where a row has none.
+    Raises: ValueError if a row has none.
     """
     for result in results:
         if result.failure is not None:

@@ -76,7 +76,7 @@ class _Trellis:
 
 
 def _best_path(trellis: _Trellis, num_frames: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """State of each frame `(frames,)` and which words were left out; None where no path fits."""
+    """State of each frame `(frames,)` and which words were left out; None if no path fits."""
     scores = np.full(trellis.num_states, -np.inf)
     scores[0] = 0.0  # before the first frame, which may say the blank or the first label
     kept = []  # the scores before each block; its pointers are found again on the way back
@@ -125,9 +125,9 @@ def align_labels(
         left_out_log_prob (`float`, *optional*): nats added to the path for each label of a word that is left
             out.
 
-    Returns: `Alignment`, or None where the text does not fit into the frames.
+    Returns: `Alignment`, or None if the text does not fit into the frames.
 
-    Raises: `ValueError` where a word has no label, or the words' lengths are not those of `places`.
+    Raises: `ValueError` if a word has no label, or the words' lengths are not those of `places`.
     """
     places = np.asarray(places, dtype=np.int64)
     word_lengths = [len(places)] if word_lengths is None else list(word_lengths)

@@ -56,7 +56,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
-    """Raises: `ValueError` where ids are outside an LLM's vocabulary."""
+    """Raises: `ValueError` if ids are outside an LLM's vocabulary."""
     wrong = (ids < 0) | (ids >= vocabulary)
     if wrong.any():
         raise ValueError(
@@ -152,7 +152,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
         """As in transformers, and the CTC head with it.
 
-        Raises: `ValueError` where the audio token, which is the CTC blank, would be cut off.
+        Raises: `ValueError` if the audio token, which is the CTC blank, would be cut off.
         """
         if new_num_tokens is not None and new_num_tokens <= self.config.audio_token_id:
             raise ValueError(
@@ -176,7 +176,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         of bitsandbytes or torchao that lists no modules to skip quantizes the LLM's layers only: quantized adapters
         would change CTC labels, and with them the number of positions.
 
-        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
+        Raises: `FileNotFoundError` if a shard is missing; `ValueError` if a file is broken off, weights are
         missing or have other shapes, or the checkpoint is in the published layout.
         """
         adapter = take_adapter(pretrained_model_name_or_path, kwargs)
@@ -205,7 +205,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
         """As in transformers, with the LoRA and the adapters of a PEFT folder.
 
-        Raises: `ValueError` where they were trained with other config fields than this model has.
+        Raises: `ValueError` if they were trained with other config fields than this model has.
         """
         # PEFT writes no config: such adapters were trained on a whole checkpoint, which has its own.
         if cached_file(peft_model_id or "", CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
@@ -425,7 +425,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
 
     def token_table(self) -> torch.Tensor | None:
         """The embeddings `(vocabulary, width)` that the tied CTC head scores with, gathered where they are offloaded
-        or sharded. None where the model has none: its head has its own weights."""
+        or sharded. None if the model has none: its head has its own weights."""
         embeddings = self.get_input_embeddings()
         if embeddings is None:
             return None
@@ -548,7 +548,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`,
         and on request `logits`, which are `ctc_logits` too.
 
-        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, a CTC label is no token, or
+        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, a CTC label is no token, or
         `labels` and `ctc_labels` are given and differ.
 
         Example:

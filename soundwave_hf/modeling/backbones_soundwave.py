@@ -68,7 +68,7 @@ class WhisperDecoderAlone(WhisperPreTrainedModel):
 def read_encoder(encoder: str, dtype=None) -> nn.Module:
     """The encoder of a Whisper, by hub name or folder, in `dtype` (by default its own).
 
-    Raises: `ValueError` where the checkpoint lacks a weight of it; what `reading_weights` raises.
+    Raises: `ValueError` if the checkpoint lacks a weight of it; what `reading_weights` raises.
     """
     with reading_weights(encoder):
         whisper, report = WhisperEncoderAlone.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
@@ -83,7 +83,7 @@ def read_encoder(encoder: str, dtype=None) -> nn.Module:
 def read_language_model(llm: str, dtype=None, quantization_config=None, device=None) -> nn.Module:
     """A causal LM, by hub name or folder, in `dtype` (by default its own), on `device` (by default the library's).
 
-    Raises: `ValueError` where the checkpoint lacks a weight of it, which transformers would make up; what
+    Raises: `ValueError` if the checkpoint lacks a weight of it, which transformers would make up; what
     `reading_weights` raises.
     """
     placed = {} if device is None else {"device_map": {"": device}}
@@ -100,7 +100,7 @@ def read_language_model(llm: str, dtype=None, quantization_config=None, device=N
 
 
 def read_decoder(encoder: str) -> nn.Module | None:
-    """The decoder of a Whisper, by hub name or folder; None where the checkpoint holds the encoder alone."""
+    """The decoder of a Whisper, by hub name or folder; None if the checkpoint holds the encoder alone."""
     with reading_weights(encoder):
         whisper, report = WhisperDecoderAlone.from_pretrained(encoder, output_loading_info=True)
     return None if report["missing_keys"] else whisper.decoder
@@ -112,7 +112,7 @@ def settable_fields() -> set[str]:
 
 
 def refuse_unsettable(fields: dict):
-    """Raises: `ValueError` where a keyword of `from_backbones` is none of `settable_fields`."""
+    """Raises: `ValueError` if a keyword of `from_backbones` is none of `settable_fields`."""
     known = settable_fields()
     for name in fields.keys() - known:
         others = {*known, "dtype", "adapter", "allow_other_backbones", "audio_token", "warm_start"} - {name}
@@ -129,7 +129,7 @@ def refuse_unsettable(fields: dict):
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """The dtype that a caller names, as `from_pretrained` has it; `None` ("auto" too) where backbones keep their own.
 
-    Raises: `ValueError` where it is no floating point dtype.
+    Raises: `ValueError` if it is no floating point dtype.
     """
     if dtype is None or dtype == "auto":
         return None
@@ -188,7 +188,7 @@ UNCHANGED_SCORES = {
 def refuse_other_heads(language, llm: str):
     """Check by config and parameters that an LLM's scores are its states times its head's rows, as in Soundwave.
 
-    Raises: `ValueError` where the config changes the scores (`UNCHANGED_SCORES`), the head has a bias, or the LLM has
+    Raises: `ValueError` if the config changes the scores (`UNCHANGED_SCORES`), the head has a bias, or the LLM has
     parameters beside those of its base model and its head.
     """
     head, config = language.get_output_embeddings(), language.config
@@ -211,7 +211,7 @@ def refuse_other_heads(language, llm: str):
 def read_input_embeddings(llm: str) -> torch.Tensor:
     """The token embeddings of a causal LM `(vocabulary, width)`, read from its safetensors files and nothing else.
 
-    Raises: `ValueError` where the files hold no such table.
+    Raises: `ValueError` if the files hold no such table.
     """
     config = AutoConfig.from_pretrained(llm)
     with torch.device("meta"):
@@ -240,8 +240,8 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
     Args:
         allow_other_backbones (`bool`): whether to take others, of the same widths.
 
-    Raises: `ValueError` where widths differ, or the backbones are others (see `refuse_other_backbones`);
-    `FileNotFoundError` where the folder lacks a file.
+    Raises: `ValueError` if widths differ, or the backbones are others (see `refuse_other_backbones`);
+    `FileNotFoundError` if the folder lacks a file.
     """
     check_adapter_files(adapter)
     config = SoundwaveConfig.from_pretrained(adapter)
@@ -261,7 +261,7 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
 
 
 def check_adapter_files(adapter: str):
-    """Raises: `FileNotFoundError` where a folder of adapters lacks a file, `ValueError` where it is something else."""
+    """Raises: `FileNotFoundError` if a folder of adapters lacks a file, `ValueError` if it is something else."""
     if adapter_kind(adapter) is not None:
         return
     present = {name for name in ("config.json", TRAINED_FILE, *LORA_FILES) if os.path.isfile(f"{adapter}/{name}")}
@@ -286,7 +286,7 @@ def refuse_other_fields(given: dict, trained: dict, adapter: str):
         given (`dict`): `SoundwaveConfig` fields that a caller sets.
         trained (`dict`): those of the adapters, see `adapter_fields`.
 
-    Raises: `ValueError` where one of `FIXED_BY_WEIGHTS` differs.
+    Raises: `ValueError` if one of `FIXED_BY_WEIGHTS` differs.
     """
     for name in FIXED_BY_WEIGHTS:
         if name in given and name in trained and given[name] != trained[name]:
@@ -322,7 +322,7 @@ def take_generation_config(model, adapter: str):
 
 
 def refuse_other_training(config: SoundwaveConfig, adapter: str, changed: Collection[str] = ()):
-    """Raises: `ValueError` where adapters were trained with other fields than a model's config has.
+    """Raises: `ValueError` if adapters were trained with other fields than a model's config has.
 
     Args: changed: names of fields that differ on purpose.
     """
@@ -340,7 +340,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
 
     Args: changed: names of config fields in which the model differs from the adapters on purpose.
 
-    Raises: `ValueError` where the folder lacks a weight of the LoRA or of an adapter, or was trained with other
+    Raises: `ValueError` if the folder lacks a weight of the LoRA or of an adapter, or was trained with other
     fields than the model's config has.
 
     Example: train on from a folder, one of the Hub after `adapter = huggingface_hub.snapshot_download(name)`.
@@ -377,7 +377,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
 def load_adapter_weights(model, adapter: str):
     """Load the alignment adapter and the CTC head of a folder of any stage into a model without an LLM.
 
-    Raises: `ValueError` where one is missing, or the LoRA changed the embeddings that the head scores with.
+    Raises: `ValueError` if one is missing, or the LoRA changed the embeddings that the head scores with.
     """
     if adapter_kind(adapter) == "align":
         load_trained(model, os.path.join(adapter, TRAINED_FILE))
@@ -399,7 +399,7 @@ def load_adapter_weights(model, adapter: str):
 def load_trained(model, path: str):
     """Load the parameters that Stage I trained.
 
-    Raises: `ValueError` where one is missing, or has no place in the model.
+    Raises: `ValueError` if one is missing, or has no place in the model.
     """
     with reading_weights(os.path.dirname(path)):
         weights = load_file(path)
@@ -438,7 +438,7 @@ def bars_in_terminals() -> Iterator[None]:
 def reading_weights(folder: str) -> Iterator[None]:
     """Around what reads the weights of a local checkpoint; a hub name is the library's to check.
 
-    Raises: `FileNotFoundError` where a shard is missing, `ValueError` where a file is broken off, each named.
+    Raises: `FileNotFoundError` if a shard is missing, `ValueError` if a file is broken off, each named.
     """
     index = os.path.join(folder, "model.safetensors.index.json")
     if os.path.isfile(index) and not os.path.isfile(os.path.join(folder, "model.safetensors")):
@@ -462,7 +462,7 @@ def _broken_file(folder: str) -> str:
 
 
 def read_shards(index: str | os.PathLike) -> list[str]:
-    """The paths of the shards that an index names. Raises: `FileNotFoundError` where one is missing."""
+    """The paths of the shards that an index names. Raises: `FileNotFoundError` if one is missing."""
     folder, name = os.path.split(index)
     with open(index, encoding="utf-8") as file:
         shards = sorted(set(json.load(file)["weight_map"].values()))

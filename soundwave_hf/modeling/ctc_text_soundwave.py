@@ -165,7 +165,7 @@ BYTE_OF = _bytes_of_characters()
 def find_bridge(model, tokenizer=None) -> CTCText:
     """The bridge for a loaded model, by its LLM's tokenizer: that given, or what its folder or its LLM's holds.
 
-    Raises: `ValueError` where there is none.
+    Raises: `ValueError` if there is none.
     """
     return bridge_of(find_tokenizer(model, tokenizer), model.config.ctc_text)
 
@@ -173,7 +173,7 @@ def find_bridge(model, tokenizer=None) -> CTCText:
 def find_tokenizer(model, given=None):
     """The tokenizer of a loaded model: that given, or of a given processor, or what its folder or its LLM's holds.
 
-    Raises: `ValueError` where there is none.
+    Raises: `ValueError` if there is none.
     """
     if given is not None:
         return getattr(given, "tokenizer", given)

@@ -135,7 +135,7 @@ class CTCDecoding(LogitsProcessor):
             input_ids (`torch.LongTensor` of shape `(rows, tokens)`): one audio token a clip.
             marked (`torch.BoolTensor` of shape `(rows,)`): rows that ask for a transcript.
 
-        Raises: `ValueError` where the caller asked for it, and a row is no transcription of one clip.
+        Raises: `ValueError` if the caller asked for it, and a row is no transcription of one clip.
         """
         if not (self.weight or self.needs_drafts):
             return
@@ -168,7 +168,7 @@ class CTCDecoding(LogitsProcessor):
         return draft_of(self.bridge, labels, float(frames[clip].entropy.max()))
 
     def refuse_without_clips(self):
-        """Raises: `ValueError` where the caller asked for it, and this call hears no clips of its own."""
+        """Raises: `ValueError` if the caller asked for it, and this call hears no clips of its own."""
         if self.asked:
             raise ValueError(
                 f"{self._asked_for()}, and the clips are not given, or are in `past_key_values` already: pass whole "
@@ -200,7 +200,7 @@ def take_ctc_decoding(model, generation_config, options: dict) -> CTCDecoding:
 
     Args: options: keywords of `generate`; those of the CTC head are taken out.
 
-    Raises: `ValueError` for a value that is none, or where the options do not go with the others.
+    Raises: `ValueError` for a value that is none, or if the options do not go with the others.
     """
     config = generation_config or model.generation_config
     own = {name: options.pop(name, None) for name in CTC_OPTIONS}
@@ -232,7 +232,7 @@ def take_ctc_decoding(model, generation_config, options: dict) -> CTCDecoding:
 def check_weight(weight) -> float:
     """The weight of the CTC head as a number.
 
-    Raises: `ValueError` where it is none, or not from 0 to less than 1.
+    Raises: `ValueError` if it is none, or not from 0 to less than 1.
     """
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1:
         raise ValueError(

@@ -55,7 +55,7 @@ class Draft:
         return tokens[len(answer) :][: self.most_tokens]
 
     def _rest_of_word(self, written: str) -> str | None:
-        """What the answer's last word lacks of the draft's word at that place; None where it is another word."""
+        """What the answer's last word lacks of the draft's word at that place; None if it is another word."""
         last = written.split(" ")[-1]
         if not last or not self.place or written[-1].isspace():
             return None

@@ -31,7 +31,7 @@ SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 16  # of each matrix, for `weights_digest`
 
 
 def read_json(folder: str, name: str) -> dict:
-    """A JSON file of a folder; an empty dict where there is none, or it is no JSON object."""
+    """A JSON file of a folder; an empty dict if there is none, or it is no JSON object."""
     try:
         with open(os.path.join(folder, name), encoding="utf-8") as file:
             values = json.load(file)
@@ -55,7 +55,7 @@ def is_soundwave(folder: str) -> bool:
 
 
 def adapter_kind(folder: str) -> str | None:
-    """ "lora" for a folder of adapters and LoRA, "align" for one of stage I, None where it is neither."""
+    """ "lora" for a folder of adapters and LoRA, "align" for one of stage I, None if it is neither."""
     if not is_soundwave(folder) or has_whole_weights(folder):
         return None
     if os.path.isfile(os.path.join(folder, TRAINED_FILE)):
@@ -130,7 +130,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def find_adapter(name: str, subfolder: str = "", **hub) -> str | None:
-    """The local folder of trained adapters, downloaded where `name` is one of the hub; None where it holds none.
+    """The local folder of trained adapters, downloaded where `name` is one of the hub; None if it holds none.
 
     Args: hub: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`, as in `from_pretrained`.
     """
@@ -170,7 +170,7 @@ class TrainedBackbone:
     """What the config of trained adapters says about a backbone.
 
     Args:
-        name (`str`, *optional*): on the hub, or a folder, made absolute; None where the config names none.
+        name (`str`, *optional*): on the hub, or a folder, made absolute; None if the config names none.
         digest (`str`, *optional*): `weights_digest` of what was trained on, which its config keeps.
     """
 
@@ -207,7 +207,7 @@ def backbone_name(name: str) -> str:
 
 
 def _package_backbones():
-    """The module of this package that finds backbones; None where this file is remote code without the package."""
+    """The module of this package that finds backbones; None if this file is remote code without the package."""
     try:
         return importlib.import_module("soundwave_hf.data.backbones")
     except ImportError:
@@ -229,7 +229,7 @@ def locate_backbone(name: str, **hub) -> str:
 def choose_backbones(adapter: str, encoder: str | None = None, llm: str | None = None, **hub) -> tuple[str, str]:
     """Where the backbones of trained adapters lie: those given, by default those that the adapters' config names.
 
-    Raises: `ValueError` where one is neither given nor named, `FileNotFoundError` where it is not to be found.
+    Raises: `ValueError` if one is neither given nor named, `FileNotFoundError` if it is not to be found.
     """
     found = []
     for part, given in (("encoder", encoder), ("llm", llm)):
@@ -288,7 +288,7 @@ def _on_this_machine(name: str) -> str | None:
 
 
 def weights_files(name: str) -> list[str]:
-    """The safetensors files of a model, by folder or hub name; empty where they are not all on this machine."""
+    """The safetensors files of a model, by folder or hub name; empty if they are not all on this machine."""
     options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     options["_raise_exceptions_for_connection_errors"] = False
     if (whole := cached_file(name, WHOLE_WEIGHTS[0], **options)) is not None:
@@ -303,7 +303,7 @@ def weights_files(name: str) -> list[str]:
 
 
 def weights_digest(name: str, part: str) -> str | None:
-    """sha256 over samples of each matrix of a backbone, rounded to bfloat16; None where its safetensors are not here.
+    """sha256 over samples of each matrix of a backbone, rounded to bfloat16; None if its safetensors are not here.
 
     A fine-tuned model moves some matrix in its first rows, so it has another digest. A copy has the same, in other
     shards or float types too. The head is left out, since tied models store it or not, and so are vectors.

@@ -33,7 +33,7 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
     """The cache that came under either of its two names.
 
-    Raises: `ValueError` where two caches came.
+    Raises: `ValueError` if two caches came.
     """
     if past_key_values is not None and cache is not None and past_key_values is not cache:
         raise ValueError("`past_key_values` and `cache` are two names of one argument, and both were given: pass one.")
@@ -125,7 +125,7 @@ class CachedPrompt:
 
         At least one is left to be read. A cache that holds more is to be cropped.
 
-        Raises: `ValueError` where not all clips are among them, or the cache would have to be cropped and cannot be.
+        Raises: `ValueError` if not all clips are among them, or the cache would have to be cropped and cannot be.
         """
         in_cache = int(cache.get_seq_length()) - self.num_added
         if len(self.input_ids) != len(input_ids):
@@ -199,7 +199,7 @@ class AnswerRules(LogitsProcessor):
 
         Args: silent (`torch.BoolTensor` of shape `(rows,)`, *optional*): true for these rows.
 
-        Raises: `ValueError` where there are such rows and no end token.
+        Raises: `ValueError` if there are such rows and no end token.
         """
         ends = [] if end is None else end if isinstance(end, list) else [end]
         self.end_ids = set(ends)
@@ -231,7 +231,7 @@ class AnswerRules(LogitsProcessor):
 def read_again(cache: Cache):
     """Empty a cache that holds other clips than the conversation.
 
-    Raises: `ValueError` where the cache cannot be cropped: then the user has to reset it.
+    Raises: `ValueError` if the cache cannot be cropped: then the user has to reset it.
     """
     if not holds_every_position(cache):
         raise ValueError(
@@ -250,7 +250,7 @@ def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
         is_audio (`torch.BoolTensor` of shape `(rows, tokens)`): true at audio tokens.
         begin (`int`): first token of the tail.
 
-    Raises: `ValueError` where there are neither as many clips as audio tokens in all nor as in the tail.
+    Raises: `ValueError` if there are neither as many clips as audio tokens in all nor as in the tail.
     """
     is_new = is_audio.clone()
     is_new[:, :begin] = False
@@ -301,8 +301,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         out words that the sound does not support: invented ones, and loops from their first copy without frames on.
         Both read the answer's text: pass `tokenizer=processor.tokenizer` where the model does not know its folder.
 
-        Raises: `ValueError` where two caches came, where clips, ids and what the cache holds do not belong together,
-        for an option that prompts with clips do not allow, and where word times are asked of a row that asks for no
+        Raises: `ValueError` if two caches came, if clips, ids and what the cache holds do not belong together,
+        for an option that prompts with clips do not allow, and if word times are asked of a row that asks for no
         transcript.
         """
         if (kept := one_cache(past_key_values, cache)) is not None:
@@ -405,7 +405,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
     def _continue_cache(self, cache, inputs: torch.Tensor, mask, digests: torch.Tensor | None) -> tuple:
         """How a prompt goes on from a kept cache, which is cropped, or emptied where it holds other clips.
 
-        Args: digests: of the given clips; None where none were given.
+        Args: digests: of the given clips; None if none were given.
 
         Returns: the cache's prompt or None, positions in the cache, positions that its clips added, and the mask.
         """

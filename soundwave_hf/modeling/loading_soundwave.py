@@ -36,14 +36,14 @@ SHARED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # names of d
 
 
 def take_adapter(name, options: dict) -> str | None:
-    """The folder of trained adapters that `from_pretrained` is asked for, or None where it is asked for a whole model.
+    """The folder of trained adapters that `from_pretrained` is asked for, or None if it is asked for a whole model.
 
     The Auto classes follow `base_model_name_or_path` of a hub repository of adapters before they call a model's class,
     and tell it the name that they were given in `adapter_kwargs`: that one is loaded.
 
     Args: options: keywords of `from_pretrained`; those of adapters alone may be among them.
 
-    Raises: `ValueError` where a folder holds something else, with the call that fits, or a keyword is for adapters.
+    Raises: `ValueError` if a folder holds something else, with the call that fits, or a keyword is for adapters.
     """
     if name is None:
         return None
@@ -110,8 +110,8 @@ def from_adapter(
 
     Returns: the model in eval mode (in training mode with `is_trainable`); with `output_loading_info` a report too.
 
-    Raises: `ValueError` where the folder does not fit the class, a keyword or value is not taken, or the backbones are
-    others; `FileNotFoundError` where a backbone is not found.
+    Raises: `ValueError` if the folder does not fit the class, a keyword or value is not taken, or the backbones are
+    others; `FileNotFoundError` if a backbone is not found.
     """
     _check_call(args, model_class, adapter, merge_lora, is_trainable, quantization_config)
     placing = {key: options.pop(key, None) for key in ("max_memory", "offload_folder", "offload_buffers")}
@@ -202,9 +202,9 @@ def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool, cha
 
 
 def _one_device(device_map, quantized: bool, merge_lora: bool):
-    """The device of a map that names one; None where it names several devices, or the library chooses.
+    """The device of a map that names one; None if it names several devices, or the library chooses.
 
-    Raises: `ValueError` where a quantized LLM, or a model with an attached LoRA, would be split.
+    Raises: `ValueError` if a quantized LLM, or a model with an attached LoRA, would be split.
     """
     device = _device_of_map(device_map, quantized)
     if not merge_lora and device_map is not None and device is None:
@@ -229,7 +229,7 @@ def _device_of_map(device_map, quantized: bool):
 
 
 def as_device(device) -> torch.device:
-    """The device that a caller names. Raises: `ValueError` where it is none, or not on this machine."""
+    """The device that a caller names. Raises: `ValueError` if it is none, or not on this machine."""
     found = torch.accelerator.current_accelerator()
     count = 0 if found is None else torch.accelerator.device_count()
     here = ["cpu", *(f"{found.type}:{number}" for number in range(count))]

@@ -118,11 +118,11 @@ class SoundwaveModel(SoundwaveAudioModel):
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
             ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask: as in `forward`.
             kwargs: `output_hidden_states` and `output_attentions`, those of the encoder, for clips within its window;
-                None where a clip is longer.
+                None if a clip is longer.
 
         Returns: `SoundwaveAudioOutput`, its `pooler_output` the positions `(sum of num_positions, width)`.
 
-        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, or a CTC label is no token.
+        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, or a CTC label is no token.
 
         Example:
 
@@ -160,7 +160,7 @@ class SoundwaveModel(SoundwaveAudioModel):
     def judge_silence(
         self, audio: SoundwaveAudioOutput, input_features=None, input_features_mask=None
     ) -> torch.Tensor:
-        """Clips in which there is no speech to transcribe, `(clips,)`; none where the config has no threshold.
+        """Clips in which there is no speech to transcribe, `(clips,)`; none if the config has no threshold.
 
         The CTC head decides, but on clips that may be a single word, which it misses now and then. Encoder states do
         not tell these: there, clips of up to 1.5 s count as speech.
@@ -175,7 +175,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         return is_silent & ~may_be_words(input_features, input_features_mask).to(is_silent.device)
 
     def check_text(self, input_ids: torch.Tensor):
-        """Raises: `ValueError` where ids given without clips hold audio tokens, or ids outside the vocabulary."""
+        """Raises: `ValueError` if ids given without clips hold audio tokens, or ids outside the vocabulary."""
         check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         if (input_ids == self.config.audio_token_id).any():
             raise ValueError("`input_ids` holds audio tokens and no clip was given: pass `input_features` as well.")
@@ -205,7 +205,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): those of the other
                 tokens; the LLM's by default.
 
-        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, ids and
+        Raises: `ValueError` if clips and audio tokens differ in number, ids are outside the vocabulary, ids and
         mask differ in shape, or a row is longer than the LLM's context.
         """
         if may_look(self, input_ids):
@@ -235,7 +235,7 @@ class SoundwaveModel(SoundwaveAudioModel):
     def read_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, length: int) -> Cache:
         """Keys and values of the text that all rows begin with, computed once; gradients pass through.
 
-        Raises: `ValueError` where the rows do not begin with the same `length` true text tokens.
+        Raises: `ValueError` if the rows do not begin with the same `length` true text tokens.
         """
         prefix = input_ids[:, :length]
         if (
@@ -478,10 +478,10 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 LLM where its quantizer puts it.
             **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
 
-        Raises: `ValueError` for a keyword that is no such field, or no dtype, where the adapter was trained for
+        Raises: `ValueError` for a keyword that is no such field, or no dtype, if the adapter was trained for
         other backbones or with another value of a field that its weights fix, or a checkpoint lacks
         weights or has a file broken off, or the LLM does more to its scores than its head does; `FileNotFoundError`
-        where the adapter's folder lacks a file, or a checkpoint a shard.
+        if the adapter's folder lacks a file, or a checkpoint a shard.
 
         Example:
 
@@ -612,7 +612,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): the processor's mark of rows that
                 ask for a transcript, which `generate` alone reads.
 
-        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
+        Raises: `ValueError` if clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
         inputs and of their masks or labels differ, a clip is empty, a prompt is longer than the LLM's context, or a
         CTC label is no token.
 

@@ -79,7 +79,7 @@ class ScoredWord:
     Args:
         text: as it is written, with case and marks.
         span: its place in the transcript's bytes.
-        start, end: seconds; None where it has no frames.
+        start, end: seconds; None if it has no frames.
         ctc_log_prob: mean log-probability of its labels at their frames.
         support: nats a label by which it is behind the likeliest labels of its frames, 0 or less; -inf without frames.
         supported: whether `support` is at least the threshold, and it is no copy of a loop that has no frames.

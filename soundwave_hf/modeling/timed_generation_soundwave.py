@@ -87,9 +87,9 @@ class TimesRequest:
 
     @classmethod
     def take(cls, model, input_ids, config: GenerationConfig | None, kwargs: dict) -> "TimesRequest | None":
-        """Take the options out of the arguments of `generate`; None where nothing was asked.
+        """Take the options out of the arguments of `generate`; None if nothing was asked.
 
-        Raises: `ValueError` where an option has another value, or the rows are no transcripts of one clip each.
+        Raises: `ValueError` if an option has another value, or the rows are no transcripts of one clip each.
         """
         configs = [config, model.generation_config]
         kind, drops, returns_dict = (

@@ -53,7 +53,7 @@ def trained_fields(config) -> dict:
 
 
 def differing_fields(found: dict, expected: dict) -> str:
-    """`"`blank_margin` is 0.0, not 1.0"` for each field of both that differs; empty where none does."""
+    """`"`blank_margin` is 0.0, not 1.0"` for each field of both that differs; empty if none does."""
     names = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
     return "; ".join(f"`{name}` is {found[name]!r}, not {expected[name]!r}" for name in names)
 
@@ -86,7 +86,7 @@ def _write(module: nn.Module, state_dict: dict, prefix: str, local_metadata):
 
 
 def _compare(module: nn.Module, state_dict: dict, prefix: str, *_):
-    """Raises: `ValueError` where the weights were trained with other fields than the module's config has."""
+    """Raises: `ValueError` if the weights were trained with other fields than the module's config has."""
     saved = state_dict.pop(prefix + TENSOR, None)
     if saved is None or _is_checked.get():
         return

@@ -60,7 +60,7 @@ def report_loss(name: str, found: float, expected: float, allow_truncated: bool)
 
 
 def read_samples(source, name: str, max_seconds: float) -> tuple[np.ndarray, int, float]:
-    """Mono samples, their rate, and the seconds that the header states (0 where it states none)."""
+    """Mono samples, their rate, and the seconds that the header states (0 if it states none)."""
     soundfile = import_soundfile()
     try:
         file = soundfile.SoundFile(source)
@@ -185,7 +185,7 @@ LIKE_MP4 = ("m4a", "mov", "3gp")
 
 
 def promised_bytes(file, size: int) -> int:
-    """Where the sound of a file ends by its headers, in bytes; 0 where they do not say."""
+    """Where the sound of a file ends by its headers, in bytes; 0 if they do not say."""
     file.seek(0)
     head = file.read(256)
     kind = filetype(head)

@@ -16,7 +16,7 @@ TAG = re.compile(r"([a-z]{2,3})(-yue)?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9
 
 
 def language_name(language: str | None) -> str | None:
-    """The English name of a language, in lower case; `None` where the caller names none.
+    """The English name of a language, in lower case; `None` if the caller names none.
 
     Args: language: code with or without script and region ("en", "pt-BR", "zh_Hans", "en_US.UTF-8"), English name or
         one of Whisper's other names ("Castilian"), in any case; "auto" or `None` for no language.

@@ -13,7 +13,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "t
 
 
 def find_file(name: str, file: str, subfolder: str = "", **hub) -> str | None:
-    """A file of a folder or hub repository; None where it has none, or the hub cannot be reached."""
+    """A file of a folder or hub repository; None if it has none, or the hub cannot be reached."""
     quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
     quiet = {f"_raise_exceptions_for_{what}": value for what, value in quiet.items()}
     return cached_file(name, file, subfolder=subfolder, **quiet, **hub)
@@ -27,7 +27,7 @@ def lacks_tokenizer(name: str, subfolder: str = "", **hub) -> bool:
 
 
 def read_config(name: str, subfolder: str = "", **hub) -> dict:
-    """The config.json of a folder or hub repository; an empty dict where there is none."""
+    """The config.json of a folder or hub repository; an empty dict if there is none."""
     path = find_file(name, "config.json", subfolder, **hub)
     if path is None:
         return {}
@@ -38,7 +38,7 @@ def read_config(name: str, subfolder: str = "", **hub) -> dict:
 def named_llm(name: str, subfolder: str = "", **hub) -> str:
     """The LLM that the config of trained adapters names: a hub name, or a folder.
 
-    Raises: `ValueError` where it names none, `FileNotFoundError` where its folder is not on this machine.
+    Raises: `ValueError` if it names none, `FileNotFoundError` if its folder is not on this machine.
     """
     llm = (read_config(name, subfolder, **hub).get("text_config") or {}).get("_name_or_path")
     if not llm:
@@ -69,7 +69,7 @@ def locate_tokenizer(llm: str, **hub) -> str:
 def read_llm_tokenizer(llm: str, audio_token: str):
     """The tokenizer of a causal LM with the audio token, padding on the left, as generation needs.
 
-    Raises: `ValueError` where it has no token to pad with.
+    Raises: `ValueError` if it has no token to pad with.
     """
     tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
     # `replace...=False` keeps the LLM's own extra tokens special; a token that exists keeps its id.

@@ -161,7 +161,7 @@ def with_system_prompt(conversation: list[dict], template: str, special_tokens: 
 def trained_values(adapter: str | os.PathLike) -> dict:
     """`trailing_silence` and `ctc_text` that adapters were trained with; 0 and "lower" where their folder has none.
 
-    Raises: `FileNotFoundError` where the folder has no processor_config.json.
+    Raises: `FileNotFoundError` if the folder has no processor_config.json.
     """
     path = os.path.join(adapter, PROCESSOR_NAME)
     if not os.path.isfile(path):
@@ -285,7 +285,7 @@ class SoundwaveProcessor(ProcessorMixin):
             trailing_silence (*optional*): seconds behind each clip; what `adapter` was trained with, else 0.3.
             ctc_text (*optional*): what the CTC head learns to write; what `adapter` was trained with, else "lower".
 
-        Raises: `FileNotFoundError` where the adapter's folder has no processor_config.json, `ValueError` where
+        Raises: `FileNotFoundError` if the adapter's folder has no processor_config.json, `ValueError` if
         `adapter` was trained with another `ctc_text`.
         """
         usual = {"trailing_silence": TRAILING_SILENCE, "ctc_text": CTC_TEXT}
@@ -309,7 +309,7 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Args: llm (`str`, *optional*): hub name or folder of the LLM whose tokenizer is taken in place of that one.
 
-        Raises: `ValueError` where the tokenizer has another place for the audio token than the adapters' config, or
+        Raises: `ValueError` if the tokenizer has another place for the audio token than the adapters' config, or
         the adapters were trained with another `ctc_text`.
         """
         for option in ("encoder", "allow_other_backbones", "merge_lora", "is_trainable"):
@@ -659,7 +659,7 @@ class SoundwaveProcessor(ProcessorMixin):
             "aligned", false with `(None, None)` for a word that has no frames, "supported", false for a word that the
             sound does not support, "probability" from 0 to 1; and **probability** of the whole.
 
-        Raises: `ValueError` where there are not as many clips as texts, or for another `return_timestamps`.
+        Raises: `ValueError` if there are not as many clips as texts, or for another `return_timestamps`.
 
         Example:
 

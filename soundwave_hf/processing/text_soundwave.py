@@ -24,7 +24,7 @@ def lower(text: str) -> str:
 def lower_spelled(text: str) -> str:
     """As `lower`, with numbers in English words: `"Dial 911."` -> `" dial nine hundred and eleven"`.
 
-    Raises: `ImportError` where the library `num2words` is missing.
+    Raises: `ImportError` if the library `num2words` is missing.
     """
     return lower(NUMBER.sub(_spell_number, text))
 
@@ -51,7 +51,7 @@ CTC_TEXTS: dict[str, Callable[[str], str]] = {"as_written": as_written, "lower":
 
 
 def check_ctc_text(policy: str):
-    """Raises: `ValueError` where `policy` is none of `CTC_TEXTS`."""
+    """Raises: `ValueError` if `policy` is none of `CTC_TEXTS`."""
     if policy not in CTC_TEXTS:
         raise ValueError(f"`ctc_text` is {policy!r}; expected one of {', '.join(map(repr, CTC_TEXTS))}.")
 
