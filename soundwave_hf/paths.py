@@ -42,15 +42,11 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
             return value
         if variable == HOME:
             return str(soundwave_home())
-        raise ValueError(
-            f"{name} contains `${variable}`, and that variable is not set: set it, or write the full path."
-        )
+        raise ValueError(f"{name} contains `${variable}`, and that variable is not set: set it, or write it out.")
 
     expanded = os.path.expanduser(VARIABLE.sub(value_of, os.fspath(path)))
     if expanded.startswith("~") and not os.path.exists(expanded):
-        raise ValueError(
-            f"{name} begins with `{expanded.split('/')[0]}`, and there is no such user: write the full path."
-        )
+        raise ValueError(f"{name} begins with `{expanded.split('/')[0]}`, and there is no such user: write it out.")
     return expanded
 
 

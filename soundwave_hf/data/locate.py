@@ -66,8 +66,7 @@ class Source:
         if "path" in value and "name" in value:  # as in `load_dataset`
             if "config" in value:
                 raise ValueError(
-                    "`data` has `path`, `name` and `config`: beside `path`, `name` is the config. Leave one of the "
-                    "two out."
+                    "`data` has `path`, `name` and `config`, but `name` is the config there: leave one of them out."
                 )
             value["config"] = value.pop("name")
         elif "name" in value:
@@ -77,7 +76,7 @@ class Source:
         if unknown or "path" not in value:
             what = f"the keys {unknown}" if unknown else "no `path`"
             raise ValueError(
-                f"A source of `data` has {what}; expected `path` or `name`, and any of {', '.join(known[1:])}."
+                f"A source of `data` has {what}: its keys are `path` (or `name`), {', '.join(known[1:])}."
             )
         source = cls(**{"columns": columns or {}, **value})
         if not looks_local(source.path):
@@ -163,9 +162,7 @@ def _find_files(source: Source, files: list[Path]) -> Found:
     kinds = {kind_of(str(file)) for file in files}
     if len(kinds) > 1 or None in kinds:
         names = sorted({file.suffix or file.name for file in files})
-        raise ValueError(
-            f"`{source.path}` has files of type {', '.join(names)}; expected one type of {', '.join(KINDS)}."
-        )
+        raise ValueError(f"`{source.path}` has files of type {', '.join(names)}; expected one of {', '.join(KINDS)}.")
     for key in ("config", "data_files", "data_dir", "revision"):
         if getattr(source, key) is not None:
             raise ValueError(f"`{key}` was given, but `{source.path}` is a file: leave `{key}` out.")

@@ -150,8 +150,8 @@ def _tar_fields(name: str, ending: str, content: bytes) -> dict:
 
 
 def read_audio_folder(files: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of an audio folder: those of its `metadata.csv` or `metadata.jsonl` (`file_name` and other columns). Without
-    such a file, each clip is a row."""
+    """Rows of an audio folder, from `metadata.csv` or `metadata.jsonl` (`file_name` and other columns). Without these
+    files, each clip is a row."""
     tables = [path for path in files if os.path.basename(path) in METADATA_FILES]
     if not tables:
         for path in files:

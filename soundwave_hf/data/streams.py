@@ -67,9 +67,7 @@ def open_streams(
     for each in list_sources(source, columns):
         found = find(each)
         if "[" in found.split or "+" in found.split:
-            raise ValueError(
-                f"`split` is {found.split!r}, but a stream cannot be cut into parts: name one whole split."
-            )
+            raise ValueError(f"`split` is {found.split!r}, but a stream has no parts: name one whole split.")
         if found.kind in ("json", "csv", "audiofolder"):
             _add_files(opened, found, by_task, check)
         else:
@@ -107,9 +105,7 @@ def _task_of(row: Mapping, by_task: bool, name: str) -> str:
     if not by_task:
         return EVERY_ROW
     if (task := row.get("source") if row.get("task") is None else row["task"]) is None:
-        raise ValueError(
-            f"A mixture needs the task of each row, and {name} has neither `task` nor `source`: give it one of them."
-        )
+        raise ValueError(f"A mixture needs tasks, and {name} has neither `task` nor `source`: give it one of them.")
     return task
 
 

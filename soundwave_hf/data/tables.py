@@ -230,7 +230,7 @@ def _join(parts: list[Dataset]) -> Dataset:
     if any(kind != kinds[0] for kind in kinds):
         if any(isinstance(kind, List) for kind in kinds):
             raise ValueError(
-                "Some sources have lists of clips in `audio`, others one clip a row: give lists in all of them."
+                "Some sources have lists of clips in `audio`, others one clip a row: give lists everywhere."
             )
         stored = Audio(decode=False)
         parts = [part.cast_column("audio", stored) if "audio" in part.features else part for part in parts]

@@ -1,4 +1,4 @@
-"""The weights that this repository ships and the backbones they belong to."""
+"""The weights that ship with this repository, and their backbones."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ EXAMPLES = REPOSITORY / "examples"
 
 
 def load_checkpoint(folder: str, dtype="auto", device: str | None = None):
-    """A whole checkpoint, by folder or hub name -> model in eval mode, processor."""
+    """Load a whole checkpoint by folder or hub name. Returns the model in eval mode and the processor."""
     from transformers import AutoModelForMultimodalLM, AutoProcessor
 
     model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=dtype).eval()
@@ -23,10 +23,10 @@ def load_checkpoint(folder: str, dtype="auto", device: str | None = None):
 
 
 def load_adapter(folder: str | Path = ADAPTER, *args, **kwargs):
-    """`soundwave_hf.adapters.load_adapter`; the shipped adapters by default."""
+    """`soundwave_hf.adapters.load_adapter` with the shipped adapters as default."""
     return _load_adapter(folder, *args, **kwargs)
 
 
 def load_processor(folder: str | Path = ADAPTER, *args, **kwargs):
-    """`soundwave_hf.adapters.load_processor`; of the shipped adapters by default."""
+    """`soundwave_hf.adapters.load_processor` with the shipped adapters as default."""
     return _load_processor(folder, *args, **kwargs)
