@@ -43,8 +43,8 @@ class StreamingTranscriber:
     pauses or the segment is full.
 
     Segments have no gaps or overlaps: each sample is in exactly one segment. The LLM runs in a separate thread, so
-    the final text of a segment may come after partial text of the next one. At most four of the longest segments are
-    kept in memory.
+    the final text of a segment may come after partial text of the next one. Less than four of the longest segments
+    are kept in memory.
 
     Args:
         model, processor: from `load_adapter` or `from_pretrained`.
@@ -63,7 +63,7 @@ class StreamingTranscriber:
     >>> from soundwave_hf import StreamingTranscriber
 
     >>> transcriber = StreamingTranscriber(model, processor, sampling_rate=16_000, max_new_tokens=20)
-    >>> events = transcriber.feed([0.0] * 8_000)  # call it whenever samples arrive; it returns `Partial`s and `Segment`s
+    >>> events = transcriber.feed([0.0] * 8_000)  # whenever samples arrive; gives `Partial`s and `Segment`s
     >>> events += transcriber.finish()
     >>> events[-1].end
     0.5
@@ -199,7 +199,7 @@ class StreamingTranscriber:
         shortest = MIN_MEL_FRAMES * self.processor.feature_extractor.hop_length
         padded = np.pad(
             samples, (0, max(0, shortest - len(samples)))
-        )  # the end of a stream may be too short for the model
+        )  # the last segment may be too short for the model
         texts, finished = texts_of(self.model, self.processor, [self._clip(padded)], self.options)
         return Segment(start / self.rate, (start + len(samples)) / self.rate, texts[0], finished=finished[0])
 
