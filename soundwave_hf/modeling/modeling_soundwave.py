@@ -117,8 +117,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
             ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask: as in `forward`.
-            kwargs: `output_hidden_states` and `output_attentions`, those of the encoder, for clips within its window;
-                None if a clip is longer.
+            kwargs: `output_hidden_states` and `output_attentions` of the encoder, for clips within its window. With a
+                longer clip these outputs are None.
 
         Returns: `SoundwaveAudioOutput`; `pooler_output` holds the positions `(sum of num_positions, width)`.
 
@@ -144,9 +144,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         keep = self.keep_mask(audio.ctc_best, mask)
         audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
-            places = torch.argsort(~keep.flatten(), stable=True)[
-                : len(audio.pooler_output)
-            ]  # of the kept frames, in order
+            places = torch.argsort(~keep.flatten(), stable=True)[: len(audio.pooler_output)]  # kept frames, in order
             kept_labels = audio.ctc_best.flatten()[places]
             audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(kept_labels)
         audio.num_positions = keep.sum(dim=1)
@@ -204,7 +202,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             positions (`torch.FloatTensor` of shape `(sum of num_positions, width)`).
             num_positions (`torch.LongTensor` of shape `(clips,)`): in the order of the tokens, row by row.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
-            before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions in the cache.
+            before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions before these tokens (a cache, a
+                shared prefix).
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): embeddings of the other
                 tokens; by default the LLM's.
 

@@ -15,9 +15,7 @@ SMOOTHED_FRAMES = 5  # of 10 ms: single frames of noise differ from each other
 LONGEST_WORD_FRAMES = 150  # loud frames of 10 ms
 LEAST_SHARE_OF_BINS = 0.25  # within `LOUD_DECIBELS` of the loudest bin: words have 0.30 and more, hum 0.21
 BANDS = 16  # of the whole range
-LEAST_CHANGE_DECIBELS = (
-    4.4  # deviation of the bands from their mean: words have 4.7 and more, short noise 4.1 and less
-)
+LEAST_CHANGE_DECIBELS = 4.4  # deviation of the bands from their mean: words have 4.7 or more, short noise 4.1 or less
 
 
 def may_be_word(log_mel: torch.Tensor) -> torch.Tensor:
