@@ -79,8 +79,8 @@ def _is_sharded(module: nn.Module) -> bool:
 
 
 def _write(module: nn.Module, state_dict: dict, prefix: str, local_metadata):
-    # Only for the state of the adapter itself, and of PEFT's copy of it in the whole model: PEFT needs both. A checkpoint
-    # of the whole model has a config.json instead.
+    # Only in the state of the adapter itself, and of PEFT's copy of it in the whole model: PEFT needs both. A
+    # checkpoint of the whole model has a config.json instead.
     if (prefix == "" or "modules_to_save." in prefix) and not _is_checked.get() and not _is_sharded(module):
         state_dict[prefix + TENSOR] = as_tensor(trained_fields(module.config))
 

@@ -27,7 +27,7 @@ SHORTEST_SECONDS = 0.02  # of a word: two mel frames
 def sound_seconds(input_features: torch.Tensor, num_mel_frames: int) -> float:
     """End in seconds of the sound in a clip `(mel_bins, mel_frames)`, without the zeros that were added after it.
 
-    A frame covers 12.5 ms on both sides of its center, so the last frame with sound ends after the returned time.
+    A frame covers 12.5 ms on both sides of its center, so this is the earliest end that the last frame allows.
     """
     true_frames = input_features[:, :num_mel_frames]
     sounds = (true_frames > true_frames.min()).any(dim=0).nonzero().flatten()
