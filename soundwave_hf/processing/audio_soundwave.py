@@ -327,8 +327,8 @@ def resample(samples: np.ndarray, rate: float, target_rate: int) -> np.ndarray:
     return import_soxr().resample(samples, rate, target_rate)
 
 
-# Imported on first use, because arrays at the encoder's rate do not need it. Imported inside `try`, because transformers
-# refuses code from the Hub if a package is missing that it imports outside of `try`.
+# Imported on first use, because arrays at the encoder's rate do not need it. Imported inside `try`, because
+# transformers refuses code from the Hub if a package is missing that it imports outside of `try`.
 def import_soxr():
     try:
         import soxr

@@ -106,7 +106,7 @@ def decode_stream(av, container, name: str, max_seconds: float) -> tuple[np.ndar
                 frame.format.name,
                 frame.layout.name,
                 frame.sample_rate,
-            ):  # the format may change within a stream
+            ):  # may change in a stream
                 setup = frame.format.name, frame.layout.name, frame.sample_rate
                 resampler = av.AudioResampler(format="fltp", rate=rate)
             for part in resampler.resample(frame):

@@ -66,9 +66,9 @@ NO_PROCESSOR = (
 )
 MIN_MEL_FRAMES = 4  # 40 ms: two mel frames make an encoder frame, two encoder frames make one position
 
-# Runs before the LLM's own template, which needs each message as one string: joins the parts of a message in order. It is
-# part of the template, because only there a token of the template can be distinguished from the same characters in a
-# user's text (`sanitize_control_tokens`).
+# Runs before the LLM's own template, which needs each message as one string: joins the parts of a message in order.
+# It is part of the template, because only there a token of the template can be distinguished from the same characters
+# in a user's text (`sanitize_control_tokens`).
 FLATTEN_PARTS = """\
 {%- set flat = namespace(messages=[]) %}
 {%- for message in messages %}
@@ -255,7 +255,7 @@ class SoundwaveProcessor(ProcessorMixin):
         self.require_sampling_rate = require_sampling_rate
         self.auto_map = {
             "AutoProcessor": "processing_soundwave.SoundwaveProcessor"
-        }  # the same after `save_pretrained`
+        }  # as after `save_pretrained`
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if self.audio_token_id is None or tokenizer.convert_ids_to_tokens(self.audio_token_id) != audio_token:
@@ -464,8 +464,8 @@ class SoundwaveProcessor(ProcessorMixin):
         Returns: float32 array of shape `(mel_bins, mel_frames)`.
         """
         extractor = self.feature_extractor
-        # Features are scaled by their maximum, so each frame that overlaps the clip is needed, and the STFT mirrors the end
-        # of its input. With a window and a hop of zeros after the clip, both are the same as with padding to 30 s.
+        # Features are scaled by their maximum, so each frame that overlaps the clip is needed, and the STFT mirrors the
+        # end of its input. With a window and a hop of zeros after the clip, both are the same as with padding to 30 s.
         kept = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
         padded = kept + extractor.n_fft + extractor.hop_length
         if len(samples) <= extractor.n_samples:  # the silence must not make a second window
