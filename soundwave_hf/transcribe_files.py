@@ -17,7 +17,7 @@ from .adapters import resolve_adapter
 from .atomic import atomic_file
 from .audio_files import STANDARD_INPUT, AudioFile, find_audio, read_standard_input, refuse_terminal
 from .data.locate import file_digest
-from .evaluation.shipped import ADAPTER, load_adapter, load_checkpoint
+from .evaluation.shipped import ADAPTER, load_weights
 from .processing.audio_soundwave import LOWEST_RATE
 from .processing.sources_soundwave import describe
 from .transcribe import CLIP_ERRORS, TranscribeOptions, outcomes
@@ -183,10 +183,8 @@ def write_outputs(job: Job, transcript: Transcript, settings: dict):
 
 def add_record(path: Path, request: str, content: str):
     line = json.dumps({"file": path.name, "request": request, "content": content}) + "\n"
-    with open(
-        path.with_name(RECORD), "a", encoding="utf-8"
-    ) as file:  # one short write, so that processes may share it
-        file.write(line)
+    with open(path.with_name(RECORD), "a", encoding="utf-8") as file:
+        file.write(line)  # one short write, so that several processes may share the file
 
 
 # ---- the command ----
@@ -258,21 +256,12 @@ def transcribe_files(
     jobs, skipped = split_done(jobs, settings, force)
     report = Report(skipped=skipped)
     if jobs:
-        placing = {"device": device, "dtype": dtype}
         backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-        model, processor = load(folder, checkpoint is not None, options.ctc_only, backbones, placing)
+        model, processor = load_weights(folder, not checkpoint, options.ctc_only, device, dtype, **backbones)
         run_jobs(model, processor, jobs, options, settings, rate, screen, report)
     if report.failed or not screen:
         print(report, file=sys.stderr)
     return report
-
-
-def load(folder: str, is_checkpoint: bool, ctc_only: bool, backbones: dict, placing: dict):
-    """A whole model, or adapters on their backbones -> model, processor."""
-    placing = {name: value for name, value in placing.items() if value is not None}
-    if is_checkpoint:
-        return load_checkpoint(folder, **placing)
-    return load_adapter(folder, ctc_only=ctc_only, **backbones, **placing)
 
 
 def check_rate(rate: int | None, files: Sequence[AudioFile]):
@@ -417,8 +406,7 @@ def transcribe_live(
         raise ValueError(f"The format is {','.join(formats)}, but `--live` prints only txt or json: give one of them.")
     folder = checkpoint or resolve_adapter(adapter or ADAPTER)
     backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-    placing = {"device": device, "dtype": dtype}
-    model, processor = load(folder, checkpoint is not None, checked.ctc_only, backbones, placing)
+    model, processor = load_weights(folder, not checkpoint, checked.ctc_only, device, dtype, **backbones)
     transcriber = StreamingTranscriber(model, processor, rate, longest_seconds=chunk_length_s, **options)
     transcribe_pipe(transcriber, sys.stdin.buffer, LiveScreen(as_json=formats == ("json",)))
 

@@ -246,7 +246,7 @@ def test_json_lines_tell_partial_from_final_text(run, heard):
         (["-"], "`--live` reads raw samples and needs their rate"),
         (["a.wav", "--rate", "16000"], "`--live` transcribes standard input: give `-` alone"),
         (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
-        (["-", "--rate", "16000", "--format", "srt"], "`--live` prints txt or json, and the format is srt"),
+        (["-", "--rate", "16000", "--format", "srt"], "The format is srt, but `--live` prints only txt or json"),
         (["-", "--rate", "16000", "--output", "out"], "`--live` writes no files and has no batches: leave `--output`"),
         (["-", "--rate", "16000", "--batch-size", "2"], "leave `--batch-size` out"),
         (["-", "--rate", "16000", "--beside"], "leave `--beside` out"),
@@ -259,7 +259,7 @@ def test_requests_that_do_not_fit_are_one_sentence(run, words, message):
 
 def test_a_pipe_that_ends_within_a_sample_is_told(run, heard):
     code, out, err = run(pcm(noise(0.5)) + b"\x01", "-", "--rate", "16000")
-    assert (code, out) == (2, "final 1\n") and "ended within a sample of two bytes" in err
+    assert (code, out) == (2, "final 1\n") and "ended in the middle of a two-byte sample" in err
 
 
 def test_what_was_heard_before_an_interruption_is_shown(loaded, heard):

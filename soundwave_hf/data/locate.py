@@ -251,11 +251,10 @@ def file_digest(path: str | os.PathLike) -> str:
 
 def describe_source(source: Source) -> str:
     """Name and digest of each file, or name and revision of a data set on the hub, and the parts that are read."""
-    words = {"read as": "read as {}"}
     found = find(source)
     kind = "sha256" if found.files and "://" not in found.files[0] else "revision"
     return "; ".join(
-        words[name].format(f"`{digest}`") if name in words else f"`{name}`, {kind} `{digest}`"
+        f"read as `{digest}`" if name == "read as" else f"`{name}`, {kind} `{digest}`"
         for name, digest in digest_source(source).items()
     )
 

@@ -23,7 +23,7 @@ from .reporting import (
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
 from .sets import SETS, open_sets, read_clips, read_set
-from .shipped import ADAPTER, ENCODER, load_adapter, load_checkpoint
+from .shipped import ADAPTER, ENCODER, load_weights
 from .transcribe import (
     MAX_NEW_TOKENS,
     Result,
@@ -74,10 +74,8 @@ def load_system(name: str, is_adapter: bool, options: Options, **backbones) -> S
 
     Args: backbones: `encoder`, `llm` and `allow_other_backbones`, as in `load_adapter`.
     """
-    placing = {"device": options.device, "dtype": options.dtype}
-    placing = {key: value for key, value in placing.items() if value is not None}
-    load = partial(load_adapter, ctc_only=options.ctc, **backbones) if is_adapter else load_checkpoint
-    return model_system(*load(name, **placing), options.ctc, options.max_new_tokens, options.language)
+    loaded = load_weights(name, is_adapter, options.ctc, options.device, options.dtype, **backbones)
+    return model_system(*loaded, options.ctc, options.max_new_tokens, options.language)
 
 
 def whisper_of(folder: str) -> str:

@@ -10,9 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import CONFIG_NAME, TransformersKwargs, cached_file, can_return_tuple, logging
 
 from .adapters_soundwave import (
@@ -39,14 +37,9 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import SoundwaveConfig
 from .folders_soundwave import backbone_name, choose_backbones, weights_digest
-from .generation_soundwave import (
-    CACHE_NAMES,
-)
+from .generation_soundwave import CACHE_NAMES
 from .loading_soundwave import from_adapter, take_adapter
-from .outputs_soundwave import (
-    SoundwaveAudioOutput,
-    SoundwaveCausalLMOutputWithPast,
-)
+from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
 from .trained_fields_soundwave import checked_by_caller
 from .warm_start_soundwave import init_alignment

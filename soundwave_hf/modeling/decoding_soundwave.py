@@ -202,7 +202,7 @@ def take_ctc_decoding(model, generation_config, options: dict) -> CTCDecoding:
     config = generation_config or model.generation_config
     own = {name: options.pop(name, None) for name in CTC_OPTIONS}
     asked = {name: value for name, value in own.items() if value}
-    weight = own["ctc_weight"]
+    weight = own.pop("ctc_weight")
     weight = check_weight(getattr(config, "ctc_weight", None) or 0 if weight is None else weight)
     do_sample = options.get("do_sample")
     if config.do_sample if do_sample is None else do_sample:

@@ -92,9 +92,7 @@ def draft_of(bridge: CTCText, labels: list[int], entropy: float) -> Draft:
     return Draft(text.split(), entropy)
 
 
-def drafted(
-    decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_probability=None, ctc_weight=None
-) -> "DraftedDecoding":
+def drafted(decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_probability=None) -> "DraftedDecoding":
     """The decoding with drafts for the options of `generate`.
 
     Args: given: the other options of `generate`.
@@ -241,11 +239,10 @@ class _Passes:
 
     @torch.no_grad()
     def run(self):
-        prompt = self.mask
         fed = [row.checked for row in self.rows]
         first = True
         while not all(row.is_finished for row in self.rows):
-            logits, width = self._pass(fed, self.embeds if first else None, prompt if first else None)
+            logits, width = self._pass(fed, self.embeds if first else None)
             kept = self.mask.shape[1] - width
             for number, (row, tokens) in enumerate(zip(self.rows, fed, strict=True)):
                 if row.is_finished:
@@ -258,7 +255,7 @@ class _Passes:
             if any(each(self.input_ids, None).all() for each in self.criteria if isinstance(each, MaxTimeCriteria)):
                 break
 
-    def _pass(self, fed: list[list[int]], prompt_embeds, prompt_mask) -> tuple[torch.Tensor, int]:
+    def _pass(self, fed: list[list[int]], prompt_embeds) -> tuple[torch.Tensor, int]:
         """Run the LLM on new tokens, in the first pass after the prompt. Returns: logits after each new token, in the
         first pass also after the prompt, `(rows, width or width + 1, vocabulary)`; width: the most new tokens."""
         width = max(map(len, fed))

@@ -9,10 +9,7 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
 )
 
-from .generation_soundwave import (
-    CACHE,
-    CACHE_NAMES,
-)
+from .generation_soundwave import CACHE, CACHE_NAMES
 
 
 @dataclass

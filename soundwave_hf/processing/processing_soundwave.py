@@ -253,9 +253,7 @@ class SoundwaveProcessor(ProcessorMixin):
         self.ctc_text = ctc_text
         self.trailing_silence = trailing_silence
         self.require_sampling_rate = require_sampling_rate
-        self.auto_map = {
-            "AutoProcessor": "processing_soundwave.SoundwaveProcessor"
-        }  # as after `save_pretrained`
+        self.auto_map = {"AutoProcessor": "processing_soundwave.SoundwaveProcessor"}  # as after `save_pretrained`
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if self.audio_token_id is None or tokenizer.convert_ids_to_tokens(self.audio_token_id) != audio_token:
@@ -465,7 +463,7 @@ class SoundwaveProcessor(ProcessorMixin):
         """
         extractor = self.feature_extractor
         # Features are scaled by their maximum, so each frame that overlaps the clip is needed, and the STFT mirrors the
-        # end of its input. With a window and a hop of zeros after the clip, both are the same as with padding to 30 s.
+        # end of its input. A window and a hop of zeros after the clip give the same result as padding to 30 s.
         kept = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
         padded = kept + extractor.n_fft + extractor.hop_length
         if len(samples) <= extractor.n_samples:  # the silence must not make a second window

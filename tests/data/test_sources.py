@@ -171,7 +171,7 @@ def test_a_data_set_of_the_hub_is_opened_by_name_with_its_config_and_split(data,
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence():
-    with pytest.raises(FileNotFoundError, match="There is no data at `who/what`: it is no file or folder, seen from"):
+    with pytest.raises(FileNotFoundError, match="There is no data at `who/what`: it is not a file or folder"):
         open_rows("who/what")
 
 
@@ -191,7 +191,7 @@ def test_a_name_of_the_hub_is_told_from_a_path(name, local):
         ({"split": "x"}, "has no `path`"),
         (3, "`data` holds 3; give a path"),
         ({"path": "a.csv", "streaming": "yes"}, "`streaming` of `data` is 'yes'"),
-        ({"path": "a", "name": "b", "config": "c"}, "`name` and `config`, which are one thing beside `path`"),
+        ({"path": "a", "name": "b", "config": "c"}, "has `path`, `name` and `config`"),
     ],
 )
 def test_a_source_that_says_something_else_is_refused(value, message):
@@ -326,9 +326,11 @@ def test_a_clip_without_speech_has_an_empty_text(tmp_path, capsys, ending):
 
 
 def test_a_stage_of_transcripts_refuses_rows_without_one():
-    with pytest.raises(ValueError, match="row has no transcript .`text`., and this stage learns transcripts alone"):
+    with pytest.raises(
+        ValueError, match="row has no transcript .`text`., and this stage learns only from transcripts"
+    ):
         RowCheck(losses=("ctc",))({"audio": "a.wav", "answer": "b"}, "row")
-    with pytest.raises(ValueError, match="row has no clip, and this stage learns transcripts alone"):
+    with pytest.raises(ValueError, match="row has no clip, and this stage learns only from transcripts"):
         RowCheck(losses=("ctc",))({"question": "a", "answer": "b"}, "row")
 
 
@@ -339,7 +341,7 @@ def test_a_stage_of_transcripts_refuses_rows_without_one():
         ("a.csv", "audio,audio\na.wav,x\n", "names a column twice"),
         ("a.csv", "audio,text,seconds\na.wav,x,long\n", "line 2 of .* has `seconds` 'long'; expected a number"),
         ("a.tsv", 'audio\ttext\na.wav\t"never closed\n', "cannot be read as CSV"),
-        ("a.jsonl", '{"audio": \n', "line 1 of .* is no JSON"),
+        ("a.jsonl", '{"audio": \n', "line 1 of .* is not JSON"),
         ("a.jsonl", "", "is empty: it needs one JSON object a line"),
     ],
 )

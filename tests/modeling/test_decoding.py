@@ -78,7 +78,7 @@ def test_tokens_of_vocabularies_are_bytes_and_joined_they_are_the_text():
 def test_word_pieces_are_refused():
     from tests.tiny_models import tiny_tokenizer as words
 
-    with pytest.raises(ValueError, match="do not say where words begin"):
+    with pytest.raises(ValueError, match="do not mark where words begin"):
         vocabulary_bytes(words())
 
 
@@ -196,7 +196,7 @@ def replace_marks(inputs, marks: list[bool]):
 @pytest.mark.parametrize(
     "change, options, message",
     [
-        ({"is_transcription": torch.tensor([True, False])}, {}, "row 1 is no transcription of one clip"),
+        ({"is_transcription": torch.tensor([True, False])}, {}, "row 1 is not a transcription of one clip"),
         ({"is_transcription": None}, {}, "no row is marked as a transcription"),
         ({}, {"do_sample": True}, "`do_sample` is True"),
         ({}, {"ctc_weight": -1}, "`ctc_weight` is -1; expected"),

@@ -299,10 +299,10 @@ def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, mo
 def test_what_cannot_be_aligned_is_refused(model, processor):
     inputs = ask(processor, 1.0, 0.6)
     questions = {name: value for name, value in inputs.items() if name != "is_transcription"}
-    with pytest.raises(ValueError, match="`return_timestamps` was given and row 0 does not ask for a transcript"):
+    with pytest.raises(ValueError, match="`return_timestamps` was given and row 0 is not a transcription request"):
         model.generate(**questions, return_timestamps="word")
     mixed = {**questions, "is_transcription": torch.tensor([True, False])}
-    with pytest.raises(ValueError, match="`drop_unsupported` was given and row 1 does not ask for a transcript"):
+    with pytest.raises(ValueError, match="`drop_unsupported` was given and row 1 is not a transcription request"):
         model.generate(**mixed, drop_unsupported=True)
     with pytest.raises(ValueError, match='`return_timestamps` is \'char\'; expected "word" or "segment"'):
         model.generate(**inputs, return_timestamps="char")
