@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips, transcribe_files
+from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips
+from soundwave_hf.evaluation import shipped
 from soundwave_hf.live import Partial
 from soundwave_hf.transcripts import Segment
 from tests.test_transcribe import noise
@@ -211,7 +212,7 @@ class Pipe(io.BytesIO):
 
 @pytest.fixture
 def run(loaded, monkeypatch, capsys):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_checkpoint", lambda name, **placing: loaded)
 
     def run(content: bytes, *words: str):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(content), isatty=lambda: False))

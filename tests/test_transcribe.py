@@ -14,6 +14,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import cli, transcribe, transcribe_clips, transcribe_files
 from soundwave_hf.audio_files import find_audio
+from soundwave_hf.evaluation import shipped
 from soundwave_hf.transcribe import outcomes
 from tests.tiny_models import save_tiny_soundwave
 
@@ -51,7 +52,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def run(loaded, folder, monkeypatch, capsys):
     """Runs the command with the tiny model; gives the exit code, standard output and standard error."""
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_checkpoint", lambda name, **placing: loaded)
 
     def run(*words: str):
         code = cli.main(["transcribe", "--model", str(folder), "--max-new-tokens", str(TOKENS), *words])
@@ -239,7 +240,7 @@ def test_lines_of_several_files_have_their_names(here, run):
     ],
 )
 def test_requests_that_do_not_fit_are_one_sentence_before_a_model_is_loaded(here, run, monkeypatch, words, message):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    monkeypatch.setattr(shipped, "load_checkpoint", None)
     code, out, err = run(*words)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 0
 
@@ -308,7 +309,7 @@ def test_standard_input_is_written_under_its_own_name(here, run, monkeypatch):
 
 
 def test_two_recordings_of_one_transcript_are_refused_before_any_work(here, run, monkeypatch):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    monkeypatch.setattr(shipped, "load_checkpoint", None)
     soundfile.write("calls/a.flac", noise(0.5), RATE)
     code, _, err = run("calls", "--beside")
     assert code == 2 and "`calls/a.flac` and `calls/a.wav` would both be written to `calls/a.txt`" in err
@@ -323,7 +324,7 @@ def test_a_recording_is_never_overwritten(here, run):
 
 def test_transcripts_that_are_there_are_skipped_without_loading_a_model(here, run, monkeypatch):
     run("calls", "--output", "out")
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    monkeypatch.setattr(shipped, "load_checkpoint", None)
     before = {name: os.stat(here / "out" / name).st_mtime_ns for name in files_below(here / "out")}
     code, _, err = run("calls", "--output", "out", "--batch-size", "3")
     assert (code, err) == (0, "0 transcribed, 2 skipped (transcripts of the same recording and options exist).")
@@ -426,7 +427,7 @@ def test_a_record_that_broke_off_is_no_hindrance(here, run):
 
 
 def test_a_text_that_does_not_end_is_told(here, folder, loaded, monkeypatch, capsys):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_checkpoint", lambda name, **placing: loaded)
     monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", None)
     assert cli.main(["transcribe", "c.wav", "--model", str(folder), "--max-new-tokens", "2"]) == 0
     message = "`c.wav`: the text from 0.0 to 1.1 s did not end within 2 tokens, and its rest is missing."

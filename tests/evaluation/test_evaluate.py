@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor, cli
 from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
-from soundwave_hf.evaluation import evaluate
+from soundwave_hf.evaluation import evaluate, shipped
 from soundwave_hf.evaluation.evaluate import Options, run_evaluation
 from soundwave_hf.evaluation.sets import named_sources, open_sets, read_set
 from soundwave_hf.evaluation.shipped import ADAPTER, load_adapter
@@ -138,7 +138,7 @@ def test_a_system_is_loaded_where_and_as_the_caller_says(monkeypatch, data, give
         loaded.append((name, options))
         raise ValueError("seen")
 
-    monkeypatch.setattr(evaluate, loader, load)
+    monkeypatch.setattr(shipped, loader, load)
     with pytest.raises(ValueError, match="seen"):
         run_evaluation(data=[data], **given)
     assert loaded == [(given.get("checkpoint") or given.get("adapter") or ADAPTER, expected)]
