@@ -155,7 +155,7 @@ def unknown_bytes(content: bytes) -> str:
     first_line = content[:4096].split(b"\n")[0].decode("utf-8", "replace").strip()
     if first_line.isprintable() and os.path.isfile(first_line):
         return (
-            f"Standard input holds a list of files that begins with `{first_line}`; expected the bytes of one audio "
+            f"Standard input holds a list of files, the first of them `{first_line}`; expected the bytes of one audio "
             "file. Give the files as arguments: `xargs -d '\\n' soundwave-hf transcribe < LIST`."
         )
     return (

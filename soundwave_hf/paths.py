@@ -42,7 +42,7 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
             return value
         if variable == HOME:
             return str(soundwave_home())
-        raise ValueError(f"{name} contains `${variable}`, and that variable is not set: set it, or write it out.")
+        raise ValueError(f"{name} names `${variable}`, and that variable is not set: set it, or write it out.")
 
     expanded = os.path.expanduser(VARIABLE.sub(value_of, os.fspath(path)))
     if expanded.startswith("~") and not os.path.exists(expanded):

@@ -245,7 +245,7 @@ def test_json_lines_tell_partial_from_final_text(run, heard):
     ("words", "message"),
     [
         (["-"], "`--live` reads raw samples and needs their rate"),
-        (["a.wav", "--rate", "16000"], "`--live` transcribes standard input: give `-` alone"),
+        (["a.wav", "--rate", "16000"], "`--live` transcribes standard input: give only `-`"),
         (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
         (["-", "--rate", "16000", "--format", "srt"], "The format is srt, but `--live` prints only txt or json"),
         (["-", "--rate", "16000", "--output", "out"], "`--live` writes no files and has no batches: leave `--output`"),

@@ -135,7 +135,7 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
     [
         ({"batch_size": 0}, "The batch size is 0"),
         ({"language": "frensh"}, "Did you mean 'french'"),
-        ({"chunk_length_s": 0.5}, "The longest piece is 0.5 s; give 1 s or more"),
+        ({"chunk_length_s": 0.5}, "The longest piece is 0.5 s; expected 1 s or more"),
         ({"chunk_length_s": float("nan")}, "The longest piece is nan s"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"ctc_only": True, "language": "de"}, "`language` is 'de', but only the LLM uses it"),
@@ -227,7 +227,7 @@ def test_lines_of_several_files_have_their_names(here, run):
         (["c.wav", "--format", "txt,srt"], "The formats txt, srt cannot be printed together"),
         (["calls", "--format", "srt"], "Several files cannot be printed together as srt"),
         (["c.wav", "--format", "str"], "There is no format `str`. Did you mean `srt`?"),
-        (["c.wav", "--rate", "16000"], "`--rate` is of raw samples on standard input"),
+        (["c.wav", "--rate", "16000"], "`--rate` is for raw samples on standard input"),
         (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
         (["-", "--beside"], "standard input has no folder"),
         (["c.wav", "--beside", "--output", "out"], "`--output` and `--beside` were both given"),
@@ -268,7 +268,7 @@ def test_raw_samples_on_standard_input_need_their_rate(here, run, monkeypatch):
         (b"", [], "Standard input held 0 bytes"),
         (b"c.wav\ncalls/a.wav\n", [], "a list of files, the first of them `c.wav`"),
         (b"\x01\x02\x03", ["--rate", "8000"], "held 3 bytes, an odd number"),
-        (wav_bytes(), ["--rate", "8000"], "holds a wav file, which has a rate of its own: leave `--rate` out"),
+        (wav_bytes(), ["--rate", "8000"], "holds a wav file, which says its own sampling rate: leave `--rate` out"),
         (wav_bytes()[:900], [], "was cut off"),
     ],
 )
@@ -366,7 +366,7 @@ def test_a_transcript_of_something_else_is_overwritten_by_force_alone(here, run,
         change()
     before = (here / "out" / "a.txt").read_text()
     code, _, err = run("calls/a.wav", "--output", "out", *words)
-    assert code == 2 and "A transcript would overwrite `out/a.txt`, made of another recording" in err
+    assert code == 2 and "A transcript would overwrite `out/a.txt`, which has another recording" in err
     assert (here / "out" / "a.txt").read_text() == before
     assert run("calls/a.wav", "--output", "out", "--force", *words)[2] == "1 transcribed."
     assert run("calls/a.wav", "--output", "out", *words)[2].startswith("0 transcribed, 1 skipped")

@@ -95,7 +95,7 @@ def _read_csv(path: str) -> Iterator[tuple[str, dict]]:
         rows = csv.reader(file, delimiter="\t" if _suffix(path) == ".tsv" else ",", strict=True)
         header = next(rows, [])
         if len(set(header)) != len(header):
-            raise ValueError(f"`{path}` has a column twice: its first line is {header}.")
+            raise ValueError(f"`{path}` names a column twice: its first line is {header}.")
         for row in rows:
             name = f"line {rows.line_num} of `{path}`"
             if row and len(row) != len(header):

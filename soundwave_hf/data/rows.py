@@ -190,7 +190,7 @@ class RowCheck:
         for token in self.control:
             if token in text:
                 raise ValueError(
-                    f"{what} {_short(text)}, which contains the control token {token!r}: remove it from the text."
+                    f"{what} {_short(text)}, which holds the control token {token!r}: remove it from the text."
                 )
 
 

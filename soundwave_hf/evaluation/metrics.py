@@ -330,7 +330,7 @@ def _check_clips(errors: Sequence[float], lengths: Sequence[float]) -> tuple[np.
             f"{len(errors)} error counts arrived for {len(lengths)} lengths: give one of each for every clip."
         )
     if len(errors) < 2:
-        raise ValueError(f"{len(errors)} clips arrived; an interval over clips needs two or more.")
+        raise ValueError(f"An interval over clips needs two clips or more, and {len(errors)} arrived.")
     if not lengths.sum() > 0:
         raise ValueError(f"None of the {len(lengths)} references has a word: an error rate needs one.")
     return errors, lengths

@@ -262,7 +262,7 @@ def refuse_other_backbones(adapter: str, encoder: str, llm: str):
         elif not _is_same(trained, part, given):
             named = backbone_name(trained.name) if trained.name else "another one"
             raise ValueError(
-                f"`{adapter}` was trained on the {part} `{named}`, but `{backbone_name(given)}` is another one, or "
+                f"`{adapter}` was trained on the {part} `{named}`, and `{backbone_name(given)}` is another one, or "
                 f"could not be compared with it. Leave `{part}` out to load `{named}`, or use it anyway with "
                 "`allow_other_backbones=True` (on the command line `--allow-other-backbones`)."
             )

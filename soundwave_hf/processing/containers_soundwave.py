@@ -134,7 +134,7 @@ def refuse_other_files(url, flags, options):
 def refuse_length(seconds: float, max_seconds: float, name: str):
     if seconds > max_seconds:
         raise ValueError(
-            f"{name} lasts {seconds:.0f} s or more; the limit is {max_seconds:g} s. "
+            f"{name} lasts {seconds:.0f} s or more; at most {max_seconds:g} s are read. "
             "Cut the recording, or pass a larger `max_seconds=`."
         )
 

@@ -174,7 +174,7 @@ def trained_values(adapter: str | os.PathLike) -> dict:
 def refuse_other_ctc_text(ctc_text: str | None, trained: str, adapter: str | os.PathLike):
     if ctc_text not in (None, trained):
         raise ValueError(
-            f"`ctc_text` is set to {ctc_text!r}, but `{adapter}` was trained with {trained!r}: leave it out, or name "
+            f"`ctc_text` is set to {ctc_text!r}, and `{adapter}` was trained with {trained!r}: leave it out, or name "
             "another folder."
         )
 
@@ -462,8 +462,8 @@ class SoundwaveProcessor(ProcessorMixin):
         Returns: float32 array of shape `(mel_bins, mel_frames)`.
         """
         extractor = self.feature_extractor
-        # Features are scaled by their maximum, so each frame that overlaps the clip is needed. The STFT mirrors the end
-        # of its input. A window and a hop of zeros after the clip give the same result as padding to 30 s.
+        # Features are scaled by their maximum, so each frame that overlaps the clip is needed. The STFT mirrors its
+        # end. A window and a hop of zeros after the clip give the same result as padding to 30 s.
         kept = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
         padded = kept + extractor.n_fft + extractor.hop_length
         if len(samples) <= extractor.n_samples:  # the silence must not make a second window

@@ -238,7 +238,7 @@ def read_up_to(read, max_bytes: int, name: str) -> bytes:
 def refuse_size(size: int, max_bytes: int, name: str):
     if size > max_bytes:
         raise ValueError(
-            f"{name} holds {size} bytes or more; the limit is {max_bytes}. "
+            f"{name} holds {size} bytes or more; at most {max_bytes} are read. "
             "Cut the recording, or pass a larger `max_bytes=`."
         )
 

@@ -241,7 +241,7 @@ def test_lines_of_earlier_versions_have_no_row_numbers(systems, data, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"set": "calls", "row": 0, "reference": "Good night.", "text": "x"}, "the two are of different data"),
+        ({"set": "calls", "row": 0, "reference": "Good night.", "text": "x"}, "the two were scored on different data"),
         ({"set": "podcast", "row": 0, "reference": "x", "text": "x"}, "has the sets podcast and lacks calls"),
         ({"text": "x"}, "line 1 has no set, reference; expected the lines that `--transcripts` wrote"),
         (None, "is empty; expected the lines"),

@@ -212,7 +212,7 @@ def test_a_weight_that_cannot_be_used_is_refused(model, processor, change, optio
 def test_text_alone_with_a_weight_is_refused(model, processor):
     inputs = {name: ask(processor, 1.9)[name] for name in ("input_ids", "attention_mask", "is_transcription")}
     inputs["input_ids"] = inputs["input_ids"].clone().masked_fill_(inputs["input_ids"] == processor.audio_token_id, 5)
-    with pytest.raises(ValueError, match="the clips are not given"):
+    with pytest.raises(ValueError, match="the clips are missing"):
         answers(model, inputs)
 
 

@@ -329,7 +329,9 @@ def test_guidance_leads_away_from_what_is_said_without_the_clips(negative):
 
 
 def test_guidance_away_from_an_audio_token_is_refused():
-    with pytest.raises(ValueError, match="`guidance_scale` was given, and the pass .* pass `negative_prompt_ids`"):
+    with pytest.raises(
+        ValueError, match="`guidance_scale` was given, but its unconditional pass .* pass `negative_prompt_ids`"
+    ):
         new_ids(tiny_model(), single_row(2), guidance_scale=3.0)
     with pytest.raises(ValueError, match="would read an audio token"):
         new_ids(tiny_model(), single_row(0), guidance_scale=3.0, negative_prompt_ids=torch.tensor([[AUDIO, 4]]))
@@ -506,7 +508,7 @@ def test_a_cache_that_forward_filled_is_gone_on_from():
 def test_forward_refuses_clips_behind_a_cache():
     model, inputs = tiny_model(), single_row(0)
     cache = model(**inputs, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="holds a prompt and `input_features` were given: .* `generate` merges"):
+    with pytest.raises(ValueError, match="holds a prompt and `input_features` were given, .* Use `generate`"):
         model(**inputs, past_key_values=cache)
 
 
@@ -841,14 +843,14 @@ def test_a_cache_that_cannot_be_cropped_refuses_another_recording_with_the_way_o
 def test_a_cache_of_other_rows_is_refused():
     model, inputs = tiny_model(), padded_batch()
     cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
-    with pytest.raises(ValueError, match="holds 3 rows with clips and `input_ids` has 1: pass the rows"):
+    with pytest.raises(ValueError, match="holds 3 rows with clips and `input_ids` has 1: pass the same rows"):
         new_ids(model, single_row(0), past_key_values=cache)
 
 
 def test_embeddings_and_clips_together_are_refused():
     model, inputs = tiny_model(), single_row(0)
     embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
-    with pytest.raises(ValueError, match="got `inputs_embeds` and clips, which are merged into `input_ids` alone"):
+    with pytest.raises(ValueError, match="got `inputs_embeds` and clips, but can merge clips only into `input_ids`"):
         model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
 
 

@@ -221,7 +221,7 @@ def test_the_report_of_loading_is_returned_on_request(place):
         ({"dtype": "int8"}, "`dtype` is 'int8'"),
         ({"device_map": "cuda:99"}, "The device is 'cuda:99'; this machine has cpu"),
         ({"device_map": "nowhere"}, "The device is 'nowhere'"),
-        ({"max_memory": {"cpu": "1GB"}}, "`max_memory` is for a `device_map`"),
+        ({"max_memory": {"cpu": "1GB"}}, "`max_memory` needs a `device_map`"),
         ({"is_trainable": True}, "`is_trainable` needs a LoRA that is not merged: give `merge_lora=False` too"),
         ({"merge_lora": False, "device_map": "auto"}, "`merge_lora=False` needs one device: give one"),
         ({"stack_factor": 3}, "`stack_factor` is set to 3, and `.*run` was trained with 2"),

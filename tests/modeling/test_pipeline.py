@@ -317,7 +317,7 @@ def test_lists_of_another_length_than_the_clips_are_refused_before_a_clip_is_rea
     clips = [speech(1.0), speech(1.0, 1)]
     with pytest.raises(ValueError, match="`language` holds 1 entries and clip 2 arrived"):
         list(transcribe(iter(clips), language=["fr"]))
-    with pytest.raises(ValueError, match="`prompt` holds 3 entries and 2 clips arrived"):
+    with pytest.raises(ValueError, match="`prompt` has 3 entries and 2 clips arrived"):
         list(transcribe(iter(clips), prompt=["Write."] * 3))
 
 
@@ -380,7 +380,7 @@ def test_what_it_cannot_do_is_refused(transcribe):
         transcribe(speech(1.0), return_timestamps="char")
     with pytest.raises(ValueError, match=r"unknown arguments \['stride_length_s'\]"):
         transcribe(speech(1.0), stride_length_s=2)
-    with pytest.raises(ValueError, match="`chunk_length_s` is 0.2; give 1.0 or more, or 0 for whole clips"):
+    with pytest.raises(ValueError, match="`chunk_length_s` is 0.2; expected 1.0 or more, or 0 for whole clips"):
         transcribe(speech(1.0), chunk_length_s=0.2)
     with pytest.raises(ValueError, match="`batch_size` is 0; expected a whole number of 1 or more"):
         transcribe(speech(1.0), batch_size=0)

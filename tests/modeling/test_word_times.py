@@ -212,7 +212,7 @@ def test_any_text_of_a_clip_can_be_aligned(model, processor):
     assert ends and all(0 <= start < end <= 1.5 for start, end in ends)
     assert processor.align_word_timestamps("Yes", clips[1:]) == found[1]
     assert processor.align_word_timestamps("", clips[1:])["chunks"] == []
-    with pytest.raises(ValueError, match="1 transcripts arrived and 2 clips; expected one clip a text"):
+    with pytest.raises(ValueError, match="1 transcripts arrived and 2 clips; expected one clip for each text"):
         processor.align_word_timestamps("Yes", clips)
     with pytest.raises(ValueError, match='`return_timestamps` is \'char\'; expected "word" or "segment"'):
         processor.align_word_timestamps("Yes", clips[1:], "char")
@@ -310,7 +310,7 @@ def test_what_cannot_be_aligned_is_refused(model, processor):
     with pytest.raises(ValueError, match="`return_timestamps` was given without clips"):
         model.generate(**text, return_timestamps="word")
     two = processor(text=f"{processor.audio_token}{processor.audio_token}", audio=[noise(0.5)] * 2, sampling_rate=RATE)
-    with pytest.raises(ValueError, match="row 0 holds 2 clips, and words are aligned with one"):
+    with pytest.raises(ValueError, match="row 0 holds 2 clips, but words are aligned with one"):
         model.generate(**two, is_transcription=[True], return_timestamps="word")
 
 

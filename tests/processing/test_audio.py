@@ -314,7 +314,7 @@ REFUSED = {
     "raw PCM of OpenAI": (
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "pcm16"}},
         None,
-        r"in the format 'pcm16', samples without a header; expected .* numpy.frombuffer\(data, 'int16'\)",
+        r"in the format 'pcm16', which has no header; expected .* numpy.frombuffer\(data, 'int16'\)",
     ),
     "ragged": ({"array": [[0.1] * 9, [0.1]], "sampling_rate": 16000}, None, "lists of unequal lengths"),
     "not audio": (b"not audio at all", None, "could not be decoded: .* Expected a file .*Convert it: `ffmpeg"),

@@ -212,7 +212,7 @@ def test_a_path_that_is_no_file_says_what_it_is(tmp_path):
         load("file:///gone/clip.wav")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="names the host 'server'; expected a file of this machine. Write `file:///"):
+    with pytest.raises(ValueError, match="has the host 'server'; expected a file on this machine. Write `file:///"):
         load("file://server/clip.wav")
 
 
