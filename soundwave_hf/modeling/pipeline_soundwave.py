@@ -156,7 +156,7 @@ def moved_chunks(chunks: list[dict], seconds: float) -> list[dict]:
 
 def wrong_number(option, arrived: str, name: str) -> ValueError:
     return ValueError(
-        f"`{name}` has {len(option)} entries and {arrived} arrived: give one for each clip, or one text for all."
+        f"`{name}` holds {len(option)} entries and {arrived} arrived; give one for each clip, or one text for all."
     )
 
 

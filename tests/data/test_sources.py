@@ -189,7 +189,7 @@ def test_a_name_of_the_hub_is_told_from_a_path(name, local):
         ([], "`data` is an empty list"),
         (
             {"path": "a.csv", "spilt": "x"},
-            r"has the keys \['spilt'\]: its keys are `path` \\(or `name`\\), config, split",
+            r"has the keys \['spilt'\]: its keys are `path` \(or `name`\), config, split",
         ),
         ({"split": "x"}, "has no `path`"),
         (3, "`data` holds 3; give a path"),
@@ -279,7 +279,7 @@ CLIP = {"audio": "a.wav", "seconds": 1.0}
         ({**CLIP, "text": "x", "answer": "<|audio|>"}, r"has `answer` '<\|audio\|>', which holds the control token"),
         ({"question": "", "answer": "x"}, "has an empty `question` and no `audio`"),
         ({"audio": ["a.wav", "b.wav"], "text": ["x"], "answer": "y"}, "has 2 clips and 1 transcripts in `text`"),
-        ({"audio": ["a.wav", "b.wav"], "text": ["x", "y"]}, "has 2 clips and no `answer`: give `answer` or `messages`"),
+        ({"audio": ["a.wav", "b.wav"], "text": ["x", "y"]}, "has 2 clips and no `answer`: give `answer`"),
         ({"messages": "hi"}, "has `messages` 'hi'; expected a list"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "without a turn of the `assistant`"),
         ({"messages": [{"role": 1, "content": "hi"}]}, "has a message with the `role` 1"),

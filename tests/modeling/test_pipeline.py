@@ -93,7 +93,7 @@ def test_a_transcript_that_did_not_end_is_warned_of(folder, monkeypatch):
     transcribe.model.generation_config.eos_token_id = 0
     transcribe(speech(0.5), max_new_tokens=2)
     assert len(warnings) == 1
-    assert "The transcript of piece 0 did not end within 2 tokens" in warnings[0]
+    assert "piece 0 of clip 0 did not end within 2 tokens" in warnings[0]
 
 
 def test_a_long_piece_has_more_room_by_default(folder, monkeypatch):
@@ -317,7 +317,7 @@ def test_lists_of_another_length_than_the_clips_are_refused_before_a_clip_is_rea
     clips = [speech(1.0), speech(1.0, 1)]
     with pytest.raises(ValueError, match="`language` holds 1 entries and clip 2 arrived"):
         list(transcribe(iter(clips), language=["fr"]))
-    with pytest.raises(ValueError, match="`prompt` has 3 entries and 2 clips arrived"):
+    with pytest.raises(ValueError, match="`prompt` holds 3 entries and 2 clips arrived"):
         list(transcribe(iter(clips), prompt=["Write."] * 3))
 
 
