@@ -186,7 +186,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(here):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("absent.wav", "There is no file or folder `absent.wav` (current folder: /"),
+        ("absent.wav", "There is no file or folder `absent.wav` \\(current folder: /"),
         ("absent/*.wav", r"No file matches the pattern `absent/\*.wav`"),
         ("empty", "The folder `empty` and its subfolders hold no audio file"),
         ("*.txt", r"The pattern `\*.txt` matches `notes.txt` \(1 in all\) and no audio file"),

@@ -70,7 +70,9 @@ def test_a_misspelt_field_is_refused_with_the_near_one():
 
 
 def test_an_unknown_field_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"got `wings`, .* Its own fields are \['adapter_dropout', 'adapter_heads'"):
+    with pytest.raises(
+        ValueError, match=r"got an unknown field `wings`. Its own fields are \['adapter_dropout', 'adapter_heads'"
+    ):
         tiny_config(wings=2)
 
 
@@ -81,7 +83,7 @@ def test_a_saved_attribute_of_the_users_is_kept_and_a_misspelt_field_of_a_file_r
     assert AutoConfig.from_pretrained(tmp_path).trained_by == "us"
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"trained_by"', '"stack_facter"'))
-    with pytest.raises(ValueError, match="got `stack_facter`, .* Did you mean `stack_factor`?"):
+    with pytest.raises(ValueError, match="got an unknown field `stack_facter`. Did you mean `stack_factor`?"):
         AutoConfig.from_pretrained(tmp_path)
 
 

@@ -282,7 +282,7 @@ REFUSED = {
     ),
     "rate in kHz": (tone(), 16, "sampling rate 16; expected 1000 or more. Pass the rate in Hz: 16000, not 16"),
     "three axes": (np.zeros((1, 1, 8000), np.float32), 16000, r"shape \(1, 1, 8000\); expected one clip, mono"),
-    "64-bit integers": (np.ones(8000, np.int64), 16000, r"arrived as int64 samples, .* expected floats.*/ 32768"),
+    "64-bit integers": (np.ones(8000, np.int64), 16000, r"arrived as int64 samples .* expected floats.*/ 32768"),
     "unsigned integers": (
         (16000, np.ones(8000, np.uint16)),
         None,
