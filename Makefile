@@ -5,7 +5,7 @@
 #   make test-all                 the slow ones too
 #   make test TRANSFORMERS=5.24.0 the same tests with another version of transformers
 #   make test-gpu                 the tests that need a GPU
-#   make train                    build the data, train the shipped weights again, score them; goes on where it stopped
+#   make train                    build the data, train the shipped weights again, score them; continues an interrupted run
 #   make check                    lint and format
 
 PYTHON ?= python3
@@ -29,7 +29,7 @@ demo: $(VENV)/demo.stamp
 	$(BACKBONES)
 	$(RUN)/soundwave-hf demo $(if $(AUDIO),"$(AUDIO)")
 
-# The real backbones serve one integration test, which is skipped with a reason where they cannot be had.
+# One integration test needs the real backbones. Without them it is skipped, with a reason.
 test: $(VENV)/test.stamp $(if $(TRANSFORMERS),$(TRIED)/tried.stamp)
 	$(BACKBONES) || echo "No backbones: the tests that need them will be skipped."
 	$(TEST) $(WORKERS) -m "not slow"
@@ -40,7 +40,7 @@ test-all: test
 test-gpu: $(VENV)/test.stamp $(if $(TRANSFORMERS),$(TRIED)/tried.stamp)
 	$(TEST) -m gpu
 
-# The version to try lies before what .venv has, and brings the versions of its closest relatives that it needs.
+# This version comes first on the path, before .venv, and installs the versions of its dependencies that it needs.
 $(VENV)-transformers-%/tried.stamp: $(VENV)/test.stamp
 	rm -rf $(@D)
 	$(RUN)/python -m venv --without-pip $(@D)
@@ -50,8 +50,8 @@ $(VENV)-transformers-%/tried.stamp: $(VENV)/test.stamp
 		'$(abspath $(@D)/tried)' "$$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
-# Steps of ever other lengths free and take memory all the time: kept by the process, a step takes a third less time
-# (glibc; other C libraries do not read these).
+# Steps differ in length, so they free and allocate memory all the time. If the process keeps that memory, a step takes
+# a third less time (glibc; other C libraries ignore these).
 train: export MALLOC_MMAP_MAX_ = 0
 train: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 train: export MALLOC_TOP_PAD_ = 268435456
@@ -76,7 +76,7 @@ $(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 
-# pip is the last thing to come into a virtual environment: one without it was left half made.
+# pip is installed last: a virtual environment without it is incomplete.
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"{sys.executable} is Python {v[0]}.{v[1]} and transformers 5.23 needs 3.11 or newer: make PYTHON=python3.12 ...")'
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) could not make a virtual environment with pip in $(VENV), and what it had made is removed. Install its venv and ensurepip modules (Debian and Ubuntu: apt-get install python3-venv), or name a Python that has them: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) could not make a virtual environment with pip in $(VENV). The incomplete folder was removed. Install its venv and ensurepip modules (Debian and Ubuntu: apt-get install python3-venv), or name a Python that has them: make PYTHON=python3.12 ..." >&2; exit 1; }

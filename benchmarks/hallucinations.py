@@ -25,7 +25,7 @@ from soundwave_hf.data.manifest import read_rows
 from soundwave_hf.evaluation.evaluate import SETS, read_set
 from soundwave_hf.evaluation.shipped import ADAPTER
 from soundwave_hf.modeling.ctc_text_soundwave import bridge_of, ctc_form
-from soundwave_hf.modeling.support_soundwave import LEAST_SUPPORT, hear_words
+from soundwave_hf.modeling.support_soundwave import LEAST_SUPPORT, score_words
 
 
 WITHOUT_FRAMES = -100.0  # nats a label, in place of -inf
@@ -57,7 +57,7 @@ def auroc(invented: np.ndarray, said: np.ndarray) -> float:
 
 def judge(clip, words: list[str], places: list[list[int]], bridge, threshold: float) -> tuple[list, list]:
     """Support and verdict of invented and of said words."""
-    heard = hear_words(clip, " ".join(words), bridge, threshold)
+    heard = score_words(clip, " ".join(words), bridge, threshold)
     invented = set()
     for copies in places:
         ranked = sorted(copies, key=lambda place: heard[place].support)

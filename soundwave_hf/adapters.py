@@ -6,14 +6,14 @@ from .paths import find_weights
 
 
 def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = None, **hub) -> str:
-    """The local folder of trained adapters, downloaded where the name is one of the hub.
+    """The local folder of trained adapters, downloaded first if the name is a hub name.
 
     Args:
         name_or_folder: folder that `soundwave-hf train` or `export` wrote, of any stage, or a hub name.
         revision: branch, tag or commit of a hub repository.
         hub: `token`, `cache_dir`, `local_files_only`, as in `from_pretrained`.
 
-    Raises: FileNotFoundError where there is no such folder or repository; ValueError where it holds something else.
+    Raises: FileNotFoundError if there is no such folder or repository; ValueError if it holds no trained adapters.
     """
     from .modeling.folders_soundwave import describe_folder, find_adapter, is_hub_name
 
@@ -24,7 +24,7 @@ def resolve_adapter(name_or_folder: str | os.PathLike, revision: str | None = No
         return folder
     if os.path.isdir(name):
         raise ValueError(f"Trained adapters were expected. {describe_folder(name)}")
-    hub_words = ", and the hub delivered no adapters of that name" if is_hub_name(name) else ""
+    hub_words = ", and no adapters of that name could be downloaded from the hub" if is_hub_name(name) else ""
     raise FileNotFoundError(
         f"There is no folder `{name}` with trained adapters{hub_words}. Give a folder that `soundwave-hf train` or "
         "`export` wrote; the shipped ones are `weights/soundwave-small`."
@@ -41,15 +41,15 @@ def load_adapter(
     revision: str | None = None,
     ctc_only: bool = False,
 ):
-    """Trained adapters, merged into the backbones that they name -> model in eval mode, processor.
+    """Load trained adapters and merge them into their backbones. Returns the model in eval mode and the processor.
 
     Args:
         folder: folder of adapters of stage `shrink` or `instruct`, or a hub name.
-        encoder, llm: hub name or folder of a backbone; by default what the adapters name.
-        dtype: of all weights; "auto" for the backbones' own and float32 adapters.
+        encoder, llm: hub name or folder of a backbone; by default those that the adapters' config names.
+        dtype: of all weights; with "auto" the backbones keep their own and the adapters are float32.
         device: where the model is put; the CPU by default.
-        allow_other_backbones: whether the backbones may be others than those of the training.
-        ctc_only: take adapters of stage `align` too, of whose model only the CTC head is of use.
+        allow_other_backbones: whether to accept backbones that the adapters were not trained with.
+        ctc_only: accept adapters of stage `align` too. Only the CTC head of such a model is usable.
 
     Raises: what `resolve_adapter` and `SoundwaveForConditionalGeneration.from_pretrained` raise.
     """
@@ -67,7 +67,7 @@ def load_adapter(
 
 
 def load_processor(folder: str | os.PathLike, llm: str | None = None):
-    """The processor of trained adapters, with the tokenizer of the LLM that they name, or of that given."""
+    """The processor of trained adapters, with the tokenizer of `llm`, by default the LLM that their config names."""
     from .processing.processing_soundwave import SoundwaveProcessor
 
     return SoundwaveProcessor.from_pretrained(resolve_adapter(folder), llm=llm)

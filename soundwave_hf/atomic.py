@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A place to write a file, which is put at `path` once the block ends, and removed where it fails.
+    """Yield a temporary path. The file there is moved to `path` when the block ends, or deleted if the block fails.
 
-    Raises: `OSError` where safetensors cannot write there.
+    Raises: `OSError` if safetensors cannot write there.
     """
     path = Path(path)
     with _place_beside(path) as part:
@@ -27,23 +27,23 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` once the block ends, and is removed where it fails.
+    """Yield a temporary folder. It is moved to `path` when the block ends, or deleted if the block fails.
 
-    Raises: `OSError` where safetensors cannot write there.
+    Raises: `OSError` if safetensors cannot write there.
     """
     path = Path(path).resolve()
     with _folder_beside(path) as part:
         yield part
         if path.exists():
-            path.rmdir()  # empty, as `refuse_used` asks
+            path.rmdir()  # `refuse_used` has checked that it is empty
         part.replace(path)
 
 
 @contextmanager
 def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
-    """A place to write files. They are put into `folder` once the block ends; where it fails, none is.
+    """Yield a temporary folder. Its files are moved to `folder` when the block ends; if the block fails, none is.
 
-    Raises: `OSError` where safetensors cannot write there.
+    Raises: `OSError` if safetensors cannot write there.
     """
     folder = Path(folder)
     with _folder_beside(folder / "files") as part:
@@ -54,9 +54,9 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
-    """An empty folder at `_place_beside`, which is removed at the end."""
+    """Yield an empty folder at `_place_beside`. It is deleted at the end."""
     with _place_beside(path) as part:
-        shutil.rmtree(part, ignore_errors=True)  # of an earlier run that was killed
+        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
         part.mkdir()
         try:
             yield part
@@ -66,7 +66,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _place_beside(path: Path) -> Iterator[Path]:
-    """A path in the same folder. The folder is made, and removed again where the block fails."""
+    """Yield a path in the same folder. The folder is made if it is missing, and removed again if the block fails."""
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -77,14 +77,14 @@ def _place_beside(path: Path) -> Iterator[Path]:
                 folder.rmdir()
         if isinstance(error, SafetensorError):
             raise OSError(
-                f"`{path}` could not be written, and nothing there was changed: {error}. Make room, or name another "
-                "place."
+                f"`{path}` could not be written ({error}). Nothing there was changed. Free disk space, or name "
+                "another place."
             ) from error
         raise
 
 
 def make_folder(write: Callable[[Path], None], folder: Path):
-    """Let `write` make a folder, and put it in place in one step. Of several processes that do so, the first wins."""
+    """Call `write` on a temporary folder and move it to `folder`. If several processes do so, the first one wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         part = Path(temporary) / folder.name
@@ -97,7 +97,7 @@ def make_folder(write: Callable[[Path], None], folder: Path):
 
 
 def refuse_used(folder: str | os.PathLike):
-    """Raises: `FileExistsError` where a new folder would be put in the place of something."""
+    """Raises: `FileExistsError` if the path exists and is not an empty folder."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")

@@ -16,7 +16,8 @@ from .processing.sources_soundwave import describe
 
 
 STANDARD_INPUT = "-"
-WITH_HEADER = ("wav", "flac", "ogg", "opus", "webm", "mkv", "m4a", "mp4")  # no raw samples begin like these
+# File types with a header: raw samples do not begin like these.
+WITH_HEADER = ("wav", "flac", "ogg", "opus", "webm", "mkv", "m4a", "mp4")
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,22 @@ class AudioFile:
     """A file to transcribe, or standard input."""
 
     path: str  # `-` for standard input
-    below: str = ""  # the folder that it was found in, which its place in an output folder is relative to
+    below: str = ""  # the input folder that holds it; its path in an output folder is relative to this one
 
     @property
     def stem(self) -> Path:
-        """Where its transcripts go below an output folder, without the ending of their names."""
+        """Path of its transcripts in an output folder, without the file name's ending."""
         if self.path == STANDARD_INPUT:
             return Path("stdin")
         return Path(os.path.relpath(self.path, self.below) if self.below else Path(self.path).name).with_suffix("")
 
 
 def find_audio(inputs: Sequence[str]) -> list[AudioFile]:
-    """Files by name, in folders and below them, and of patterns such as `calls/*.wav`; each of them once.
+    """List the audio files that names, folders (with subfolders) and patterns such as `calls/*.wav` give, each once.
 
-    A file that is named itself may have any ending; of folders and patterns, files with an ending of audio are taken.
+    A file given by name may have any ending. Folders and patterns give only files with an audio ending.
 
-    Raises: `FileNotFoundError` where nothing matches, `ValueError` where what matches is no audio.
+    Raises: `FileNotFoundError` if nothing matches, `ValueError` if no match is an audio file.
     """
     if not inputs:
         raise ValueError("There is nothing to transcribe: give audio files, folders, patterns, or `-`.")
@@ -57,7 +58,7 @@ def find_one(written: str) -> list[AudioFile]:
         files = audio_below(written)
         if not files:
             raise ValueError(
-                f"The folder `{written}` and those below it hold no audio file ({' '.join(AUDIO_SUFFIXES)}). Name "
+                f"The folder `{written}` and its subfolders hold no audio file ({' '.join(AUDIO_SUFFIXES)}). Name "
                 "files with other endings one by one."
             )
         return files
@@ -76,7 +77,7 @@ def find_pattern(pattern: str) -> list[AudioFile]:
     matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
     if not matches:
         what = "No file matches the pattern" if glob.has_magic(pattern) else "There is no file or folder"
-        raise FileNotFoundError(f"{what} `{pattern}`, seen from the folder {os.getcwd()}.")
+        raise FileNotFoundError(f"{what} `{pattern}` (current folder: {os.getcwd()}).")
     files = [AudioFile(path) for path in matches if os.path.isfile(path) and is_audio(path)]
     files += [file for path in matches if os.path.isdir(path) and "**" not in pattern for file in audio_below(path)]
     if not files:
@@ -88,7 +89,7 @@ def find_pattern(pattern: str) -> list[AudioFile]:
 
 
 def audio_below(folder: str) -> list[AudioFile]:
-    """Audio files in a folder and those below it, by name; hidden ones, and links to folders, are left out."""
+    """Audio files in a folder and its subfolders, sorted by name, without hidden files and linked folders."""
 
     def refuse(error: OSError):
         raise OSError(f"The folder `{error.filename}` could not be read: {error.strerror}.") from error
@@ -108,9 +109,9 @@ def is_audio(path: str) -> bool:
 
 
 def read_standard_input(rate: int | None = None) -> dict:
-    """Samples of an audio file, or, with a rate in Hz, of raw audio: 16 bits, little-endian, one channel.
+    """Read an audio file, or, with a rate in Hz, raw audio: 16 bits, little-endian, one channel.
 
-    Raises: `ValueError` where it holds something else.
+    Raises: `ValueError` if it holds something else.
     """
     refuse_terminal()
     content = sys.stdin.buffer.read()
@@ -132,11 +133,11 @@ def refuse_terminal():
 
 def raw_samples(content: bytes, rate: int, kind: str | None) -> dict:
     if kind in WITH_HEADER:
-        raise ValueError(f"Standard input holds a {kind} file, which has a rate of its own: leave `--rate` out.")
+        raise ValueError(f"Standard input holds a {kind} file, which says its own sampling rate: leave `--rate` out.")
     if len(content) % 2:
         raise ValueError(
-            f"Standard input held {len(content)} bytes, and raw samples have two each: it was cut off, or is no "
-            "16-bit audio (`ffmpeg -i INPUT -f s16le -ac 1 -ar RATE -`)."
+            f"Standard input held {len(content)} bytes, an odd number, but a raw sample has two. The input was cut "
+            "off, or it is not 16-bit audio. Write that with `ffmpeg -i INPUT -f s16le -ac 1 -ar RATE -`."
         )
     return {"array": np.frombuffer(content, "<i2"), "sampling_rate": rate}
 
@@ -158,7 +159,7 @@ def unknown_bytes(content: bytes) -> str:
             "file. Give the files as arguments: `xargs -d '\\n' soundwave-hf transcribe < LIST`."
         )
     return (
-        "Standard input does not begin like an audio file. For raw samples (16 bits, little-endian, one channel) give "
+        "Standard input is not a known type of audio file. For raw samples (16 bits, little-endian, one channel) give "
         "their rate in Hz, such as `--rate 16000`; or pipe a file with a header: "
         "`ffmpeg -i INPUT -f wav - | soundwave-hf transcribe -`."
     )

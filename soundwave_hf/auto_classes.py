@@ -1,18 +1,19 @@
 """Registers Soundwave with the Auto classes of transformers, without importing transformers or torch.
 
 transformers keeps tables of names ("whisper" -> "WhisperConfig") and imports `transformers.models.whisper` when such a
-name is used. This file adds Soundwave's names to these tables and registers this package, which imports its names
-lazily, as the module of the model type. Tables that are already loaded are filled at once; an import hook fills the
+name is used. This file adds Soundwave's names to these tables. It registers this package, which imports its classes
+lazily, as the module of the model type. Tables that are already loaded are filled at once. An import hook fills the
 others right after transformers loads them.
 
-Why a hook and not `AutoConfig.register`: that takes classes. CPU seconds of a process, measured with
-`TIMEFORMAT=%U; time python -c "..."` on two cores that also ran other work (transformers 5.23, torch 2.13):
+Why a hook and not `AutoConfig.register`: `register` needs the classes, and importing them is slow. CPU seconds of a
+process, measured with `TIMEFORMAT=%U; time python -c "..."` on two cores that also ran other work (transformers 5.23,
+torch 2.13):
 
     import soundwave_hf, or `soundwave-hf --help`                                       0.1
     from transformers import AutoConfig (the least that `AutoConfig.register` needs)    5.0
     the config, model and processor classes (what all `register` calls need)            9.7
 
-Registering only where transformers is already imported would leave out scripts that import it after soundwave_hf.
+Registering only if transformers is already imported would miss scripts that import it after soundwave_hf.
 """
 
 import importlib.abc
@@ -23,7 +24,7 @@ from types import ModuleType
 
 
 MODEL_TYPE = "soundwave"
-PUBLISHED_MODEL_TYPE = "Soundwave"  # of the authors' checkpoints; our config raises an error that says how to convert
+PUBLISHED_MODEL_TYPE = "Soundwave"  # of the authors' checkpoints; our config's error says how to convert them
 CONFIG_CLASS = "SoundwaveConfig"
 PROCESSOR_CLASS = "SoundwaveProcessor"
 PIPELINE_TASK = "soundwave-asr"
@@ -48,7 +49,7 @@ TABLES: dict[str, dict[str, str]] = {
 
 
 def register(package: ModuleType):
-    """Add the classes of `package`, which imports them as attributes, to the tables of transformers."""
+    """Add the classes of `package` to the tables of transformers. `package` imports each class when it is accessed."""
     for model_type in (MODEL_TYPE, PUBLISHED_MODEL_TYPE):
         sys.modules[f"transformers.models.{model_type}"] = package
     for name in TABLES:
@@ -67,7 +68,7 @@ def fill_tables(module: ModuleType):
         getattr(module, f"{table}_NAMES")[MODEL_TYPE] = class_name
         if table == "CONFIG_MAPPING":
             getattr(module, f"{table}_NAMES")[PUBLISHED_MODEL_TYPE] = class_name
-        # The library built it when the module was imported, perhaps before this name was added.
+        # The library built this table when the module was imported, maybe before this name was added.
         reverse = getattr(getattr(module, table), "_reverse_config_mapping", {})
         reverse[CONFIG_CLASS] = MODEL_TYPE
         if table == "MODEL_MAPPING":
@@ -75,9 +76,9 @@ def fill_tables(module: ModuleType):
 
 
 def give_generating_model(mapping, names: dict):
-    """Let `AutoModel` load the model that generates, as speech models with remote code do.
+    """Make `AutoModel` load the model that generates, as speech models with remote code do.
 
-    The table of names keeps the bare model: the library reads there which classes take no labels.
+    The table of names keeps the bare model, because the library reads there which classes take no labels.
     """
     mapping._model_mapping = ChainMap({MODEL_TYPE: MODEL_CLASS}, names)
 
@@ -85,14 +86,14 @@ def give_generating_model(mapping, names: dict):
 def add_names(transformers: ModuleType):
     """Add `transformers.SoundwaveForConditionalGeneration`: `transformers serve` looks for a model's class there.
 
-    `transformers.processing_utils` replaces the module `transformers` by another, which needs the names too.
+    `transformers.processing_utils` replaces the module `transformers` by another one, which needs the names too.
     """
     for name in (CONFIG_CLASS, MODEL_CLASS, PROCESSOR_CLASS):
         transformers._class_to_module[name] = f"models.{MODEL_TYPE}"
 
 
 def add_pipeline(pipelines: ModuleType):
-    """The task `soundwave-asr`; the class is imported when the task is asked for."""
+    """Add the task `soundwave-asr`. Its class is imported when the task is used."""
     pipelines.PIPELINE_REGISTRY.supported_tasks[PIPELINE_TASK] = {
         "impl": PIPELINE_CLASS,
         "pt": (pipelines.AutoModelForMultimodalLM,),

@@ -1,4 +1,4 @@
-"""Turn a checkpoint in the layout that the Soundwave authors published into one that transformers loads.
+"""Convert a checkpoint in the layout that the Soundwave authors published into one that transformers loads.
 
     soundwave-hf convert SRC DST
 
@@ -24,7 +24,7 @@ PUBLISHED_AUDIO_TOKEN = "<audio_patch>"
 
 # Fields of the published config.json without which it cannot be read.
 REQUIRED_FIELDS = ("adapter_size", "audio_tower", "audio_patch_token", "hidden_size", "vocab_size")
-# Those of its fields that describe the LLM. `LlamaConfig` turns the two about RoPE into `rope_parameters`.
+# Fields of the published config.json that describe the LLM. `LlamaConfig` makes `rope_parameters` of the last two.
 LLM_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -49,7 +49,7 @@ LLM_FIELDS = (
     "rope_scaling",
 )
 
-# Beginning of a native name -> beginning of the published one, and which third of a fused `in_proj` it is.
+# Prefix of a native name -> prefix of the published name, and which third of a fused `in_proj` it is.
 _LAYER = "model.asr_transformer_encoder.layers.0"
 _ALIGNMENT = "model.alignment_adapter"
 _SHRINKING = "model.shrinking_adapter"
@@ -61,7 +61,7 @@ PUBLISHED_NAMES = {
     f"{_ALIGNMENT}.linear.": ("model.mm_projector1.", None),
     f"{_ALIGNMENT}.norm.": ("model.out_norm.", None),
     f"{_ALIGNMENT}.layers.0.self_attn_layer_norm.": (f"{_LAYER}.norm1.", None),
-    # Each frame attends to itself alone there, so the query and key thirds do nothing and have no native name.
+    # Each frame attends to itself only, so the query and key thirds have no effect and no native name.
     f"{_ALIGNMENT}.layers.0.self_attn.v_proj.": (f"{_LAYER}.self_attn.in_proj_", 2),
     f"{_ALIGNMENT}.layers.0.self_attn.out_proj.": (f"{_LAYER}.self_attn.out_proj.", None),
     f"{_ALIGNMENT}.layers.0.final_layer_norm.": (f"{_LAYER}.norm2.", None),
@@ -87,7 +87,7 @@ def published_source(native_name: str) -> tuple[str, int | None]:
 
 
 def read_published_config(src: Path) -> dict:
-    """The fields of a published config.json. Raises: `ValueError` where it is another model's."""
+    """The fields of a published config.json. Raises: `ValueError` if it belongs to another model."""
     path = src / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"`{src}` has no config.json: give the folder of a published Soundwave checkpoint.")
@@ -95,7 +95,7 @@ def read_published_config(src: Path) -> dict:
     model_type = published.get("model_type")
     if model_type == SoundwaveConfig.model_type:
         raise ValueError(
-            f'`{src}` has model type "{model_type}": it is a native checkpoint already, load it with '
+            f'`{src}` has model type "{model_type}": it is a native checkpoint already. Load it with '
             "`AutoModelForMultimodalLM.from_pretrained`."
         )
     missing = [name for name in REQUIRED_FIELDS if name not in published]
@@ -107,8 +107,8 @@ def read_published_config(src: Path) -> dict:
         )
     if published.get("audio_patch_size", 1) != 1:
         raise ValueError(
-            f"`audio_patch_size` is {published['audio_patch_size']} in `{path}`; only 1, one audio token a clip, is "
-            "known."
+            f"`audio_patch_size` is {published['audio_patch_size']} in `{path}`; only 1 is supported: one audio "
+            "token for each clip."
         )
     return published
 
@@ -116,20 +116,20 @@ def read_published_config(src: Path) -> dict:
 def read_encoder_config(src: Path, audio_tower: str):
     """The Whisper config that `audio_tower` names: a folder relative to the checkpoint, or a hub name.
 
-    Raises: `FileNotFoundError` where it cannot be had.
+    Raises: `FileNotFoundError` if it is neither a folder nor on the hub.
     """
     folder = src / audio_tower
     try:
         return AutoConfig.from_pretrained(folder if folder.is_dir() else audio_tower)
     except OSError as error:
         raise FileNotFoundError(
-            f"The config of the audio encoder `{audio_tower}` cannot be had: `{folder}` is no folder with a "
-            "config.json, and the hub gave none. Save that model's config.json in this folder."
+            f"The config of the audio encoder `{audio_tower}` was not found: `{folder}` holds no config.json, and "
+            "none could be downloaded from the hub. Save that model's config.json in this folder."
         ) from error
 
 
 def native_config(published: dict, src: Path) -> SoundwaveConfig:
-    """`SoundwaveConfig` of a published checkpoint. Raises: `ValueError` where the encoder's width is another."""
+    """`SoundwaveConfig` of a published checkpoint. Raises: `ValueError` if the encoder's width differs."""
     audio_config = read_encoder_config(src, published["audio_tower"])
     width = getattr(audio_config, "d_model", None)
     if width != published["adapter_size"]:
@@ -147,7 +147,7 @@ def native_config(published: dict, src: Path) -> SoundwaveConfig:
 
 
 def weight_files(src: Path) -> list[Path]:
-    """The files that hold the weights. Raises: `FileNotFoundError` where there is none, or a shard is missing."""
+    """The files that hold the weights. Raises: `FileNotFoundError` if there is none, or a shard is missing."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = src / f"{name}.index.json"
         if index.is_file():
@@ -176,7 +176,7 @@ def read_weights(src: Path) -> dict[str, torch.Tensor]:
 def native_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Published tensors under the names of a model's parameters.
 
-    Raises: `ValueError` where a tensor is missing, has no place, or has another shape.
+    Raises: `ValueError` if a tensor is missing, unknown or of the wrong shape.
     """
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     sources = {name: published_source(name) for name in shapes}
@@ -185,11 +185,11 @@ def native_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> 
     if missing or unexpected:
         raise ValueError(
             f"The checkpoint lacks {len(missing)} of {len(expected)} tensors: {missing[:8]}; {len(unexpected)} of its "
-            f"tensors have no place: {unexpected[:8]}. Its config.json must be the one it was saved with."
+            f"tensors are unknown: {unexpected[:8]}. Its config.json must be the one that it was saved with."
         )
     native, wrong = {}, []
     for name, (published, third) in sources.items():
-        # A clone, since thirds of one tensor share its storage and are saved apart.
+        # Cloned, because thirds of one tensor share its storage and are saved separately.
         value = weights[published] if third is None else weights[published].chunk(3)[third].clone()
         native[name] = value
         if value.shape != shapes[name]:
@@ -205,14 +205,14 @@ def generation_config(published: dict) -> GenerationConfig:
         bos_token_id=published.get("bos_token_id"),
         eos_token_id=published.get("eos_token_id"),
         pad_token_id=published.get("llm_pad_token_id", published.get("pad_token_id")),
-        suppress_tokens=[published["audio_patch_token"]],  # an answer holds no clip
+        suppress_tokens=[published["audio_patch_token"]],  # an answer must not contain an audio token
     )
 
 
 def read_tokenizer(src: Path, published: dict):
-    """The tokenizer of a checkpoint, with the audio token added if it lacks it; None where there is no tokenizer.
+    """The tokenizer of a checkpoint, with the audio token added if it lacks it; None if there is no tokenizer.
 
-    Raises: `ValueError` where the audio token has another id than in config.json.
+    Raises: `ValueError` if the audio token's id differs from that in config.json.
     """
     if not any((src / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
@@ -222,7 +222,7 @@ def read_tokenizer(src: Path, published: dict):
     if found != expected:
         raise ValueError(
             f"The tokenizer of `{src}` gives `{PUBLISHED_AUDIO_TOKEN}` the id {found} and config.json says {expected}"
-            ": put the tokenizer there that the checkpoint was trained with."
+            ": use the tokenizer that the checkpoint was trained with."
         )
     if tokenizer.pad_token is None and "llm_pad_token_id" in published:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(published["llm_pad_token_id"])
@@ -245,8 +245,8 @@ def make_processor(tokenizer, config: SoundwaveConfig):
 def convert_published(src: str, dst: str):
     """Write a native checkpoint `dst` of a published one `src`: config, weights, generation config, processor.
 
-    Raises: `FileNotFoundError` where a file of `src` is missing, `FileExistsError` where `dst` holds something,
-    `ValueError` where `src` is no published checkpoint, or its tensors or widths are not those of its config.
+    Raises: `FileNotFoundError` if a file of `src` is missing, `FileExistsError` if `dst` holds something,
+    `ValueError` if `src` is not a published checkpoint, or its tensors or widths do not fit its config.
     """
     src, dst = Path(src), Path(dst).resolve()
     refuse_used(dst)
@@ -259,7 +259,7 @@ def convert_published(src: str, dst: str):
     model.generation_config = generation_config(published)
     parts = [model]
     if tokenizer is None:
-        print(f"`{src}` holds no tokenizer: the model alone is written.")
+        print(f"`{src}` holds no tokenizer: only the model is written.")
     else:
         parts.append(make_processor(tokenizer, config))
     with atomic_folder(dst) as folder:

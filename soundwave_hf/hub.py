@@ -21,22 +21,22 @@ def merge_adapter(
 ) -> Path:
     """Write the backbones with trained adapters, their LoRA merged into the LLM, the processor and the code.
 
-    The folder is put in place in one step. It is what `pipeline`, servers and `push_to_hub` take. Layers are merged
-    one by one, in place, in float32, and each is rounded once to the dtype of the LLM.
+    The folder appears in one step. `pipeline`, servers and `push_to_hub` can use it. Layers are merged one by one, in
+    place, in float32, and each is rounded once to the dtype of the LLM.
 
     Args:
         adapter: folder that `soundwave-hf train` or `export` wrote, or a hub name.
-        encoder, llm: hub name or folder of a backbone; by default what the adapters name.
+        encoder, llm: hub name or folder of a backbone; by default those that the adapters' config names.
         dtype: of all weights that are written; "auto" for that of the LLM's checkpoint.
         device: where the layers are merged; the CPU by default.
-        allow_other_backbones: whether the backbones may be others than those of the training.
+        allow_other_backbones: whether to accept backbones that the adapters were not trained with.
 
-    Raises: `FileExistsError` where the destination is no new or empty folder; what `load_adapter` raises.
+    Raises: `FileExistsError` if the destination exists and is not an empty folder; what `load_adapter` raises.
     """
     destination = Path(destination)
     refuse_used(destination)
     model, processor = load_adapter(adapter, encoder, llm, dtype, device, allow_other_backbones)
-    # One dtype: a checkpoint is loaded in one, and a Whisper in float16 would make it that of an LLM in bfloat16.
+    # A checkpoint is loaded in one dtype. Without this, a float16 Whisper would turn a bfloat16 LLM to float16.
     model = model.to(model.lm_head.weight.dtype)
     with atomic_folder(destination) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)

@@ -1,4 +1,4 @@
-"""Transcripts of live audio: partial text while someone speaks, final text at each pause."""
+"""Transcribe live audio: partial text while someone speaks, final text at each pause."""
 
 import json
 import shutil
@@ -21,16 +21,16 @@ from .transcribe import TranscribeOptions, texts_of
 from .transcripts import Segment, one_line
 
 
-LONGEST_SECONDS = 10.0  # of a segment, where nobody pauses
+LONGEST_SECONDS = 10.0  # longest segment, if the speaker does not pause
 HOPS_PER_SECOND = 100
-SMOOTHED_HOPS = 10  # 0.1 s, over which loudness is averaged to find the quietest place of a pause
+SMOOTHED_HOPS = 10  # 0.1 s: loudness is averaged over this time to find the quietest place of a pause
 READ_BYTES = 2**16
-MOST_PENDING = 2  # segments that wait for the LLM; then new samples wait
+MOST_PENDING = 2  # segments that may wait for the LLM; with more, `feed` blocks
 
 
 @dataclass(frozen=True)
 class Partial:
-    """What the CTC head has heard since the last segment ended; the segment may change it."""
+    """CTC transcript since the last segment. The final text may differ."""
 
     start: float  # seconds of the stream
     end: float
@@ -39,23 +39,23 @@ class Partial:
 
 class StreamingTranscriber:
     r"""
-    Transcribes audio as it comes. The CTC head gives partial text. The LLM gives the final text of a segment, once the
-    speaker pauses or the segment is full.
+    Transcribes live audio. The CTC head gives partial text. The LLM gives the final text of a segment when the speaker
+    pauses or the segment is full.
 
-    Segments follow one another without a gap or an overlap, so that no sample is heard twice or left out. The LLM
-    works in a thread of its own, and partial text does not wait for it: the text of a segment may come after partial
-    text of the next one. What is kept of the stream is shorter than four of the longest segments.
+    Segments have no gaps or overlaps: each sample is in exactly one segment. The LLM runs in a separate thread, so
+    the final text of a segment may come after partial text of the next one. Less than four of the longest segments
+    are kept in memory.
 
     Args:
-        model, processor: as `load_adapter` or `from_pretrained` give them.
+        model, processor: from `load_adapter` or `from_pretrained`.
         sampling_rate (`int`): Hz of the samples.
-        partial_seconds (`float`): new audio before the next partial text.
+        partial_seconds (`float`): seconds of new audio before the next partial text.
         pause_seconds (`float`): time without a CTC label that ends a segment.
-        longest_seconds (`float`, *optional*): longest segment, 10 s by default, at most the encoder's window. Where
-            nobody pauses, it is cut where its last third is quietest.
+        longest_seconds (`float`, *optional*): longest segment, 10 s by default, at most the encoder's window. Without
+            a pause, the segment is cut at the quietest place of its last third.
         language, max_new_tokens, ctc_only: as in `TranscribeOptions`.
 
-    Raises: `ValueError` for a value that does not fit.
+    Raises: `ValueError` for a value out of range.
 
     Example:
 
@@ -63,7 +63,7 @@ class StreamingTranscriber:
     >>> from soundwave_hf import StreamingTranscriber
 
     >>> transcriber = StreamingTranscriber(model, processor, sampling_rate=16_000, max_new_tokens=20)
-    >>> events = transcriber.feed([0.0] * 8_000)  # as often as samples come: `Partial`s and `Segment`s
+    >>> events = transcriber.feed([0.0] * 8_000)  # whenever samples arrive; gives `Partial`s and `Segment`s
     >>> events += transcriber.finish()
     >>> events[-1].end
     0.5
@@ -105,16 +105,16 @@ class StreamingTranscriber:
         self._resampler = None if same else import_soxr().ResampleStream(sampling_rate, self.rate, 1, dtype="float32")
         self._waiting = np.zeros(0, np.float32)  # samples since the last segment ended
         self._start = 0  # their place in the stream, in samples
-        self._new = 0  # samples since the CTC head last heard
+        self._new = 0  # samples since the last CTC pass
         self._said = ""  # the last partial text
         self._is_finished = False
         self._llm = ThreadPoolExecutor(max_workers=1, thread_name_prefix="soundwave-final-text")
         self._pending: deque[Future] = deque()  # final texts, in order
 
     def feed(self, samples) -> list[Partial | Segment]:
-        """Take the next samples `(samples,)`, floats in [-1, 1] or PCM integers; give the text that is ready.
+        """Add samples `(samples,)`, floats in [-1, 1] or PCM integers. Returns: the text that is ready.
 
-        Raises: `ValueError` for samples of several channels, or that are no finite numbers, and after `finish`.
+        Raises: `ValueError` for several channels, for samples that are not finite, and after `finish`.
         """
         if self._is_finished:
             raise ValueError("Samples arrived after `finish`: make a new `StreamingTranscriber` for another stream.")
@@ -128,7 +128,7 @@ class StreamingTranscriber:
         return sorted(events, key=lambda event: event.start)
 
     def finish(self) -> list[Partial | Segment]:
-        """The stream has ended: wait for the LLM and give the rest."""
+        """End the stream: wait for the LLM and return the remaining text."""
         if self._is_finished:
             return []
         self._is_finished = True
@@ -150,11 +150,11 @@ class StreamingTranscriber:
             self._new += len(samples[:room])
             samples = samples[room:]
             if self._new >= self._partial or len(self._waiting) == self._longest:
-                events += self._hear()
+                events += self._update()
         return events
 
-    def _hear(self) -> list[Partial | Segment]:
-        """Let the CTC head hear the samples that wait: they end a segment, or have other partial text."""
+    def _update(self) -> list[Partial | Segment]:
+        """Run the CTC head on the waiting samples: end a segment, or return new partial text."""
         self._new = 0
         text, spoken = self._ctc()
         if spoken and len(self._waiting) - spoken >= self._pause:
@@ -168,7 +168,7 @@ class StreamingTranscriber:
 
     @torch.inference_mode()
     def _ctc(self) -> tuple[str, int]:
-        """The greedy transcript of the samples that wait, and the sample behind its last label, 0 without labels."""
+        """Greedy transcript of the waiting samples, and the sample after its last label (0 without labels)."""
         audio = audio_of(self.model, self.processor, [self._clip(self._waiting)])
         best = audio.ctc_best[0, : audio.num_frames[0]].tolist()  # [frames]
         blank = self.model.config.audio_token_id
@@ -178,7 +178,7 @@ class StreamingTranscriber:
         return text, min((labelled[-1] + 1) * frame_samples, len(self._waiting)) if labelled else 0
 
     def _quietest(self, begin: int) -> int:
-        """The quietest place behind a sample, so that a word that begins at the end of a pause is not cut."""
+        """The quietest place after a sample. A cut there does not hit a word that begins at the end of the pause."""
         hop = self.rate // HOPS_PER_SECOND
         pause = self._waiting[begin:]
         power = np.square(pause[: len(pause) // hop * hop]).reshape(-1, hop).mean(axis=1)  # [hops of 10 ms]
@@ -187,7 +187,7 @@ class StreamingTranscriber:
         return begin + hop * (int(smooth.argmin()) + (width + 1) // 2)
 
     def _end_segment(self, length: int) -> list[Segment]:
-        """Hand the first samples that wait to the LLM. Returns: the oldest final text, where too many are pending."""
+        """Give the first waiting samples to the LLM. Returns: the oldest final text, if too many are pending."""
         samples, self._waiting = self._waiting[:length], self._waiting[length:].copy()
         start = self._start
         self._start, self._new, self._said = start + length, len(self._waiting), ""
@@ -195,9 +195,11 @@ class StreamingTranscriber:
         return [self._pending.popleft().result()] if len(self._pending) > MOST_PENDING else []
 
     def _segment(self, samples: np.ndarray, start: int) -> Segment:
-        """The final text of samples. Args: start: their place in the stream, in samples."""
+        """The final text of samples. Args: start: first sample of the segment in the stream."""
         shortest = MIN_MEL_FRAMES * self.processor.feature_extractor.hop_length
-        padded = np.pad(samples, (0, max(0, shortest - len(samples))))  # the end of a stream may be too short to hear
+        padded = np.pad(
+            samples, (0, max(0, shortest - len(samples)))
+        )  # the last segment may be too short for the model
         texts, finished = texts_of(self.model, self.processor, [self._clip(padded)], self.options)
         return Segment(start / self.rate, (start + len(samples)) / self.rate, texts[0], finished=finished[0])
 
@@ -209,11 +211,11 @@ class StreamingTranscriber:
 
 
 def transcribe_pipe(transcriber: StreamingTranscriber, pipe, show: Callable[[Partial | Segment], None]):
-    """Transcribe raw samples of 16 bits, little-endian, one channel, as they come out of a pipe, to its end.
+    """Transcribe raw samples (16 bits, little-endian, one channel) from a pipe until it ends.
 
-    Ctrl-C ends the stream: what was heard until then is shown before `KeyboardInterrupt` is raised.
+    Ctrl-C ends the stream: the remaining text is shown before `KeyboardInterrupt` is raised.
 
-    Raises: `ValueError` where the pipe ends within a sample.
+    Raises: `ValueError` if the pipe ends in the middle of a sample.
     """
     rest = b""
     try:
@@ -227,13 +229,16 @@ def transcribe_pipe(transcriber: StreamingTranscriber, pipe, show: Callable[[Par
         for event in transcriber.finish():
             show(event)
     if rest:
-        raise ValueError("The pipe ended within a sample of two bytes: it was cut off, or is no 16-bit audio.")
+        raise ValueError(
+            "The pipe ended in the middle of a two-byte sample: it was cut off, or it is not 16-bit audio."
+        )
 
 
 class LiveScreen:
-    """Prints final text on standard output, a line for a segment; partial text on standard error, if a terminal.
+    """Prints final text to standard output, one line for each segment, and partial text to standard error if it is a
+    terminal.
 
-    Args: as_json: print all as JSON lines instead, partial text too.
+    Args: as_json: print final and partial text as JSON lines instead.
     """
 
     def __init__(self, as_json: bool = False):

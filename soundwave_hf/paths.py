@@ -1,4 +1,4 @@
-"""Paths as users write them, and the one folder of everything downloaded or built."""
+"""Paths as users write them, and the folder for everything that is downloaded or built."""
 
 import os
 import re
@@ -16,22 +16,22 @@ def soundwave_home() -> Path:
 
 
 def shipped(name: str) -> Path:
-    """Where `recipes` or `weights/soundwave-small` lie: in an installed package inside it, in a checkout beside it."""
+    """Path of `recipes` or `weights/soundwave-small`: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     inside = package / name
     return inside if inside.exists() else package.parent / name
 
 
 def find_weights(name: str) -> str:
-    """A folder or hub name as it is, but the shipped weights from any current folder."""
+    """Return a folder or hub name unchanged, and the path of the shipped weights for their name."""
     return str(shipped(name)) if name == SHIPPED_WEIGHTS and not os.path.isdir(name) else name
 
 
 def expand_path(path: str | os.PathLike, name: str) -> str:
     """A path with `~` and `$VARIABLES` replaced; a relative one stays relative to the current folder.
 
-    Args: name: what the path is of, for the errors: "`output_dir`".
-    Raises: `ValueError` for a variable that is not set, a user who does not exist, and a value that is no path.
+    Args: name: what errors call the path, such as "`output_dir`".
+    Raises: `ValueError` for a variable that is not set, a user who does not exist, and a value that is not a path.
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ValueError(f"{name} is {path!r}; give a path.")
@@ -42,7 +42,7 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
             return value
         if variable == HOME:
             return str(soundwave_home())
-        raise ValueError(f"{name} names `${variable}`, and that variable is not set: set it, or write the path out.")
+        raise ValueError(f"{name} names `${variable}`, and that variable is not set: set it, or write it out.")
 
     expanded = os.path.expanduser(VARIABLE.sub(value_of, os.fspath(path)))
     if expanded.startswith("~") and not os.path.exists(expanded):

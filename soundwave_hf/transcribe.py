@@ -1,4 +1,4 @@
-"""Transcripts of recordings of any length, by a loaded model or by its CTC head alone."""
+"""Transcribe recordings of any length with a loaded model, or only its CTC head."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from .transcripts import Segment, Transcript
 
 
 READ_AHEAD = 4  # batches of pieces that are read before the first of them is transcribed
-# What is wrong with one recording; anything else stops all.
+# Errors of a single recording. Other errors stop the whole run.
 CLIP_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
@@ -29,10 +29,10 @@ CLIP_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 class TranscribeOptions:
     """How recordings are transcribed."""
 
-    language: str | None = None  # of the speech, as code or English name; English by default
-    batch_size: int = 8  # pieces transcribed at once, of one recording or of several
+    language: str | None = None  # code or English name; English by default
+    batch_size: int = 8  # pieces transcribed at once, of one or several recordings
     chunk_length_s: float | None = None  # longest piece in seconds; the encoder's window by default
-    max_new_tokens: int | None = None  # of the text of a piece, for each 30 s; 256 by default
+    max_new_tokens: int | None = None  # for each 30 s of a piece; 256 by default
     ctc_only: bool = False  # the CTC head's greedy transcript, without the LLM
     generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
 
@@ -40,15 +40,15 @@ class TranscribeOptions:
         check_batch_size(self.batch_size)
         language_name(self.language)
         if self.chunk_length_s is not None and not self.chunk_length_s >= SHORTEST_CHUNK:
-            raise ValueError(f"The longest piece is {self.chunk_length_s} s; give {SHORTEST_CHUNK:g} s or more.")
+            raise ValueError(f"The longest piece is {self.chunk_length_s} s; expected {SHORTEST_CHUNK:g} s or more.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"The most new tokens are {self.max_new_tokens}; expected 1 or more.")
+            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
         check_generate(self.generate or {})
         for name in ("language", "max_new_tokens", "generate"):
-            if self.ctc_only and getattr(self, name):
+            if self.ctc_only and getattr(self, name) is not None:
                 raise ValueError(
-                    f"`{name}` is {getattr(self, name)!r}, and `ctc_only` asks no LLM, which alone reads it: leave "
-                    "one of the two out."
+                    f"`{name}` is {getattr(self, name)!r}, but only the LLM uses it, and `ctc_only` runs without the "
+                    "LLM: leave one of the two out."
                 )
 
     @property
@@ -57,17 +57,17 @@ class TranscribeOptions:
 
 
 def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[Transcript]:
-    """Transcripts of recordings of any length, in their order.
+    """Yield transcripts of recordings of any length, in order.
 
-    Recordings are read as they are needed. Those longer than a piece are cut at quiet places; pieces of one recording
-    and of several share batches, and a recording's transcript does not depend on its batch.
+    Each recording is read when it is needed. Long recordings are cut into pieces at quiet places. A batch may mix
+    pieces of several recordings; a transcript does not depend on its batch.
 
     Args:
-        model, processor: as `load_adapter` or `from_pretrained` give them.
-        clips: audio in any form that the processor takes.
+        model, processor: from `load_adapter` or `from_pretrained`.
+        clips: audio in any form that the processor accepts.
         options: fields of `TranscribeOptions`.
 
-    Raises: `ValueError` for options that do not fit, and what the processor raises for a bad recording.
+    Raises: `ValueError` for bad options; the processor's error for a bad recording.
 
     Example:
 
@@ -92,7 +92,7 @@ def _or_raise(found: Iterator[Transcript | Exception]) -> Iterator[Transcript]:
 
 @dataclass
 class Recording:
-    """A recording that was read, and what has been made of its pieces."""
+    """A recording that was read, and the transcripts of its pieces."""
 
     pieces: list[np.ndarray] = field(default_factory=list)  # `(samples,)` each
     segments: list[Segment | None] = field(default_factory=list)
@@ -110,23 +110,23 @@ def outcomes(
     processor,
     clips: Iterable,
     options: TranscribeOptions = TranscribeOptions(),
-    heard: Callable[[float], None] = lambda seconds: None,
+    on_batch: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Transcript | Exception]:
-    """For each recording, in order, its transcript, or the error that says why it has none.
+    """For each recording, in order, its transcript, or the error that prevented it.
 
-    Args: heard: is told the seconds of audio of each batch.
+    Args: on_batch: called after each batch with its seconds of audio.
     """
     group: list[Recording] = []
     for clip in clips:
         group.append(read_recording(processor, clip, options))
         if sum(len(recording.pieces) for recording in group) >= READ_AHEAD * options.batch_size:
-            yield from transcribe_group(model, processor, group, options, heard)
+            yield from transcribe_group(model, processor, group, options, on_batch)
             group = []
-    yield from transcribe_group(model, processor, group, options, heard)
+    yield from transcribe_group(model, processor, group, options, on_batch)
 
 
 def read_recording(processor, clip, options: TranscribeOptions) -> Recording:
-    """One recording, decoded and cut. Args: clip: audio, or the error that came in its place."""
+    """Decode and cut one recording. Args: clip: audio, or an error that occurred before."""
     if isinstance(clip, Exception):
         return Recording(failure=clip)
     extractor = processor.feature_extractor
@@ -141,20 +141,20 @@ def read_recording(processor, clip, options: TranscribeOptions) -> Recording:
     return Recording(pieces, [None] * len(pieces), bounds)
 
 
-def transcribe_group(model, processor, group: list[Recording], options, heard) -> Iterator[Transcript | Exception]:
-    """Outcomes of recordings that were read, their pieces in batches of like length."""
+def transcribe_group(model, processor, group: list[Recording], options, on_batch) -> Iterator[Transcript | Exception]:
+    """Outcomes of recordings that were read. Their pieces are batched by length."""
     places = [(recording, place) for recording in group for place in range(len(recording.pieces))]
     seconds = [recording.bounds[place][1] - recording.bounds[place][0] for recording, place in places]
     for batch in batches_of_like_length(seconds, options.batch_size):
         transcribe_batch(model, processor, [places[number] for number in batch], options)
-        heard(sum(seconds[number] for number in batch))
+        on_batch(sum(seconds[number] for number in batch))
     for recording in group:
         recording.pieces = []
     yield from (recording.outcome() for recording in group)
 
 
 def transcribe_batch(model, processor, batch: list[tuple[Recording, int]], options: TranscribeOptions):
-    """Put the text of each piece into its recording; of a batch that the model refuses, each piece is tried alone."""
+    """Put the text of each piece into its recording. If the model refuses a batch, each piece is tried alone."""
     rate = processor.feature_extractor.sampling_rate
     clips = [{"array": recording.pieces[place], "sampling_rate": rate} for recording, place in batch]
     try:
@@ -172,7 +172,7 @@ def transcribe_batch(model, processor, batch: list[tuple[Recording, int]], optio
 
 @torch.inference_mode()
 def texts_of(model, processor, clips: list[dict], options: TranscribeOptions) -> tuple[list[str], list[bool]]:
-    """Texts of pieces in one padded batch, and whether each ended by itself."""
+    """Texts of pieces in one padded batch, and whether each ended before the limit."""
     if options.ctc_only:
         return ctc_transcribe(model, processor, clips).texts, [True] * len(clips)
     inputs = processor.apply_transcription_request(clips, language=options.language).to(model.device)

@@ -1,4 +1,4 @@
-"""`soundwave-hf transcribe`: files of transcripts, made once for each recording and each set of options."""
+"""`soundwave-hf transcribe`: write transcripts to files, once for each recording and each set of options."""
 
 import hashlib
 import json
@@ -17,29 +17,29 @@ from .adapters import resolve_adapter
 from .atomic import atomic_file
 from .audio_files import STANDARD_INPUT, AudioFile, find_audio, read_standard_input, refuse_terminal
 from .data.locate import file_digest
-from .evaluation.shipped import ADAPTER, load_adapter, load_checkpoint
+from .evaluation.shipped import ADAPTER, load_weights
 from .processing.audio_soundwave import LOWEST_RATE
 from .processing.sources_soundwave import describe
 from .transcribe import CLIP_ERRORS, TranscribeOptions, outcomes
 from .transcripts import FORMATS, Transcript, as_json, one_line, read_formats
 
 
-RECORD = ".soundwave-transcripts.jsonl"  # in each folder of transcripts: what each was made of
+RECORD = ".soundwave-transcripts.jsonl"  # in each folder of transcripts: recording, options and content of each
 
 
-# ---- where transcripts go ----
+# ---- output files ----
 
 
 @dataclass
 class Job:
-    """A file to transcribe, and the files that its transcript is written to, by format."""
+    """A file to transcribe, and the output file for each format."""
 
     audio: AudioFile
     outputs: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of a file."""
+        """sha256 of the recording."""
         return file_digest(self.audio.path)
 
 
@@ -48,10 +48,10 @@ def plan_jobs(
 ) -> list[Job]:
     """A job for each file; without `output` and `beside`, nothing is written.
 
-    Raises: `ValueError` where two files would be written to one place, or a transcript over a recording.
+    Raises: `ValueError` if two transcripts have the same path, or a transcript would overwrite a recording.
     """
     if output is not None and beside:
-        raise ValueError("`--output` and `--beside` are two places: give one of them.")
+        raise ValueError("`--output` and `--beside` were both given: give one of them.")
     if output is None and not beside:
         return [Job(file) for file in files]
     if output is not None:
@@ -63,13 +63,13 @@ def plan_jobs(
 
 def outputs_of(file: AudioFile, formats: Sequence[str], output: str | os.PathLike | None) -> dict[str, Path]:
     if output is None and file.path == STANDARD_INPUT:
-        raise ValueError("`--beside` was given, and standard input lies in no folder: give `--output FOLDER`.")
+        raise ValueError("`--beside` was given, but standard input has no folder: give `--output FOLDER`.")
     stem = Path(file.path).with_suffix("") if output is None else Path(output) / file.stem
     return {name: stem.with_name(f"{stem.name}.{name}") for name in formats}
 
 
 def check_folder(folder: Path):
-    """Raises: `OSError` where an output folder, or one that it lies in, is a file or must not be written to."""
+    """Raises: `OSError` if an output folder, or a parent of it, is a file or not writable."""
     place = next(place for place in (folder, *folder.parents) if place.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"`{place}` is a file, and `--output` expects a folder: give another name.")
@@ -84,20 +84,20 @@ def refuse_collisions(jobs: Sequence[Job]):
         for path in job.outputs.values():
             place = os.path.realpath(path)
             if place in recordings:
-                raise ValueError(f"The transcript `{path}` would overwrite a recording of that name: rename it.")
+                raise ValueError(f"The transcript `{path}` would overwrite a recording: rename the recording.")
             if place in writers:
                 raise ValueError(
-                    f"`{writers[place]}` and `{job.audio.path}` would both be written to `{path}`: rename one, or "
-                    "give them different output folders."
+                    f"The transcripts of `{writers[place]}` and `{job.audio.path}` would both be written to `{path}`: "
+                    "rename one, or give them different output folders."
                 )
             writers[place] = job.audio.path
 
 
-# ---- which transcripts are there already ----
+# ---- transcripts that exist already ----
 
 
 def request_digest(job: Job, settings: dict, format_name: str) -> str:
-    """What a transcript is made of: the recording, the format, the weights and the options."""
+    """Digest of all that a transcript depends on: recording, format, weights and options."""
     asked = [job.digest, format_name, settings]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -108,7 +108,7 @@ def weights_settings(folder: str, encoder: str | None, llm: str | None, dtype: s
 
 
 def weights_of(name: str | None) -> str | None:
-    """A digest of a folder; a hub name and the commit that it stands for now."""
+    """Digest of a folder, or a hub name with its current commit."""
     if name is None:
         return None
     if os.path.isdir(name):
@@ -127,7 +127,7 @@ def folder_digest(folder: str) -> str:
 
 
 def recorded(folder: Path) -> set[tuple[str, str, str]]:
-    """Name, request and content of each transcript that was written to a folder; a line that broke off is skipped."""
+    """Name, request and content of each transcript in a folder's record. Incomplete lines are skipped."""
     found = set()
     try:
         lines = (folder / RECORD).read_text(encoding="utf-8").splitlines()
@@ -143,9 +143,9 @@ def recorded(folder: Path) -> set[tuple[str, str, str]]:
 
 
 def split_done(jobs: Sequence[Job], settings: dict, force: bool) -> tuple[list[Job], int]:
-    """The jobs with something to write, without the outputs that are there already; and the number of the others.
+    """Remove outputs that exist already. Returns the jobs that still have outputs, and the number of finished jobs.
 
-    Raises: `FileExistsError` where a file would be overwritten that was made of something else, without `force`.
+    Raises: `FileExistsError` if another file would be overwritten, without `force`.
     """
     records = {folder: recorded(folder) for folder in {path.parent for job in jobs for path in job.outputs.values()}}
     remaining, others = [], []
@@ -158,21 +158,21 @@ def split_done(jobs: Sequence[Job], settings: dict, force: bool) -> tuple[list[J
     if others and not force:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise FileExistsError(
-            f"A transcript would overwrite `{others[0]}`{more}, made of another recording, by other options, or by "
-            "hand: `--force` overwrites, `--output FOLDER` writes elsewhere."
+            f"A transcript would overwrite `{others[0]}`{more}, which has another recording or other options, or was "
+            "edited: `--force` overwrites it, `--output FOLDER` writes elsewhere."
         )
     return remaining, len(jobs) - len(remaining)
 
 
 def is_done(job: Job, format_name: str, path: Path, records: set, settings: dict) -> bool:
-    """Whether a file is what this job would write."""
+    """Whether a file holds what this job would write."""
     if job.audio.path == STANDARD_INPUT or not path.is_file():
         return False
     return (path.name, request_digest(job, settings, format_name), file_digest(path)) in records
 
 
 def write_outputs(job: Job, transcript: Transcript, settings: dict):
-    """Put the files of one transcript in place, each whole; the record comes first, which names their content."""
+    """Write the files of one transcript, each in one step. The record of a file is written just before it."""
     for format_name, path in job.outputs.items():
         content = FORMATS[format_name](transcript).encode()
         with atomic_file(path) as part:
@@ -183,27 +183,25 @@ def write_outputs(job: Job, transcript: Transcript, settings: dict):
 
 def add_record(path: Path, request: str, content: str):
     line = json.dumps({"file": path.name, "request": request, "content": content}) + "\n"
-    with open(
-        path.with_name(RECORD), "a", encoding="utf-8"
-    ) as file:  # one short write, so that processes may share it
-        file.write(line)
+    with open(path.with_name(RECORD), "a", encoding="utf-8") as file:
+        file.write(line)  # one short write, so that several processes may share the file
 
 
-# ---- all of it ----
+# ---- the command ----
 
 
 @dataclass
 class Report:
-    """What became of the files."""
+    """Counts of files."""
 
     transcribed: int = 0
-    skipped: int = 0  # their transcripts were there
+    skipped: int = 0  # their transcripts existed
     failed: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.transcribed} transcribed"]
         if self.skipped:
-            parts.append(f"{self.skipped} skipped (transcripts of the same recording and options are there)")
+            parts.append(f"{self.skipped} skipped (transcripts of the same recording and options exist)")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return f"{', '.join(parts)}."
@@ -226,23 +224,24 @@ def transcribe_files(
     dtype: str | None = None,
     **options,
 ) -> Report:
-    """Transcribe files and write the transcripts, or print them where no place is given.
+    """Transcribe files. Transcripts are written to files, or printed without `output` and `beside`.
 
-    A file that cannot be transcribed is named on standard error with the reason, and the rest goes on.
+    If a file cannot be transcribed, its name and the reason go to standard error, and the others are transcribed.
 
     Args:
         inputs: files, folders, patterns; `-` is standard input.
         formats: names of `FORMATS`, also separated by commas, or "all".
-        output: folder to write to; files of an input folder keep their place below it.
-        beside: write beside each recording.
-        force: overwrite files that were not made of the same recording by the same options.
+        output: folder to write to; it keeps the subfolders of an input folder.
+        beside: write into the folder of each recording.
+        force: overwrite files of another recording or other options.
         rate: Hz of raw samples on standard input: 16 bits, little-endian, one channel.
-        checkpoint: a whole model, by folder or hub name; otherwise
-        adapter, encoder, llm, allow_other_backbones: as in `load_adapter`; the shipped adapters by default.
+        checkpoint: a whole model, by folder or hub name.
+        adapter, encoder, llm, allow_other_backbones: without `checkpoint`, adapters as in `load_adapter`; the shipped
+            ones by default.
         device, dtype: as in `load_adapter`.
         options: fields of `TranscribeOptions`.
 
-    Raises: before any model is loaded, `ValueError` and `OSError` for options, inputs and places that do not fit.
+    Raises: `ValueError` and `OSError` for bad options, inputs and outputs, before a model is loaded.
     """
     options, formats = TranscribeOptions(**options), read_formats(formats)
     files = find_audio(inputs)
@@ -257,21 +256,12 @@ def transcribe_files(
     jobs, skipped = split_done(jobs, settings, force)
     report = Report(skipped=skipped)
     if jobs:
-        placing = {"device": device, "dtype": dtype}
         backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-        model, processor = load(folder, checkpoint is not None, options.ctc_only, backbones, placing)
+        model, processor = load_weights(folder, not checkpoint, options.ctc_only, device, dtype, **backbones)
         run_jobs(model, processor, jobs, options, settings, rate, screen, report)
     if report.failed or not screen:
         print(report, file=sys.stderr)
     return report
-
-
-def load(folder: str, is_checkpoint: bool, ctc_only: bool, backbones: dict, placing: dict):
-    """A whole model, or adapters on their backbones -> model, processor."""
-    placing = {name: value for name, value in placing.items() if value is not None}
-    if is_checkpoint:
-        return load_checkpoint(folder, **placing)
-    return load_adapter(folder, ctc_only=ctc_only, **backbones, **placing)
 
 
 def check_rate(rate: int | None, files: Sequence[AudioFile]):
@@ -279,7 +269,7 @@ def check_rate(rate: int | None, files: Sequence[AudioFile]):
         return
     if all(file.path != STANDARD_INPUT for file in files):
         raise ValueError(
-            "`--rate` is of raw samples on standard input, and files have their own: give `-`, or no rate."
+            "`--rate` is for raw samples on standard input. Files state their own rate: give `-`, or no `--rate`."
         )
     if rate < LOWEST_RATE:
         raise ValueError(f"`--rate` is {rate}; expected {LOWEST_RATE} Hz or more, such as 16000.")
@@ -287,25 +277,24 @@ def check_rate(rate: int | None, files: Sequence[AudioFile]):
 
 @dataclass
 class Screen:
-    """Standard output, where transcripts go that have no other place."""
+    """Prints transcripts to standard output."""
 
     formats: Sequence[str]
-    alone: bool  # whether one file was named, and nothing else
+    alone: bool  # whether the input was a single file
 
     def __post_init__(self):
         if len(self.formats) > 1:
             raise ValueError(
-                f"The formats {', '.join(self.formats)} cannot share standard output: give `--output FOLDER` or "
-                "`--beside`."
+                f"The formats {', '.join(self.formats)} cannot be printed together: give one format, `--output "
+                "FOLDER` or `--beside`."
             )
         if not self.alone and self.formats[0] not in ("txt", "json"):
             raise ValueError(
-                f"Several files cannot share standard output as {self.formats[0]}: give `--output FOLDER` or "
-                "`--beside`."
+                f"Several files cannot be printed together as {self.formats[0]}: give `--output FOLDER` or `--beside`."
             )
 
     def show(self, path: str, transcript: Transcript):
-        """The transcript of a file alone; of several a line each, with the file's name."""
+        """Print the transcript of a single file; for several files, one line each with the file's name."""
         if self.alone:
             text = FORMATS[self.formats[0]](transcript)
         elif self.formats[0] == "json":
@@ -317,14 +306,14 @@ class Screen:
 
 
 def run_jobs(model, processor, jobs, options: TranscribeOptions, settings: dict, rate, screen, report: Report):
-    """Transcribe, write and show; count in the report. A progress bar on standard error where it is a terminal."""
+    """Transcribe, write or print, and count. A terminal shows a progress bar on standard error."""
     with tqdm(total=len(jobs), unit="file", disable=None) as bar:
-        heard = Heard(bar)
+        progress = AudioProgress(bar)
         clips = (clip_of(job, rate) for job in jobs)
-        for job, outcome in zip(jobs, outcomes(model, processor, clips, options, heard), strict=True):
+        for job, outcome in zip(jobs, outcomes(model, processor, clips, options, progress), strict=True):
             if isinstance(outcome, Exception):
                 report.failed += 1
-                warn(told(outcome, job.audio.path))
+                warn(message_of(outcome, job.audio.path))
             else:
                 report.transcribed += 1
                 warn_of_unfinished(job, outcome, options)
@@ -335,8 +324,8 @@ def run_jobs(model, processor, jobs, options: TranscribeOptions, settings: dict,
             bar.update()
 
 
-class Heard:
-    """Shows the minutes of audio that were transcribed beside a progress bar."""
+class AudioProgress:
+    """Shows the transcribed minutes of audio in a progress bar."""
 
     def __init__(self, bar):
         self.bar, self.seconds = bar, 0.0
@@ -347,19 +336,19 @@ class Heard:
 
 
 def clip_of(job: Job, rate: int | None) -> dict | Path | Exception:
-    """What the processor reads, or the error that says why it cannot."""
+    """The processor's input for a job, or the error that prevented it."""
     try:
         if job.audio.path == STANDARD_INPUT:
             return read_standard_input(rate)
         if job.outputs:
-            _ = job.digest  # of the file that is about to be read
+            _ = job.digest  # cached before the file is read
         return Path(job.audio.path)  # a string may be a URL
     except CLIP_ERRORS as error:
         return error
 
 
-def told(error: Exception, path: str) -> str:
-    """The message of an error, with the file's name in place of its number."""
+def message_of(error: Exception, path: str) -> str:
+    """The message of an error, with the file's name instead of the clip number."""
     name = "Standard input" if path == STANDARD_INPUT else f"`{path}`"
     text = str(error).replace(f"audio[0] ({describe(path)})", name).replace("audio[0]", name)
     return text if name in text or path in text else f"{name}: {text}"
@@ -394,18 +383,18 @@ def transcribe_live(
     chunk_length_s: float | None = None,
     **options,
 ):
-    """Transcribe raw samples on standard input as they come, and print partial and final text.
+    """Transcribe raw samples from standard input live, and print partial and final text.
 
-    Args: as in `transcribe_files`; inputs: `-` alone; formats: `txt`, or `json` for a line for each text;
-        chunk_length_s: longest segment.
+    Args: as in `transcribe_files`; inputs: only `-`; formats: `txt`, or `json` for one JSON line for each text;
+        chunk_length_s: longest segment in seconds.
 
-    Raises: `ValueError` and `OSError` for options that do not fit.
+    Raises: `ValueError` and `OSError` for bad options.
     """
     from .live import LiveScreen, StreamingTranscriber, transcribe_pipe
 
     checked, formats = TranscribeOptions(**options), read_formats(formats)
     if list(inputs) != [STANDARD_INPUT]:
-        raise ValueError("`--live` transcribes standard input: give `-` alone in place of files.")
+        raise ValueError("`--live` transcribes standard input: give only `-` instead of files.")
     if rate is None:
         raise ValueError(
             "`--live` reads raw samples and needs their rate: `ffmpeg -i INPUT -f s16le -ac 1 -ar 16000 - | "
@@ -414,11 +403,10 @@ def transcribe_live(
     check_rate(rate, [AudioFile(STANDARD_INPUT)])
     refuse_terminal()
     if formats not in (("txt",), ("json",)):
-        raise ValueError(f"`--live` prints txt or json, and the format is {','.join(formats)}.")
+        raise ValueError(f"The format is {','.join(formats)}, but `--live` prints only txt or json: give one of them.")
     folder = checkpoint or resolve_adapter(adapter or ADAPTER)
     backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-    placing = {"device": device, "dtype": dtype}
-    model, processor = load(folder, checkpoint is not None, checked.ctc_only, backbones, placing)
+    model, processor = load_weights(folder, not checkpoint, checked.ctc_only, device, dtype, **backbones)
     transcriber = StreamingTranscriber(model, processor, rate, longest_seconds=chunk_length_s, **options)
     transcribe_pipe(transcriber, sys.stdin.buffer, LiveScreen(as_json=formats == ("json",)))
 

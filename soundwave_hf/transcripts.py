@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
-LINE_CHARACTERS = 42  # of a subtitle, the usual most
-CUE_CHARACTERS = 2 * LINE_CHARACTERS  # two lines, where words have times to split a segment by
+LINE_CHARACTERS = 42  # longest line of a subtitle, a common limit
+CUE_CHARACTERS = 2 * LINE_CHARACTERS  # two lines, if words have times
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a segment; without times where it could not be aligned."""
+    """One word of a segment. It has no times if it could not be aligned."""
 
     text: str
     start: float | None = None  # seconds of the recording
@@ -32,15 +32,15 @@ class Word:
 class Segment:
     """What is said in one piece of a recording.
 
-    Raises: `ValueError` where it does not last, or begins before 0.
+    Raises: `ValueError` unless 0 <= start < end.
     """
 
     start: float  # seconds of the recording
     end: float
-    text: str  # empty where nothing is said
+    text: str  # empty for silence
     words: tuple[Word, ...] = ()
     confidence: float | None = None  # probability, 0 to 1
-    finished: bool = True  # whether the text ended within the most tokens that it may have
+    finished: bool = True  # whether the text ended before `max_new_tokens`
 
     def __post_init__(self):
         check_times(self.start, self.end)
@@ -56,7 +56,7 @@ class Transcript:
 
     @classmethod
     def of_segments(cls, segments: Sequence[Segment], seconds: float) -> "Transcript":
-        """The texts of the segments, joined."""
+        """A transcript whose text joins the texts of the segments."""
         return cls(" ".join(filter(None, (one_line(segment.text) for segment in segments))), tuple(segments), seconds)
 
 
@@ -66,16 +66,16 @@ def check_times(start: float, end: float):
 
 
 def one_line(text: str) -> str:
-    """A text with single blanks in place of line breaks, tabs and runs of blanks."""
+    """Replace line breaks, tabs and repeated spaces by single spaces."""
     return " ".join(text.split())
 
 
-# ---- cues: what a subtitle shows at once ----
+# ---- cues of subtitles ----
 
 
 @dataclass(frozen=True)
 class Cue:
-    """One text on the screen."""
+    """A text that is shown at once."""
 
     start: int  # milliseconds
     end: int
@@ -83,7 +83,7 @@ class Cue:
 
 
 def cues(transcript: Transcript) -> Iterator[Cue]:
-    """A cue for each segment in which something is said; several of at most two lines where words have times."""
+    """One cue for each segment with text, or several of at most two lines if its words have times."""
     for segment in transcript.segments:
         if one_line(segment.text):
             yield from cues_of_words(segment) if segment.words else [cue(segment.start, segment.end, segment.text)]
@@ -91,7 +91,7 @@ def cues(transcript: Transcript) -> Iterator[Cue]:
 
 def cue(start: float, end: float, text: str) -> Cue:
     begin = milliseconds(start)
-    return Cue(begin, max(milliseconds(end), begin + 1), one_line(text))  # rounding leaves no cue without length
+    return Cue(begin, max(milliseconds(end), begin + 1), one_line(text))  # at least 1 ms long after rounding
 
 
 def milliseconds(seconds: float) -> int:
@@ -99,7 +99,7 @@ def milliseconds(seconds: float) -> int:
 
 
 def cues_of_words(segment: Segment) -> Iterator[Cue]:
-    """Cues of at most two lines; a word without times is shown with the words before it."""
+    """Cues of at most two lines. A word without times joins the words before it."""
     groups: list[list[Word]] = []
     for word in segment.words:
         joins = groups and len(joined([*groups[-1], word])) <= CUE_CHARACTERS
@@ -120,7 +120,7 @@ def joined(words: Sequence[Word]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Lines of at most 42 characters, broken between words; a longer word, or one without blanks, is broken inside."""
+    """Lines of at most 42 characters, broken at spaces; a longer word is broken inside."""
     return "\n".join(textwrap.wrap(text, LINE_CHARACTERS, break_on_hyphens=False))
 
 
@@ -139,7 +139,7 @@ def as_txt(transcript: Transcript) -> str:
 
 
 def as_json(transcript: Transcript, audio: str | None = None, indent: int | None = 2) -> str:
-    """An object with `text`, `seconds` and `segments`. Args: audio: name of the recording, which is written too."""
+    """An object with `text`, `seconds` and `segments`. Args: audio: name of the recording, as another field."""
     fields = {} if audio is None else {"audio": audio}
     fields |= {"text": transcript.text, "seconds": round(transcript.seconds, 3)}
     fields["segments"] = [segment_fields(segment) for segment in transcript.segments]
@@ -199,7 +199,7 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
 def read_formats(written: str | Sequence[str]) -> tuple[str, ...]:
     """`"srt,txt"` -> `("srt", "txt")`; `"all"` is every format.
 
-    Raises: `ValueError` for one that does not exist, with the closest.
+    Raises: `ValueError` for an unknown format; it suggests the closest one.
     """
     names = [
         name.strip().lower().removeprefix(".")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips, transcribe_files
+from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips
+from soundwave_hf.evaluation import shipped
 from soundwave_hf.live import Partial
 from soundwave_hf.transcripts import Segment
 from tests.test_transcribe import noise
@@ -211,7 +212,7 @@ class Pipe(io.BytesIO):
 
 @pytest.fixture
 def run(loaded, monkeypatch, capsys):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_checkpoint", lambda name, **placing: loaded)
 
     def run(content: bytes, *words: str):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(content), isatty=lambda: False))
@@ -244,9 +245,9 @@ def test_json_lines_tell_partial_from_final_text(run, heard):
     ("words", "message"),
     [
         (["-"], "`--live` reads raw samples and needs their rate"),
-        (["a.wav", "--rate", "16000"], "`--live` transcribes standard input: give `-` alone"),
+        (["a.wav", "--rate", "16000"], "`--live` transcribes standard input: give only `-`"),
         (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
-        (["-", "--rate", "16000", "--format", "srt"], "`--live` prints txt or json, and the format is srt"),
+        (["-", "--rate", "16000", "--format", "srt"], "The format is srt, but `--live` prints only txt or json"),
         (["-", "--rate", "16000", "--output", "out"], "`--live` writes no files and has no batches: leave `--output`"),
         (["-", "--rate", "16000", "--batch-size", "2"], "leave `--batch-size` out"),
         (["-", "--rate", "16000", "--beside"], "leave `--beside` out"),
@@ -259,7 +260,7 @@ def test_requests_that_do_not_fit_are_one_sentence(run, words, message):
 
 def test_a_pipe_that_ends_within_a_sample_is_told(run, heard):
     code, out, err = run(pcm(noise(0.5)) + b"\x01", "-", "--rate", "16000")
-    assert (code, out) == (2, "final 1\n") and "ended within a sample of two bytes" in err
+    assert (code, out) == (2, "final 1\n") and "ended in the middle of a two-byte sample" in err
 
 
 def test_what_was_heard_before_an_interruption_is_shown(loaded, heard):

@@ -14,6 +14,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import cli, transcribe, transcribe_clips, transcribe_files
 from soundwave_hf.audio_files import find_audio
+from soundwave_hf.evaluation import shipped
 from soundwave_hf.transcribe import outcomes
 from tests.tiny_models import save_tiny_soundwave
 
@@ -51,7 +52,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def run(loaded, folder, monkeypatch, capsys):
     """Runs the command with the tiny model; gives the exit code, standard output and standard error."""
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_checkpoint", lambda name, **placing: loaded)
 
     def run(*words: str):
         code = cli.main(["transcribe", "--model", str(folder), "--max-new-tokens", str(TOKENS), *words])
@@ -134,11 +135,11 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
     [
         ({"batch_size": 0}, "The batch size is 0"),
         ({"language": "frensh"}, "Did you mean 'french'"),
-        ({"chunk_length_s": 0.5}, "The longest piece is 0.5 s; give 1 s or more"),
+        ({"chunk_length_s": 0.5}, "The longest piece is 0.5 s; expected 1 s or more"),
         ({"chunk_length_s": float("nan")}, "The longest piece is nan s"),
-        ({"max_new_tokens": 0}, "The most new tokens are 0"),
-        ({"ctc_only": True, "language": "de"}, "`language` is 'de', and `ctc_only` asks no LLM"),
-        ({"ctc_only": True, "max_new_tokens": 9}, "`max_new_tokens` is 9, and `ctc_only` asks no LLM"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
+        ({"ctc_only": True, "language": "de"}, "`language` is 'de', but only the LLM uses it"),
+        ({"ctc_only": True, "max_new_tokens": 9}, "`max_new_tokens` is 9, but only the LLM uses it"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_read(options, message):
@@ -185,9 +186,9 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(here):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("absent.wav", "There is no file or folder `absent.wav`, seen from the folder /"),
+        ("absent.wav", "There is no file or folder `absent.wav` \\(current folder: /"),
         ("absent/*.wav", r"No file matches the pattern `absent/\*.wav`"),
-        ("empty", "The folder `empty` and those below it hold no audio file"),
+        ("empty", "The folder `empty` and its subfolders hold no audio file"),
         ("*.txt", r"The pattern `\*.txt` matches `notes.txt` \(1 in all\) and no audio file"),
         ("https://u:secret@host/a.wav?token=secret", r"`https://host/a.wav\?...` is a URL; expected files"),
     ],
@@ -223,13 +224,13 @@ def test_lines_of_several_files_have_their_names(here, run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["c.wav", "--format", "txt,srt"], "The formats txt, srt cannot share standard output"),
-        (["calls", "--format", "srt"], "Several files cannot share standard output as srt"),
+        (["c.wav", "--format", "txt,srt"], "The formats txt, srt cannot be printed together"),
+        (["calls", "--format", "srt"], "Several files cannot be printed together as srt"),
         (["c.wav", "--format", "str"], "There is no format `str`. Did you mean `srt`?"),
-        (["c.wav", "--rate", "16000"], "`--rate` is of raw samples on standard input"),
+        (["c.wav", "--rate", "16000"], "`--rate` is for raw samples on standard input"),
         (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
-        (["-", "--beside"], "standard input lies in no folder"),
-        (["c.wav", "--beside", "--output", "out"], "`--output` and `--beside` are two places"),
+        (["-", "--beside"], "standard input has no folder"),
+        (["c.wav", "--beside", "--output", "out"], "`--output` and `--beside` were both given"),
         (["c.wav", "--output", "calls/a.wav"], "`calls/a.wav` is a file, and `--output` expects a folder"),
         (["c.wav", "--output", "calls/a.wav/b"], "`calls/a.wav` is a file, and `--output` expects a folder"),
         (["c.wav", "--llm", "mine"], "`--llm` says what adapters belong to, and `--model` has its own"),
@@ -239,7 +240,7 @@ def test_lines_of_several_files_have_their_names(here, run):
     ],
 )
 def test_requests_that_do_not_fit_are_one_sentence_before_a_model_is_loaded(here, run, monkeypatch, words, message):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    monkeypatch.setattr(shipped, "load_checkpoint", None)
     code, out, err = run(*words)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 0
 
@@ -266,8 +267,8 @@ def test_raw_samples_on_standard_input_need_their_rate(here, run, monkeypatch):
     [
         (b"", [], "Standard input held 0 bytes"),
         (b"c.wav\ncalls/a.wav\n", [], "a list of files, the first of them `c.wav`"),
-        (b"\x01\x02\x03", ["--rate", "8000"], "held 3 bytes, and raw samples have two each"),
-        (wav_bytes(), ["--rate", "8000"], "holds a wav file, which has a rate of its own: leave `--rate` out"),
+        (b"\x01\x02\x03", ["--rate", "8000"], "held 3 bytes, an odd number"),
+        (wav_bytes(), ["--rate", "8000"], "holds a wav file, which says its own sampling rate: leave `--rate` out"),
         (wav_bytes()[:900], [], "was cut off"),
     ],
 )
@@ -308,7 +309,7 @@ def test_standard_input_is_written_under_its_own_name(here, run, monkeypatch):
 
 
 def test_two_recordings_of_one_transcript_are_refused_before_any_work(here, run, monkeypatch):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    monkeypatch.setattr(shipped, "load_checkpoint", None)
     soundfile.write("calls/a.flac", noise(0.5), RATE)
     code, _, err = run("calls", "--beside")
     assert code == 2 and "`calls/a.flac` and `calls/a.wav` would both be written to `calls/a.txt`" in err
@@ -323,10 +324,10 @@ def test_a_recording_is_never_overwritten(here, run):
 
 def test_transcripts_that_are_there_are_skipped_without_loading_a_model(here, run, monkeypatch):
     run("calls", "--output", "out")
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", None)
+    monkeypatch.setattr(shipped, "load_checkpoint", None)
     before = {name: os.stat(here / "out" / name).st_mtime_ns for name in files_below(here / "out")}
     code, _, err = run("calls", "--output", "out", "--batch-size", "3")
-    assert (code, err) == (0, "0 transcribed, 2 skipped (transcripts of the same recording and options are there).")
+    assert (code, err) == (0, "0 transcribed, 2 skipped (transcripts of the same recording and options exist).")
     assert {name: os.stat(here / "out" / name).st_mtime_ns for name in files_below(here / "out")} == before
 
 
@@ -365,7 +366,7 @@ def test_a_transcript_of_something_else_is_overwritten_by_force_alone(here, run,
         change()
     before = (here / "out" / "a.txt").read_text()
     code, _, err = run("calls/a.wav", "--output", "out", *words)
-    assert code == 2 and "A transcript would overwrite `out/a.txt`, made of another recording" in err
+    assert code == 2 and "A transcript would overwrite `out/a.txt`, which has another recording" in err
     assert (here / "out" / "a.txt").read_text() == before
     assert run("calls/a.wav", "--output", "out", "--force", *words)[2] == "1 transcribed."
     assert run("calls/a.wav", "--output", "out", *words)[2].startswith("0 transcribed, 1 skipped")
@@ -391,7 +392,7 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(here, run):
     assert "soundwave-hf transcribe: `calls/short.wav` lasts 20.00 ms" in err
     assert {"a.txt", "monday/b.txt"} < set(files_below(here / "out"))
     code, _, err = run("calls", "--output", "out")
-    assert code == 2 and err.endswith("are there), 2 failed.") and "0 transcribed, 2 skipped" in err
+    assert code == 2 and err.endswith("exist), 2 failed.") and "0 transcribed, 2 skipped" in err
 
 
 def test_an_interruption_leaves_whole_files_and_the_next_run_goes_on(here, run, monkeypatch):
@@ -426,7 +427,7 @@ def test_a_record_that_broke_off_is_no_hindrance(here, run):
 
 
 def test_a_text_that_does_not_end_is_told(here, folder, loaded, monkeypatch, capsys):
-    monkeypatch.setattr(transcribe_files, "load_checkpoint", lambda name, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_checkpoint", lambda name, **placing: loaded)
     monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", None)
     assert cli.main(["transcribe", "c.wav", "--model", str(folder), "--max-new-tokens", "2"]) == 0
     message = "`c.wav`: the text from 0.0 to 1.1 s did not end within 2 tokens, and its rest is missing."

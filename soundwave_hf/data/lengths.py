@@ -1,4 +1,4 @@
-"""Seconds of clips, from the headers of their files: read once, and kept on disk where there are many."""
+"""Seconds of clips, read from the headers of their files once, and cached on disk if there are many."""
 
 import io
 import os
@@ -14,15 +14,15 @@ import soundfile
 from .rows import clips_of
 
 
-THREADS = 8  # a header is a few bytes; opening the file takes the time
-KEPT_FROM = 1000  # files from which their lengths are kept on disk
+THREADS = 8  # a header is a few bytes; most of the time goes into opening the file
+KEPT_FROM = 1000  # at least this many files: their lengths are cached on disk
 
 
 def clip_seconds(clip, name: str) -> float:
     """Length of a clip in any form that the collator takes.
 
     Args: name: what an error calls the clip.
-    Raises: `FileNotFoundError`; `ValueError` where the header cannot be read.
+    Raises: `FileNotFoundError`; `ValueError` if the header cannot be read.
     """
     if isinstance(clip, Mapping):
         if clip.get("array") is not None:
@@ -41,11 +41,11 @@ def clip_seconds(clip, name: str) -> float:
         raise type(error)(f"{name}: {error}") from error
     if (metadata := getattr(clip, "metadata", None)) is not None and hasattr(clip, "get_all_samples"):
         return float(metadata.duration_seconds_from_header)
-    raise ValueError(f"{name} is {type(clip).__name__} and does not say how long it is: give `seconds`.")
+    raise ValueError(f"{name} is {type(clip).__name__}, which does not state its length: give `seconds`.")
 
 
 def file_key(path: str) -> tuple[str, int, int]:
-    """Path, size and time of a file. A change of one of them means another content.
+    """Path, size and modification time of a file. If one of them changes, the content has changed.
 
     Raises: `FileNotFoundError`.
     """
@@ -69,7 +69,7 @@ def _header_seconds(source: str | io.BytesIO) -> float:
 
 
 def _container_seconds(source: str | io.BytesIO, first_error: Exception) -> float:
-    """Seconds of a clip that soundfile cannot read (m4a, mp4, webm), by PyAV where it is installed."""
+    """Seconds of a clip that soundfile cannot read (m4a, mp4, webm), by PyAV if it is installed."""
     which = f"the clip `{source}`" if isinstance(source, str) else "the clip"
     try:
         import av
@@ -103,14 +103,14 @@ def _is_remote(path: str) -> bool:
 
 
 def _loaded_seconds(clip, name: str) -> float:
-    """Seconds of a clip at a URL or in base64, whose header cannot be read alone."""
+    """Seconds of a clip at a URL or in base64. It is loaded whole, because its header cannot be read alone."""
     from ..processing.audio_soundwave import load_clip
 
     return len(load_clip(clip, name, None, 16_000, 0.0)) / 16_000
 
 
 def with_seconds(row: Mapping, name: str) -> dict:
-    """A row with its length in `seconds`: the sum of its clips', where the row does not say it."""
+    """A row with its length in `seconds`: by default the sum of its clips' lengths."""
     if row.get("seconds") is not None:
         return {**row, "seconds": float(row["seconds"])}
     return {**row, "seconds": float(sum(clip_seconds(clip, name) for clip in clips_of(row)))}
@@ -120,9 +120,9 @@ def with_seconds(row: Mapping, name: str) -> dict:
 
 
 def many_seconds(clips: Sequence[Sequence], names: Sequence[str], home: Path | None = None) -> list[float]:
-    """Seconds of each row, the sum of its clips', from memory, `home` (a folder) or the files' headers.
+    """Seconds of each row, the sum of its clips' lengths, from the cache in the folder `home` or the files' headers.
 
-    Raises: as `clip_seconds`.
+    Raises: the errors of `clip_seconds`.
     """
     paths = sorted({clip for row in clips for clip in row if isinstance(clip, str) and not _is_remote(clip)})
     kept = _Kept(home / "clip_lengths.sqlite") if home is not None and len(paths) >= KEPT_FROM else None
@@ -142,7 +142,7 @@ def many_seconds(clips: Sequence[Sequence], names: Sequence[str], home: Path | N
 
 
 class _Kept:
-    """Lengths of files in a database that several processes may use at a time."""
+    """Lengths of files in a database that several processes may use at the same time."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)

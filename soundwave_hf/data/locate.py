@@ -1,4 +1,4 @@
-"""`data:` of a recipe -> its sources, and where the rows of each lie."""
+"""Parse `data:` of a recipe into sources, and find the files of each."""
 
 import hashlib
 import json
@@ -15,9 +15,10 @@ from .readers import KINDS, kind_of
 from .rows import check_columns
 
 
-OWN_KINDS = ("json", "csv", "webdataset", "audiofolder")  # read by `readers`; the library reads the others
+OWN_KINDS = ("json", "csv", "webdataset", "audiofolder")  # read by `readers`; the library `datasets` reads the others
 FILES_IN_ORDER = re.compile(r"[*?\[]")
-WHOLE_BYTES, BLOCKS, BLOCK_BYTES = 1 << 30, 64, 1 << 20  # of a file for its digest
+# The digest of a file over `WHOLE_BYTES` reads so many blocks of it.
+WHOLE_BYTES, BLOCKS, BLOCK_BYTES = 1 << 30, 64, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Source:
 
     Args:
         path (`str`): a file, a pattern of files, a folder, or the name of a data set on the hub.
-        config, split, revision, data_files, data_dir: as `load_dataset` has them; `config` is its `name`.
+        config, split, revision, data_files, data_dir: as in `load_dataset`, where `config` is called `name`.
         streaming (`bool`, *optional*): whether its rows are read while they are used.
         columns (`dict`): `their_name: our_name`.
-        source, task (`str`, *optional*): given to rows that have none.
+        source, task (`str`, *optional*): defaults for rows without these columns.
     """
 
     path: str
@@ -55,16 +56,18 @@ class Source:
     def read(cls, value, columns: Mapping | None = None) -> "Source":
         """A string, or a mapping of `path` (or `name`), `config`, `split`, `streaming`, `revision`, ...
 
-        Args: columns: of a source that has none of its own.
+        Args: columns: default for sources without `columns`.
         """
         if isinstance(value, str | os.PathLike):
             value = {"path": os.fspath(value)}
         if not isinstance(value, Mapping):
             raise ValueError(f"`data` holds {value!r}; give a path, the name of a data set, or a mapping with `path`.")
         value = dict(value)
-        if "path" in value and "name" in value:  # as of `load_dataset`
+        if "path" in value and "name" in value:  # as in `load_dataset`
             if "config" in value:
-                raise ValueError("`data` has `name` and `config`, which are one thing beside `path`: leave one out.")
+                raise ValueError(
+                    "`data` has `path`, `name` and `config`, but `name` is the config there: leave one of them out."
+                )
             value["config"] = value.pop("name")
         elif "name" in value:
             value["path"] = value.pop("name")
@@ -72,7 +75,9 @@ class Source:
         unknown = [key for key in value if key not in known]
         if unknown or "path" not in value:
             what = f"the keys {unknown}" if unknown else "no `path`"
-            raise ValueError(f"A source of `data` has {what}: its keys are `name` and {', '.join(known)}.")
+            raise ValueError(
+                f"A source of `data` has {what}: its keys are `path` (or `name`), {', '.join(known[1:])}."
+            )
         source = cls(**{"columns": columns or {}, **value})
         if not looks_local(source.path):
             return source
@@ -80,7 +85,7 @@ class Source:
 
 
 def looks_local(path: str) -> bool:
-    """Whether a string names files or a folder here, and not a data set on the hub."""
+    """Whether a string names local files or a local folder, and not a data set on the hub."""
     if "://" in path:
         return False
     if path.startswith((".", "/", "~", "$")) or FILES_IN_ORDER.search(path) or kind_of(path):
@@ -89,29 +94,29 @@ def looks_local(path: str) -> bool:
 
 
 def list_sources(value, columns: Mapping | None = None) -> list[Source]:
-    """`data` of a recipe -> its sources; a list has several."""
+    """The sources in `data` of a recipe, which is one source or a list of them."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         if value and all(isinstance(each, Source) for each in value):
             return list(value)
         if not value:
-            raise ValueError("`data` is an empty list; name a source at least.")
+            raise ValueError("`data` is an empty list; give at least one source.")
         return [Source.read(each, columns) for each in value]
     return [value] if isinstance(value, Source) else [Source.read(value, columns)]
 
 
-# ---- where the rows of a source lie ----
+# ---- files of a source ----
 
 
 @dataclass(frozen=True)
 class Found:
-    """A source, and what a look at it found: its kind, files and split.
+    """A source that was inspected: its kind, files and split.
 
     Args:
-        kind (`str`): of `OWN_KINDS`, "saved" (`save_to_disk`), or "library".
-        files (`tuple[str, ...]`): of the rows, in order; empty where only the library knows.
-        split (`str`): the one to read, or several joined by `+`.
-        builder: of `datasets`, where it has one.
-        splits (`dict`): files of each split, where they are known.
+        kind (`str`): one of `OWN_KINDS`, "saved" (by `save_to_disk`), or "library".
+        files (`tuple[str, ...]`): files with the rows, in order; empty if only the library knows them.
+        split (`str`): the split to read, or several joined by `+`.
+        builder (*optional*): builder of `datasets`.
+        splits (`dict`): files of each split, if they are known.
     """
 
     source: Source
@@ -123,9 +128,9 @@ class Found:
 
 
 def find(source: Source) -> Found:
-    """Look at a source without reading its rows.
+    """Inspect a source without reading its rows.
 
-    Raises: `FileNotFoundError` where it is not there; `ValueError` for a split or config that does not exist.
+    Raises: `FileNotFoundError` if it does not exist; `ValueError` for a split or config that does not exist.
     """
     path = Path(source.path)
     if path.is_dir() and (path / "dataset_dict.json").is_file():
@@ -139,16 +144,16 @@ def find(source: Source) -> Found:
 
 
 def find_files(path: str | os.PathLike) -> list[Path]:
-    """The file at a path, or those that its last part fits as a pattern (`train-*.jsonl`), by name.
+    """The file at a path, or the files that match its last part as a pattern (`train-*.jsonl`), sorted by name.
 
-    Raises: `FileNotFoundError` where there is none.
+    Raises: `FileNotFoundError` if there is none.
     """
     path = Path(path)
     found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
     if not found or not all(each.is_file() for each in found):
         raise FileNotFoundError(
-            f"There is no data manifest `{path}`, seen from the folder {os.getcwd()}: check the path. The shipped "
-            "weights' own data are built by `examples/soundwave-small/build_data.py`."
+            f"There is no data manifest `{path}` (current folder: {os.getcwd()}): check the path. The data of the "
+            "shipped weights are built by `examples/soundwave-small/build_data.py`."
         )
     return found
 
@@ -157,10 +162,10 @@ def _find_files(source: Source, files: list[Path]) -> Found:
     kinds = {kind_of(str(file)) for file in files}
     if len(kinds) > 1 or None in kinds:
         names = sorted({file.suffix or file.name for file in files})
-        raise ValueError(f"`{source.path}` is of {', '.join(names)}; expected files of one of {', '.join(KINDS)}.")
+        raise ValueError(f"`{source.path}` has files of type {', '.join(names)}; expected one of {', '.join(KINDS)}.")
     for key in ("config", "data_files", "data_dir", "revision"):
         if getattr(source, key) is not None:
-            raise ValueError(f"`{key}` is given, and `{source.path}` is a file: leave it out.")
+            raise ValueError(f"`{key}` was given, but `{source.path}` is a file: leave `{key}` out.")
     names, (kind,) = tuple(map(str, files)), kinds
     split = _choose_split(source, ["train"])
     if kind in OWN_KINDS:
@@ -170,18 +175,18 @@ def _find_files(source: Source, files: list[Path]) -> Found:
 
 
 def _find_built(source: Source) -> Found:
-    """A folder or a data set of the hub, as the library's builders see it."""
+    """A folder or a data set on the hub, found by the library's builders."""
     options = {key: getattr(source, key) for key in ("data_files", "data_dir", "revision")}
     try:
         builder = datasets.load_dataset_builder(source.path, source.config, **options)
-    except ValueError as error:  # the library lists the configs that there are
+    except ValueError as error:  # the library's message lists the configs
         raise ValueError(f"`data` `{source.path}`: {error}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         if Path(source.path).is_dir():
-            raise ValueError(f"The folder `{source.path}` holds no data of a known form: {error}") from error
+            raise ValueError(f"The folder `{source.path}` holds no data in a known format: {error}") from error
         raise FileNotFoundError(
-            f"There is no data at `{source.path}`: it is no file or folder, seen from {os.getcwd()}, and the hub did "
-            f"not deliver a data set of that name ({error})."
+            f"There is no data at `{source.path}`: it is not a file or folder (current folder: {os.getcwd()}), and no "
+            f"data set of that name could be downloaded from the hub ({error})."
         ) from error
     by_split = {str(split): tuple(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
     split = _choose_split(source, list(by_split) or [str(split) for split in builder.info.splits or []])
@@ -194,16 +199,16 @@ def _find_built(source: Source) -> Found:
 def _choose_split(source: Source, names: list[str]) -> str:
     """The split that the source names; by default the only one, or `train`.
 
-    Raises: `ValueError` that lists the splits, where the named one does not exist or none is named.
+    Raises: `ValueError` that lists the splits, if the named one does not exist or none is named.
     """
     if source.split is not None:
-        # Parts of splits, as the library writes them: `train[:10%]+validation`.
+        # Parts of splits in the library's syntax: `train[:10%]+validation`.
         wanted = [part.partition("[")[0].strip() for part in source.split.split("+")]
         if names and (missing := [name for name in wanted if name not in names and name != "all"]):
             raise ValueError(f"`{source.path}` has no split `{missing[0]}`; its splits are {names}.")
         return source.split
     if len(names) > 1 and "train" not in names:
-        raise ValueError(f"`{source.path}` has the splits {names}: say with `split` which one.")
+        raise ValueError(f"`{source.path}` has the splits {names}: choose one with `split`.")
     return "train" if "train" in names or not names else names[0]
 
 
@@ -211,14 +216,14 @@ def _arrow_files(folder: Path) -> tuple[str, ...]:
     return tuple(str(file) for file in sorted(folder.rglob("*.arrow")))
 
 
-# ---- what tells data from other data ----
+# ---- digests: have the data changed? ----
 
 
 def digest_source(source: Source) -> dict[str, str]:
-    """Digests that change where the data of a source change.
+    """Digests that change if the data of a source change.
 
-    Returns: by name, the digest of each file or the revision of a data set of the hub; under "read as", the columns
-        and parts that are read.
+    Returns: the digest of each file by its name, or the revision of a data set on the hub; under "read as", the
+        columns and parts that are read.
     """
     found = find(source)
     if not found.files or "://" in found.files[0]:
@@ -232,7 +237,7 @@ def digest_source(source: Source) -> dict[str, str]:
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """sha256 of a file; of one over a gigabyte, of its size and of parts of it evenly spread."""
+    """sha256 of a file; for a file over a gigabyte, of its size and of evenly spaced blocks."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         if size <= WHOLE_BYTES:
@@ -245,12 +250,11 @@ def file_digest(path: str | os.PathLike) -> str:
 
 
 def describe_source(source: Source) -> str:
-    """Name and digest of each file, or name and revision of a data set of the hub, and what is read of it."""
-    words = {"read as": "read as {}"}
+    """Name and digest of each file, or name and revision of a data set on the hub, and the parts that are read."""
     found = find(source)
     kind = "sha256" if found.files and "://" not in found.files[0] else "revision"
     return "; ".join(
-        words[name].format(f"`{digest}`") if name in words else f"`{name}`, {kind} `{digest}`"
+        f"read as `{digest}`" if name == "read as" else f"`{name}`, {kind} `{digest}`"
         for name, digest in digest_source(source).items()
     )
 

@@ -9,7 +9,7 @@ from .readers import read_json
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A manifest, one JSON object a line, put in place in one step."""
+    """Write a manifest, one JSON object a line, in one step."""
     with atomic_file(path) as part:
         part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows), encoding="utf-8")
 
@@ -17,6 +17,6 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def read_rows(path: Path) -> list[dict]:
     """Rows of a manifest.
 
-    Raises: FileNotFoundError where it was not built yet; ValueError for a line that is no JSON.
+    Raises: FileNotFoundError if it does not exist; ValueError for a line that is not JSON.
     """
     return [row for file in find_files(path) for _, row in read_json(str(file))]

@@ -1,4 +1,4 @@
-"""Rows of one source under our column names: of files that `readers` reads, or of what `datasets` loads."""
+"""Rows of one source with our column names, from `readers` or from `datasets`."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +12,11 @@ from .readers import number_fields, read_audio_folder, read_file
 from .rows import COLUMNS, RowCheck, at_folder, rename, stored_messages, suggest_columns
 
 
-# ---- files that are read here, row by row ----
+# ---- files that `readers` reads ----
 
 
 def own_rows(files: Sequence[str], kind: str, source: Source) -> Iterator[tuple[str, dict]]:
-    """Rows of files that are read here, named, under our names, with whole paths."""
+    """Rows of files with our column names and absolute paths; each with the name that errors use."""
     named = (
         read_audio_folder(files)
         if kind == "audiofolder"
@@ -51,7 +51,7 @@ def _stored(messages, folder: str, name: str):
     try:
         return stored_messages(messages, folder)
     except (AttributeError, KeyError, TypeError, ValueError):
-        return messages  # the check of the row says what is wrong with them
+        return messages  # the row check reports what is wrong with them
 
 
 def with_constants(row: dict, source: Source) -> dict:
@@ -62,7 +62,7 @@ def with_constants(row: dict, source: Source) -> dict:
 
 
 def _refuse_unseen(source: Source, names: Sequence[str]):
-    """Raises: `ValueError` where `columns` maps a column that is not among the names."""
+    """Raises: `ValueError` if `columns` maps a column that is not among the names."""
     for theirs in source.columns:
         if theirs not in names:
             raise ValueError(
@@ -79,7 +79,7 @@ def checked_rows(found: Found, check: RowCheck) -> Iterator[tuple[str, dict]]:
 def tar_rows(shards: Sequence[str], found: Found, check: RowCheck, states: Sequence = ()) -> Iterator[dict]:
     """Rows of tars, with their lengths.
 
-    Args: states: of the files; `datasets` tells tars of one name apart by it.
+    Args: states: sizes and times of the files. `datasets` includes them in its cache key.
     """
     for shard in shards:
         for name, row in checked_rows(Found(found.source, found.kind, (shard,)), check):
@@ -92,7 +92,7 @@ def tar_rows(shards: Sequence[str], found: Found, check: RowCheck, states: Seque
 def under_our_names(rows, source: Source):
     """A `Dataset` or stream with our column names. Other columns are left out."""
     names = rows.column_names
-    if names is None:  # a stream that does not know its columns
+    if names is None:  # a stream without column names
         names = list(next(iter(rows), {}))
     _refuse_unseen(source, names)
     dropped = [theirs for theirs, ours in source.columns.items() if ours is None]
@@ -100,7 +100,7 @@ def under_our_names(rows, source: Source):
     kept = [name for name in names if name not in dropped]
     if clash := [ours for ours in pairs.values() if ours in kept and ours not in pairs]:
         raise ValueError(
-            f"`{source.path}` has a column `{clash[0]}`, and `columns` maps another one to it: add "
+            f"`{source.path}` has a column `{clash[0]}`, and `columns` maps another one to that name: add "
             f"`{clash[0]}: null`, which leaves that column out."
         )
     rows = rows.remove_columns(dropped) if dropped else rows
@@ -112,14 +112,14 @@ def under_our_names(rows, source: Source):
 
 
 def missing_columns(names: Sequence[str]) -> list[str]:
-    """What rows of these columns lack."""
+    """The needed columns that are missing."""
     has_clips = {"audio", "messages"} & {*names} or {"question", "answer"} <= {*names}
     missing = [] if has_clips else ["audio"]
     return missing + ([] if {"text", "answer", "messages"} & {*names} else ["text"])
 
 
 def undecoded(rows):
-    """A `Dataset` or stream whose clips stay encoded, because decoding needs torchcodec."""
+    """A `Dataset` or stream whose clips stay encoded, because `datasets` needs torchcodec to decode them."""
     changed = {name: _undecoded(kind) for name, kind in (rows.features or {}).items()}
     for name, kind in changed.items():
         if kind != rows.features[name]:
@@ -138,7 +138,7 @@ def _undecoded(kind):
 
 
 def parts_of(splits: Mapping[str, Dataset], split: str) -> Dataset:
-    """One split, or parts of several, written as the library has them: `train[:10%]+validation`."""
+    """One split, or parts of several in the library's syntax: `train[:10%]+validation`."""
     chosen = []
     for part in datasets.ReadInstruction.from_spec(split).to_absolute({name: len(r) for name, r in splits.items()}):
         rows = splits[part.splitname]

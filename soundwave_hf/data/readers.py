@@ -1,7 +1,8 @@
 """Files of rows, read one row at a time: JSON lines, JSON, CSV, TSV, audio folders and WebDataset tars.
 
-`datasets` reads these too, but needs torchcodec for tars and audio folders, guesses types (a transcript "null" of a
-CSV becomes no value) and does not say which line of which file a row came from. Parquet and Arrow are left to it.
+`datasets` reads these too. But it needs torchcodec for tars and audio folders, it guesses types (a transcript "null"
+in a CSV becomes a missing value), and it does not say which line of which file a row came from. It is used for Parquet
+and Arrow.
 """
 
 import csv
@@ -29,14 +30,14 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 
 
 def kind_of(path: str) -> str | None:
-    """The kind of a file of rows by its name, None for another file."""
+    """The kind of a file of rows, by its ending; None for another file."""
     return KINDS.get(_suffix(path))
 
 
 def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
-    """Rows of one file, each with the name that errors give it ("line 3 of `train.csv`"); paths stay as written.
+    """Rows of one file, each with the name that errors use ("line 3 of `train.csv`"); paths are not changed.
 
-    Raises: `FileNotFoundError`; `ValueError` for a line that is no row, and a file without rows.
+    Raises: `FileNotFoundError`; `ValueError` for a line that is not a row, and a file without rows.
     """
     read = {"json": read_json, "csv": _read_csv, "webdataset": _read_tar}[kind]
     number = 0
@@ -51,12 +52,12 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
     except tarfile.TarError as error:
         raise ValueError(f"`{path}` cannot be read as a tar after clip {number}: {error}.") from error
     if not number:
-        what = "one JSON object a line, a clip each" if kind == "json" else "one clip at least"
+        what = "one JSON object a line, one for each clip" if kind == "json" else "at least one clip"
         raise ValueError(f"`{path}` is empty: it needs {what}.")
 
 
 def _suffix(path: str) -> str:
-    """The lower-case ending of a name, behind that of a compression."""
+    """The lower-case ending of a name, without the ending of a compression."""
     path = PurePosixPath(path.lower().split("?")[0])
     if path.suffix in COMPRESSIONS:
         path = path.with_suffix("")
@@ -69,7 +70,7 @@ def _open_text(path: str, newline: str | None = None):
 
 
 def read_json(path: str) -> Iterator[tuple[str, dict]]:
-    """As `read_file`, of JSON lines or one JSON list; a file without rows gives none."""
+    """Like `read_file`, for JSON lines or one JSON list. A file without rows is no error."""
     with _open_text(path) as file:
         if _suffix(path) == ".json" and file.read(1) == "[":
             file.seek(0)
@@ -86,7 +87,7 @@ def _parse(text: str, name: str):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is no JSON: {error}.") from error
+        raise ValueError(f"{name} is not JSON: {error}.") from error
 
 
 def _read_csv(path: str) -> Iterator[tuple[str, dict]]:
@@ -103,12 +104,12 @@ def _read_csv(path: str) -> Iterator[tuple[str, dict]]:
                     "that holds the separator or a line break in double quotes."
                 )
             if row:
-                # A CSV has no null; an empty field is the nearest.
+                # A CSV has no null: an empty field counts as missing.
                 yield name, {key: value or None for key, value in zip(header, row, strict=True)}
 
 
 def number_fields(row: dict, name: str) -> dict:
-    """`seconds` of a CSV as a number. Raises: `ValueError` where it is none."""
+    """Convert `seconds` of a CSV to a number. Raises: `ValueError` if it is not a number."""
     if not isinstance(row.get("seconds"), str):
         return row
     try:
@@ -118,7 +119,7 @@ def number_fields(row: dict, name: str) -> dict:
 
 
 def _read_tar(path: str) -> Iterator[tuple[str, dict]]:
-    """Files of one name but for the ending are a row: `a.flac`, `a.txt` -> `{"flac": clip, "txt": text}`."""
+    """Files whose names differ only in the ending make one row: `a.flac`, `a.txt` -> `{"flac": clip, "txt": text}`."""
     row, last = {}, None
     with fsspec.open(path, "rb").open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
         for member in tar:
@@ -136,7 +137,7 @@ def _read_tar(path: str) -> Iterator[tuple[str, dict]]:
 
 
 def _tar_fields(name: str, ending: str, content: bytes) -> dict:
-    """A file of a tar as columns; the fields of a JSON file are columns of their own, `json.text`."""
+    """A file of a tar as columns. Each field of a JSON file becomes one column, such as `json.text`."""
     kind = "." + ending.rpartition(".")[2].lower()
     if kind in AUDIO_SUFFIXES:
         return {ending: {"path": name, "bytes": content}}
@@ -149,8 +150,8 @@ def _tar_fields(name: str, ending: str, content: bytes) -> dict:
 
 
 def read_audio_folder(files: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of an audio folder: of its `metadata.csv` or `metadata.jsonl` (`file_name` and other columns), or, where it
-    has none, its clips alone."""
+    """Rows of an audio folder, from `metadata.csv` or `metadata.jsonl` (`file_name` and other columns). Without these
+    files, each clip is a row."""
     tables = [path for path in files if os.path.basename(path) in METADATA_FILES]
     if not tables:
         for path in files:

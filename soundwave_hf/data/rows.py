@@ -1,4 +1,4 @@
-"""What a row of training or evaluation data holds, whatever it was read from: names, checks, clips and transcripts."""
+"""Rows of training or evaluation data, from any file type: column names, checks, clips and transcripts."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
 
 
 COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
-BARE_KEYS = ("audio", "path", "url", "bytes")  # of an audio part, whose value alone is a clip
+BARE_KEYS = ("audio", "path", "url", "bytes")  # keys of an audio part whose value is a clip by itself
 # Names that other data sets use. They are never assumed: an error suggests the `columns` to write.
 COMMON_NAMES = {
     "audio": (
@@ -26,7 +26,7 @@ COMMON_NAMES = {
 
 
 def check_columns(columns: Mapping[str, str | None]):
-    """Raise `ValueError` for a mapping whose values are none of our names, or name one twice."""
+    """Raise `ValueError` if a value of the mapping is not one of our names, or occurs twice."""
     if not isinstance(columns, Mapping):
         raise ValueError(f"`columns` is {columns!r}; give `their_name: our_name` pairs.")
     ours = [name for name in columns.values() if name is not None]
@@ -39,7 +39,7 @@ def check_columns(columns: Mapping[str, str | None]):
 
 
 def suggest_columns(names: Sequence[str], missing: Sequence[str]) -> str:
-    """The sentence of an error that says which `columns` to write, or which columns exist."""
+    """A sentence for an error: the `columns` to write, or the columns that exist."""
     found = {}
     for ours in missing:
         theirs = next((common for common in COMMON_NAMES.get(ours, ()) if common in names), None)
@@ -52,9 +52,9 @@ def suggest_columns(names: Sequence[str], missing: Sequence[str]) -> str:
 
 
 def rename(row: dict, columns: Mapping[str, str | None], name: str) -> dict:
-    """A row with its columns under our names. A column that is mapped to null is left out.
+    """A row with our column names. A column that is mapped to null is left out.
 
-    Raises: `ValueError` where two columns would have one name.
+    Raises: `ValueError` if two columns would get the same name.
     """
     if not columns:
         return row
@@ -62,7 +62,7 @@ def rename(row: dict, columns: Mapping[str, str | None], name: str) -> dict:
     for theirs, ours in columns.items():
         if ours is not None and theirs in row and ours in row and ours not in columns and row[ours] is not None:
             raise ValueError(
-                f"{name} has both `{theirs}`, which `columns` maps to `{ours}`, and `{ours}` itself: leave the "
+                f"{name} has both `{theirs}`, which `columns` maps to `{ours}`, and a column `{ours}`: leave the "
                 f"mapping out, or add `{ours}: null`, which leaves that column out."
             )
     for theirs, ours in columns.items():
@@ -73,7 +73,7 @@ def rename(row: dict, columns: Mapping[str, str | None], name: str) -> dict:
 
 
 def at_folder(audio, folder: str | os.PathLike):
-    """A clip's relative path seen from a folder; URLs, data URIs, bytes and arrays stay as they are."""
+    """Resolve a clip's relative path against a folder; URLs, data URIs, bytes and arrays are not changed."""
     if isinstance(audio, Mapping):
         if audio.get("path") and audio.get("bytes") is None and audio.get("array") is None:
             return {**audio, "path": at_folder(audio["path"], folder)}
@@ -91,11 +91,11 @@ def at_folder(audio, folder: str | os.PathLike):
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Refuses rows that no stage can learn from.
+    """Refuses rows that training cannot use.
 
     Args:
-        control (`tuple[str, ...]`): tokens of the tokenizer that no text may hold.
-        losses (`tuple[str, ...]`): of the stage; with "ctc" alone, each row needs a clip and its transcript.
+        control (`tuple[str, ...]`): special tokens of the tokenizer, which no text may contain.
+        losses (`tuple[str, ...]`): losses of the stage; with "ctc" alone, each row needs a clip and its transcript.
     """
 
     control: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class RowCheck:
         return cls(tuple(sorted(token for token in control if token.strip())), tuple(losses))
 
     def __call__(self, row: dict, name: str):
-        """Raise `ValueError` that begins with `name`, which says file and row, and states the value."""
+        """Raise `ValueError` for a bad row. The message begins with `name` (file and row) and states the value."""
         if not isinstance(row, Mapping):
             raise ValueError(f"{name} is {_short(row)}; expected an object with `audio` and `text`.")
         self._check_types(row, name)
@@ -123,7 +123,7 @@ class RowCheck:
         clips, transcripts = clips_of(row), transcripts_of(row, name)
         if "ce" not in self.losses and not any(text is not None for text in transcripts):
             what = "no transcript (`text`)" if clips else "no clip"
-            raise ValueError(f"{name} has {what}, and this stage learns transcripts alone: leave the row out.")
+            raise ValueError(f"{name} has {what}, and this stage learns only from transcripts: leave the row out.")
 
     def _check_types(self, row: Mapping, name: str):
         for key in ("question", "answer", "source", "task"):
@@ -161,14 +161,14 @@ class RowCheck:
         if not has_audio and not row["question"]:
             raise ValueError(f"{name} has an empty `question` and no `audio`: there is nothing to answer.")
         if len(clips_of(row)) > 1 and not has_answer:
-            raise ValueError(f"{name} has {len(clips_of(row))} clips: say with `answer` or `messages` what to learn.")
+            raise ValueError(f"{name} has {len(clips_of(row))} clips and no `answer`: give `answer` or `messages`.")
 
     def _check_messages(self, row: Mapping, name: str):
         messages = row["messages"]
         if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
             raise ValueError(f"{name} has `messages` {_short(messages)}; expected a list of role and content.")
         if row.get("question") is not None or row.get("answer") is not None:
-            raise ValueError(f"{name} has `messages`, and `question` or `answer` as well: give one or the other.")
+            raise ValueError(f"{name} has both `messages` and `question` or `answer`: give only one of these forms.")
         for message in messages:
             if not isinstance(message.get("role"), str):
                 raise ValueError(f"{name} has a message with the `role` {_short(message.get('role'))}; expected text.")
@@ -182,8 +182,8 @@ class RowCheck:
         open_places, given = _open_places(messages), len(_as_clips(row.get("audio")))
         if open_places != given:
             raise ValueError(
-                f"{name} has {open_places} audio parts without a clip of their own and {given} clips in `audio`: give "
-                "one clip a part."
+                f"{name} has {open_places} audio parts without a clip and {given} clips in `audio`: give one clip for "
+                "each part."
             )
 
     def _check_control(self, text: str, what: str):
@@ -201,7 +201,7 @@ def _check_part(part, role: str, name: str):
         if not isinstance(part.get("text"), str):
             raise ValueError(f"{name} has a text part with {_short(part.get('text'))}; expected text.")
     elif role == "assistant":
-        raise ValueError(f"{name} has audio in a turn of the `assistant`, which answers in text: move it.")
+        raise ValueError(f"{name} has audio in a turn of the `assistant`, which can only answer in text: move it.")
     elif _has_own_clip(part):
         _check_audio(_own_clip(part), name)
 
@@ -254,7 +254,7 @@ def clips_of(row: Mapping) -> list:
 def transcripts_of(row: Mapping, name: str = "A row") -> list[str | None]:
     """The transcript of each clip of a row, None for one that has none.
 
-    Raises: `ValueError` where their number is not that of the clips.
+    Raises: `ValueError` if the numbers of clips and transcripts differ.
     """
     count, text = len(clips_of(row)), row.get("text")
     texts = list(text) if isinstance(text, list | tuple) else [text]
@@ -269,9 +269,10 @@ def transcripts_of(row: Mapping, name: str = "A row") -> list[str | None]:
 
 
 def conversation_of(row: Mapping, asr_question: str) -> list[dict]:
-    """A row as messages of parts: those it has, or a question about its clips and the answer.
+    """A row as messages of parts: its own messages, or a question about its clips and the answer.
 
-    Without a question the transcript is asked for; an empty question leaves the clip alone in the user's turn.
+    Without `question`, the user requests the transcript (`asr_question`). With an empty `question`, the user's turn
+    has only the clip.
     """
     if row.get("messages") is not None:
         return [{"role": message["role"], "content": _bare_parts(message)} for message in row["messages"]]
@@ -288,7 +289,7 @@ def conversation_of(row: Mapping, asr_question: str) -> list[dict]:
 
 
 def stored_messages(messages: Sequence[Mapping], folder: str | os.PathLike) -> list[dict]:
-    """Messages in the one form that a column can hold: parts of `type`, `text` and `audio` (`path` and `bytes`)."""
+    """Messages in the form that a column can store: parts with `type`, `text` and `audio` (`path` and `bytes`)."""
     stored = []
     for message in messages:
         parts = []

@@ -1,7 +1,7 @@
-"""`data:` of a recipe -> rows. This module is what other folders import.
+"""Rows for `data:` of a recipe. Other folders import this module.
 
-`locate` finds where the rows of a source lie, `named_rows` gives them our column names, `tables` loads all of them and
-`streams` reads them while they are used.
+`locate` finds the files of a source, `named_rows` renames columns, `tables` loads all rows and `streams` reads rows
+while they are used.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Rows of a source that are read while they are used, as streams: one of each task, or one of all."""
+"""Streams of rows, which are read while they are used: one stream for each task, or one for all rows."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ from .named_rows import checked_rows, load_saved, own_rows, tar_rows, undecoded,
 from .rows import RowCheck
 
 
-EVERY_ROW = "every row"  # name of the one stream where rows are not told apart by task
-UNKNOWN_SIZE = 100_000  # rows that an epoch of a stream counts, where nobody says how many it has
+EVERY_ROW = "every row"  # name of the stream if rows are not separated by task
+UNKNOWN_SIZE = 100_000  # rows in an epoch of a stream whose size is unknown
 
 
 @dataclass
@@ -22,11 +22,11 @@ class Streams:
     """Rows that are read while they are used.
 
     Args:
-        streams (`dict`): a `datasets.IterableDataset` of each task's rows.
-        sizes (`dict`): rows of each; of a data set that does not say, `UNKNOWN_SIZE`.
-        counts (`dict`): clips and seconds by source, seconds NaN where they are not known beforehand.
-        hold_audio (`bool`): whether rows hold clips, and not only their paths.
-        seconds (`list`): the lengths that are known beforehand.
+        streams (`dict`): a `datasets.IterableDataset` for each task.
+        sizes (`dict`): number of rows of each; `UNKNOWN_SIZE` if the data set does not state it.
+        counts (`dict`): clips and seconds by source; seconds are NaN if they are not known in advance.
+        hold_audio (`bool`): whether rows contain clips, and not only their paths.
+        seconds (`list`): the lengths that are known in advance.
     """
 
     streams: dict[str, Stream] = field(default_factory=dict)
@@ -53,21 +53,21 @@ def open_streams(
     columns: Mapping | None = None,
     check: RowCheck | None = None,
 ) -> Streams:
-    """A stream of each task's rows, whose shards are the files that have some.
+    """One stream for each task. Its shards are the files that have rows of the task.
 
-    Files of JSON, CSV and audio folders are read to their ends beforehand, so that a row that cannot be learnt from
-    is found before the first step. Rows of tars, Parquet and the hub are checked when they are read.
+    JSON, CSV and audio folders are read completely first, so that a bad row is found before the first step. Rows of
+    tars, Parquet and the hub are checked when they are read.
 
-    Args: by_task: whether to tell rows apart by their `task`, or else `source`; if not, they are one stream. Others
-        as of `open_rows`.
+    Args: by_task: whether to separate rows by `task`, or by `source` if they have no `task`; otherwise there is one
+        stream. The other arguments are as in `open_rows`.
 
-    Raises: as `open_rows`; `ValueError` where a row has neither task nor source and needs one.
+    Raises: the errors of `open_rows`; `ValueError` if a row has neither task nor source and needs one.
     """
     check, opened = check or RowCheck(), Streams()
     for each in list_sources(source, columns):
         found = find(each)
         if "[" in found.split or "+" in found.split:
-            raise ValueError(f"`split` is {found.split!r}, and a stream has no parts: name one whole split.")
+            raise ValueError(f"`split` is {found.split!r}, but a stream has no parts: name one whole split.")
         if found.kind in ("json", "csv", "audiofolder"):
             _add_files(opened, found, by_task, check)
         else:
@@ -79,7 +79,7 @@ def open_streams(
 
 
 def _add_files(opened: Streams, found: Found, by_task: bool, check: RowCheck):
-    """Streams of files that are counted first."""
+    """Add streams of files whose rows are counted first."""
     counts: dict[str, Counter] = {}
     shards = [found.files] if found.kind == "audiofolder" else [(file,) for file in found.files]
     for shard in shards:
@@ -105,12 +105,12 @@ def _task_of(row: Mapping, by_task: bool, name: str) -> str:
     if not by_task:
         return EVERY_ROW
     if (task := row.get("source") if row.get("task") is None else row["task"]) is None:
-        raise ValueError(f"A mixture is of tasks, and {name} has neither `task` nor `source`: give it one of them.")
+        raise ValueError(f"A mixture needs tasks, and {name} has neither `task` nor `source`: give it one of them.")
     return task
 
 
 def _add_unseen(opened: Streams, found: Found, by_task: bool, check: RowCheck):
-    """Add the stream of a source whose rows are not read before training. They are one task."""
+    """Add the stream of a source whose rows are not read before training. All of them are one task."""
     source, opened.hold_audio = found.source, True
     task = (source.task or source.source or source.path) if by_task else EVERY_ROW
     if found.kind == "webdataset":

@@ -1,4 +1,4 @@
-"""Every row of a source, or of several, as one `Dataset` whose clips are not decoded."""
+"""All rows of one or several sources as one `Dataset` whose clips are not decoded."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,20 +28,20 @@ def open_rows(
     home: Path | None = None,
     with_seconds: bool = True,
 ) -> Dataset:
-    """Every row of a source, or of a list of them, as a `Dataset` whose clips are not decoded.
+    """All rows of one or several sources as a `Dataset` whose clips are not decoded.
 
     Args:
-        source: what `data` of a recipe may be: a path, a pattern, the name of a data set, a mapping, a list of these.
+        source: any value of `data` in a recipe: a path, a pattern, the name of a data set, a mapping, a list of these.
         columns: `their_name: our_name`.
-        repeat: how often rows of a source count; column `row` tells repeats apart.
-        check: refuses rows; by default those that no stage can learn from, without a look at control tokens.
-        home: folder where lengths of many clips are kept.
-        with_seconds: whether to read the lengths that rows do not say from the clips' headers.
+        repeat: how often the rows of a source are repeated; each copy has its own number in column `row`.
+        check: refuses rows; by default `RowCheck()`, which does not know the control tokens.
+        home: folder with the cache of clip lengths.
+        with_seconds: whether to read missing lengths from the clips' headers.
 
-    Returns: rows with `audio` (a whole path, or `{"path", "bytes"}`), `text`, `seconds` and, where they have them,
-        the other columns of `COLUMNS`; `row` is the number of each.
+    Returns: rows with `audio` (an absolute path, or `{"path", "bytes"}`), `text`, `seconds`, those of the other
+        `COLUMNS` that the data has, and `row`, the number of each row.
 
-    Raises: `FileNotFoundError`; `ValueError` for what cannot be read, with file, row and value.
+    Raises: `FileNotFoundError`; `ValueError` for a row that cannot be read, with file, row and value.
     """
     options = _Options(check or RowCheck(), home, with_seconds)
     parts = [_load(find(each), options) for each in list_sources(source, columns)]
@@ -70,7 +70,7 @@ def _load(found: Found, options: _Options) -> Dataset:
 
 
 def _load_parts(found: Found, options: _Options) -> Dataset:
-    """Parts of splits, `train[:10%]+validation`, of files that are read here."""
+    """Parts of splits, such as `train[:10%]+validation`, of files that `readers` reads."""
     names = {part.partition("[")[0].strip() for part in found.split.split("+")}
     names = found.splits.keys() if "all" in names else names
     whole = {name: _load_split(found, found.splits[name], options) for name in names}
@@ -94,8 +94,8 @@ def _load_split(found: Found, files: Sequence[str], options: _Options) -> Datase
 
 
 def _from_tars(found: Found, check: RowCheck) -> Dataset:
-    """Clips of tars, kept on disk by the library: memory does not hold them."""
-    # Part of what the library knows its copy by: another tar of that name is another data set.
+    """Rows of tars. The library caches them on disk, so that the clips are not kept in memory."""
+    # Part of the library's cache key: a changed tar of the same name is read again.
     states = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in found.files]
     options = {"shards": list(found.files), "found": found, "check": check, "states": states}
     try:
@@ -105,7 +105,7 @@ def _from_tars(found: Found, check: RowCheck) -> Dataset:
 
 
 def _download(files: Sequence[str]) -> list[str]:
-    """Files of the hub as files here; local ones as they are."""
+    """Local paths of files. Those on the hub are downloaded."""
     if not any("://" in file for file in files):
         return list(files)
     from huggingface_hub import HfFileSystem, hf_hub_download
@@ -118,7 +118,7 @@ def _download(files: Sequence[str]) -> list[str]:
 
 
 def _table(rows: list[dict]) -> Dataset:
-    """Rows as columns. Where some rows have several clips, `audio` and `text` of all are lists."""
+    """Rows as columns. If some rows have several clips, `audio` and `text` of all rows are lists."""
     for key in ("audio", "text"):
         if any(isinstance(row.get(key), list | tuple) for row in rows):
             rows = [row | {key: _as_list(row.get(key))} for row in rows]
@@ -145,7 +145,7 @@ def _as_stored(clip):
 
 
 def _library_rows(found: Found) -> Dataset:
-    """What the library loads, under our names, clips undecoded."""
+    """Rows that the library loads, with our column names and undecoded clips."""
     source = found.source
     if found.kind == "saved":
         rows = load_saved(found)
@@ -169,9 +169,9 @@ def _check_table(rows: Dataset, path: str, check: RowCheck):
 
 
 def check_rows(rows, check: RowCheck, name: str = "the data set"):
-    """Refuse rows of a `Dataset` or a list by all but their clips, of which only is seen whether they are there.
+    """Refuse bad rows of a `Dataset` or a list. Clips are not read: a row must only have them.
 
-    Rows of a stream, and of a data set with a transform of its own, are checked when they are read.
+    Rows of a stream, and of a data set with a transform, are checked when they are read.
     """
     if isinstance(rows, list):
         for index, row in enumerate(rows):
@@ -186,7 +186,7 @@ def check_rows(rows, check: RowCheck, name: str = "the data set"):
 
 
 def _has_audio(rows: Dataset) -> Iterator[object]:
-    """For each row a placeholder for each of its clips, without the samples."""
+    """For each row a placeholder for each of its clips. The samples are not read."""
     for table in rows.select_columns(["audio"]).with_format("arrow").iter(256):
         column = table["audio"].combine_chunks()
         if hasattr(column.type, "value_type"):
@@ -200,36 +200,38 @@ def _has_audio(rows: Dataset) -> Iterator[object]:
 
 
 def fill_seconds(rows: Dataset, name: str) -> Dataset:
-    """Rows with the length of each in `seconds`; `name` is what errors call them."""
+    """Rows with their lengths in the column `seconds`; `name` is what errors call the rows."""
     seconds = lengths_of(rows, name)
     rows = rows.remove_columns([name for name in ("seconds",) if name in rows.column_names])
     return rows.add_column("seconds", seconds)
 
 
 def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> list[float]:
-    """Seconds of each row: of the column `seconds`, or, where that has none, of the clips' headers.
+    """Seconds of each row, from the column `seconds` or, if it is missing, from the clips' headers.
 
-    Args: folder: what relative paths are seen from.
+    Args: folder: base of relative paths.
     """
     known = rows["seconds"][:] if "seconds" in rows.column_names else [None] * len(rows)
     if None not in known:
         return [float(seconds) for seconds in known]
-    heard = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
+    clips_only = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
 
     def length(index: int) -> float:
-        clips = clips_of(heard[index])
+        clips = clips_of(clips_only[index])
         return sum(clip_seconds(at_folder(clip, folder), f"row {index} of {name}") for clip in clips)
 
     return [float(length(index) if seconds is None else seconds) for index, seconds in enumerate(known)]
 
 
 def _join(parts: list[Dataset]) -> Dataset:
-    """Sources one after another, with our columns only and clips in one form."""
+    """Concatenate sources, with our columns only and all clips in one form."""
     parts = [part.select_columns([name for name in part.column_names if name in COLUMNS]) for part in parts]
     kinds = [part.features["audio"] for part in parts if "audio" in part.features]
     if any(kind != kinds[0] for kind in kinds):
         if any(isinstance(kind, List) for kind in kinds):
-            raise ValueError("Some sources have lists of clips in `audio` and some one clip a row: give all lists.")
+            raise ValueError(
+                "Some sources have lists of clips in `audio`, others one clip a row: give lists everywhere."
+            )
         stored = Audio(decode=False)
         parts = [part.cast_column("audio", stored) if "audio" in part.features else part for part in parts]
     return datasets.concatenate_datasets([_with_stored_messages(part) for part in parts])

@@ -1,5 +1,5 @@
-"""Tiny random backbones and a dozen synthesised clips, made where a recipe names them: `recipes/tiny.yaml` needs no
-download, and every stage runs in seconds. What is trained on them hears nothing."""
+"""Tiny random backbones and a dozen synthesised clips, made when a recipe names them. `recipes/tiny.yaml` needs no
+download, and every stage runs in seconds. A model trained on them is useless for real speech."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,8 @@ from .manifest import write_rows
 MEL_BINS = 16
 RATE = 16_000
 TEXTS = ["Yes.", "It's 5!", "No, no.", "Go on", "Well, hi", "A b c", "Stop it!", "Done", "We'll see", "Oh", "Up", "10"]
-SECONDS = [1.0, 1.4, 0.8, 1.2, 1.3, 0.6, 1.1, 0.5, 1.5, 0.7, 0.4, 0.9]  # no two alike; a byte needs a frame of 40 ms
+# All different. CTC needs a frame of 40 ms for each byte.
+SECONDS = [1.0, 1.4, 0.8, 1.2, 1.3, 0.6, 1.1, 0.5, 1.5, 0.7, 0.4, 0.9]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -22,7 +23,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer(special_tokens: tuple[str, ...] = (), **options):
-    """A tokenizer of bytes, about 260 tokens, that encodes any text; options as of `PreTrainedTokenizerFast`."""
+    """A tokenizer of bytes, about 260 tokens, that encodes any text. Options as in `PreTrainedTokenizerFast`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -57,7 +58,7 @@ def write_tiny_whisper(folder: Path):
         decoder_layers=1,
         decoder_attention_heads=2,
         decoder_ffn_dim=64,
-        init_std=0.2,  # about `width ** -0.5`: at the 0.02 of large models all frames would be alike
+        init_std=0.2,  # about `width ** -0.5`: with the 0.02 of large models all frames would be equal
         max_target_positions=16,
         pad_token_id=0,
         bos_token_id=1,
@@ -85,7 +86,7 @@ def write_tiny_llm(folder: Path):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        initializer_range=0.5,  # and some frames are blank at first, some are not
+        initializer_range=0.5,  # so large that an untrained model labels some frames blank and some not
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -99,7 +100,7 @@ def write_tiny_llm(folder: Path):
 
 
 def make_speech(seconds: float, seed: int) -> np.ndarray:
-    """A tone that rises and falls, and noise: `(samples,)`, float32, at 16 kHz."""
+    """A tone that rises and falls, plus noise: `(samples,)`, float32, at 16 kHz."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * RATE)) / RATE
     tone = np.sin(2 * np.pi * (200 + 40 * seed) * time) * np.sin(2 * np.pi * 3 * time) ** 2
@@ -107,8 +108,8 @@ def make_speech(seconds: float, seed: int) -> np.ndarray:
 
 
 def write_tiny_data(folder: Path):
-    """Twelve clips of half to one and a half seconds, `train.jsonl` of their transcripts and `instruct.jsonl` of
-    questions about them, spoken questions and transcripts."""
+    """Twelve clips of 0.4 to 1.5 seconds, `train.jsonl` with their transcripts, and `instruct.jsonl` with questions
+    about them, spoken questions and transcripts."""
     rows = [
         {"audio": f"clips/{index}.wav", "text": text, "seconds": seconds, "voice": "tiny", "source": f"s{index % 2}"}
         | {"task": "asr" if index % 4 else "sound"}
@@ -123,7 +124,7 @@ def write_tiny_data(folder: Path):
     write_rows(folder / "instruct.jsonl", asked + spoken + rows[8:])
 
 
-# By the names that recipes give them.
+# Name in a recipe -> function that writes the backbone.
 TINY_BACKBONES: dict[str, Callable[[Path], None]] = {
     "tiny-random-whisper": write_tiny_whisper,
     "tiny-random-llama": write_tiny_llm,

@@ -1,1 +1,1 @@
-"""Scores: metrics on plain texts and numbers, and their use on a loaded model."""
+"""Metrics of plain texts and numbers, and scores of a loaded model."""

@@ -24,7 +24,7 @@ from .reporting import (
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
 from .sets import SETS, open_sets, read_clips, read_set
-from .shipped import ADAPTER, ENCODER, load_adapter, load_checkpoint
+from .shipped import ADAPTER, ENCODER, load_weights
 from .transcribe import (
     MAX_NEW_TOKENS,
     Result,
@@ -53,12 +53,12 @@ class Options:
     """How sets are transcribed and scored."""
 
     batch_size: int = 8  # clips
-    ctc: bool = False  # the CTC head alone
+    ctc: bool = False  # only the CTC head, without the LLM
     language: str | None = None  # of the speech; English by default
-    metric: str | None = None  # `wer` or `cer`; by the language, where not given
-    max_new_tokens: int = MAX_NEW_TOKENS  # of a text, for each 30 s of its clips
+    metric: str | None = None  # `wer` or `cer`; the language decides by default
+    max_new_tokens: int = MAX_NEW_TOKENS  # for each 30 s of the clips
     device: str | None = None  # the CPU by default
-    dtype: str | None = None  # float32 for adapters, a checkpoint's own
+    dtype: str | None = None  # by default float32 for adapters, and a checkpoint's own dtype
     generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
 
     def __post_init__(self):
@@ -70,33 +70,29 @@ class Options:
         if self.metric not in UNIT_OF:
             raise ValueError(f"The metric is `{self.metric}`; expected `wer` or `cer`.")
         if self.max_new_tokens < 1:
-            raise ValueError(f"The most new tokens are {self.max_new_tokens}; expected 1 or more.")
+            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
         as_device(self.device or "cpu")
         as_dtype(self.dtype)
 
 
 def load_system(name: str, is_adapter: bool, options: Options, **backbones) -> System:
-    """A model by folder or hub name: adapters, merged into backbones that are given or that they name, or a whole one.
+    """Load a model by folder or hub name: adapters, merged into their backbones, or a whole model.
 
-    Args: backbones: `encoder`, `llm` and `allow_other_backbones`, as `load_adapter` has them.
+    Args: backbones: `encoder`, `llm` and `allow_other_backbones`, as in `load_adapter`.
     """
-    placing = {"device": options.device, "dtype": options.dtype}
-    placing = {key: value for key, value in placing.items() if value is not None}
-    load = partial(load_adapter, ctc_only=options.ctc, **backbones) if is_adapter else load_checkpoint
-    return model_system(
-        *load(name, **placing), options.ctc, options.max_new_tokens, options.language, options.generate
-    )
+    loaded = load_weights(name, is_adapter, options.ctc, options.device, options.dtype, **backbones)
+    return model_system(*loaded, options.ctc, options.max_new_tokens, options.language, options.generate)
 
 
 def whisper_of(folder: str) -> str:
-    """The Whisper whose encoder a folder of adapters or a whole model names; that of the shipped weights otherwise."""
+    """Name of the Whisper that the encoder comes from, by the config of adapters or a model; else the shipped one."""
     return trained_backbone(folder, "encoder").name or ENCODER
 
 
 def transcribe_sets(
     load: Callable[[], System], sets: dict[str, Iterable[dict]], options: Options, label: str = ""
 ) -> dict[str, tuple[list[Result], float]]:
-    """Results of one system on each set and the seconds it took; the system is dropped afterwards."""
+    """Results of one system on each set and the seconds it took. The system is freed afterwards."""
     system = load()
     return {
         name: run_rows(system, rows, options.batch_size, f"{label}{name}", options.ctc) for name, rows in sets.items()
@@ -104,7 +100,7 @@ def transcribe_sets(
 
 
 def whisper_results(name: str, rows: dict[str, Iterable[dict]], options: Options) -> dict[str, list[Result]]:
-    """Results of the Whisper of that name on each set."""
+    """Results of a Whisper, by name, on each set."""
     load = partial(whisper_system, resolve_backbone(name), options.language, options.device or "cpu")
     found = transcribe_sets(load, rows, options, "Whisper itself on ")
     return {key: results for key, (results, _) in found.items()}
@@ -121,7 +117,7 @@ class SetResult:
     scores: Scores
     by_row: dict[int, ClipScore]
     whisper_texts: dict[int, str | None]
-    other: dict[int, tuple[str, ClipScore]] = field(default_factory=dict)  # texts of the system compared with
+    other: dict[int, tuple[str, ClipScore]] = field(default_factory=dict)  # texts of the other system
 
 
 def score_set(results: list[Result], seconds: float, whisper: list[Result] | None, language: str | None) -> SetResult:
@@ -155,9 +151,9 @@ def lines_of(name: str, found: SetResult, with_whisper: bool, language: str | No
 
 
 def earlier_lines(against: str | None, sets: Iterable[str]) -> dict[str, dict[int, dict]] | None:
-    """Lines of a file that an earlier run wrote, by set and row; `None` where `against` names a model.
+    """Lines of a file from an earlier run, by set and row; `None` if `against` names a model.
 
-    Raises: ValueError where the file lacks a set.
+    Raises: ValueError if the file lacks a set.
     """
     if against is None or not Path(against).is_file():
         return None
@@ -172,7 +168,7 @@ def earlier_lines(against: str | None, sets: Iterable[str]) -> dict[str, dict[in
 
 
 def lines_of_system(name: str, sets: dict[str, Iterable[dict]], options: Options) -> dict[str, dict[int, dict]]:
-    """As `earlier_lines`, of adapters or a whole model that is run now."""
+    """The same lines as `earlier_lines`, from adapters or a whole model that is run now."""
     folder = str(Path(name).expanduser())
     load = partial(load_system, folder, find_adapter(folder) is not None, options)
     found = transcribe_sets(load, sets, options, f"{Path(name).name} on ")
@@ -190,9 +186,9 @@ def compare_sets(scored: dict[str, SetResult], against: str, lines: dict | None,
 
 
 def compare_set(name: str, found: SetResult, lines: dict[int, dict], options: Options):
-    """Compare with another system on the rows that both have a text for.
+    """Compare with another system on the rows for which both have a text.
 
-    Raises: ValueError where the other's references are not those of the data.
+    Raises: ValueError if the references differ.
     """
     both = [result for result in found.results if result.failure is None and result.request.row in lines]
     for result in both:
@@ -200,7 +196,7 @@ def compare_set(name: str, found: SetResult, lines: dict[int, dict], options: Op
         if there != result.request.reference:
             raise ValueError(
                 f"Row {result.request.row} of the set `{name}` has the reference `{result.request.reference}` here "
-                f"and `{there}` in the system to compare with: the two are of different data."
+                f"and `{there}` in the other system: the two were scored on different data."
             )
     texts = [lines[result.request.row]["text"] for result in both]
     clips = score_clips([result.request.reference for result in both], texts, options.language)
@@ -213,12 +209,12 @@ def compare_set(name: str, found: SetResult, lines: dict[int, dict], options: Op
 
 
 def compare_kind(found: SetResult, both: list[Result], is_answer: bool, metric: str) -> dict | None:
-    """Transcripts or answers of the two systems."""
+    """Compare the transcripts, or the answers, of the two systems."""
     rows = [result.request.row for result in both if result.request.is_answer == is_answer]
     return compare_clips([found.by_row[row] for row in rows], [found.other[row][1] for row in rows], is_answer, metric)
 
 
-# ---- the verb ----
+# ---- the command ----
 
 
 def run_evaluation(
@@ -238,18 +234,18 @@ def run_evaluation(
     against: str | None = None,
     **options,
 ) -> dict[str, Scores]:
-    """Score a checkpoint, or adapters on their backbones (the shipped ones unless told otherwise); print tables.
+    """Score a checkpoint, or adapters on their backbones (by default the shipped ones); print tables.
 
     Args:
-        sets: validation sets; all of them by default, or none where there is `data`.
-        data: any sources, `SOURCE` or `NAME=SOURCE` each, or rows by name. columns: their columns -> ours.
-        encoder, llm, allow_other_backbones: what `adapter` belongs to; by default what it names.
+        sets: validation sets; all of them by default, or none if there is `data`.
+        data: any sources, `SOURCE` or `NAME=SOURCE` each, or rows by name. columns: `their_name: our_name`.
+        encoder, llm, allow_other_backbones: backbones of `adapter`; by default those that its config names.
         with_baseline: whether to transcribe the same clips with the Whisper that the encoder comes from.
-        ctc: whether to score the CTC head alone.
+        ctc: whether to score only the CTC head, without the LLM.
         against: a second system on the same rows: adapters, a merged model, a hub name, or lines of an earlier run.
         output: JSON file for the scores. transcripts: JSON-lines file for the text of each clip.
         options: the other fields of `Options`: `language`, `metric`, `device`, `dtype`, `max_new_tokens`.
-    Raises: ValueError at the end, with all printed and written, where rows could not be scored; it names them.
+    Raises: ValueError that names the rows that could not be scored, after everything was printed and written.
     """
     options = Options(batch_size, ctc, **options)
     rows = open_sets(SETS if sets is None and not data else sets or (), data, columns)
@@ -275,14 +271,14 @@ def run_evaluation(
 
 
 def report_header(options: Options, whisper: str | None, against: str | None) -> dict:
-    """What the JSON file says of how it was scored."""
+    """Settings of the evaluation, for the JSON file."""
     language = language_code(options.language)
     header = {"metric": options.metric, "language": language, "whisper": whisper, "against": against}
     return {key: value for key, value in header.items() if value is not None}
 
 
 def summary(scores: dict[str, Scores], options: Options, name: str, against: str | None) -> str:
-    """What the verb prints."""
+    """The text that the command prints."""
     parts = [score_table(scores, options.metric), error_table(scores, options.metric)]
     if against is not None:
         parts.append(comparison_table(scores, Path(name).name, Path(against).name))
@@ -301,7 +297,7 @@ def summary(scores: dict[str, Scores], options: Options, name: str, against: str
 
 
 def refuse_failures(scores: dict[str, Scores]):
-    """Raises: ValueError that names the rows that are in no score."""
+    """Raises: ValueError that names the rows that could not be scored."""
     failed = [(name, failure) for name, row in scores.items() for failure in row.failures]
     if not failed:
         return
@@ -309,7 +305,7 @@ def refuse_failures(scores: dict[str, Scores]):
     for name, failure in failed:
         file = f" ({failure['audio']})" if failure["audio"] else ""
         named.append(f"  {name}, row {failure['row']}{file}: {failure['reason']}")
-    raise ValueError("\n".join([f"{len(failed)} rows could not be scored and are in none of the figures:", *named]))
+    raise ValueError("\n".join([f"{len(failed)} rows could not be scored and are not part of the scores:", *named]))
 
 
 __all__ = [

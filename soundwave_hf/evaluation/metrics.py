@@ -11,7 +11,7 @@ import numpy as np
 
 NEEDS_EXTRA = "Scoring needs `jiwer` and `whisper-normalizer`: `pip install 'soundwave-hf[evaluate]'`."
 UNITS = ("words", "characters")
-# Written without spaces between words, so that the character error rate is the main figure (Whisper's paper, 4.2).
+# Languages without spaces between words. Their main metric is the character error rate (Whisper's paper, 4.2).
 SPACELESS_LANGUAGES = {"bo", "ja", "km", "lo", "my", "th", "yue", "zh"}
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
@@ -53,8 +53,8 @@ def text_normalizer(language: str | None = None) -> Callable[[str], str]:
 
 @lru_cache(maxsize=2)
 def _normalizer(is_english: bool) -> Callable[[str], str]:
-    # transformers has the same rules, but takes the table of spellings from the folder of a Whisper tokenizer, which
-    # may lack it: the same texts would score differently on two machines.
+    # transformers has the same rules, but reads the table of spellings from the folder of a Whisper tokenizer. If that
+    # lacks it, the same texts would score differently on two machines.
     try:
         from whisper_normalizer.basic import BasicTextNormalizer
         from whisper_normalizer.english import EnglishTextNormalizer
@@ -64,28 +64,28 @@ def _normalizer(is_english: bool) -> Callable[[str], str]:
 
 
 def as_written(text: str) -> str:
-    """The text with case and marks as they are; canonically equal Unicode (NFC) counts as equal."""
+    """The text with its case and marks, in Unicode normal form C."""
     return unicodedata.normalize("NFC", text)
 
 
 def _ready_texts(texts: Sequence[str], unit: str, language: str | None, normalize: bool) -> list[str]:
-    """Texts as they are compared: single spaces between words, and no space for characters without words."""
+    """Texts in the form that is compared: single spaces between words; none for characters of spaceless languages."""
     change = text_normalizer(language) if normalize else as_written
     space = "" if unit == "characters" and language_code(language) in SPACELESS_LANGUAGES else " "
     return [space.join(change(text).split()) for text in texts]
 
 
 def check_texts(references: Sequence[str], hypotheses: Sequence[str]):
-    """Raises: ValueError where the two are no lists of strings of one length."""
+    """Raises: ValueError if the two are not lists of strings of the same length."""
     for name, texts in (("references", references), ("hypotheses", hypotheses)):
         if isinstance(texts, str):
-            raise ValueError(f"`{name}` is one text, `{texts[:40]}`; expected a list with one text a clip.")
+            raise ValueError(f"`{name}` is one text, `{texts[:40]}`; expected a list with one text for each clip.")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"{name}[{index}] is {text!r}; expected a string (an empty one for silence).")
     if len(references) != len(hypotheses):
         raise ValueError(
-            f"{len(hypotheses)} hypotheses arrived for {len(references)} references: give one a clip, in order."
+            f"{len(hypotheses)} hypotheses arrived for {len(references)} references: give one for each, in order."
         )
 
 
@@ -94,7 +94,7 @@ def check_texts(references: Sequence[str], hypotheses: Sequence[str]):
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Edits that turn references into hypotheses, and the size of the references; of one clip or of many."""
+    """Edits that turn references into hypotheses, and the length of the references, for one clip or many."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -107,12 +107,12 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors over the size of the references; above 1 where more was invented than said.
+        """Errors divided by the length of the references. It can be above 1, if many words were inserted.
 
-        Raises: ValueError where the references are empty.
+        Raises: ValueError if the references are empty.
         """
         if self.reference_length == 0:
-            raise ValueError("The references are empty after normalising: an error rate needs a word in one of them.")
+            raise ValueError("The references are empty after normalising: an error rate needs at least one word.")
         return self.errors / self.reference_length
 
     def __add__(self, other: "ErrorCounts") -> "ErrorCounts":
@@ -135,14 +135,14 @@ def edits_by_clip(
     language: str | None = None,
     normalize: bool = True,
 ) -> list[tuple[ErrorCounts, list[Edit]]]:
-    """Counts and differences of each clip, by jiwer's alignment (least edits).
+    """Counts and differences of each clip, by jiwer's alignment (fewest edits).
 
     Args:
-        references, hypotheses: one text a clip, in the same order; an empty reference stands for silence.
-        unit: `words`, split at spaces, or `characters`, of which a space is one except in languages without spaces.
+        references, hypotheses: one text for each clip, in the same order; an empty reference means silence.
+        unit: `words`, split at spaces, or `characters`, where a space counts except in languages without spaces.
         language: code or English name; chooses the normaliser, English by default.
         normalize: `False` compares the texts as written, with case and marks.
-    Raises: ValueError for texts that are not paired and for another unit.
+    Raises: ValueError for lists of different lengths and for an unknown unit.
     """
     try:
         import jiwer
@@ -164,7 +164,7 @@ def edits_by_clip(
 
 
 def _counts_and_edits(said: list[str], found: list[str], chunks: list, glue: str) -> tuple[ErrorCounts, list[Edit]]:
-    """Of one clip, from jiwer's chunks of its alignment."""
+    """Counts and edits of one clip, from the chunks of jiwer's alignment."""
     sizes = {"substitute": 0, "delete": 0, "insert": 0}
     edits = []
     for chunk in chunks:
@@ -192,11 +192,11 @@ def error_counts(
 def word_error_rate(
     references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool = True
 ) -> float:
-    """Word edits over reference words of a whole set, both sides through Whisper's normaliser of the language.
+    """Word edits divided by reference words of a whole set, both sides normalised by Whisper's normaliser.
 
-    Args: as in `edits_by_clip`; `normalize=False` gives the error rate of the text as written, case and marks counted.
-    Returns: a share: 0.25 is one error in four words; above 1 where more was invented than said.
-    Raises: ValueError where the two differ in number or no reference word is left after the normaliser.
+    Args: as in `edits_by_clip`; with `normalize=False`, case and marks count.
+    Returns: a share: 0.25 is one error in four words. It can be above 1, if many words were inserted.
+    Raises: ValueError if the numbers of texts differ, or the normalised references have no word.
     """
     return _error_rate(references, hypotheses, "words", language, normalize)
 
@@ -204,7 +204,7 @@ def word_error_rate(
 def character_error_rate(
     references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool = True
 ) -> float:
-    """As `word_error_rate`, of characters; a space between words is one, except in languages without such spaces."""
+    """Like `word_error_rate`, for characters. A space between words counts, except in languages without spaces."""
     return _error_rate(references, hypotheses, "characters", language, normalize)
 
 
@@ -221,9 +221,9 @@ def _error_rate(references, hypotheses, unit: str, language: str | None, normali
 
 
 def exact_matches(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> list[bool]:
-    """For each clip, whether the answer is the reference, both through Whisper's normaliser.
+    """For each clip, whether answer and reference are equal after Whisper's normaliser.
 
-    Where it leaves nothing of the reference, such as `(A)` or `+`, the texts are compared as written.
+    If the normaliser leaves nothing of the reference, such as `(A)` or `+`, the texts are compared as written.
     """
     check_texts(references, hypotheses)
     pairs = zip(references, hypotheses, strict=True)
@@ -231,9 +231,9 @@ def exact_matches(references: Sequence[str], hypotheses: Sequence[str], language
 
 
 def contained_answers(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> list[bool]:
-    """For each clip, whether the words of the reference stand in the answer, in one piece and in order.
+    """For each clip, whether the answer contains the words of the reference, together and in order.
 
-    Both go through Whisper's normaliser. An empty reference is contained in an empty answer alone.
+    Both are normalised by Whisper's normaliser. An empty reference is contained only in an empty answer.
     """
     check_texts(references, hypotheses)
     edge = "" if language_code(language) in SPACELESS_LANGUAGES else " "
@@ -249,32 +249,32 @@ def _ready_answers(reference: str, hypothesis: str, language: str | None) -> tup
 
 
 def exact_match(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> float:
-    """Share of answers that are the reference, as in `exact_matches`."""
+    """Share of answers that equal the reference, see `exact_matches`."""
     return _share(exact_matches(references, hypotheses, language))
 
 
 def contained_answer(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> float:
-    """Share of answers that hold the reference, as in `contained_answers`."""
+    """Share of answers that contain the reference, see `contained_answers`."""
     return _share(contained_answers(references, hypotheses, language))
 
 
 def _share(hits: Sequence[bool]) -> float:
     if not hits:
-        raise ValueError("No answer arrived: a share of right answers needs one or more.")
+        raise ValueError("No answer arrived; expected at least one.")
     return sum(hits) / len(hits)
 
 
-# ---- how sure a figure is ----
+# ---- confidence intervals ----
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A rate less that of another system on the same clips: negative where the other has more errors."""
+    """A rate minus that of another system on the same clips: negative if the other one has more errors."""
 
     value: float
     low: float  # of the confidence interval
     high: float
-    p_value: float  # two-sided; small where chance alone seldom gives such a difference
+    p_value: float  # two-sided: how often chance alone gives a difference this large
 
 
 def bootstrap_interval(
@@ -284,15 +284,15 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Confidence interval of a rate: clips are drawn with replacement, and percentiles of the rates are taken.
+    """Confidence interval of a rate: percentiles of the rates of clips that are drawn with replacement.
 
     (Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.)
 
     Args:
-        errors: of each clip. lengths: words, characters or answers of each clip; silent clips have 0.
-        resamples, confidence, seed: how many draws, the share of their rates between the bounds, and their seed.
+        errors: number for each clip. lengths: words, characters or answers of each clip; silent clips have 0.
+        resamples, confidence, seed: number of draws, share of the rates between the bounds, random seed.
     Returns: lowest and highest rate.
-    Raises: ValueError below two clips, or where no clip has a word.
+    Raises: ValueError for fewer than two clips, or if no clip has a word.
     """
     errors, lengths = _check_clips(errors, lengths)
     rates = _resampled_rates(np.stack([errors]), lengths, resamples, seed)[0]
@@ -309,11 +309,11 @@ def paired_bootstrap(
 ) -> Difference:
     """Compare two systems on the same clips: the difference of their rates, its interval and a p-value.
 
-    The interval draws clips with replacement, the same ones for both. The p-value is that of a permutation test: the
-    two systems' errors are swapped on each clip with a chance of one half, and it is the share of such swaps that make
-    the difference at least as large as it is.
+    The interval draws clips with replacement, the same ones for both. The p-value is that of a permutation test: on
+    each clip, the errors of the two systems are swapped with probability 1/2. The p-value is the share of such random
+    swaps whose difference is at least as large as the observed one.
 
-    Args: as in `bootstrap_interval`; other_errors: of the other system on each clip.
+    Args: as in `bootstrap_interval`; other_errors: errors of the other system on each clip.
     """
     errors, lengths = _check_clips(errors, lengths)
     other_errors, _ = _check_clips(other_errors, lengths)
@@ -326,7 +326,9 @@ def paired_bootstrap(
 def _check_clips(errors: Sequence[float], lengths: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     errors, lengths = np.asarray(errors, dtype=float), np.asarray(lengths, dtype=float)
     if errors.shape != lengths.shape:
-        raise ValueError(f"{len(errors)} error counts arrived for {len(lengths)} lengths: give one of each a clip.")
+        raise ValueError(
+            f"{len(errors)} error counts arrived for {len(lengths)} lengths: give one of each for every clip."
+        )
     if len(errors) < 2:
         raise ValueError(f"An interval over clips needs two clips or more, and {len(errors)} arrived.")
     if not lengths.sum() > 0:
@@ -335,10 +337,10 @@ def _check_clips(errors: Sequence[float], lengths: Sequence[float]) -> tuple[np.
 
 
 def _resampled_rates(errors: np.ndarray, lengths: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Rates `(systems, resamples)` of errors `(systems, clips)`; a draw of silent clips alone is left out."""
+    """Rates `(systems, resamples)` of errors `(systems, clips)`; a draw with only silent clips is left out."""
     generator = np.random.default_rng(seed)
     rates = np.full((len(errors), resamples), np.nan)
-    for number in range(resamples):  # one draw at a time: memory stays that of the clips
+    for number in range(resamples):  # one draw at a time, to save memory
         drawn = generator.integers(len(lengths), size=len(lengths))
         if (length := lengths[drawn].sum()) > 0:
             rates[:, number] = errors[:, drawn].sum(axis=1) / length
@@ -363,12 +365,12 @@ def _permutation_p_value(gaps: np.ndarray, resamples: int, seed: int) -> float:
 
 
 def positions_per_second(num_positions: Sequence[int], audio_seconds: Sequence[float]) -> float:
-    """LLM positions of all clips over the seconds of all clips."""
+    """LLM positions of all clips divided by the seconds of all clips."""
     if not sum(audio_seconds) > 0:
-        raise ValueError(f"The clips are {sum(audio_seconds)} s long together: positions per second need speech.")
+        raise ValueError(f"The clips are {sum(audio_seconds)} s long together; expected more than 0 s.")
     return sum(num_positions) / sum(audio_seconds)
 
 
 def collapse_ctc(labels: Sequence[int], blank_id: int) -> list[int]:
-    """Greedy CTC transcript of one clip: one token for each run of equal labels, blanks left out."""
+    """Greedy CTC transcript of one clip: one token for each run of equal labels, without blanks."""
     return [label for label, _ in groupby(labels) if label != blank_id]

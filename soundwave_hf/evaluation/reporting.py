@@ -24,7 +24,7 @@ def number(value: float | None, digits: int) -> str | None:
 
 
 def columns_of(metric: str) -> dict[str, Callable[[Scores], str | None]]:
-    """Headings of the table and their values; the main metric comes first, `None` stands for no value."""
+    """Headings of the table and their values; the main metric comes first. `None` means no value."""
     name, other = (metric, "cer") if metric == "wer" else (metric, "wer")
     head, second = name.upper(), other.upper()
     return {
@@ -62,7 +62,7 @@ def score_table(scores: dict[str, Scores], metric: str = "wer") -> str:
 
 
 def error_table(scores: dict[str, Scores], metric: str = "wer") -> str | None:
-    """Kinds of errors as a Markdown table, one set a row; `None` where no set has transcripts."""
+    """Kinds of errors as a Markdown table, one set a row; `None` if no set has transcripts."""
     unit = UNIT_OF[metric]
     kinds = ("substitutions", "deletions", "insertions", unit)
     counts = {name: getattr(row, f"{unit.removesuffix('s')}_errors") for name, row in scores.items()}
@@ -94,7 +94,7 @@ def comparison_table(scores: dict[str, Scores], name: str, other_name: str) -> s
 
 
 def write_report(path: str | Path, header: dict, scores: dict[str, Scores]):
-    """A JSON file: what was scored, and the scores of each set without what it does not have."""
+    """Write a JSON file: what was scored, and the scores of each set, without empty ones."""
     sets = {
         name: {key: value for key, value in asdict(row).items() if value is not None} for name, row in scores.items()
     }
@@ -107,7 +107,7 @@ def write_report(path: str | Path, header: dict, scores: dict[str, Scores]):
 
 
 def clip_line(set_name: str, result: Result, clip: ClipScore | None) -> dict:
-    """Reference and text of a clip, its counts of errors, and the words that differ."""
+    """Reference and text of a clip, its error counts, and the words that differ."""
     request = result.request
     line = {"set": set_name, "row": request.row, "audio": request.audio_name}
     if request.is_answer:
@@ -130,7 +130,7 @@ def clip_line(set_name: str, result: Result, clip: ClipScore | None) -> dict:
 
 
 def other_columns(result: Result, other_text: str, other: ClipScore, language: str | None) -> dict:
-    """Text and errors of another system on the clip, and the words that differ, from the other text to this one."""
+    """Text and errors of another system on the clip, and the edits that turn its text into this one."""
     ((_, edits),) = edits_by_clip([other_text], [result.text], "words", language)
     return {
         "other_text": other_text,
@@ -141,19 +141,19 @@ def other_columns(result: Result, other_text: str, other: ClipScore, language: s
 
 
 def read_lines(path: str | Path) -> dict[str, dict[int, dict]]:
-    """Lines that an earlier run wrote: for each set, those of its rows that have a text.
+    """Read the lines of an earlier run: for each set, the rows that have a text.
 
-    Raises: ValueError where a line is not one of them.
+    Raises: ValueError if a line is not in that format.
     """
     sets: dict[str, dict[int, dict]] = {}
     with open(path, encoding="utf-8") as file:
         for count, text in enumerate(file, start=1):
             line = _read_line(text, f"{path}, line {count}")
             rows = sets.setdefault(line["set"], {})
-            # Files of earlier versions do not number their rows, which are in order and complete.
+            # Files of earlier versions have no row numbers; their rows are complete and in order.
             place = line.get("row", len(rows))
             if place in rows:
-                raise ValueError(f"{path}, line {count}: row {place} of the set `{line['set']}` stands there twice.")
+                raise ValueError(f"{path}, line {count}: row {place} of the set `{line['set']}` is there twice.")
             rows[place] = line
     if not sets:
         raise ValueError(f"{path} is empty; expected the lines that `--transcripts` wrote.")
@@ -164,7 +164,7 @@ def _read_line(text: str, where: str) -> dict:
     try:
         line = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is no JSON ({error}); expected the lines that `--transcripts` wrote.") from error
+        raise ValueError(f"{where} is not JSON ({error}); expected the lines that `--transcripts` wrote.") from error
     missing = [key for key in ("set", "reference", "text") if not isinstance(line, dict) or key not in line]
     if missing:
         raise ValueError(f"{where} has no {', '.join(missing)}; expected the lines that `--transcripts` wrote.")

@@ -1,4 +1,4 @@
-"""Rows of any data as requests: what a model is asked, and the text that is expected."""
+"""Rows of any data as requests: the question to the model, and the expected text."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -15,22 +15,22 @@ from ..processing.processing_soundwave import ASR_QUESTION
 
 SAMPLING_RATE = 16_000  # Hz, of every Whisper encoder
 MIN_SECONDS = 0.04  # one position of the adapter
-# Rows are decoded in groups, so that memory stays flat and clips of like length still meet in a batch.
+# Rows are decoded in groups, to limit memory and still batch clips of similar length.
 GROUP_ROWS = 256
 GROUP_SAMPLES = 4_000 * SAMPLING_RATE  # 256 MB as float32
 
 
 @dataclass
 class Request:
-    """What one row asks of a model; its clips are decoded."""
+    """The question of one row to the model, with decoded clips."""
 
     row: int  # number in its set, from 0
-    audio_name: str | None  # file name, where there is one
-    reference: str  # the transcript, or the answer that is expected
+    audio_name: str | None  # file name, if there is one
+    reference: str  # the expected transcript or answer
     is_answer: bool = False
-    question: str | None = None  # of an answer
-    spoken: str | None = None  # what is said in the clip, where the row tells; the CTC head is scored against it
-    conversation: list[dict] | None = None  # of an answer; without one the transcript is asked for
+    question: str | None = None  # only if an answer is expected
+    spoken: str | None = None  # transcript of the clip, if known; reference of the CTC head
+    conversation: list[dict] | None = None  # None for a transcription request
     clips: tuple = ()  # `{"array", "sampling_rate"}` each
     seconds: float = 0.0  # of all clips
     failure: str | None = None  # why the row cannot be used
@@ -40,11 +40,11 @@ class Request:
 
 
 def read_request(row: dict, number: int, transcripts_only: bool = False) -> Request:
-    """One row with its clips decoded; where that fails, the request says why.
+    """One row as a request with decoded clips. If that fails, `failure` says why.
 
     Args:
-        row: `audio` and `text`; or `question` and `answer`; or `messages` that end with the assistant's turn.
-        transcripts_only: whether `text` is asked for in rows with `question` and `answer` too.
+        row: with `audio` and `text`, or `question` and `answer`, or `messages` that end with the assistant's turn.
+        transcripts_only: whether to request the transcript (`text`) in rows with `question` and `answer` too.
     """
     request = Request(number, _audio_name(row), reference="")
     try:
@@ -60,7 +60,7 @@ def read_request(row: dict, number: int, transcripts_only: bool = False) -> Requ
 
 
 def _read_texts(request: Request, row: dict, transcripts_only: bool) -> list:
-    """What is asked and expected, into the request. Returns: the row's clips, not decoded yet."""
+    """Put question and reference of a row into the request. Returns: the row's clips, not decoded."""
     if not transcripts_only and _is_talk(row):
         RowCheck()(row, "The row")
         *asked, answer = conversation_of(row, ASR_QUESTION)
@@ -87,18 +87,18 @@ def _read_texts(request: Request, row: dict, transcripts_only: bool) -> list:
 
 
 def _is_talk(row: dict) -> bool:
-    """Whether a row asks something else than the transcript. An empty question is one: the clip itself asks."""
+    """Whether a row needs an answer and not a transcript. With an empty question, the clip asks the question."""
     if row.get("messages") is not None or row.get("question"):
         return True
     return row.get("question") is not None and row.get("answer") is not None
 
 
 def _audio_name(row: dict) -> str | None:
-    """File name of the first clip, where there is one."""
+    """File name of the first clip, or None."""
     try:
         audio = next(iter(clips_of(row)), None)
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
-        return None  # what is wrong with the row is said where it is read
+        return None  # `read_request` reports what is wrong with the row
     if isinstance(audio, dict):
         audio = audio.get("path")
     if not isinstance(audio, (str, os.PathLike)) or str(audio).startswith("data:"):
@@ -107,7 +107,7 @@ def _audio_name(row: dict) -> str | None:
 
 
 def _text_of(message: dict) -> str:
-    """The text of a turn; its audio parts have none."""
+    """The text parts of a turn, joined."""
     return " ".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 

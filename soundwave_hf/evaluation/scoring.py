@@ -1,4 +1,4 @@
-"""Results of a system to scores: of each clip, of a set, and of two systems on the same clips."""
+"""Compute scores of each clip, of a set, and of two systems on the same clips."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,15 +23,15 @@ Interval = tuple[float, float]  # 95 % bootstrap interval over clips
 
 @dataclass
 class ClipScore:
-    """Errors of one clip. An answer has no character counts, a transcript is neither exact nor contained."""
+    """Errors of one clip."""
 
-    words: ErrorCounts  # through the normaliser
+    words: ErrorCounts  # of normalised text
     edits: list[Edit]  # of words
     characters: ErrorCounts
     written_words: ErrorCounts  # text as written: case and marks count
     written_characters: ErrorCounts
-    exact: bool  # whether the texts are equal through the normaliser
-    contained: bool  # whether the reference stands in the text
+    exact: bool  # whether the normalised texts are equal
+    contained: bool  # whether the text contains the reference
 
 
 def score_clips(references: Sequence[str], texts: Sequence[str], language: str | None = None) -> list[ClipScore]:
@@ -57,18 +57,18 @@ def score_clips(references: Sequence[str], texts: Sequence[str], language: str |
 
 @dataclass
 class Scores:
-    """Scores of one set; `None` where the set has no row of that kind."""
+    """Scores of one set; `None` if the set has no row of that kind."""
 
     clips: int  # rows that were scored
     audio_seconds: float
-    wer: float | None = None  # share of words, Whisper's normaliser of the language
+    wer: float | None = None  # share of words, after Whisper's normaliser
     ctc_wer: float | None = None  # of the CTC head's greedy transcript
-    positions_per_second: float | None = None  # of speech, in the LLM
+    positions_per_second: float | None = None  # LLM positions for each second of speech
     seconds_taken: float = 0.0
     whisper_wer: float | None = None  # of the encoder's own Whisper
     wer_interval: Interval | None = None
     written_wer: float | None = None  # of the text as written, case and marks counted
-    cer: float | None = None  # as `wer`, of characters
+    cer: float | None = None  # like `wer`, for characters
     cer_interval: Interval | None = None
     written_cer: float | None = None
     ctc_cer: float | None = None
@@ -76,10 +76,10 @@ class Scores:
     word_errors: dict[str, int] | None = None  # substitutions, deletions, insertions, words of the references
     character_errors: dict[str, int] | None = None
     answers: int = 0  # rows with `question` and `answer`, or `messages`
-    exact_match: float | None = None  # share of answers that are the reference
+    exact_match: float | None = None  # share of answers that equal the reference
     exact_match_interval: Interval | None = None
-    contained_answer: float | None = None  # share of answers that hold the reference
-    unfinished: int = 0  # texts that were cut off at the most tokens
+    contained_answer: float | None = None  # share of answers that contain the reference
+    unfinished: int = 0  # texts that were cut off at `max_new_tokens`
     failures: list[dict] = field(default_factory=list)  # rows that could not be scored: row, audio, reason
     comparison: dict | None = None  # with another system on the same clips
 
@@ -90,7 +90,7 @@ def score_results(
     language: str | None = None,
     whisper: Sequence[Result] | None = None,
 ) -> tuple[Scores, dict[int, ClipScore]]:
-    """Scores of a set, and those of each row that has a text, by the number of the row."""
+    """Scores of a set, and those of each row that has a text, by row number."""
     usable = [result for result in results if result.failure is None]
     failures = [
         {"row": result.request.row, "audio": result.request.audio_name, "reason": result.failure}
@@ -116,7 +116,7 @@ def score_results(
 
 
 def add_transcript_scores(scores: Scores, clips: Sequence[ClipScore]):
-    """Error rates of transcripts; none where all of them are silence."""
+    """Add error rates of transcripts, unless there are none."""
     if not clips:
         return
     words, characters = [clip.words for clip in clips], [clip.characters for clip in clips]
@@ -128,7 +128,7 @@ def add_transcript_scores(scores: Scores, clips: Sequence[ClipScore]):
 
 
 def add_answer_scores(scores: Scores, clips: Sequence[ClipScore]):
-    """Shares of right answers."""
+    """Add the shares of right answers."""
     scores.answers = len(clips)
     if not clips:
         return
@@ -139,18 +139,18 @@ def add_answer_scores(scores: Scores, clips: Sequence[ClipScore]):
 
 
 def add_audio_scores(scores: Scores, results: Sequence[Result], language: str | None):
-    """Scores of the CTC head and the positions a second, where the system has them."""
+    """Add the scores of the CTC head and the positions a second, if the system has them."""
     scores.ctc_wer, scores.ctc_cer = rates_of([(r.request.spoken, r.ctc_text) for r in results], language)
-    heard = [r for r in results if r.num_positions is not None and r.request.seconds > 0]
-    if heard:
-        seconds = [result.request.seconds for result in heard]
-        scores.positions_per_second = positions_per_second([result.num_positions for result in heard], seconds)
+    shrunk = [r for r in results if r.num_positions is not None and r.request.seconds > 0]
+    if shrunk:
+        seconds = [result.request.seconds for result in shrunk]
+        scores.positions_per_second = positions_per_second([result.num_positions for result in shrunk], seconds)
 
 
 def rates_of(
     pairs: Sequence[tuple[str | None, str | None]], language: str | None
 ) -> tuple[float | None, float | None]:
-    """WER and CER over the pairs of reference and text that have both."""
+    """WER and CER over the pairs in which neither reference nor text is None."""
     known = [(said, found) for said, found in pairs if said is not None and found is not None]
     if not known:
         return None, None
@@ -161,13 +161,13 @@ def rates_of(
 
 
 def rate_of(clips: Sequence[ErrorCounts]) -> float | None:
-    """Errors over the size of all references; `None` where all are silence."""
+    """Errors divided by the length of all references; `None` if all are silence."""
     total = sum(clips, ErrorCounts())
     return total.rate if total.reference_length else None
 
 
 def interval_of(clips: Sequence[ErrorCounts]) -> Interval | None:
-    """The 95 % interval of a rate; `None` for fewer than two clips and for silence alone."""
+    """The 95 % interval of a rate; `None` for fewer than two clips or only silence."""
     lengths = [clip.reference_length for clip in clips]
     if len(clips) < 2 or not sum(lengths):
         return None
@@ -185,11 +185,11 @@ def counts_of(clips: Sequence[ErrorCounts], unit: str) -> dict[str, int]:
 def compare_clips(
     clips: Sequence[ClipScore], others: Sequence[ClipScore], is_answer: bool, metric: str
 ) -> dict | None:
-    """Two systems on the same clips of one kind, as `paired_bootstrap` compares them.
+    """Compare two systems on the same clips of one kind by `paired_bootstrap`.
 
     Args: metric: `wer` or `cer` for transcripts; answers are compared by exact match.
-    Returns: both figures, their difference with interval and p-value, and the clips where one of the two is better;
-        `None` where the clips are too few to compare.
+    Returns: both figures, their difference with interval and p-value, and on how many clips each is better; `None`
+        for fewer than two clips or only silence.
     """
     if is_answer:
         name, lengths = "exact_match", [1] * len(clips)

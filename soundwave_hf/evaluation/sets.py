@@ -1,4 +1,4 @@
-"""Sets to score: the validation sets of this package, and any data by name."""
+"""Data sets to score: the validation sets of this package, and any other data."""
 
 import json
 import re
@@ -19,25 +19,25 @@ SETS = ("human", "librivox", "synthetic")  # telephone prompts, audiobook, new s
 
 
 def read_set(name: str) -> list[dict]:
-    """Rows of one validation set, `audio` as a path that opens from anywhere.
+    """Rows of one validation set; `audio` is an absolute path.
 
-    Raises: ValueError for a set that does not exist, FileNotFoundError where it was not built yet.
+    Raises: ValueError for an unknown set, FileNotFoundError if the set was not built.
     """
     if name not in SETS:
         raise ValueError(f"There is no set `{name}`: choose from {', '.join(SETS)}.")
     if name == "librivox":
         return read_clips(EXAMPLES / "librivox")
     folder = soundwave_home() / "data" / "demo"  # where `examples/soundwave-small/build_data.py` writes them
-    # The human manifest lists the audiobook clips too, which are a set of their own here.
+    # The human manifest lists the audiobook clips too. Here they are a separate set.
     rows = [row for row in read_rows(folder / f"valid_{name}.jsonl") if row["source"] != "librivox"]
     return [{**row, "audio": str(folder / row["audio"])} for row in rows]
 
 
 def read_clips(folder: Path) -> list[dict]:
-    """Clips that ship with the repository, as rows: `audio` (path), `text`, `seconds`, and what else is known."""
+    """Clips that ship with the repository, as rows: `audio` (path), `text`, `seconds` and other columns."""
     index = folder / "clips.json"
     if not index.is_file():
-        raise FileNotFoundError(f"{index} is not there: the example clips come with a checkout of this repository.")
+        raise FileNotFoundError(f"There is no {index}: the example clips come with a checkout of this repository.")
     return [{**clip, "audio": str(folder / clip["file"])} for clip in json.loads(index.read_text(encoding="utf-8"))]
 
 
@@ -46,7 +46,7 @@ def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
 
     A source that begins with a brace is a mapping, as in a recipe: `{path: user/corpus, split: test}`.
 
-    Raises: ValueError where two sets have one name.
+    Raises: ValueError if two sets have the same name.
     """
     sources = {}
     for word in words:
@@ -70,7 +70,7 @@ def _usual_name(source: str | dict) -> str:
 def open_sets(
     sets: Sequence[str], data: Sequence[str] | Mapping[str, object], columns: Mapping[str, str] | None
 ) -> dict[str, Iterable[dict]]:
-    """Rows of all sets by name, all of them opened before minutes of work."""
+    """Rows of all sets by name. All sets are opened first, so that a bad name fails at once."""
     opened = {name: read_set(name) for name in sets}
     for name, source in (data if isinstance(data, Mapping) else named_sources(data)).items():
         if name in opened:
@@ -82,9 +82,9 @@ def open_sets(
 
 
 def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
-    """Rows of a source, which can be read more than once, with clips undecoded; rows in memory as they are.
+    """Rows of a source, with undecoded clips; they can be read more than once. Rows in memory are used directly.
 
-    No row is refused here: those that cannot be scored are named beside the scores.
+    No row is refused here: rows that cannot be scored are listed with the scores.
     """
     if isinstance(source, (Dataset, IterableDataset)):
         return undecoded(source).rename_columns(dict(columns or {}))

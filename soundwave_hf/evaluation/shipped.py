@@ -1,4 +1,4 @@
-"""The weights that this repository ships and the backbones they belong to."""
+"""The weights that ship with this repository, and their backbones."""
 
 from pathlib import Path
 
@@ -15,18 +15,36 @@ EXAMPLES = REPOSITORY / "examples"
 
 
 def load_checkpoint(folder: str, dtype="auto", device: str | None = None):
-    """A whole checkpoint, by folder or hub name -> model in eval mode, processor."""
+    """Load a whole checkpoint by folder or hub name. Returns the model in eval mode and the processor."""
     from transformers import AutoModelForMultimodalLM, AutoProcessor
 
     model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=dtype).eval()
     return model if device is None else model.to(device), AutoProcessor.from_pretrained(folder)
 
 
+def load_weights(
+    folder: str,
+    is_adapter: bool,
+    ctc_only: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    **backbones,
+):
+    """Load adapters on their backbones, or a whole checkpoint. Returns the model in eval mode and the processor.
+
+    Args: backbones: `encoder`, `llm` and `allow_other_backbones` of adapters, as in `load_adapter`.
+    """
+    placing = {key: value for key, value in {"device": device, "dtype": dtype}.items() if value is not None}
+    if is_adapter:
+        return load_adapter(folder, ctc_only=ctc_only, **backbones, **placing)
+    return load_checkpoint(folder, **placing)
+
+
 def load_adapter(folder: str | Path = ADAPTER, *args, **kwargs):
-    """`soundwave_hf.adapters.load_adapter`; the shipped adapters by default."""
+    """`soundwave_hf.adapters.load_adapter` with the shipped adapters as default."""
     return _load_adapter(folder, *args, **kwargs)
 
 
 def load_processor(folder: str | Path = ADAPTER, *args, **kwargs):
-    """`soundwave_hf.adapters.load_processor`; of the shipped adapters by default."""
+    """`soundwave_hf.adapters.load_processor` with the shipped adapters as default."""
     return _load_processor(folder, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Texts of a loaded model, of its CTC head, and of Whisper itself, for many clips in batches."""
+"""Transcribe many clips in batches: with a loaded model, its CTC head, or Whisper itself."""
 
 import difflib
 import math
@@ -20,7 +20,7 @@ from .rows import SAMPLING_RATE, Request, decoded_groups
 
 
 WINDOW_SECONDS = 30.0  # of the Whisper encoder
-MAX_NEW_TOKENS = 120  # English speech of a window seldom has more
+MAX_NEW_TOKENS = 120  # 30 s of English speech seldom need more
 
 
 # ---- one batch ----
@@ -28,17 +28,17 @@ MAX_NEW_TOKENS = 120  # English speech of a window seldom has more
 
 @dataclass
 class Transcripts:
-    """Texts of some clips, in the order of the clips."""
+    """Texts of clips, in the order of the clips."""
 
     texts: list[str | None]
-    seconds_taken: float  # wall clock, from audio files to texts
+    seconds_taken: float  # wall-clock time from audio files to texts
     ctc_texts: list[str | None] | None = None  # greedy transcript of the CTC head, before the LLM
     num_positions: list[int | None] | None = None  # LLM positions of each clip
-    finished: list[bool] | None = None  # whether each text ended before the most tokens it may have
+    finished: list[bool] | None = None  # whether each text ended before `max_new_tokens`
 
 
 def conversation(audio, question: str) -> list[dict]:
-    """One user turn: a clip, then a question about it; without one, the clip itself is the question."""
+    """One user turn: a clip, then a question about it. An empty question is left out."""
     asked = [{"type": "text", "text": question}] if question else []
     kind = "path" if isinstance(audio, (str, Path)) else "audio"
     return [{"role": "user", "content": [{"type": "audio", kind: str(audio) if kind == "path" else audio}, *asked]}]
@@ -52,12 +52,12 @@ def ask(
     max_new_tokens: int = MAX_NEW_TOKENS,
     language: str | None = None,
 ) -> Transcripts:
-    """Put one question to each clip, all clips in one padded batch; greedy answers.
+    """Ask the same question about each clip, in one padded batch. The answers are greedy.
 
     Args:
-        clips: audio in any form that the processor takes.
-        question: `ASR_QUESTION` asks for the transcript, by `apply_transcription_request`, in `language`.
-        max_new_tokens: for each window of the encoder that the longest clip takes.
+        clips: audio in any form that the processor accepts.
+        question: `ASR_QUESTION` requests the transcript by `apply_transcription_request`, in `language`.
+        max_new_tokens: for each encoder window of the longest clip.
     """
     talks = [None if question == ASR_QUESTION else conversation(clip, question) for clip in clips]
     requests = [
@@ -76,9 +76,9 @@ def answer(
     language: str | None = None,
     generate: Mapping[str, Any] | None = None,
 ) -> Transcripts:
-    """Texts for requests of one kind, all transcripts or all conversations, in one padded batch.
+    """Texts for requests of one kind (all transcripts or all conversations) in one padded batch.
 
-    Args: generate: options of `generate`, greedy by default; conversations get none of those of the CTC head.
+    Args: generate: options of `generate`, greedy by default; conversations ignore those of the CTC head.
     """
     options = dict(generate or {})
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def answer(
     inputs = inputs.to(model.device)
     texts, ended = generated_texts(model, processor, inputs, max_new_tokens, **options)
     seconds_taken = time.perf_counter() - start
-    # `generate` does not return the CTC labels. To compute them again costs little, and is not timed.
+    # `generate` does not return the CTC labels. Computing them again is cheap and not timed.
     ctc_texts, num_positions = ctc_of_requests(model, processor, requests)
     return Transcripts(texts, seconds_taken, ctc_texts, num_positions, ended)
 
@@ -101,10 +101,10 @@ def answer(
 def generated_texts(
     model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKENS, **options
 ) -> tuple[list[str], list[bool]]:
-    """Answers to a batch of inputs, and whether each ended by itself.
+    """Answers to a batch of inputs, and whether each ended before the limit.
 
     Args:
-        max_new_tokens: for each window of the encoder that the longest clip takes.
+        max_new_tokens: for each encoder window of the longest clip.
         options: of `generate`; greedy by default.
     """
     options = {"do_sample": False, "tokenizer": processor.tokenizer, **options}
@@ -116,7 +116,7 @@ def generated_texts(
 
 
 def windows_of(inputs, processor) -> int:
-    """Windows of the encoder that the longest clip of a batch takes; 1 without clips."""
+    """Number of encoder windows of the longest clip in a batch; 1 without clips."""
     if "input_features" not in inputs:
         return 1
     return math.ceil(inputs["input_features"].shape[-1] / processor.feature_extractor.nb_max_frames)
@@ -132,7 +132,7 @@ def finished(model, new_ids: torch.Tensor, limit: int) -> list[bool]:
 
 
 def ctc_of_requests(model, processor, requests: Sequence[Request]) -> tuple[list[str | None], list[int]]:
-    """CTC transcripts and LLM positions of requests with one clip, several, or none."""
+    """CTC transcripts and LLM positions of requests with any number of clips."""
     clips = [clip for request in requests for clip in request.clips]
     found = ctc_transcribe(model, processor, clips) if clips else Transcripts([], 0.0, [], [])
     texts, positions = iter(found.texts), iter(found.num_positions)
@@ -141,15 +141,15 @@ def ctc_of_requests(model, processor, requests: Sequence[Request]) -> tuple[list
 
 
 def audio_of(model, processor, clips: Sequence):
-    """What the audio side of a model makes of clips, in one padded batch: `SoundwaveAudioOutput`."""
+    """Encode clips in one padded batch. Returns: `SoundwaveAudioOutput`."""
     features = processor.log_mel(processor.load_clips(list(clips)))
-    hear_clips = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has its forward alone
-    return hear_clips(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
+    encode = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has only `forward`
+    return encode(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
 
 
 @torch.inference_mode()
 def ctc_transcribe(model, processor, clips: Sequence) -> Transcripts:
-    """Greedy transcripts of the CTC head, without the LLM: all that Stage I trains."""
+    """Greedy transcripts of the CTC head, without the LLM. Stage I trains only this part."""
     start = time.perf_counter()
     audio = audio_of(model, processor, clips)
     ids = [
@@ -160,10 +160,10 @@ def ctc_transcribe(model, processor, clips: Sequence) -> Transcripts:
     return Transcripts(texts, time.perf_counter() - start, texts, audio.num_positions.tolist())
 
 
-hear = ctc_transcribe  # its name in earlier versions
+hear = ctc_transcribe  # name in version 0.1.0
 
 
-# ---- systems: from requests of one kind to texts ----
+# ---- systems: functions from requests of one kind to texts ----
 
 
 System = Callable[[Sequence[Request]], Transcripts]
@@ -189,17 +189,17 @@ def model_system(
     language: str | None = None,
     generate: Mapping[str, Any] | None = None,
 ) -> System:
-    """A loaded model that answers requests, or its CTC head alone."""
+    """A loaded model, or only its CTC head, as a `System`."""
     if ctc:
         return lambda requests: ctc_transcribe(model, processor, [request.clips[0] for request in requests])
     return partial(answer, model, processor, max_new_tokens=max_new_tokens, language=language, generate=generate)
 
 
 def whisper_system(encoder_folder: str, language: str | None = None, device: str | torch.device = "cpu") -> System:
-    """Greedy transcripts of the encoder's own Whisper, each clip padded to 30 s as it was trained.
+    """Greedy transcripts of the Whisper that the encoder comes from, with each clip padded to 30 s as in its training.
 
-    Longer clips go through its long form: window after window, each beginning where the last timestamp was. It answers
-    no questions: rows without exactly one clip get no text.
+    Longer clips use Whisper's long-form algorithm: each window begins at the last timestamp of the window before it.
+    Rows without exactly one clip get no text.
     """
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -210,10 +210,10 @@ def whisper_system(encoder_folder: str, language: str | None = None, device: str
     @torch.inference_mode()
     def run(requests: Sequence[Request]) -> Transcripts:
         start = time.perf_counter()
-        heard = [request for request in requests if len(request.clips) == 1]
-        if not heard:
+        single = [request for request in requests if len(request.clips) == 1]
+        if not single:
             return Transcripts([None] * len(requests), 0.0)
-        samples = [request.clips[0]["array"] for request in heard]
+        samples = [request.clips[0]["array"] for request in single]
         long = max(map(len, samples)) > processor.feature_extractor.n_samples
         whole = {"truncation": False, "padding": "longest"} if long else {}
         inputs = processor(
@@ -229,12 +229,12 @@ def whisper_system(encoder_folder: str, language: str | None = None, device: str
 
 
 def whisper_options(model, language: str | None) -> dict:
-    """Language and task for Whisper's `generate`; the English-only models take neither."""
+    """Language and task for Whisper's `generate`; English-only models accept neither."""
     code = language_code(language)
     if not getattr(model.generation_config, "is_multilingual", True):
         if code != "en":
             raise ValueError(
-                f"This Whisper transcribes English only and the language is `{language}`: name another one."
+                f"The language is `{language}`, and this Whisper transcribes only English: name another Whisper."
             )
         return {}
     return {"task": "transcribe", **({} if code == "auto" else {"language": code})}
@@ -256,9 +256,9 @@ class Result:
 
 
 def batches_of_like_length(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
-    """Places of clips in batches of like length, so that little is padded.
+    """Indices of clips, in batches of similar length, so that little is padded.
 
-    Clips within the encoder's window and longer ones, which are cut into pieces, never share a batch.
+    Clips longer than the encoder's window, which are cut into pieces, have separate batches.
     """
     check_batch_size(batch_size)
     order = sorted(range(len(seconds)), key=lambda index: seconds[index])
@@ -269,17 +269,17 @@ def batches_of_like_length(seconds: Sequence[float], batch_size: int) -> list[li
 
 def check_batch_size(batch_size: int):
     if batch_size < 1:
-        raise ValueError(f"The batch size is {batch_size}; it counts clips: give 1 or more.")
+        raise ValueError(f"The batch size is {batch_size}; expected 1 clip or more.")
 
 
 def run_rows(
     system: System, rows: Iterable[dict], batch_size: int, label: str, transcripts_only: bool = False
 ) -> tuple[list[Result], float]:
-    """Results of all rows in their order, and the seconds that reading and answering took.
+    """Results of all rows in order, and the seconds that reading and answering took.
 
-    A row that cannot be read, or that the system refuses, has a `failure` and stops nothing.
+    A row that cannot be read, or that the system refuses, gets a `failure`; the other rows go on.
 
-    Args: label: stands before the progress bar; transcripts_only: whether questions are left out of the rows.
+    Args: label: text before the progress bar; transcripts_only: see `read_request`.
     """
     check_batch_size(batch_size)
     results, seconds_taken, start = [], 0.0, time.perf_counter()
@@ -297,12 +297,12 @@ def run_rows(
 
 
 def run_group(system: System, group: list[Request], batch_size: int, progress) -> tuple[list[Result], float]:
-    """Results of decoded requests in their order, and the seconds that answering took."""
+    """Results of decoded requests in order, and the seconds that answering took."""
     results = {request.row: Result(request, failure=request.failure) for request in group}
     usable = [request for request in group if request.failure is None]
     progress.update(len(group) - len(usable))
     seconds_taken = 0.0
-    for is_talk in (False, True):  # a batch asks for transcripts or holds conversations
+    for is_talk in (False, True):  # transcription requests and conversations have separate batches
         alike = [request for request in usable if (request.conversation is not None) == is_talk]
         for places in batches_of_like_length([request.seconds for request in alike], batch_size):
             batch = [alike[place] for place in places]
@@ -314,7 +314,7 @@ def run_group(system: System, group: list[Request], batch_size: int, progress) -
 
 
 def run_batch(system: System, batch: list[Request], results: dict[int, Result]) -> float:
-    """Put the texts of a batch into the results. Where the system refuses the batch, each row is tried alone.
+    """Put the texts of a batch into the results. If the system refuses the batch, each row is tried alone.
 
     Returns: seconds taken.
     """
@@ -335,9 +335,9 @@ def run_batch(system: System, batch: list[Request], results: dict[int, Result]) 
 
 
 def as_transcripts(results: Sequence[Result], seconds_taken: float) -> Transcripts:
-    """The results by column.
+    """The results as lists, one for each field.
 
-    Raises: ValueError where a row has none.
+    Raises: ValueError if a row failed.
     """
     for result in results:
         if result.failure is not None:
@@ -361,9 +361,9 @@ def transcribe(
     ctc: bool = False,
     language: str | None = None,
 ) -> Transcripts:
-    """Greedy transcripts by `generate`, or by the CTC head alone.
+    """Greedy transcripts by `generate`, or by the CTC head without the LLM.
 
-    Args: rows: one a clip, with `audio`; label: stands before the progress bar.
+    Args: rows: with `audio`, one for each clip; label: text before the progress bar.
     Raises: ValueError for a clip that cannot be read.
     """
     system = model_system(model, processor, ctc, max_new_tokens, language)
@@ -373,11 +373,11 @@ def transcribe(
 def whisper_baseline(
     encoder_folder: str, rows: Iterable[dict], batch_size: int = 8, language: str | None = None
 ) -> Transcripts:
-    """As `transcribe`, by the Whisper that the encoder comes from (`whisper_system`)."""
+    """Like `transcribe`, by the Whisper that the encoder comes from (`whisper_system`)."""
     system = whisper_system(encoder_folder, language)
     return as_transcripts(*run_rows(system, only_audio(rows), batch_size, "Whisper itself"))
 
 
 def only_audio(rows: Iterable[dict]) -> list[dict]:
-    """Rows that ask for a transcript and nothing else."""
+    """Rows as transcription requests, without their other columns."""
     return [{"audio": row["audio"], "text": ""} for row in rows]

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import merge_with_config_defaults
@@ -22,22 +20,23 @@ from .trained_fields_soundwave import keep_trained_fields
 
 
 def in_training_step(module: nn.Module) -> bool:
-    """Whether a forward pass is one of training, with gradients: `generate` may run in training mode too."""
+    """Whether this is a training step, with gradients. (`generate` may run in training mode without gradients.)"""
     return module.training and torch.is_grad_enabled()
 
 
 def may_look(module: nn.Module, values: torch.Tensor) -> bool:
-    """Whether to check values here: always on the CPU, on an accelerator outside of training steps only.
+    """Whether to check tensor values: always on the CPU, but on an accelerator only outside of training steps.
 
-    There each check would wait for the accelerator, and collator and processor checked what they made.
+    In a training step each check would wait for the accelerator. Collator and processor have checked the inputs.
     """
     return values.device.type == "cpu" or not in_training_step(module)
 
 
 def padding_mask(config, states: torch.Tensor, mask: torch.Tensor | None, is_training: bool, **keys):
-    """The mask that hides padding from attention, as `create_bidirectional_mask` makes it.
+    """The mask that hides padding from attention, by `create_bidirectional_mask`.
 
-    That looks whether anything is padding, and if not, makes no mask: in training, it is made without a look.
+    That function reads the mask and returns None if nothing is padding. On an accelerator in training, the mask is
+    always made, because reading values would wait for the accelerator.
     """
     skip = states.device.type == "cpu" or not is_training
     return create_bidirectional_mask(config, states, mask, allow_is_bidirectional_skip=skip, **keys)
@@ -55,9 +54,9 @@ def first_of_run(labels: torch.Tensor) -> torch.Tensor:
 
 
 class SoundwaveEncoder(WhisperEncoder):
-    """Whisper's encoder for clips of any length up to its window, padded together.
+    """Whisper's encoder for batches of clips of any length up to its window.
 
-    A clip gives the states that it gives alone: padding is silenced before each convolution and hidden from attention.
+    Padding does not change the states of a clip: it is set to zero before each convolution and hidden from attention.
     """
 
     @merge_with_config_defaults
@@ -74,15 +73,15 @@ class SoundwaveEncoder(WhisperEncoder):
         """
         if input_features.shape[1] != self.config.num_mel_bins:
             raise ValueError(
-                f"`input_features` has shape {tuple(input_features.shape)} and the encoder hears "
+                f"`input_features` has shape {tuple(input_features.shape)} and the encoder has "
                 f"{self.config.num_mel_bins} mel bins: (clips, {self.config.num_mel_bins}, mel_frames) was expected. "
                 "Use the processor that was saved with the model."
             )
         window = 2 * self.max_source_positions
         if input_features.shape[-1] > window:
             raise ValueError(
-                f"`input_features` has {input_features.shape[-1]} mel frames and the encoder hears at most {window} "
-                f"({window / 100:g} s) at once. Cut the clip."
+                f"`input_features` has {input_features.shape[-1]} mel frames and the encoder's window is {window} "
+                f"({window / 100:g} s). Cut the clip."
             )
         hidden = input_features.to(self.conv1.weight.dtype)
         if input_features_mask is None:
@@ -90,12 +89,12 @@ class SoundwaveEncoder(WhisperEncoder):
             frame_mask = None
         else:
             true_mel = input_features_mask[:, None].to(hidden.dtype)
-            # The second convolution reads one frame past a clip of odd length.
+            # The second convolution reads one frame after a clip of odd length.
             hidden = nn.functional.gelu(self.conv1(hidden * true_mel)) * true_mel
-            frame_mask = input_features_mask[:, ::2].contiguous()  # as flex attention on CPU needs it
+            frame_mask = input_features_mask[:, ::2].contiguous()  # flex attention on CPU needs it contiguous
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # [clips, mel_frames / 2, width]
         hidden = hidden + self.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
-        # A frozen encoder is in eval mode in training too.
+        # Not `in_training_step`: a frozen encoder is in eval mode in training too.
         attention_mask = padding_mask(self.config, hidden, frame_mask, torch.is_grad_enabled())
         for layer in self.layers:
             hidden = layer(hidden, attention_mask, **kwargs)
@@ -141,9 +140,9 @@ class SoundwaveAttention(nn.Module):
     def forward(self, states: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
-            states (`torch.FloatTensor` of shape `(clips, queries, width)`): what asks.
-            keys (`torch.FloatTensor` of shape `(clips, frames, width)`): what is read.
-            attention_mask: as `create_bidirectional_mask` makes it.
+            states (`torch.FloatTensor` of shape `(clips, queries, width)`): states that give the queries.
+            keys (`torch.FloatTensor` of shape `(clips, frames, width)`): states that give keys and values.
+            attention_mask: from `create_bidirectional_mask`.
 
         Returns: `torch.FloatTensor` of shape `(clips, queries, width)`.
         """
@@ -155,12 +154,12 @@ class SoundwaveAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.dropout if self.training else 0.0
-        heard, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
-        return self.out_proj(heard.flatten(2))
+        attended, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
+        return self.out_proj(attended.flatten(2))
 
 
 class SoundwaveFrameAttention(nn.Module):
-    """Attention of each frame to itself only, as in the published weights: it needs no queries or keys."""
+    """Attention of each frame to itself only, as in the published weights. It needs no queries and keys."""
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__()
@@ -169,7 +168,7 @@ class SoundwaveFrameAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, states: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """`(clips, frames, width)` -> the same; `keys` are `states` here, and no mask matters."""
+        """`(clips, frames, width)` -> the same shape. `keys` and the mask are not needed."""
         return self.out_proj(self.v_proj(states))
 
 
@@ -190,7 +189,7 @@ class SoundwaveAlignmentLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.adapter_dropout)
 
     def forward(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """`(clips, frames, width)` -> the same."""
+        """`(clips, frames, width)` -> the same shape."""
         normed = self.self_attn_layer_norm(states)
         states = states + self.dropout(self.self_attn(normed, normed, attention_mask))
         inner = self.dropout(nn.functional.relu(self.fc1(self.final_layer_norm(states))))
@@ -198,7 +197,7 @@ class SoundwaveAlignmentLayer(GradientCheckpointingLayer):
 
 
 class SoundwaveAlignmentAdapter(nn.Module):
-    """Encoder states -> frames in the LLM's space (paper section 3.1): stack, project, layers (one there), norm."""
+    """Encoder states -> frames in the LLM's space (paper section 3.1): stack, project, one or more layers, norm."""
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__()
@@ -218,7 +217,7 @@ class SoundwaveAlignmentAdapter(nn.Module):
             encoder_states (`torch.FloatTensor` of shape `(clips, encoder_frames, encoder_width)`).
             encoder_mask (`torch.BoolTensor` of shape `(clips, encoder_frames)`, *optional*): true at true frames.
 
-        Returns: aligned states `(clips, frames, width)` and, true at true ones, a mask `(clips, frames)`, where
+        Returns: aligned states `(clips, frames, width)` and their mask `(clips, frames)`, true at true frames, where
         `frames = ceil(encoder_frames / stack_factor)`.
         """
         clips, length, _ = encoder_states.shape
@@ -227,11 +226,11 @@ class SoundwaveAlignmentAdapter(nn.Module):
             encoder_mask = encoder_states.new_ones(clips, length, dtype=torch.bool)
         else:
             encoder_states = encoder_states * encoder_mask[..., None]
-        # A last frame that stands alone is joined with zeros, as in a batch with longer clips.
+        # The last frames are stacked with zeros, as in a batch with longer clips.
         missing = -length % self.stack_factor
         stacked = nn.functional.pad(encoder_states, (0, 0, 0, missing))
         stacked = stacked.reshape(clips, -1, self.linear.in_features)  # [clips, frames, stack_factor * encoder_width]
-        # Whole in memory: over a mask of strides, PyTorch compiles no flex attention on CPU.
+        # Contiguous: PyTorch cannot compile flex attention on CPU for a strided mask.
         mask = encoder_mask[:, :: self.stack_factor].contiguous()
         hidden = self.linear(stacked)
         attention_mask = padding_mask(self.config, hidden, mask, in_training_step(self))
@@ -243,7 +242,7 @@ class SoundwaveAlignmentAdapter(nn.Module):
 class SoundwaveCTCHead(nn.Module):
     """Scores of the LLM's tokens and of the blank for each aligned frame.
 
-    Tied (paper, Figure 2), the tokens' rows are the LLM's input embeddings and only the blank has parameters here.
+    If tied (paper, Figure 2), the tokens' rows are the LLM's input embeddings, and only the blank has parameters.
     """
 
     def __init__(self, config: SoundwaveConfig):
@@ -272,10 +271,10 @@ class SoundwaveCTCHead(nn.Module):
             ctc_labels,
             self.blank_margin,
             candidates,
-            output_blank_log_probs=not in_training_step(self),  # only `SoundwaveModel.judge_silence` reads them
+            output_blank_log_probs=not in_training_step(self),  # for `SoundwaveModel.judge_silence`
         )
         if ctc_labels is None and self.weight is None and self.training and self.blank_bias.requires_grad:
-            # Distributed training waits for a gradient of each parameter: without labels, the blank's are zero.
+            # Distributed training needs a gradient of each parameter. Without labels, the blank's gradient is zero.
             ctc.losses = 0 * (self.blank_weight.sum() + self.blank_bias).expand(len(aligned))
         return ctc
 
@@ -294,7 +293,7 @@ class SoundwaveCTCHead(nn.Module):
 
     @torch.no_grad()
     def resize(self, vocabulary: int):
-        """Cut the matrix of a free head to so many rows, or add rows: the mean of the others, which wins no frame."""
+        """Resize the matrix of an untied head. New rows are the mean of the others, which is never the best label."""
         if self.weight is not None and len(self.weight) != vocabulary:
             added = self.weight.mean(dim=0, keepdim=True).expand(max(vocabulary - len(self.weight), 0), -1)
             rows = torch.cat([self.weight[:vocabulary], added])
@@ -302,9 +301,9 @@ class SoundwaveCTCHead(nn.Module):
 
     @torch.no_grad()
     def init_blank(self, token_embeddings: torch.Tensor):
-        """Let the tied blank begin as likely as all tokens together, for frames of unit variance.
+        """Initialize the tied blank to be as likely as all tokens together, for frames of unit variance.
 
-        Over such frames the score of token `v` has variance `|e_v|^2`, so the log-normaliser is near
+        For such frames the score of token `v` has variance `|e_v|^2`, so the log-normaliser is about
         `log V + mean(|e|^2) / 2`.
         """
         if self.weight is None:
@@ -313,7 +312,7 @@ class SoundwaveCTCHead(nn.Module):
 
 
 class SoundwaveShrinkingAdapter(nn.Module):
-    """Kept frames look back at the frames of their clip: `LayerNorm(x' + MHA(x', x, x))` (paper Eq. 1)."""
+    """Kept frames attend to the frames of their clip: `LayerNorm(x' + MHA(x', x, x))` (paper Eq. 1)."""
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__()
@@ -323,9 +322,9 @@ class SoundwaveShrinkingAdapter(nn.Module):
 
     @torch.no_grad()
     def init_norm(self, token_embeddings: nn.Module):
-        """Let positions begin at the scale of the LLM's own embeddings: at another, its layers hardly move them.
+        """Initialize positions to the scale of the LLM's embeddings. At a larger scale its layers hardly change them.
 
-        Beside the embeddings of their labels they begin at a quarter of it, and the text can be read through them.
+        With `label_embeddings` they begin at a quarter of that scale, so that the label embeddings dominate.
         """
         ids = torch.arange(token_embeddings.weight.shape[0])
         scale = token_embeddings(ids[:: max(1, len(ids) // 1024)]).float().pow(2).mean().sqrt().item()
@@ -341,21 +340,21 @@ class SoundwaveShrinkingAdapter(nn.Module):
         Returns: `torch.FloatTensor` of shape `(sum of kept frames, width)`: the positions, clip after clip.
         """
         num_kept = keep.sum(dim=1)
-        total, most = torch.stack([num_kept.sum(), num_kept.max()]).tolist()  # both at once: an accelerator waits
-        # A stable sort of "not kept" moves the kept frames to the front, in order.
+        total, most = torch.stack([num_kept.sum(), num_kept.max()]).tolist()  # one transfer, as it waits for the GPU
+        # A stable sort by "not kept" moves the kept frames to the front, in order.
         order = torch.argsort(~keep, dim=1, stable=True)[:, :most]
         kept = aligned.gather(1, order[..., None].expand(-1, -1, aligned.shape[-1]))  # [clips, most kept, width]
         kept_mask = torch.arange(most, device=kept.device)[None] < num_kept[:, None]
         keys, key_mask = (aligned, mask) if self.config.look_back == "all" else (kept, kept_mask)
         training = in_training_step(self)
         if "flash" in self.config._attn_implementation and self.config.look_back == "all":
-            # Flash attention takes the last queries of a row for true where there are fewer of them than keys.
-            heard = self.attention(keys, keys, padding_mask(self.config, keys, key_mask, training))
-            heard = heard.gather(1, order[..., None].expand(-1, -1, heard.shape[-1]))
+            # With fewer queries than keys, flash attention reads their padding from the end of the mask. So all query.
+            attended = self.attention(keys, keys, padding_mask(self.config, keys, key_mask, training))
+            attended = attended.gather(1, order[..., None].expand(-1, -1, attended.shape[-1]))
         else:
             attention_mask = padding_mask(self.config, kept, key_mask, training, encoder_hidden_states=keys)
-            heard = self.attention(kept, keys, attention_mask)
-        return self.norm(kept + heard).flatten(0, 1)[true_places(num_kept, most, total)]
+            attended = self.attention(kept, keys, attention_mask)
+        return self.norm(kept + attended).flatten(0, 1)[true_places(num_kept, most, total)]
 
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""CTC forced alignment: on which frames each word of a known text is said, and which words have no frames.
+"""CTC forced alignment: the frames of each word of a known text, and the words without frames.
 
-Nothing here knows of Soundwave. torchaudio has `forced_align`, but only for texts of which every label is said.
+This file does not depend on Soundwave. torchaudio has `forced_align`, but it requires that every label is said.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-FRAMES_AT_ONCE = 512  # whose back pointers are held together: a clip of 10 minutes has 15,000 frames
+FRAMES_AT_ONCE = 512  # frames whose back pointers are kept at once: a clip of 10 minutes has 15,000 frames
 
 
 @dataclass
@@ -16,11 +16,11 @@ class Alignment:
     """The likeliest path of a text through the frames of a clip.
 
     Args:
-        first_frames, last_frames (`np.ndarray` of shape `(labels,)`): first and last frame of each label, counted from
-            0; -1 for the labels of a word that was left out.
+        first_frames, last_frames (`np.ndarray` of shape `(labels,)`): first and last frame of each label, from 0; -1
+            for the labels of a word that was left out.
         left_out (`np.ndarray` of shape `(words,)`, bool): words that have no frames.
-        frame_log_probs (`np.ndarray` of shape `(frames,)`): log-probability, in nats, of what the path says at each
-            frame: a label or the blank.
+        frame_log_probs (`np.ndarray` of shape `(frames,)`): log-probability, in nats, of the path's label or blank
+            at each frame.
     """
 
     first_frames: np.ndarray
@@ -35,9 +35,9 @@ class _Trellis:
     def __init__(self, log_probs, blank_log_probs, places, word_lengths, left_out_log_prob):
         self.log_probs, self.blank_log_probs, self.places = log_probs, blank_log_probs, places
         self.num_states = 2 * len(places) + 1
-        # Labels that may follow another at once; a blank must stand between equal ones.
+        # Labels that may directly follow the label before them. Equal labels need a blank between them.
         self.jumps = 2 * np.flatnonzero(places[1:] != places[:-1]) + 3
-        self.borders = 2 * np.cumsum([0, *word_lengths])  # the blanks before each word, and the last one
+        self.borders = 2 * np.cumsum([0, *word_lengths])  # states of the blank before each word, and the last state
         self.costs = None if left_out_log_prob is None else left_out_log_prob * (self.borders // 2)
 
     def emissions(self, begin: int, end: int) -> np.ndarray:
@@ -48,9 +48,9 @@ class _Trellis:
         return values
 
     def step(self, scores: np.ndarray, emissions: np.ndarray, pointers: list | None = None) -> np.ndarray:
-        """Best scores `(states,)` at a frame from those at the frame before it.
+        """Best scores `(states,)` at a frame, from those at the frame before.
 
-        Args: pointers: gets how many states back each score came from, and the border that each border came from.
+        Args: pointers: list to append to: how many states back each score came from, and the source of each border.
         """
         advance, jump = np.full((2, self.num_states), -np.inf)
         advance[1:] = scores[:-1]
@@ -76,10 +76,10 @@ class _Trellis:
 
 
 def _best_path(trellis: _Trellis, num_frames: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """State of each frame `(frames,)` and which words were left out; None where no path fits."""
+    """State of each frame `(frames,)` and which words were left out; None if no path fits."""
     scores = np.full(trellis.num_states, -np.inf)
-    scores[0] = 0.0  # before the first frame, which may say the blank or the first label
-    kept = []  # the scores before each block; its pointers are found again on the way back
+    scores[0] = 0.0  # the first frame is the blank or the first label
+    kept = []  # scores before each block; the second pass computes the pointers from them
     for begin, end in trellis.blocks(num_frames):
         kept.append(scores)
         for emissions in trellis.emissions(begin, end):
@@ -113,21 +113,20 @@ def align_labels(
 ) -> Alignment | None:
     """The likeliest CTC path of a known text (Viterbi).
 
-    Two equal labels that follow each other have a blank between them. A word may be left out at a frame of blank,
-    where `left_out_log_prob` is given: a text with words that nobody said, or with more labels than the clip has
-    frames, has an alignment then.
+    Two equal labels in a row have a blank between them. With `left_out_log_prob`, the path may skip a word at a blank
+    frame. Then a text with unspoken words, or with more labels than the clip has frames, has an alignment too.
 
     Args:
         log_probs (`np.ndarray` of shape `(frames, columns)`): log-probabilities, in nats, of the text's labels.
-        blank_log_probs (`np.ndarray` of shape `(frames,)`): that of the blank.
+        blank_log_probs (`np.ndarray` of shape `(frames,)`): log-probabilities of the blank.
         places (`np.ndarray` of shape `(labels,)`): the column of each label of the text, in order.
         word_lengths (`list[int]`, *optional*): labels of each word, 1 or more; one word by default.
-        left_out_log_prob (`float`, *optional*): nats added to the path for each label of a word that is left
-            out.
+        left_out_log_prob (`float`, *optional*): nats added to the score of the path for each label of a word
+            that is left out.
 
-    Returns: `Alignment`, or None where the text does not fit into the frames.
+    Returns: `Alignment`, or None if the text does not fit into the frames.
 
-    Raises: `ValueError` where a word has no label, or the words' lengths are not those of `places`.
+    Raises: `ValueError` if a word has no label, or `word_lengths` do not add up to the labels.
     """
     places = np.asarray(places, dtype=np.int64)
     word_lengths = [len(places)] if word_lengths is None else list(word_lengths)
@@ -144,7 +143,7 @@ def align_labels(
     frames = np.arange(len(path))
     first, last = np.full(len(places), -1), np.full(len(places), -1)
     is_label = path % 2 == 1
-    last[path[is_label] // 2] = frames[is_label]  # of several frames of one label, the last stays
+    last[path[is_label] // 2] = frames[is_label]  # of several frames of a label, the last one is kept
     first[path[is_label][::-1] // 2] = frames[is_label][::-1]
     says = np.array(blank_log_probs, dtype=np.float64)
     says[is_label] = np.asarray(log_probs)[frames[is_label], places[path[is_label] // 2]]

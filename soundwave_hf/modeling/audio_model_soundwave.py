@@ -10,9 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import CONFIG_NAME, TransformersKwargs, cached_file, can_return_tuple, logging
 
 from .adapters_soundwave import (
@@ -39,14 +37,9 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import SoundwaveConfig
 from .folders_soundwave import backbone_name, choose_backbones, weights_digest
-from .generation_soundwave import (
-    CACHE_NAMES,
-)
+from .generation_soundwave import CACHE_NAMES
 from .loading_soundwave import from_adapter, take_adapter
-from .outputs_soundwave import (
-    SoundwaveAudioOutput,
-    SoundwaveCausalLMOutputWithPast,
-)
+from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
 from .trained_fields_soundwave import checked_by_caller
 from .warm_start_soundwave import init_alignment
@@ -56,7 +49,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
-    """Raises: `ValueError` where ids are outside an LLM's vocabulary."""
+    """Raises: `ValueError` if ids are outside an LLM's vocabulary."""
     wrong = (ids < 0) | (ids >= vocabulary)
     if wrong.any():
         raise ValueError(
@@ -66,14 +59,14 @@ def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
 
 
 def num_processes() -> int:
-    """How many processes train together."""
+    """Number of processes in distributed training."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 @lru_cache
 def _known_arguments(function: Callable) -> frozenset[str]:
-    # `ctc_labels` is missing in signatures: see `unseen_by_trainer`.
+    # `unseen_by_trainer` removed `ctc_labels` from the signature.
     return frozenset({*inspect.signature(function).parameters, "ctc_labels", *TransformersKwargs.__annotations__})
 
 
@@ -83,27 +76,27 @@ def _nearest_argument(function: Callable, name: str) -> str | None:
 
 
 def refuse_misspelt(function: Callable, given: dict):
-    """Refuse keywords that nearly are an argument of `function`. Others go to the LLM, which ignores unknown ones.
+    """Refuse misspelt arguments of `function`. Other keywords go to the LLM, which ignores unknown ones.
 
     Raises: `ValueError` with the closest argument.
     """
     for name in given.keys() - _known_arguments(function):
         if nearest := _nearest_argument(function, name):
-            raise ValueError(f"`forward` got `{name}`, which it does not take. Did you mean `{nearest}`?")
+            raise ValueError(f"`forward` got an unknown argument `{name}`. Did you mean `{nearest}`?")
 
 
 def _describe_mismatches(mismatches, folder: str) -> str:
     shapes = [f"{name} has {tuple(found)}, not {tuple(expected)}" for name, found, expected in sorted(mismatches)[:8]]
     return (
         f"{len(mismatches)} weights of `{folder}` do not fit its config: {'; '.join(shapes)}. "
-        "Use the config.json that was saved with them, without other sizes or fields."
+        "Use the config.json that was saved with them, and do not change sizes."
     )
 
 
 def unseen_by_trainer(name: str):
     """Remove an argument from a function's signature.
 
-    `Trainer` expects every argument with "label" in its name in each batch; without it, it reports no `eval_loss`.
+    `Trainer` expects each argument with "label" in its name in every batch, or it reports no `eval_loss`.
     """
 
     def hide(function):
@@ -130,13 +123,13 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        # The library collects these names from all parts, also that of Whisper's decoder; sharding needs all to exist.
+        # The library collects these names from all parts, even Whisper's absent decoder. Sharding needs all to exist.
         here = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = here & set(self._no_split_modules)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """The older name of `is_activation_checkpointing`, by which PEFT and TRL ask; the library warns of it."""
+        """Older name of `is_activation_checkpointing`. PEFT and TRL use it; the library's own would log a warning."""
         return self.is_activation_checkpointing
 
     @torch.no_grad()
@@ -150,9 +143,9 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.blank_bias)
 
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
-        """As in transformers, and the CTC head with it.
+        """As in transformers; the CTC head is resized too.
 
-        Raises: `ValueError` where the audio token, which is the CTC blank, would be cut off.
+        Raises: `ValueError` if the audio token, which is also the CTC blank, would be removed.
         """
         if new_num_tokens is not None and new_num_tokens <= self.config.audio_token_id:
             raise ValueError(
@@ -166,18 +159,18 @@ class SoundwavePreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers, with two differences: missing weights raise an error (transformers fills them with
-        random values), and the encoder and the token embeddings of stage I are frozen again.
+        random values), and the encoder and the token embeddings of Stage I are frozen again.
 
         A folder or hub name of trained adapters is loaded with the backbones that its config names. For the arguments
-        that only adapters take (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`) see
+        that are only for adapters (`encoder`, `llm`, `allow_other_backbones`, `merge_lora`, `is_trainable`) see
         `from_adapter`.
 
-        With `output_loading_info=True` missing weights are in the report and raise no error. A `quantization_config`
-        of bitsandbytes or torchao that lists no modules to skip quantizes the LLM's layers only: quantized adapters
-        would change CTC labels, and with them the number of positions.
+        With `output_loading_info=True`, missing weights are reported and raise no error. A `quantization_config` of
+        bitsandbytes or torchao that lists no modules to skip quantizes only the LLM's layers, because quantized
+        adapters would change CTC labels, and so the number of positions.
 
-        Raises: `FileNotFoundError` where a shard is missing; `ValueError` where a file is broken off, weights are
-        missing or have other shapes, or the checkpoint is in the published layout.
+        Raises: `FileNotFoundError` if a shard is missing; `ValueError` if a file is truncated, weights are missing or
+        have other shapes, or the checkpoint is in the published layout.
         """
         adapter = take_adapter(pretrained_model_name_or_path, kwargs)
         if adapter is not None:
@@ -203,11 +196,11 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         return (model, report) if asked["output_loading_info"] else model
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
-        """As in transformers, with the LoRA and the adapters of a PEFT folder.
+        """As in transformers; loads the LoRA and the adapters of a PEFT folder.
 
-        Raises: `ValueError` where they were trained with other config fields than this model has.
+        Raises: `ValueError` if they were trained with other config fields than this model has.
         """
-        # PEFT writes no config: such adapters were trained on a whole checkpoint, which has its own.
+        # Without config.json, PEFT saved the adapters of a whole checkpoint, which has its own config.
         if cached_file(peft_model_id or "", CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
             refuse_other_training(self.config, peft_model_id)
         with checked_by_caller():
@@ -215,12 +208,12 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _with_adapter(cls, encoder, llm, adapter: str | None, allow_other_backbones: bool, fields: dict) -> tuple:
-        """Backbones and fields of `from_backbones`, as its adapter needs them."""
+        """Backbones and fields for `from_backbones`, completed from the adapter's config."""
         if adapter is None:
             if encoder is None or llm is None:
                 raise ValueError(
                     f"`from_backbones` got the encoder {encoder!r} and the LLM {llm!r}: give both by hub name or "
-                    "folder. They may be left out where `adapter` is a folder of trained adapters, which names them."
+                    "folder, or give `adapter`, a folder of trained adapters whose config names them."
                 )
             return encoder, llm, fields
         check_adapter_files(adapter)
@@ -231,13 +224,13 @@ class SoundwavePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _join(cls, encoder: str, llm: str, llm_rows, text_config, audio_token_id: int, dtype, warm_start, fields):
-        """A model of this class with the encoder's weights and initialized adapters; its LLM is still empty.
+        """A model of this class with the encoder's weights and initialized adapters. Its LLM has no weights yet.
 
         Args: llm_rows (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
         """
         tower = read_encoder(encoder, dtype)
         for part, part_config, name in (("encoder", tower.config, encoder), ("llm", text_config, llm)):
-            # What trained adapters are saved with, so that they find their backbones, and refuse others.
+            # Saved with trained adapters, to find their backbones again and to refuse others.
             part_config.name_or_path = backbone_name(name)
             part_config.weights_digest = weights_digest(name, part)
         config = SoundwaveConfig(
@@ -255,7 +248,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         warm_start = warm_start and config.tie_ctc_head
         if warm_start and not init_alignment(audio_model.alignment_adapter, encoder, llm, llm_rows):
             logger.warning(
-                "The alignment adapter begins at random: `%s` has no decoder, or shares too few words with `%s`.",
+                "The alignment adapter has random weights: `%s` has no decoder, or shares too few words with `%s`.",
                 *(encoder, llm),
             )
         audio_model.ctc_head.init_blank(llm_rows[:audio_token_id])
@@ -273,17 +266,17 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         self.audio_tower.requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """As in PyTorch; an encoder that is frozen stays in eval mode."""
+        """As in PyTorch, but a frozen encoder stays in eval mode."""
         super().train(mode)
         self.audio_tower.train(mode and self.encoder_trains())
         return self
 
     def encoder_trains(self) -> bool:
-        """Whether the encoder was unfrozen."""
+        """Whether the encoder is not frozen."""
         return any(parameter.requires_grad for parameter in self.audio_tower.parameters())
 
     def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Clips of at most the encoder's window: log-mel `(clips, mel_bins, mel_frames)` -> encoder states
+        """Encode clips within the encoder's window: log-mel `(clips, mel_bins, mel_frames)` -> encoder states
         `(clips, encoder_frames, encoder_width)` and their mask."""
         outputs, mask = self._encode(input_features, input_features_mask)
         return outputs.last_hidden_state, mask
@@ -322,17 +315,17 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         if wrong.any():
             clip = int(wrong.flatten(1).any(dim=1).int().argmax())
             raise ValueError(
-                f"`{name}` of clip {clip} holds {values[wrong][0].item()}, and finite values were expected: check how "
-                "it was computed (silence divided by its loudness, a half-precision overflow)."
+                f"`{name}` of clip {clip} holds {values[wrong][0].item()}; expected finite values. Check how it was "
+                "computed (division by the loudness of silence, half-precision overflow)."
             )
 
     def align(
         self, input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None, **kwargs
     ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
-        """Clips of any length -> the encoder's output, aligned states and the mask of these.
+        """Clips of any length -> encoder output, aligned states and their mask.
 
-        A clip longer than the encoder's window is cut at quiet places; its pieces are encoded and aligned like clips,
-        a few at once, and joined.
+        A clip longer than the encoder's window is cut at quiet places. Its pieces are encoded and aligned like clips,
+        a few at a time, and joined.
         """
         self._check_finite(input_features, encoder_states)
         longest = self.config.audio_config.max_source_positions
@@ -344,8 +337,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             outputs = BaseModelOutput(last_hidden_state=encoder_states)
         else:
             raise ValueError(
-                f"`encoder_states` has {encoder_states.shape[1]} frames and the encoder gives at most {longest} at "
-                "once, which are aligned together: pass the `input_features` of longer clips."
+                f"`encoder_states` has {encoder_states.shape[1]} frames and the encoder's window gives {longest}: for "
+                "longer clips pass `input_features`."
             )
         aligned, mask = self.alignment_adapter(outputs.last_hidden_state, encoder_mask)
         return outputs, aligned, mask
@@ -373,12 +366,12 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def label(
         self, aligned, mask, token_embeddings, ctc_labels=None, num_ctc_clips=None, ctc_candidates=None, ctc_mask=None
     ) -> SoundwaveAudioOutput:
-        """CTC labels, and with `ctc_labels` the loss, of aligned frames: an output without positions.
+        """CTC labels of aligned frames, and the loss if `ctc_labels` are given. The output has no positions.
 
         Args:
             aligned, mask: as `align` returns them.
             token_embeddings (`torch.Tensor` of shape `(vocabulary, width)`): the LLM's input embeddings.
-            num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over; those given here by default.
+            num_ctc_clips (`int`, *optional*): number of clips to average the CTC loss over; by default the given ones.
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): see `forward`.
             ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): see `forward`.
         """
@@ -395,7 +388,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             output.no_speech_probs = ctc.blank_log_probs.masked_fill(~mask, 0).amin(dim=1).exp()
         if ctc_labels is not None:
             num_targets = ctc_labels.ne(-100).sum(dim=1)
-            # A clip without speech has a loss for each of its frames: a long one would outweigh all that have words.
+            # A clip without targets has a loss that grows with its frames, so it is divided by their number.
             per_target = ctc.losses / torch.where(num_targets > 0, num_targets, num_frames)
             if ctc_mask is None:
                 ctc_mask = torch.ones_like(ctc.feasible)
@@ -406,42 +399,42 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
 
     def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
         if len(ctc_labels) != clips:
-            raise ValueError(f"`ctc_labels` has {len(ctc_labels)} rows for {clips} clips: give one row a clip.")
+            raise ValueError(f"`ctc_labels` has {len(ctc_labels)} rows for {clips} clips: give one row for each.")
         if not may_look(self, ctc_labels):
             return
         vocabulary, blank = self.config.text_config.vocab_size, self.config.audio_token_id
         wrong = ctc_labels.ne(-100) & ((ctc_labels < 0) | (ctc_labels >= vocabulary) | (ctc_labels == blank))
         if wrong.any():
             raise ValueError(
-                f"`ctc_labels` holds id {int(ctc_labels[wrong][0])}; ids of 0..{vocabulary - 1} other than the blank "
-                f"({blank}) were expected, -100 where there is no target."
+                f"`ctc_labels` holds id {int(ctc_labels[wrong][0])}; expected ids 0..{vocabulary - 1} other than the "
+                f"blank ({blank}), and -100 as padding."
             )
         gap = (ctc_labels.ne(-100).int().diff(dim=1) > 0).any(dim=1)
         if gap.any():
             raise ValueError(
-                f"`ctc_labels` of clip {int(gap.int().argmax())} has a target behind -100: targets come first, and "
-                "rows are padded with -100 on the right."
+                f"`ctc_labels` of clip {int(gap.int().argmax())} has a target after -100: put targets first and "
+                "pad rows with -100 on the right."
             )
 
     def token_table(self) -> torch.Tensor | None:
-        """The embeddings `(vocabulary, width)` that the tied CTC head scores with, gathered where they are offloaded
-        or sharded. None where the model has none: its head has its own weights."""
+        """The embeddings `(vocabulary, width)` of the tied CTC head, gathered if they are offloaded or sharded; None
+        if the head has its own weights."""
         embeddings = self.get_input_embeddings()
         if embeddings is None:
             return None
         if not embeddings.weight.is_meta:
-            # Sharded (FSDP2), it is whole only while the embedding itself runs.
+            # With FSDP2 the weight is sharded outside of the embedding's forward.
             gather = getattr(embeddings.weight, "full_tensor", None)
             return embeddings.weight if gather is None else gather()
         try:
             from accelerate.utils import align_module_device
         except ImportError as error:
-            raise ImportError("The LLM's embeddings are offloaded: install `accelerate`.") from error
+            raise ImportError("The LLM's embeddings are offloaded, which needs `accelerate`: install it.") from error
         with align_module_device(embeddings):
             return embeddings.weight.data
 
     def keep_mask(self, ctc_best: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Frames which become positions, `(clips, frames)`: the first of each run, at least one of each clip."""
+        """Frames that become positions, `(clips, frames)`: the first of each run, and at least one in each clip."""
         keep = first_of_run(ctc_best) & mask
         if not self.config.keep_blanks:
             keep &= ctc_best != self.config.audio_token_id
@@ -452,7 +445,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
 class SoundwaveForCTC(SoundwaveAudioModel):
     r"""Stage I: the audio side and the LLM's frozen token embeddings; the LLM itself is absent.
 
-    Parameter names are those of `SoundwaveModel`, so that what Stage I trains loads into it.
+    Parameters have the same names as in `SoundwaveModel`, so that trained weights can be loaded there.
 
     Example:
 
@@ -466,7 +459,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
 
     main_input_name = "input_features"
     _input_embed_layer = "token_embeddings"
-    # `Trainer` counts labels, and the loss is a mean over clips: parts of an accumulated batch weigh the same.
+    # The loss is a mean over clips, not labels: `Trainer` averages the parts of an accumulated batch.
     accepts_loss_kwargs = False
 
     def __init__(self, config: SoundwaveConfig):
@@ -493,10 +486,10 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         allow_other_backbones: bool = False,
         **fields,
     ):
-        """Join a Whisper encoder and the token embeddings of an LLM, which is not loaded.
+        """Join a Whisper encoder and the token embeddings of an LLM. The LLM itself is not loaded.
 
-        Arguments as in `SoundwaveForConditionalGeneration.from_backbones`; of an `adapter` of a later stage, the
-        alignment adapter and the CTC head are loaded.
+        Arguments as in `SoundwaveForConditionalGeneration.from_backbones`. Only the alignment adapter and the CTC head
+        of an `adapter` of a later stage are loaded.
         """
         refuse_unsettable(fields)
         dtype = as_dtype(dtype)
@@ -534,22 +527,22 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel of each clip.
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
-            labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): token ids, padded with -100. By the
-                name `ctc_labels` too, as the whole model has it. (That is no argument of its own: `Trainer` takes
-                every argument with "label" in its name for one that each batch of an evaluation has.)
-            num_ctc_clips (`int`, *optional*): clips that the loss is a mean over (of a whole accumulated batch).
+            labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): token ids, padded with -100. The
+                name `ctc_labels` of the whole model is accepted too. (It is not in the signature, because `Trainer`
+                expects each argument with "label" in its name in every evaluation batch.)
+            num_ctc_clips (`int`, *optional*): number of clips to average the loss over (a whole accumulated batch).
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with the
-                targets in this step, and may be `ctc_best`; by default the whole vocabulary.
-            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the loss
-                leaves the others out. By default all have one.
+                targets in this step and can become `ctc_best`; by default the whole vocabulary.
+            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript. The loss
+                ignores the others. By default all have one.
             output_ctc_logits (`bool`): whether to return `logits`, the scores of all tokens and the blank, of shape
-                `(clips, frames, vocabulary)`. They are much memory: 30 s of a vocabulary of 150,000 are 450 MB.
+                `(clips, frames, vocabulary)`. They need much memory: 450 MB for 30 s and 150,000 tokens.
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`,
-        and on request `logits`, which are `ctc_logits` too.
+        and on request `logits`, also as `ctc_logits`.
 
-        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, a CTC label is no token, or
-        `labels` and `ctc_labels` are given and differ.
+        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, a CTC label is not a token, or
+        `labels` and `ctc_labels` are both given and differ.
 
         Example:
 
@@ -588,7 +581,7 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         if labels is not ctc_labels and may_look(self, labels) and not torch.equal(labels, ctc_labels.to(labels)):
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} and `ctc_labels` of shape {tuple(ctc_labels.shape)} were "
-                "given and differ; they are two names of the transcripts' ids: give one of them."
+                "given and differ. Both are names of the transcripts' ids: give one of them."
             )
         return labels
 

@@ -1,4 +1,4 @@
-"""What joining two backbones needs of their files: the audio token's place, the embedding table, trained adapters."""
+"""Read backbones and trained adapters from their files: encoder, LLM, embedding table, audio token, adapters, LoRA."""
 
 import copy
 import difflib
@@ -31,7 +31,7 @@ from .trained_fields_soundwave import OWN_WAYS, checked_by_caller, differing_fie
 
 
 AUDIO_TOKEN = "<|audio|>"
-# Fields that change which weights there are or what they mean.
+# Fields that determine which weights exist or what they mean.
 FIXED_BY_WEIGHTS = (
     "compat",
     "stack_factor",
@@ -44,7 +44,7 @@ FIXED_BY_WEIGHTS = (
 
 
 class WhisperEncoderAlone(WhisperPreTrainedModel):
-    """The encoder of a Whisper checkpoint, of whose decoder nothing is read."""
+    """The encoder of a Whisper checkpoint. Its decoder is not read."""
 
     _keys_to_ignore_on_load_unexpected = [r"\bdecoder\.", r"\bproj_out\."]
 
@@ -55,7 +55,7 @@ class WhisperEncoderAlone(WhisperPreTrainedModel):
 
 
 class WhisperDecoderAlone(WhisperPreTrainedModel):
-    """The decoder of a Whisper checkpoint, of whose encoder nothing is read."""
+    """The decoder of a Whisper checkpoint. Its encoder is not read."""
 
     _keys_to_ignore_on_load_unexpected = [r"\bencoder\.", r"\bproj_out\."]
 
@@ -68,7 +68,7 @@ class WhisperDecoderAlone(WhisperPreTrainedModel):
 def read_encoder(encoder: str, dtype=None) -> nn.Module:
     """The encoder of a Whisper, by hub name or folder, in `dtype` (by default its own).
 
-    Raises: `ValueError` where the checkpoint lacks a weight of it; what `reading_weights` raises.
+    Raises: `ValueError` if a weight of the encoder is missing; the errors of `reading_weights`.
     """
     with reading_weights(encoder):
         whisper, report = WhisperEncoderAlone.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
@@ -83,8 +83,8 @@ def read_encoder(encoder: str, dtype=None) -> nn.Module:
 def read_language_model(llm: str, dtype=None, quantization_config=None, device=None) -> nn.Module:
     """A causal LM, by hub name or folder, in `dtype` (by default its own), on `device` (by default the library's).
 
-    Raises: `ValueError` where the checkpoint lacks a weight of it, which transformers would make up; what
-    `reading_weights` raises.
+    Raises: `ValueError` if a weight is missing, which transformers would fill with random values; the errors of
+    `reading_weights`.
     """
     placed = {} if device is None else {"device_map": {"": device}}
     with reading_weights(llm):
@@ -100,19 +100,19 @@ def read_language_model(llm: str, dtype=None, quantization_config=None, device=N
 
 
 def read_decoder(encoder: str) -> nn.Module | None:
-    """The decoder of a Whisper, by hub name or folder; None where the checkpoint holds the encoder alone."""
+    """The decoder of a Whisper, by hub name or folder; None if the checkpoint has only the encoder."""
     with reading_weights(encoder):
         whisper, report = WhisperDecoderAlone.from_pretrained(encoder, output_loading_info=True)
     return None if report["missing_keys"] else whisper.decoder
 
 
 def settable_fields() -> set[str]:
-    """`SoundwaveConfig` fields that a caller of `from_backbones` may set; the others follow from the backbones."""
+    """`SoundwaveConfig` fields that callers of `from_backbones` may set. The backbones determine the others."""
     return SoundwaveConfig.own_fields() - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}
 
 
 def refuse_unsettable(fields: dict):
-    """Raises: `ValueError` where a keyword of `from_backbones` is none of `settable_fields`."""
+    """Raises: `ValueError` if a keyword of `from_backbones` is not one of `settable_fields`."""
     known = settable_fields()
     for name in fields.keys() - known:
         others = {*known, "dtype", "adapter", "allow_other_backbones", "audio_token", "warm_start"} - {name}
@@ -120,16 +120,16 @@ def refuse_unsettable(fields: dict):
             hint = f"Did you mean `{near[0]}`?"
         else:
             hint = (
-                f"It takes a dtype and the fields {sorted(known)}. Save the joined model first and give "
-                "`from_pretrained` how to load it (`device_map`), or use `set_attn_implementation`."
+                f"It accepts `dtype` and the fields {sorted(known)}. For other options (`device_map`), save the "
+                "joined model and load it with `from_pretrained`, or use `set_attn_implementation`."
             )
-        raise ValueError(f"`from_backbones` got `{name}`, which it does not take. {hint}")
+        raise ValueError(f"`from_backbones` got an unknown argument `{name}`. {hint}")
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The dtype that a caller names, as `from_pretrained` has it; `None` ("auto" too) where backbones keep their own.
+    """A dtype, given as in `from_pretrained`. None, for None or "auto", means that backbones keep their own.
 
-    Raises: `ValueError` where it is no floating point dtype.
+    Raises: `ValueError` if it is not a floating point dtype.
     """
     if dtype is None or dtype == "auto":
         return None
@@ -143,11 +143,11 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, int]:
-    """Id of the audio token in an LLM's vocabulary, and the rows its embedding table needs for it.
+    """Id of the audio token in an LLM's vocabulary, and the number of rows that the embedding table needs.
 
     Args:
         llm (`str`): hub name or folder.
-        num_rows (`int`): rows of the LLM's embedding table; some tables have spare ones.
+        num_rows (`int`): rows of the LLM's embedding table, which may have spare ones.
     """
     tokenizer = AutoTokenizer.from_pretrained(llm)
     known = tokenizer.get_vocab()
@@ -157,7 +157,7 @@ def audio_token_place(llm: str, audio_token: str, num_rows: int) -> tuple[int, i
 
 @torch.no_grad()
 def add_audio_token(language, audio_token_id: int, vocabulary: int) -> nn.Module:
-    """Give an LLM so many rows of embeddings; those of the audio token are the mean of the rows before it.
+    """Resize an LLM's embeddings to `vocabulary` rows. The audio token's row is the mean of the rows before it.
 
     Returns: the input embeddings.
     """
@@ -168,8 +168,8 @@ def add_audio_token(language, audio_token_id: int, vocabulary: int) -> nn.Module
     return language.get_input_embeddings()
 
 
-# Config fields with which causal LMs of transformers change their scores after the head, or the states right before
-# it, and the value that changes nothing. Softcaps: Gemma, VaultGemma, NanoChat, RecurrentGemma, xLSTM. Factors and
+# Config fields by which causal LMs of transformers change their scores after the head, or the states right before it,
+# and the value that has no effect. Softcaps: Gemma, VaultGemma, NanoChat, RecurrentGemma, xLSTM. Factors and
 # divisors: Granite, MiniCPM3, Cohere, Falcon-H1, Muse, Inkling.
 UNCHANGED_SCORES = {
     "final_logit_softcapping": None,
@@ -188,8 +188,8 @@ UNCHANGED_SCORES = {
 def refuse_other_heads(language, llm: str):
     """Check by config and parameters that an LLM's scores are its states times its head's rows, as in Soundwave.
 
-    Raises: `ValueError` where the config changes the scores (`UNCHANGED_SCORES`), the head has a bias, or the LLM has
-    parameters beside those of its base model and its head.
+    Raises: `ValueError` if the config changes the scores (`UNCHANGED_SCORES`), the head has a bias, or the LLM has
+    parameters outside of its base model and its head.
     """
     head, config = language.get_output_embeddings(), language.config
     found = [
@@ -204,14 +204,14 @@ def refuse_other_heads(language, llm: str):
     if found:
         raise ValueError(
             f"`{llm}` ({type(language).__name__}) caps, scales or shifts its scores after its head ({found[0]}), "
-            "which Soundwave does not: choose an LLM that does not, such as a Llama, Qwen, Mistral or SmolLM."
+            "which Soundwave cannot do: choose another LLM, such as a Llama, Qwen, Mistral or SmolLM."
         )
 
 
 def read_input_embeddings(llm: str) -> torch.Tensor:
-    """The token embeddings of a causal LM `(vocabulary, width)`, read from its safetensors files and nothing else.
+    """The token embeddings `(vocabulary, width)` of a causal LM. Only they are read from its safetensors files.
 
-    Raises: `ValueError` where the files hold no such table.
+    Raises: `ValueError` if the files do not hold them.
     """
     config = AutoConfig.from_pretrained(llm)
     with torch.device("meta"):
@@ -226,7 +226,7 @@ def read_input_embeddings(llm: str) -> torch.Tensor:
     path = cached_file(llm, shard, _raise_exceptions_for_missing_entries=False) if shard else None
     if path is not None:
         with safe_open(path, "pt") as weights:
-            if name in weights.keys():  # noqa: SIM118 (the file is no container)
+            if name in weights.keys():  # noqa: SIM118 (the file is not a container)
                 return weights.get_tensor(name)
     raise ValueError(
         f"`{llm}` has no safetensors file with `{name}`: save the LLM again with `save_pretrained` and name that "
@@ -235,13 +235,13 @@ def read_input_embeddings(llm: str) -> torch.Tensor:
 
 
 def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: bool = False) -> dict:
-    """The `SoundwaveConfig` fields trained adapters need, once the backbones are found to be those of the training.
+    """The `SoundwaveConfig` fields that trained adapters need. The backbones are checked first.
 
     Args:
-        allow_other_backbones (`bool`): whether to take others, of the same widths.
+        allow_other_backbones (`bool`): whether to accept other backbones of the same widths.
 
-    Raises: `ValueError` where widths differ, or the backbones are others (see `refuse_other_backbones`);
-    `FileNotFoundError` where the folder lacks a file.
+    Raises: `ValueError` if widths differ, or the adapters were trained on other backbones (see
+    `refuse_other_backbones`); `FileNotFoundError` if the folder lacks a file.
     """
     check_adapter_files(adapter)
     config = SoundwaveConfig.from_pretrained(adapter)
@@ -261,7 +261,7 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
 
 
 def check_adapter_files(adapter: str):
-    """Raises: `FileNotFoundError` where a folder of adapters lacks a file, `ValueError` where it is something else."""
+    """Raises: `FileNotFoundError` if a folder of adapters lacks a file, `ValueError` if it holds no adapters."""
     if adapter_kind(adapter) is not None:
         return
     present = {name for name in ("config.json", TRAINED_FILE, *LORA_FILES) if os.path.isfile(f"{adapter}/{name}")}
@@ -275,18 +275,18 @@ def check_adapter_files(adapter: str):
     lacks = " and ".join(sorted({*LORA_FILES} - present))
     raise FileNotFoundError(
         f"`{adapter}` has no {lacks}, and no {TRAINED_FILE} of stage `align` either: give a folder in which "
-        "`soundwave-hf train` ended, or copy all of its files."
+        "`soundwave-hf train` finished, or copy all of its files."
     )
 
 
 def refuse_other_fields(given: dict, trained: dict, adapter: str):
-    """Refuse fields which the weights of trained adapters do not have.
+    """Refuse fields that do not fit the weights of trained adapters.
 
     Args:
         given (`dict`): `SoundwaveConfig` fields that a caller sets.
-        trained (`dict`): those of the adapters, see `adapter_fields`.
+        trained (`dict`): fields of the adapters, see `adapter_fields`.
 
-    Raises: `ValueError` where one of `FIXED_BY_WEIGHTS` differs.
+    Raises: `ValueError` if one of `FIXED_BY_WEIGHTS` differs.
     """
     for name in FIXED_BY_WEIGHTS:
         if name in given and name in trained and given[name] != trained[name]:
@@ -310,7 +310,7 @@ def load_adapter(model, adapter: str, changed: Collection[str] = ()):
 
 
 def take_generation_config(model, adapter: str):
-    """Change the generation config, which is the LLM's, as that of the adapters' folder says (`ctc_weight`)."""
+    """Update the model's generation config with the one in the adapters' folder (for example `ctc_weight`)."""
     path = os.path.join(adapter, GENERATION_CONFIG_NAME)
     if not os.path.isfile(path):
         return
@@ -322,9 +322,9 @@ def take_generation_config(model, adapter: str):
 
 
 def refuse_other_training(config: SoundwaveConfig, adapter: str, changed: Collection[str] = ()):
-    """Raises: `ValueError` where adapters were trained with other fields than a model's config has.
+    """Raises: `ValueError` if adapters were trained with other fields than those of a model's config.
 
-    Args: changed: names of fields that differ on purpose.
+    Args: changed: fields that differ on purpose.
     """
     expected = trained_fields(SoundwaveConfig.from_pretrained(adapter))
     found = {name: value for name, value in trained_fields(config).items() if name not in changed}
@@ -336,14 +336,14 @@ def refuse_other_training(config: SoundwaveConfig, adapter: str, changed: Collec
 
 
 def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collection[str] = ()):
-    """Put the LoRA and the adapters of a PEFT folder around a joined model. Returns the `PeftModel`.
+    """Add the LoRA and the adapters of a PEFT folder to a joined model. Returns the `PeftModel`.
 
-    Args: changed: names of config fields in which the model differs from the adapters on purpose.
+    Args: changed: config fields in which the model differs from the adapters on purpose.
 
-    Raises: `ValueError` where the folder lacks a weight of the LoRA or of an adapter, or was trained with other
-    fields than the model's config has.
+    Raises: `ValueError` if the folder lacks a weight of the LoRA or of an adapter, or the adapters were trained with
+    other fields than those of the model's config.
 
-    Example: train on from a folder, one of the Hub after `adapter = huggingface_hub.snapshot_download(name)`.
+    Example: continue training from a folder (of the Hub: `adapter = huggingface_hub.snapshot_download(name)`).
 
     ```python
     >>> from soundwave_hf import SoundwaveForConditionalGeneration
@@ -353,7 +353,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
     >>> fields = adapter_fields(adapter, encoder, llm)
     >>> model = SoundwaveForConditionalGeneration.from_backbones(encoder, llm, **fields)
     >>> model = load_lora(model, adapter, is_trainable=True)
-    >>> freeze_all_but(model, STAGES["instruct"])  # the LoRA alone trains
+    >>> freeze_all_but(model, STAGES["instruct"])  # only the LoRA trains
 
     >>> check_trainable(model, STAGES["instruct"])
     ```
@@ -375,9 +375,9 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
 
 
 def load_adapter_weights(model, adapter: str):
-    """Load the alignment adapter and the CTC head of a folder of any stage into a model without an LLM.
+    """Load the alignment adapter and the CTC head from a folder of any stage into a model without an LLM.
 
-    Raises: `ValueError` where one is missing, or the LoRA changed the embeddings that the head scores with.
+    Raises: `ValueError` if a weight is missing, or the LoRA changes the embeddings that the head uses.
     """
     if adapter_kind(adapter) == "align":
         load_trained(model, os.path.join(adapter, TRAINED_FILE))
@@ -387,7 +387,7 @@ def load_adapter_weights(model, adapter: str):
         found = load_file(path)
     if embedded := [name for name in found if "lora_embedding" in name or "embed_tokens" in name]:
         raise ValueError(
-            f"`{path}` changes the LLM's embeddings ({embedded[0]}), which the CTC head scores with: load it by "
+            f"`{path}` changes the LLM's embeddings ({embedded[0]}), which the CTC head uses: load it with "
             "`SoundwaveForConditionalGeneration.from_pretrained`."
         )
     expected = _adapter_names(model, ("alignment_adapter", "ctc_head"))
@@ -399,7 +399,7 @@ def load_adapter_weights(model, adapter: str):
 def load_trained(model, path: str):
     """Load the parameters that Stage I trained.
 
-    Raises: `ValueError` where one is missing, or has no place in the model.
+    Raises: `ValueError` if one is missing, or does not exist in the model.
     """
     with reading_weights(os.path.dirname(path)):
         weights = load_file(path)
@@ -407,7 +407,9 @@ def load_trained(model, path: str):
     expected = _adapter_names(audio_model, ("alignment_adapter", "ctc_head"))
     unexpected = sorted(weights.keys() - audio_model.state_dict().keys())
     if unexpected:
-        raise ValueError(f"`{path}` holds {unexpected}, for which the model has no place: was its config another?")
+        raise ValueError(
+            f"`{path}` holds weights that the model does not have: {unexpected}. Use the config.json saved with it."
+        )
     _refuse_missing(expected - weights.keys(), path)
     audio_model.load_state_dict(weights, strict=False)
 
@@ -426,7 +428,7 @@ def _refuse_missing(missing: set[str], path: str):
 
 @contextmanager
 def bars_in_terminals() -> Iterator[None]:
-    """Within it the library's progress bars are drawn in a terminal alone, not in a log."""
+    """A context in which the library draws progress bars only in a terminal, not in a log."""
     before = set_tqdm_hook(lambda make, args, options: make(*args, **{"disable": None, **options}))
     try:
         yield
@@ -436,9 +438,9 @@ def bars_in_terminals() -> Iterator[None]:
 
 @contextmanager
 def reading_weights(folder: str) -> Iterator[None]:
-    """Around what reads the weights of a local checkpoint; a hub name is the library's to check.
+    """A context for reading the weights of a local checkpoint. (For a hub name, the library checks the files.)
 
-    Raises: `FileNotFoundError` where a shard is missing, `ValueError` where a file is broken off, each named.
+    Raises: `FileNotFoundError` that names a missing shard, `ValueError` that names a truncated file.
     """
     index = os.path.join(folder, "model.safetensors.index.json")
     if os.path.isfile(index) and not os.path.isfile(os.path.join(folder, "model.safetensors")):
@@ -462,7 +464,7 @@ def _broken_file(folder: str) -> str:
 
 
 def read_shards(index: str | os.PathLike) -> list[str]:
-    """The paths of the shards that an index names. Raises: `FileNotFoundError` where one is missing."""
+    """Paths of the shards in an index. Raises: `FileNotFoundError` if one is missing."""
     folder, name = os.path.split(index)
     with open(index, encoding="utf-8") as file:
         shards = sorted(set(json.load(file)["weight_map"].values()))
@@ -476,24 +478,24 @@ def read_shards(index: str | os.PathLike) -> list[str]:
 
 
 _NOT_LLM = ("audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter")
-# As the quantizers compare names: from their beginning, in a model with a head or in one without.
+# Quantizers compare name prefixes; these fit models with and without a head.
 HIGH_PRECISION_PARTS = (*_NOT_LLM, *(f"model.{name}" for name in _NOT_LLM), "lm_head")
 
 
 def quantize_llm_alone(quantization_config):
-    """The quantizer's config, or that of its dict; without modules to leave out: encoder, adapters and heads."""
+    """A quantizer's config, also from a dict. By default it leaves out encoder, adapters and heads."""
     if isinstance(quantization_config, dict):
         config = AutoQuantizationConfig.from_dict(quantization_config)
     else:
         config = copy.deepcopy(quantization_config)
-    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # of bitsandbytes, and of the others
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # the field of bitsandbytes, and that of others
         if getattr(config, name, ()) is None:
             setattr(config, name, list(HIGH_PRECISION_PARTS))
     return config
 
 
 def take_quantizer(model: nn.Module, language: nn.Module):
-    """Give a joined model what transformers, PEFT and the trainers read of the quantized LLM inside it."""
+    """Copy to a joined model the attributes of its quantized LLM that transformers, PEFT and trainers read."""
     for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(language, name):
             setattr(model, name, getattr(language, name))

@@ -12,12 +12,12 @@ from transformers.configuration_utils import SubConfigSpec
 
 
 PUBLISHED_MODEL_TYPE = "Soundwave"  # in the config.json of the authors' own checkpoints
-# What the paper describes and what the published code computes, where the two disagree.
+# Defaults of the fields in which the paper and the published code differ.
 COMPAT = {
     "paper": {"alignment_attention": "sequence", "look_back": "all", "keep_blanks": True, "tie_ctc_head": True},
     "published": {"alignment_attention": "frame", "look_back": "kept", "keep_blanks": True, "tie_ctc_head": False},
 }
-# What a saved model's config names, so that the Auto classes find its code, which is saved beside it.
+# In a saved model's config, so that the Auto classes find the code that is saved with it.
 AUTO_MAP = {
     "AutoConfig": "configuration_soundwave.SoundwaveConfig",
     "AutoModel": "modeling_soundwave.SoundwaveForConditionalGeneration",
@@ -26,7 +26,7 @@ AUTO_MAP = {
     "AutoModelForSpeechSeq2Seq": "modeling_soundwave.SoundwaveForConditionalGeneration",
     "AutoProcessor": "processing_soundwave.SoundwaveProcessor",
 }
-# Keyword arguments of `PreTrainedConfig` that are no field of it; every other unknown one is a mistake.
+# Keyword arguments of `PreTrainedConfig` that are not among its fields. Any other unknown keyword is an error.
 _INHERITED_KEYWORDS = {
     "attn_implementation",
     "auto_map",
@@ -44,7 +44,7 @@ _INHERITED_KEYWORDS = {
     "torch_dtype",
     "use_cache",
 }
-# Of both backbones: as a config, each is checked by its own class; nothing can be built of 0.
+# Fields of backbones that must be 1 or more. (`_refuse_mistaken_part` checks them in a dict.)
 _SIZES = {
     "d_model",
     "encoder_attention_heads",
@@ -73,25 +73,25 @@ class SoundwaveConfig(PreTrainedConfig):
         compat (`"paper"` or `"published"`): names the defaults of the next four fields: what arXiv 2502.12900 says, or
             what the code behind the published weights computes.
         alignment_attention (`"sequence"` or `"frame"`): a frame of the alignment layer attends to its whole clip, or
-            to itself alone.
-        look_back (`"all"` or `"kept"`): frames which the kept frames query in the shrinking adapter (Eq. 1).
+            only to itself.
+        look_back (`"all"` or `"kept"`): frames that the kept frames attend to in the shrinking adapter (Eq. 1).
         keep_blanks (`bool`): whether one frame of each run of blanks becomes a position too.
-        tie_ctc_head (`bool`): whether the CTC head scores with the LLM's input embeddings (Figure 2), or with a
-            matrix of its own.
-        blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be the frame's label.
-            CTC prefers the blank where it is unsure. Above 0, unsure frames keep their token, and the LLM decides.
-        label_embeddings (`bool`): whether the LLM's embedding of its CTC label is added to each position, so that the
-            LLM can read the CTC transcript from the first training step on. False in both `compat`.
+        tie_ctc_head (`bool`): whether the CTC head uses the LLM's input embeddings (Figure 2), or a separate
+            matrix.
+        blank_margin (`float`): nats by which the blank must exceed a frame's likeliest token to be the frame's label.
+            CTC prefers the blank if it is unsure. With a margin above 0, unsure frames keep their token for the LLM.
+        label_embeddings (`bool`): whether to add to each position the LLM's embedding of its CTC label, so that the
+            LLM can read the CTC transcript from the first training step. False for both values of `compat`.
         adapter_heads (`int`, *optional*): attention heads of both adapters. Defaults to those of the LLM.
         adapter_dropout (`float`): dropout of the alignment layer.
-        ctc_loss_weight (`float`): weight of the CTC loss where both losses are taken.
-        no_speech_threshold (`float`, *optional*): a transcription request returns an empty transcript where the CTC
+        ctc_loss_weight (`float`): weight of the CTC loss when it is added to the LLM's loss.
+        no_speech_threshold (`float`, *optional*): a transcription request returns an empty transcript if the CTC
             head gives the blank at least this probability at every frame of the clip. None and 0 switch this off.
-        ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`): what the CTC head writes of a transcript: the text
-            with case and marks; lower case without marks; that with numbers in English words. The processor has the
+        ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`): form of the CTC transcript: with case and
+            punctuation; lower case without punctuation; the same with numbers as English words. The processor has the
             same value and makes the targets.
-        label_peak (`float`): share of a label's letters that are said before the frame where the CTC head scores it
-            highest; word times are corrected by it. `benchmarks/word_times.py` measures it.
+        label_peak (`float`): share of a label's letters that are spoken before the frame where the CTC head scores it
+            highest, for word times. `benchmarks/word_times.py` measures it.
 
     Example:
 
@@ -108,7 +108,7 @@ class SoundwaveConfig(PreTrainedConfig):
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
-    # Fields of the output that an evaluation of the Trainer need not gather.
+    # Output fields that `Trainer` does not gather in an evaluation.
     keys_to_ignore_at_inference = [
         "past_key_values",
         "cache",
@@ -143,7 +143,7 @@ class SoundwaveConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers, whose own sets keywords after the checks: here they are checked like fields of the file.
+        """As in transformers, but keywords are checked like the fields of the file.
 
         Raises: `ValueError` for a checkpoint in the published layout or of another model type, a misspelt field and a
         value out of range.
@@ -161,9 +161,9 @@ class SoundwaveConfig(PreTrainedConfig):
             )
         own = cls.own_fields() - cls.sub_configs_defaults.keys()
         for name in (config_dict.keys() | kwargs.keys()) - cls.own_fields() - _known_names(cls):
-            # Another unknown name may be a loader's keyword (`device_map`), or an attribute that a user saved.
+            # Other unknown names may be keywords of a loader (`device_map`) or attributes that a user saved.
             if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
-                raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. Did you mean `{near[0]}`?")
+                raise ValueError(f"`SoundwaveConfig` got an unknown field `{name}`. Did you mean `{near[0]}`?")
         for part in cls.sub_configs_defaults.keys() & kwargs.keys():
             saved = config_dict.get(part) or {}
             cls._refuse_mistaken_part(part, kwargs[part], saved.get("model_type") if isinstance(saved, dict) else None)
@@ -176,9 +176,9 @@ class SoundwaveConfig(PreTrainedConfig):
         return config
 
     def save_pretrained(self, save_directory, names_from: str | os.PathLike | None = None, **kwargs):
-        """As in transformers; backbones that lie in folders are named by their way from there, not from the root.
+        """As in transformers, but folders of backbones are saved as paths relative to this folder.
 
-        Args: names_from: the folder where the file will lie in the end; `save_directory` by default.
+        Args: names_from: the folder that will contain the file in the end; by default `save_directory`.
         """
         parts = [getattr(self, part) for part in self.sub_configs_defaults]
         names = [part.name_or_path for part in parts]
@@ -213,29 +213,29 @@ class SoundwaveConfig(PreTrainedConfig):
                 continue
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean `{near[0]}`?" if near else f"Its own fields are {sorted(self.own_fields())}."
-            raise ValueError(f"`SoundwaveConfig` got `{name}`, which it does not have. {hint}")
+            raise ValueError(f"`SoundwaveConfig` got an unknown field `{name}`. {hint}")
 
     @classmethod
     def _refuse_mistaken_part(cls, part: str, given, model_type: str | None = None):
-        """Refuse sizes below 1 and misspelt names in the dict of a backbone, which no class of its own checks.
+        """Refuse sizes below 1 and misspelt names in the dict of a backbone. (Config objects have been checked.)
 
-        Names that are nothing like a field pass: the config.json of a checkpoint may hold more than its class reads.
+        Names that resemble no field are accepted: a config.json may hold more than its class reads.
         """
         if not isinstance(given, dict):
             return
         model_type = given.get("model_type") or model_type or cls.sub_configs_defaults[part].model_type
         if model_type not in CONFIG_MAPPING:
             raise ValueError(
-                f'`{part}` has model type "{model_type}", which this transformers does not know: pass the config '
-                "itself, such as `AutoConfig.from_pretrained` returns it."
+                f'`{part}` has model type "{model_type}", unknown to this version of transformers: pass a config '
+                "object, for example from `AutoConfig.from_pretrained`."
             )
         known = _known_names(CONFIG_MAPPING[model_type]) | CONFIG_MAPPING[model_type].attribute_map.keys()
         for name, value in given.items():
             if name in _SIZES and isinstance(value, int) and value < 1:
-                raise ValueError(f"`{part}.{name}` is {value}; give 1 or more.")
+                raise ValueError(f"`{part}.{name}` is {value}; expected 1 or more.")
             near = difflib.get_close_matches(name, known - given.keys(), n=1, cutoff=0.85)
             if name not in known and name[:1] != "_" and near and abs(len(near[0]) - len(name)) < 2:
-                raise ValueError(f"`{part}` got `{name}`, which it does not have. Did you mean `{near[0]}`?")
+                raise ValueError(f"`{part}` got an unknown field `{name}`. Did you mean `{near[0]}`?")
 
     @classmethod
     def own_fields(cls) -> set[str]:
@@ -243,7 +243,7 @@ class SoundwaveConfig(PreTrainedConfig):
         return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
 
     def validate_architecture(self):
-        """Refuse values that no model can be built from. Raises: `ValueError`."""
+        """Check the values of fields; transformers calls this. Raises: `ValueError`."""
         text = self.text_config
         self._refuse_other_backbones()
         if not 0 <= self.audio_token_id < text.vocab_size:
@@ -257,27 +257,31 @@ class SoundwaveConfig(PreTrainedConfig):
                 "Choose a divisor of the width."
             )
         if self.stack_factor < 1:
-            raise ValueError(f"`stack_factor` is {self.stack_factor}; it counts encoder frames: give 1 or more.")
+            raise ValueError(f"`stack_factor` is {self.stack_factor}; expected 1 encoder frame or more.")
         if self.alignment_layers < 1:
-            raise ValueError(f"`alignment_layers` is {self.alignment_layers}; give 1 (the paper's) or more.")
+            raise ValueError(f"`alignment_layers` is {self.alignment_layers}; expected 1 (as in the paper) or more.")
         if not 0 <= self.adapter_dropout < 1:
-            raise ValueError(f"`adapter_dropout` is {self.adapter_dropout}; give a probability below 1.")
+            raise ValueError(f"`adapter_dropout` is {self.adapter_dropout}; expected a number from 0 to less than 1.")
         if not math.isfinite(self.blank_margin):
-            raise ValueError(f"`blank_margin` is {self.blank_margin}; give a finite number of nats, 0 for plain CTC.")
+            raise ValueError(
+                f"`blank_margin` is {self.blank_margin}; expected a finite number of nats, 0 for plain CTC."
+            )
         if not 0 <= self.ctc_loss_weight < float("inf"):
-            raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; give 0 (no CTC loss) or more.")
+            raise ValueError(f"`ctc_loss_weight` is {self.ctc_loss_weight}; expected 0 (no CTC loss) or more.")
         if not 0 < self.label_peak < 1:
-            raise ValueError(f"`label_peak` is {self.label_peak}; expected a share between 0 and 1, such as 0.45.")
+            raise ValueError(f"`label_peak` is {self.label_peak}; expected a number between 0 and 1, such as 0.45.")
         if self.no_speech_threshold is not None and not 0 <= self.no_speech_threshold < 1:
             raise ValueError(
-                f"`no_speech_threshold` is {self.no_speech_threshold}; give a probability below 1, None to answer all."
+                f"`no_speech_threshold` is {self.no_speech_threshold}; expected a number from 0 to less than 1, or "
+                "None to transcribe every clip."
             )
 
     def _refuse_other_backbones(self):
         audio, text = self.audio_config, self.text_config
         if text.is_encoder_decoder:
             raise ValueError(
-                f'`text_config` has model type "{text.model_type}", an encoder-decoder: give that of a causal LM.'
+                f'`text_config` has model type "{text.model_type}", an encoder-decoder: give the config of a causal '
+                "LM."
             )
         if not isinstance(audio, WhisperConfig):
             raise ValueError(
@@ -292,7 +296,7 @@ class SoundwaveConfig(PreTrainedConfig):
 
 
 def relative_name(name: str, folder: str) -> str:
-    """The name of a backbone for a config in `folder`: an absolute path becomes a relative one, a hub name stays."""
+    """The name of a backbone for a config in `folder`: an absolute path becomes relative, a hub name is kept."""
     if not os.path.isabs(name):
         return name
     found = os.path.relpath(name, folder).replace(os.sep, "/")

@@ -1,9 +1,8 @@
-"""CTC log-probabilities of one clip at decoding time: of single labels, and of texts by any of their spellings.
+"""CTC log-probabilities of one clip for decoding: of single labels, and of texts.
 
-`CTCFrames` holds what the scores of a clip's frames need beside the columns of the labels that somebody asks for.
-`CTCTexts` scores texts: how likely is it that the transcript begins with a text, or is a text? It sums over every way
-of writing the text in labels, of those that are likely at some frame and the single bytes. Nothing here knows of
-Soundwave.
+`CTCFrames` holds the CTC scores of a clip's frames and computes those of single labels when they are needed.
+`CTCTexts` gives the probability that the transcript begins with a text, or equals it. It sums over all ways to write
+the text with labels that are likely at some frame, and with single bytes. This file does not depend on Soundwave.
 """
 
 from bisect import bisect_left
@@ -16,18 +15,18 @@ import torch
 from .ctc_soundwave import _scores, tokens_at_once
 
 
-LIKELY_LABELS = 32  # a frame
+LIKELY_LABELS = 32  # at each frame
 LEAST_PROBABILITY = 1e-5  # of a likely label, at its best frame
-NEGLIGIBLE = 25.0  # nats below the best part of a sum
+NEGLIGIBLE = 25.0  # nats: smaller terms of a sum are dropped
 
 
 @dataclass
 class CTCFrames:
-    """CTC log-probabilities of the frames of one clip; those of labels are computed when they are asked for.
+    """CTC log-probabilities of the frames of one clip. Those of single labels are computed by `columns`.
 
     Args:
         states (`torch.Tensor` of shape `(frames, width)`): aligned states.
-        token_weight (`torch.Tensor` of shape `(vocabulary, width)`): one row a token.
+        token_weight (`torch.Tensor` of shape `(vocabulary, width)`): one row for each token.
         normalizer (`torch.FloatTensor` of shape `(frames,)`): log-sum-exp of the scores of blank and tokens.
         blank_log_probs (`torch.FloatTensor` of shape `(frames,)`).
         top_ids, top_log_probs (`(frames, labels)`): the likeliest tokens of each frame, best first.
@@ -46,7 +45,7 @@ class CTCFrames:
         return len(self.states)
 
     def columns(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
-        """Log-probabilities of tokens `(ids,)`, none of them the blank: `(frames, ids)`, float32."""
+        """Log-probabilities of tokens `(ids,)` without the blank: `(frames, ids)`, float32."""
         ids = torch.as_tensor(ids, device=self.token_weight.device, dtype=torch.long)
         return _scores(self.states, self.token_weight[ids]) - self.normalizer[:, None]
 
@@ -66,13 +65,13 @@ def score_frames(
     Args:
         aligned (`torch.Tensor` of shape `(clips, frames, width)`): padded on the right.
         num_frames (`torch.LongTensor` of shape `(clips,)`).
-        top (`int`): how many of each frame's likeliest tokens are kept.
+        top (`int`): number of likeliest tokens to keep for each frame.
     """
     valid = torch.arange(aligned.shape[1], device=aligned.device)[None] < num_frames[:, None]
     states = aligned[valid]  # [all frames, width]
     row = token_weight[blank_id] if blank_weight is None else blank_weight
     blank = _scores(states, row[None])[:, 0] + (0 if blank_bias is None else blank_bias)
-    normalizer, mean, best, best_ids = blank, blank, None, None  # mean score of what was seen so far
+    normalizer, mean, best, best_ids = blank, blank, None, None  # `mean`: expected score so far
     chunk = tokens_at_once(len(states))
     for start in range(0, len(token_weight), chunk):
         scores = _scores(states, token_weight[start : start + chunk])  # [all frames, chunk]
@@ -97,9 +96,9 @@ class _Spelt:
     """All label sequences that write one text and end there.
 
     Args:
-        ends: log-probability `(frames + 1,)`, for each last label, that a sequence is complete after so many frames
-            and that the last of them has that label.
-        blank: the same where the last frame is blank.
+        ends: for each last label, log-probability `(frames + 1,)` that a sequence is complete after so many frames and
+            that the last frame has this label.
+        blank: the same, if the last frame is blank.
     """
 
     def __init__(self, ends: dict[int, np.ndarray], blank: np.ndarray):
@@ -108,7 +107,7 @@ class _Spelt:
         self.peak = self.total.max()
 
     def before(self, label: int) -> np.ndarray:
-        """Log-probability `(frames,)` that a label may begin at a frame: one equal to the last needs a blank."""
+        """Log-probability `(frames,)` that a label may begin at a frame. A repeated label needs a blank."""
         if label not in self.ends:
             return self.total[:-1]
         others = [values for last, values in self.ends.items() if last != label]
@@ -116,7 +115,7 @@ class _Spelt:
 
 
 def _held(log_probs: np.ndarray, entering: np.ndarray) -> np.ndarray:
-    """Log-probability `(frames + 1,)` of being at a label after so many frames, staying as long as one likes.
+    """Log-probability `(frames + 1,)` of being at a label after so many frames, for any time spent there.
 
     `held[t + 1] = log_probs[t] + logaddexp(held[t], entering[t])`, as a running sum.
 
@@ -130,27 +129,25 @@ def _held(log_probs: np.ndarray, entering: np.ndarray) -> np.ndarray:
 class CTCTexts:
     """CTC scores of texts over the frames of one clip (prefix scores as in P17-1048, over texts instead of labels).
 
-    A text is written by any sequence of labels whose bytes, joined, are its bytes. Its scores depend on the text alone
-    and are kept: beams, drafts and candidates that share a beginning share its work.
+    A text can be written by any sequence of labels whose joined bytes are its bytes. Scores depend only on the text
+    and are cached, so beams, drafts and candidates with the same beginning share work.
 
     Args:
-        frames: of the clip.
-        bytes_of: the bytes of each token, b"" for those that write nothing.
-        byte_labels: tokens that are one byte, so that every text can be written.
+        frames: CTC scores of the clip.
+        bytes_of: bytes of each token, b"" for control tokens.
+        byte_labels: tokens of a single byte, so that every text can be written.
     """
 
     def __init__(self, frames: CTCFrames, bytes_of: Sequence[bytes], byte_labels: Sequence[int]):
         best = frames.top_ids[frames.top_log_probs >= np.log(LEAST_PROBABILITY)].unique().tolist()
         labels = {label for label in (*best, *byte_labels) if bytes_of[label]}
         self.labels = sorted(labels, key=lambda label: bytes_of[label])
-        self.texts = [
-            bytes_of[label] for label in self.labels
-        ]  # sorted, so that those with one beginning are together
+        self.texts = [bytes_of[label] for label in self.labels]  # sorted, so that equal beginnings are adjacent
         self.most_bytes = max(map(len, self.texts))
         log_probs = frames.columns(self.labels).T.cpu().double().numpy()
-        self.log_probs = np.maximum(log_probs, -700.0)  # [labels, frames]: a product of some is a number still
+        self.log_probs = np.maximum(log_probs, -700.0)  # [labels, frames], finite
         self.probs = np.exp(self.log_probs)
-        self.places = {}  # of each text among the labels
+        self.places = {}  # text -> indices of its labels
         for place, text in enumerate(self.texts):
             self.places.setdefault(text, []).append(place)
         blank = frames.blank_log_probs.cpu().double().numpy()
@@ -169,9 +166,9 @@ class CTCTexts:
         return self.begun[text]
 
     def continuations(self, text: bytes, count: int) -> list[bytes]:
-        """What the clip most likely goes on with behind a text: the rest of a label that it may end in, or the next.
+        """Most likely texts after a text: the rest of a label that contains its end, or the next label.
 
-        Returns: at most `count` of them, best first.
+        Returns: at most `count` texts, best first.
         """
         found = {}
         for start in range(max(0, len(text) - self.most_bytes + 1), len(text) + 1):
@@ -188,11 +185,11 @@ class CTCTexts:
         return sorted(found, key=found.get, reverse=True)[:count]
 
     def _beginning_with(self, text: bytes) -> tuple[int, int]:
-        """First and end of the labels that begin with a text."""
+        """Range of the labels that begin with a text: first and end."""
         return bisect_left(self.texts, text), bisect_left(self.texts, text + b"\xff" * (self.most_bytes + 1))
 
     def _column(self, text: bytes) -> tuple[int, int, np.ndarray, float]:
-        """Of the labels that begin with a text: first, end, log-probability of any `(frames,)`, and its maximum."""
+        """Labels that begin with a text: first, end, their total log-probability `(frames,)`, and its maximum."""
         if text not in self.columns:
             first, end = self._beginning_with(text)
             column = self.probs[first:end].sum(axis=0)
@@ -201,7 +198,7 @@ class CTCTexts:
         return self.columns[text]
 
     def _prefix(self, text: bytes) -> float:
-        # The label in which the text is reached begins somewhere in it, and reaches to its end or beyond.
+        # The last label begins at any byte of the text, and reaches its end or goes beyond it.
         ways = []
         for start in range(max(0, len(text) - self.most_bytes), len(text)):
             first, end, column, most = self._column(text[start:])
@@ -213,7 +210,7 @@ class CTCTexts:
             if bound + np.log(len(column)) < best - NEGLIGIBLE:
                 break
             score = np.logaddexp.reduce(spelt.total[:-1] + column)
-            for label, ends in spelt.ends.items():  # a label cannot follow itself without a blank
+            for label, ends in spelt.ends.items():  # a label needs a blank before it is repeated
                 if first <= label < end:
                     repeated = np.logaddexp.reduce(ends[:-1] + self.log_probs[label])
                     score += np.log1p(-min(np.exp(repeated - score), 1 - 1e-12))

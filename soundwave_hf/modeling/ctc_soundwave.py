@@ -1,8 +1,8 @@
-"""CTC over a large vocabulary, without ever holding a score for every frame and token.
+"""CTC over a large vocabulary, without storing a score for each frame and token.
 
-The loss needs two things of the `[frames, vocabulary]` scores: their log-normaliser, taken here in chunks of the
-vocabulary, and the columns of the blank and of the targets. The likeliest label of each frame comes from the same
-pass. Nothing here depends on Soundwave.
+The loss needs only two parts of the `[frames, vocabulary]` scores: their log-normaliser, computed in chunks of the
+vocabulary, and the columns of the blank and the targets. The same pass finds the likeliest label of each frame. This
+file does not depend on Soundwave.
 """
 
 from dataclasses import dataclass
@@ -12,40 +12,41 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-CHUNK_SCORES = 1 << 20  # held at once: more take more memory, and no less time
+CHUNK_SCORES = 1 << 20  # scores in memory at once; a larger number needs more memory and is not faster
 
 
 def tokens_at_once(num_frames: int) -> int:
-    """How many tokens `large_vocabulary_ctc` scores at a time, for so many frames of all clips: 1,024 to 2,048."""
+    """Tokens that `large_vocabulary_ctc` scores at a time, by the total number of frames: 1,024 to 2,048."""
     return min(max(CHUNK_SCORES // max(num_frames, 1), 1024), 2048)
 
 
 def true_places(lengths: torch.Tensor, longest: int, total: int) -> torch.Tensor:
-    """Places of true frames among those of all rows, padding included, laid end to end: `(total,)`.
+    """Indices `(total,)` of true frames in all rows concatenated with their padding.
 
-    It needs no look at the values, which would hold up an accelerator as indexing by a mask does.
+    It reads no values, which would wait for an accelerator, as indexing by a mask does.
 
     Args:
-        lengths (`torch.LongTensor` of shape `(rows,)`): true frames of each row, which come first.
-        longest (`int`): frames of a row with its padding.
+        lengths (`torch.LongTensor` of shape `(rows,)`): true frames of each row, before its padding.
+        longest (`int`): frames of a row including padding.
         total (`int`): the sum of `lengths`.
     """
-    first = torch.arange(len(lengths), device=lengths.device) * longest  # of each row, in what is laid end to end
+    first = torch.arange(len(lengths), device=lengths.device) * longest  # of each row, in the concatenation
     shift = first - (lengths.cumsum(0) - lengths)
     return torch.arange(total, device=lengths.device) + shift.repeat_interleave(lengths, output_size=total)
 
 
 @dataclass
 class CTCResult:
-    """What `large_vocabulary_ctc` found.
+    """Output of `large_vocabulary_ctc`.
 
     Args:
         best (`torch.LongTensor` of shape `(clips, frames)`): likeliest label of each frame.
         losses (`torch.FloatTensor` of shape `(clips,)`, *optional*): negative log-likelihood of each clip's targets;
-            0 for a clip whose targets do not fit into its frames.
+            0 if the targets do not fit into the frames.
         feasible (`torch.BoolTensor` of shape `(clips,)`, *optional*): whether the targets fit.
         blank_log_probs (`torch.FloatTensor` of shape `(clips, frames)`, *optional*): log-probability of the blank, in
-            nats, among the blank and all tokens (or the candidates); 0 at padding. Without a gradient; on request.
+            nats, among the blank and all tokens (or the candidates); 0 at padding. Without a gradient, and only on
+            request.
     """
 
     best: torch.Tensor
@@ -63,7 +64,7 @@ def _scores(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     rows = rows.to(frames.dtype)
     if frames.dtype != torch.float16:
         return _at_least_float32(frames @ rows.mT)
-    # float16 ends at 65,504. No product is larger than its two norms, and dividing by a power of two rounds nothing.
+    # The largest float16 is 65,504. No product exceeds its two norms, and dividing by a power of two is exact.
     norms = [torch.linalg.vector_norm(values.detach(), dim=-1, dtype=torch.float32) for values in (frames, rows)]
     longest = nn.functional.pad(norms[1].flatten(), (0, 1)).max()  # 0 where there are no rows
     scale = (norms[0] * longest / 65_504).log2().ceil().clamp(min=0).exp2()[..., None]
@@ -71,12 +72,12 @@ def _scores(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 class _TokenScores(torch.autograd.Function):
-    """Of all true frames' scores `frames @ token_weight.T`: the log-sum-exp, the best, and the columns `ids`.
+    """Log-sum-exp, best token, and columns `ids` of the scores `frames @ token_weight.T` of all true frames.
 
-    The log-sum-exp is taken over `candidates`, by default over all tokens; the token `skip` is left out. Its gradient
-    is the mean of the tokens' rows, weighted by their probabilities. Where that is needed (`with_mean`), the forward
-    pass computes it from the scores it has; only the gradient of the head itself computes the scores again. The
-    gradient of the head sums the parts of the normaliser and of the columns.
+    The log-sum-exp is over `candidates`, by default over all tokens, without the token `skip`. Its gradient is the
+    mean of the tokens' rows, weighted by their probabilities. If it is needed (`with_mean`), the forward pass computes
+    it too. Only the gradient of the head's weight computes the scores again; it is the sum of the gradients by the
+    normaliser and by the columns.
     """
 
     @staticmethod
@@ -85,7 +86,7 @@ class _TokenScores(torch.autograd.Function):
             tokens = slice(start, start + chunk_size)
             rows = token_weight[tokens if candidates is None else candidates[tokens]].to(states.dtype)
             scores = _scores(states, rows)  # [true frames, chunk]
-            smallest = torch.finfo(scores.dtype).min  # no infinity, which may be alone in its chunk
+            smallest = torch.finfo(scores.dtype).min  # not -inf, which might be the only score of a chunk
             if candidates is not None:
                 scores.masked_fill_(candidates[tokens] == skip, smallest)
             elif start <= skip < start + chunk_size:
@@ -144,15 +145,15 @@ class _TokenScores(torch.autograd.Function):
 
 
 class _CTCOfColumns(torch.autograd.Function):
-    """CTC of a subset of the columns of normalised scores, with the gradient of that subset.
+    """CTC loss of some columns of normalised scores, with the gradient of these columns.
 
-    `torch.nn.functional.ctc_loss` returns `p - posterior` for the gradient, which is right only for a full
-    log-softmax. The derivative with respect to a log-probability is `-posterior`.
+    `torch.nn.functional.ctc_loss` returns the gradient `p - posterior`, which is correct only for a full log-softmax.
+    The derivative with respect to a log-probability is `-posterior`.
     """
 
     @staticmethod
     def forward(ctx, log_probs, targets, valid, lengths):
-        # The sums over a long clip leave float32 few digits for the posteriors; Apple's GPUs have no float64.
+        # For long clips float32 is too inexact for the posteriors. Apple's GPUs have no float64.
         exact = torch.float32 if log_probs.device.type == "mps" else torch.float64
         with torch.enable_grad():
             leaf = log_probs.detach().to(exact).requires_grad_()
@@ -189,25 +190,24 @@ def large_vocabulary_ctc(
     """CTC labels and, given targets, CTC losses of frames scored against a large vocabulary.
 
     The score of token `v` is `frames @ token_weight[v]`; the score of the blank is
-    `frames @ blank_weight + blank_bias`, where `blank_weight` defaults to `token_weight[blank_id]` (that row is read
-    in no other way).
+    `frames @ blank_weight + blank_bias`, where `blank_weight` defaults to `token_weight[blank_id]` (the row has no
+    other use).
 
     Args:
         frames (`torch.Tensor` of shape `(clips, frames, width)`): states to score, padded on the right.
         frame_lengths (`torch.LongTensor` of shape `(clips,)`): true frames of each clip.
-        token_weight (`torch.Tensor` of shape `(vocabulary, width)`): one row a token.
+        token_weight (`torch.Tensor` of shape `(vocabulary, width)`): one row for each token.
         blank_id (`int`): label of the blank.
         blank_weight (`torch.Tensor` of shape `(width,)`, *optional*): the blank's row.
         blank_bias (`torch.Tensor` of shape `(1,)`, *optional*): added to the blank's score.
         targets (`torch.LongTensor` of shape `(clips, targets)`, *optional*): labels, padded on the right with -100.
-        blank_margin (`float`): nats by which the blank has to lead a frame's likeliest token to be its label; the loss
-            does not know of it.
-        candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete, beside the targets
-            and the blank, in the normaliser and for `best`; by default all. The tokens of all training transcripts
-            and a sample of the others take their share of the time of the whole, and leave out a normaliser's tail:
-            losses over different candidates are not to be compared.
-        chunk_size (`int`, *optional*): tokens scored at a time; by default `tokens_at_once`, so many that there
-            are about a million scores.
+        blank_margin (`float`): nats by which the blank must exceed a frame's likeliest token to be its label. It does
+            not change the loss.
+        candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens of the normaliser and of `best`,
+            beside the targets and the blank; by default all. Fewer tokens need proportionally less time, for example
+            those of the training transcripts and a sample of the others. Losses with different candidates are not
+            comparable.
+        chunk_size (`int`, *optional*): tokens scored at a time; by default `tokens_at_once`.
         output_blank_log_probs (`bool`): whether to return `blank_log_probs`.
 
     Returns: `CTCResult`. The losses are sums over each clip, in nats, float32.
@@ -216,9 +216,9 @@ def large_vocabulary_ctc(
     clips, num_frames, _ = frames.shape
     ids, lengths = frame_lengths.new_empty(clips, 0), frame_lengths[None]
     if targets is not None:
-        targets = nn.functional.pad(targets, (0, 1), value=-100)  # a column even where no clip has a target
+        targets = nn.functional.pad(targets, (0, 1), value=-100)  # at least one column, even if no clip has a target
         ids, lengths = targets.clamp(min=0), torch.stack([frame_lengths, targets.ne(-100).sum(dim=1)])
-    lengths = lengths.tolist()  # all that has to be known of the values here: an accelerator is waited for once
+    lengths = lengths.tolist()  # the only transfer of values, as it waits for an accelerator
     places = true_places(frame_lengths, num_frames, sum(lengths[0]))
     candidates = None if candidates is None else _competing(candidates, targets, blank_id)
     columns = ids if blank_weight is not None else nn.functional.pad(ids, (1, 0), value=blank_id)
@@ -252,7 +252,7 @@ def _losses(log_probs: torch.Tensor, ids: torch.Tensor, frame_lengths: torch.Ten
     """Losses of clips and whether the targets fit. `lengths`: frames of each clip, and its targets."""
     valid = torch.arange(log_probs.shape[1], device=log_probs.device) < frame_lengths[:, None]
     log_probs = torch.where(valid[..., None], log_probs, 0.0).transpose(0, 1)
-    # Equal targets must share one class, or CTC would not ask for a blank between two of them.
+    # Equal targets must have the same class, so that CTC requires a blank between them.
     classes = (ids[:, :, None] == ids[:, None, :]).float().argmax(dim=-1) + 1
     return _CTCOfColumns.apply(log_probs, classes, valid, lengths)
 

@@ -1,8 +1,8 @@
-"""The bridge between an answer's text and CTC labels.
+"""Compares an answer's text with CTC labels.
 
-CTC targets are written in one of two forms. `lower`: lower case without marks, a space before each word. `as_written`:
-the text itself, a space before it. The LLM writes " He was not." either way, so its tokens are compared with labels
-by their text and not by their ids: texts are bytes here, since a token may end within a character.
+CTC targets have one of two forms. `lower`: lower case without punctuation, a space before each word. `as_written`: the
+text itself, a space before each word. The LLM writes " He was not." in both cases, so its tokens are compared with
+labels by text and not by id. Texts are bytes here, because a token may end inside a character.
 """
 
 import re
@@ -20,11 +20,11 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # of SentencePiece vocabularie
 
 
 def ctc_form(text: str, form: str) -> str:
-    """A transcript as the CTC head learns it.
+    """A transcript in the form of the CTC targets.
 
-    Args: form: "lower" (lower case, apostrophes within words the only marks) or "as_written".
+    Args: form: "lower" (lower case, with apostrophes in words as the only punctuation) or "as_written".
 
-    Returns: the words with a space before each of them; "" for no words.
+    Returns: the words with a space before each; "" for no words.
 
     Raises: `ValueError` for another form.
     """
@@ -43,11 +43,11 @@ def _plain(text: str) -> str:
 
 
 class CTCText:
-    """Texts of an LLM's tokens, and what of an answer's text the CTC head has heard as labels.
+    """Converts an LLM's tokens and answers to texts that the CTC head can score.
 
     Args:
-        tokenizer: the LLM's.
-        form: of the CTC targets, "lower" or "as_written".
+        tokenizer: the LLM's tokenizer.
+        form: form of the CTC targets, "lower" or "as_written".
     """
 
     def __init__(self, tokenizer, form: str = "lower"):
@@ -67,20 +67,20 @@ class CTCText:
         return CTCTexts(frames, self.bytes_of, self.byte_labels)
 
     def writes(self, token: int) -> bool:
-        """Whether a token writes something: control tokens and ids behind the vocabulary do not."""
+        """Whether a token has text. Control tokens and ids beyond the vocabulary have none."""
         return token < len(self.bytes_of) and bool(self.bytes_of[token])
 
     def labels(self, text: str) -> list[int]:
-        """CTC labels of a transcript, as in training."""
+        """CTC labels of a transcript, the same as in training."""
         return self.tokenizer(ctc_form(text, self.form), add_special_tokens=False).input_ids
 
     def text_of(self, tokens: list[int]) -> str:
-        """Text of an answer's tokens; a character that is not whole at the end is left out."""
+        """Text of an answer's tokens, without an incomplete character at the end."""
         written = b"".join(self.bytes_of[token] for token in tokens if self.writes(token))
         return written.decode(errors="ignore")
 
     def prefixes(self, answer: str) -> tuple[list[bytes], list[bytes]]:
-        """Label texts that an unfinished answer stands for: those that it begins, and those that it may be in all."""
+        """Label texts of an unfinished answer: texts that may continue, and texts that may be complete."""
         if self.form == "as_written":
             text = ctc_form(answer, self.form)
             return [(text + " " if text and answer[-1].isspace() else text).encode()], []
@@ -89,9 +89,9 @@ class CTCText:
         last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
         behind = plain[last.end() :] if last is not None else plain
         if not behind:
-            return [text.encode()], []  # the last word may go on
+            return [text.encode()], []  # the last word may continue
         prefixes = [f"{text} ".encode()]
-        if behind == "'" and text:  # of "don't", or a closing quote
+        if behind == "'" and text:  # inside "don't", or a closing quote
             prefixes.append(f"{text}'".encode())
         return prefixes, [text.encode()]
 
@@ -100,18 +100,18 @@ class CTCText:
         return ctc_form(answer, self.form).encode()
 
     def plain_word(self, word: str) -> str:
-        """A written word in lower case without marks, to be compared with others."""
+        """A word in lower case without punctuation, for comparison."""
         return ctc_form(word, "lower").strip()
 
-    def tokens_for(self, heard: bytes, at_start: bool) -> set[int]:
-        """Tokens with which an answer may write a label's text: the text or its beginning, capitalised too.
+    def tokens_for(self, text: bytes, at_start: bool) -> set[int]:
+        """Tokens by which an answer may write a label's text: the longest that begins it, also capitalised.
 
         Args: at_start: whether the answer is empty, so that its first word has no space.
         """
-        spellings = {heard}
+        spellings = {text}
         if self.form == "lower":
-            head = len(heard) - len(heard.lstrip())
-            spellings.add(heard[:head] + heard[head : head + 1].upper() + heard[head + 1 :])
+            head = len(text) - len(text.lstrip())
+            spellings.add(text[:head] + text[head : head + 1].upper() + text[head + 1 :])
         if at_start:
             spellings |= {spelling.lstrip() for spelling in spellings}
         found = set()
@@ -125,7 +125,7 @@ class CTCText:
 def vocabulary_bytes(tokenizer) -> list[bytes]:
     """The text of each token as bytes, b"" for control tokens.
 
-    Raises: `ValueError` for a vocabulary that writes word pieces, whose spaces are not in its tokens.
+    Raises: `ValueError` for a word-piece vocabulary, whose tokens do not contain spaces.
     """
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     control = set(tokenizer.all_special_ids) | {
@@ -135,7 +135,7 @@ def vocabulary_bytes(tokenizer) -> list[bytes]:
     decode = _byte_level if any(name and name.startswith("Ġ") for name in names) else _sentence_piece
     if decode is _sentence_piece and not any(name and name.startswith("▁") for name in names):
         raise ValueError(
-            f"The tokens of {tokenizer.name_or_path or type(tokenizer).__name__} do not say where words begin: joint "
+            f"The tokens of {tokenizer.name_or_path or type(tokenizer).__name__} do not mark where words begin: joint "
             "decoding and word times need a byte-level or SentencePiece vocabulary."
         )
     return [
@@ -154,8 +154,8 @@ def _sentence_piece(name: str) -> bytes:
 
 
 def _bytes_of_characters() -> dict[str, bytes]:
-    """The characters by which GPT-2's byte-level vocabularies write bytes: printable ones stand for themselves, the
-    others for 256 and following, in order."""
+    """The bytes of the characters in GPT-2's byte-level vocabularies: printable bytes are written as themselves, the
+    others as the characters from 256 on, in order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     pairs = [(byte, byte) for byte in printable] + [(256 + place, byte) for place, byte in enumerate(others)]
@@ -166,17 +166,17 @@ BYTE_OF = _bytes_of_characters()
 
 
 def find_bridge(model, tokenizer=None) -> CTCText:
-    """The bridge for a loaded model, by its LLM's tokenizer: that given, or what its folder or its LLM's holds.
+    """The `CTCText` of a loaded model, with the given tokenizer, or the one in the folder of the model or its LLM.
 
-    Raises: `ValueError` where there is none.
+    Raises: `ValueError` if there is none.
     """
     return bridge_of(find_tokenizer(model, tokenizer), model.config.ctc_text)
 
 
 def find_tokenizer(model, given=None):
-    """The tokenizer of a loaded model: that given, or of a given processor, or what its folder or its LLM's holds.
+    """The tokenizer of a loaded model: given, from a given processor, or in the folder of the model or its LLM.
 
-    Raises: `ValueError` where there is none.
+    Raises: `ValueError` if there is none.
     """
     if given is not None:
         return getattr(given, "tokenizer", given)
@@ -186,7 +186,7 @@ def find_tokenizer(model, given=None):
 
 @lru_cache(maxsize=4)
 def bridge_of(tokenizer, form: str) -> CTCText:
-    """The bridge of a tokenizer, whose table of tokens takes a while to make."""
+    """The `CTCText` of a tokenizer, cached because its table takes time to build."""
     return CTCText(tokenizer, form)
 
 
@@ -199,8 +199,8 @@ def _find_tokenizer(*names: str):
         except (OSError, ValueError, KeyError):
             continue
     raise ValueError(
-        "The CTC head's labels are compared with the answer by their text, and the model does not know "
-        "where its tokenizer is: pass `tokenizer=processor.tokenizer` to `generate`."
+        "The CTC head's labels and the answer are compared by text, and the model's tokenizer was not found: "
+        "pass `tokenizer=processor.tokenizer` to `generate`."
     )
 
 

@@ -1,4 +1,4 @@
-"""Joint decoding: the LLM's next tokens, rescored with what the CTC head hears."""
+"""Joint decoding: the LLM's next tokens, rescored with the CTC head's scores."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,28 +11,28 @@ from .ctc_text_soundwave import CTCText, find_bridge
 from .drafts_soundwave import Draft, draft_of, drafted
 
 
-LLM_CANDIDATES = 16  # likeliest tokens of the LLM that are scored
-# What a caller of `generate` may ask of the CTC head.
+LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score
+# Options of `generate` that use the CTC head.
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability")
-CTC_CANDIDATES = 8  # labels that the CTC head hears next, whatever the LLM thinks of them
+CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 
 
 class CTCLogitsProcessor(LogitsProcessor):
-    """Weighs each next token by the LLM and by the CTC head (one-pass joint decoding, P17-1048).
+    """Scores each next token by the LLM and the CTC head (one-pass joint decoding, P17-1048).
 
     A token's score is `(1 - weight) * log p_LLM(token) + weight * (F(answer + token) - F(answer))`, where `F` is the
-    CTC log-probability of all transcripts that begin with an answer, or, behind the end token, that are this answer.
-    Tokens that cannot be among the best get -inf. Scores depend on a row's clip and text alone: beams may be reordered
-    and drafts cut between two calls.
+    CTC log-probability of all transcripts that begin with an answer, or, after the end token, that equal it. Tokens
+    that cannot be among the best get -inf. Scores depend only on a row's clip and text, so beams may be reordered and
+    drafts cut between two calls.
 
     Args:
-        texts: one a row of the prompt; None for a row that is left alone.
-        bridge: from the answer's tokens to label texts.
-        weight: of the CTC head, from 0 to less than 1.
+        texts: one for each row of the prompt; None for a row that is not changed.
+        bridge: converts the answer's tokens to label texts.
+        weight: weight of the CTC head, from 0 to less than 1.
         prompt_length: tokens of a row before its answer.
         end_ids: tokens that end an answer.
 
-    Raises: `ValueError` for another weight.
+    Raises: `ValueError` for a weight out of range.
 
     Example:
 
@@ -82,7 +82,7 @@ class CTCLogitsProcessor(LogitsProcessor):
         candidates = self._candidates(texts, answer, log_probs)
         before = self._score(texts, answer)
         found, best = {}, []
-        for token, log_prob in candidates:  # the LLM's likeliest first: no CTC score is above 0
+        for token, log_prob in candidates:  # the LLM's likeliest first; no CTC score is above 0
             own = (1 - self.weight) * log_prob
             if len(best) == num_kept and own <= best[-1]:
                 break
@@ -95,8 +95,8 @@ class CTCLogitsProcessor(LogitsProcessor):
         tokens = set(log_probs.topk(min(LLM_CANDIDATES, len(log_probs))).indices.tolist()) | self.end_ids
         written = self.bridge.text_of(answer)
         for prefix in self.bridge.prefixes(written)[0]:
-            for heard in texts.continuations(prefix, CTC_CANDIDATES):
-                tokens |= self.bridge.tokens_for(heard, at_start=not written)
+            for text in texts.continuations(prefix, CTC_CANDIDATES):
+                tokens |= self.bridge.tokens_for(text, at_start=not written)
         tokens = {token for token in tokens if token in self.end_ids or self.bridge.writes(token)}
         places = torch.tensor(sorted(tokens), device=log_probs.device)
         pairs = zip(places.tolist(), log_probs[places].tolist(), strict=True)
@@ -112,14 +112,14 @@ class CTCLogitsProcessor(LogitsProcessor):
 
 
 class CTCDecoding(LogitsProcessor):
-    """What the CTC head does in one call of `generate`, once the clips have been heard.
+    """The use of the CTC head in one call of `generate`: joint decoding and drafts. `prepare` needs the encoded clips.
 
     Args:
         model: a `SoundwaveForConditionalGeneration`.
-        weight: of the CTC head in joint decoding; 0 for the LLM alone.
-        asked: the options by which the caller asks for it; then every row has to be a transcription of one clip.
-        needs_drafts: whether the transcripts of the CTC head are wanted.
-        tokenizer (*optional*): the LLM's; by default it is looked for.
+        weight: weight of the CTC head in joint decoding; 0 for the LLM alone.
+        asked: the options that the caller gave. With some, each row must be a transcription of one clip.
+        needs_drafts: whether to make drafts of the CTC transcripts.
+        tokenizer (*optional*): the LLM's tokenizer; by default `find_tokenizer` looks for it.
     """
 
     def __init__(self, model, weight: float, asked: dict, needs_drafts: bool = False, tokenizer=None):
@@ -127,34 +127,34 @@ class CTCDecoding(LogitsProcessor):
         self.needs_drafts, self.tokenizer = needs_drafts, tokenizer
         self.joint = self.drafts = self.bridge = None
 
-    def hear(self, audio, input_ids: torch.Tensor, marked):
-        """Take in what the audio side made of the clips of a prompt.
+    def prepare(self, audio, input_ids: torch.Tensor, marked):
+        """Score the clips of a prompt and make drafts.
 
         Args:
             audio: `SoundwaveAudioOutput` of all clips.
-            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): one audio token a clip.
-            marked (`torch.BoolTensor` of shape `(rows,)`): rows that ask for a transcript.
+            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): one audio token for each clip.
+            marked (`torch.BoolTensor` of shape `(rows,)`): rows that request a transcript.
 
-        Raises: `ValueError` where the caller asked for it, and a row is no transcription of one clip.
+        Raises: `ValueError` if the caller gave an option and a row is not a transcription of one clip.
         """
         if not (self.weight or self.needs_drafts):
             return
         num_clips = (input_ids == self.model.config.audio_token_id).sum(dim=1)
-        is_heard = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
+        is_scored = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
         if num_clips.sum() != len(audio.num_frames):
-            return self.refuse_without_clips()  # clips of earlier turns are in a cache
-        if self.asked and not is_heard.all():
-            row = int((~is_heard).int().argmax())
+            return self.refuse_without_clips()  # clips of earlier turns are in the cache
+        if self.asked and not is_scored.all():
+            row = int((~is_scored).int().argmax())
             raise ValueError(
-                f"{self._asked_for()}, and row {row} is no transcription of one clip ({int(num_clips[row])} audio "
-                "tokens): the CTC head knows what is said in a clip and nothing else. Leave it out, or ask for such "
-                "rows in a call of their own."
+                f"{in_words(self.asked)}, but row {row} is not a transcription of one clip ({int(num_clips[row])} "
+                "audio tokens), and the CTC head can only transcribe. Leave the option out, or generate such rows in "
+                "another call."
             )
-        if not is_heard.any():
+        if not is_scored.any():
             return
         self.bridge = find_bridge(self.model, self.tokenizer)
         clip_of = (num_clips.cumsum(dim=0) - num_clips).tolist()
-        clips = [clip if heard else None for clip, heard in zip(clip_of, is_heard.tolist(), strict=True)]
+        clips = [clip if own else None for clip, own in zip(clip_of, is_scored.tolist(), strict=True)]
         frames = self.model.model.ctc_frames(audio)
         if self.weight:
             texts = [None if clip is None else self.bridge.texts(frames[clip]) for clip in clips]
@@ -168,18 +168,15 @@ class CTCDecoding(LogitsProcessor):
         return draft_of(self.bridge, labels, float(frames[clip].entropy.max()))
 
     def refuse_without_clips(self):
-        """Raises: `ValueError` where the caller asked for it, and this call hears no clips of its own."""
+        """Raises: `ValueError` if the caller gave an option and this call has no clips."""
         if self.asked:
             raise ValueError(
-                f"{self._asked_for()}, and the clips are not given, or are in `past_key_values` already: pass whole "
-                "prompts with their clips, or leave it out."
+                f"{in_words(self.asked)}, but the clips are missing or already in `past_key_values`: pass whole "
+                "prompts with their clips, or leave the option out."
             )
 
-    def _asked_for(self) -> str:
-        return in_words(self.asked)
-
     def end_with(self, end_ids: int | list[int] | None):
-        """Name the tokens that end an answer."""
+        """Set the tokens that end an answer."""
         if self.joint is not None and end_ids is not None:
             self.joint.end_ids = {end_ids} if isinstance(end_ids, int) else {int(token) for token in end_ids}
 
@@ -196,31 +193,31 @@ def in_words(options: dict) -> str:
 
 
 def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool = False) -> CTCDecoding:
-    """What the options of a call of `generate`, and its generation config, ask of the CTC head.
+    """The `CTCDecoding` of a call of `generate`, by its options and its generation config.
 
     Args:
-        options: keywords of `generate`; those of the CTC head are taken out.
-        needs_times: whether word times, or the support of words, are asked for too.
+        options: keywords of `generate`; those in `CTC_OPTIONS` are removed.
+        needs_times: whether word times, or the support of words, are requested too.
 
-    Raises: `ValueError` for a value that is none, or where the options do not go with the others.
+    Raises: `ValueError` for an option out of range, or options that exclude each other.
     """
     config = generation_config or model.generation_config
     own = {name: options.pop(name, None) for name in CTC_OPTIONS}
     asked = {name: value for name, value in own.items() if value}
-    weight = own["ctc_weight"]
+    weight = own.pop("ctc_weight")
     weight = check_weight(getattr(config, "ctc_weight", None) or 0 if weight is None else weight)
     do_sample = options.get("do_sample")
     if config.do_sample if do_sample is None else do_sample:
         if asked:
             raise ValueError(
-                f"{in_words(asked)} and `do_sample` is True: the CTC head serves the search for the best transcript. "
-                "Set `do_sample=False`, with `num_beams` for a wider search."
+                f"{in_words(asked)} and `do_sample` is True, but the CTC head needs a search for the best transcript. "
+                "Set `do_sample=False`, and `num_beams` for a wider search."
             )
         weight = 0.0
     if asked and options.get("is_transcription") is None:
         raise ValueError(
-            f"{in_words(asked)}, and no row is marked as a transcription: the CTC head knows what is said and nothing "
-            "else. Build the inputs by `processor.apply_transcription_request`, or leave it out."
+            f"{in_words(asked)}, but no row is marked as a transcription, and the CTC head can only transcribe. Build "
+            "the inputs with `processor.apply_transcription_request`, or leave the option out."
         )
     has_drafts = own["ctc_draft"] is not None
     if has_drafts and needs_times:
@@ -237,9 +234,9 @@ def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool
 
 
 def check_weight(weight) -> float:
-    """The weight of the CTC head as a number.
+    """The weight of the CTC head as a float.
 
-    Raises: `ValueError` where it is none, or not from 0 to less than 1.
+    Raises: `ValueError` unless it is a number from 0 to less than 1.
     """
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Drafts: the CTC head's transcript is what the LLM checks, many tokens in one pass.
+"""Drafts: the LLM checks many tokens of the CTC head's transcript in one pass.
 
-`lossless`: the answer is that of greedy decoding; each pass takes the draft up to the first token that the LLM would
-not have chosen. `fast` (arXiv 2603.11243): a transcript whose frames are all sure is taken without the LLM, and of the
-others each token to which the LLM gives enough probability. `ctc`: the transcript of the CTC head, without the LLM.
+`lossless`: the answer equals greedy decoding; each pass accepts the draft up to the first token that the LLM would not
+choose. `fast` (arXiv 2603.11243): a transcript with low entropy at all frames is used without the LLM; otherwise each
+token with enough probability by the LLM is accepted. `ctc`: the transcript of the CTC head, without the LLM.
 """
 
 from dataclasses import dataclass
@@ -23,26 +23,26 @@ from .ctc_text_soundwave import CTCText
 DRAFTS = ("lossless", "fast", "ctc")
 MOST_ENTROPY = 0.7  # nats; `tau` of arXiv 2603.11243
 LEAST_PROBABILITY = 0.2  # `gamma` there
-COMPARED_WORDS = 8  # of the answer, with the draft's around the place where the last draft went on
+COMPARED_WORDS = 8  # last words of the answer, compared with the draft around the current place
 SHORTEST_DRAFT = 4  # tokens
 
 
 @dataclass
 class Draft:
-    """The transcript of one clip's CTC head, in words as an answer writes them.
+    """The CTC transcript of one clip, in the words of an answer.
 
     Args:
-        words: with the case and marks of an answer.
-        entropy: highest of the clip's frames, in nats.
+        words: with case and punctuation.
+        entropy: highest entropy of the clip's frames, in nats.
     """
 
     words: list[str]
     entropy: float
     place: int = 0  # words before the last draft
-    most_tokens: int | None = None  # of the next draft; all while no token was refused
+    most_tokens: int | None = None  # limit of the next draft; None after a draft without refused tokens
 
     def tokens(self, bridge: CTCText, answer: list[int]) -> list[int]:
-        """The rest of the transcript behind an answer, from the next word that both have in common."""
+        """Tokens of the transcript after an answer, from the place that fits the answer's last words."""
         written = bridge.text_of(answer)
         self.place = self._next_place(bridge, written)
         begun = self._rest_of_word(written)
@@ -55,7 +55,7 @@ class Draft:
         return tokens[len(answer) :][: self.most_tokens]
 
     def _rest_of_word(self, written: str) -> str | None:
-        """What the answer's last word lacks of the draft's word at that place; None where it is another word."""
+        """The missing rest of the answer's last word by the draft; None if it is another word."""
         last = written.split(" ")[-1]
         if not last or not self.place or written[-1].isspace():
             return None
@@ -64,62 +64,60 @@ class Draft:
         return word[len(last) :] if is_begun else None
 
     def _next_place(self, bridge: CTCText, written: str) -> int:
-        """Words of the draft that an answer has used: the beginning of it that is nearest to the answer's words."""
+        """Number of draft words that the answer covers: the prefix with the fewest edits to the answer's words."""
         words = [bridge.plain_word(word) for word in written.split()]
         if not words:
             return self.place
         compared, first = words[-COMPARED_WORDS:], max(0, self.place - COMPARED_WORDS)
         draft = [bridge.plain_word(word) for word in self.words[first : self.place + 2 * COMPARED_WORDS]]
-        is_whole = first == 0 and len(compared) == len(words)  # else the first compared word may stand anywhere
+        is_whole = first == 0 and len(compared) == len(words)  # otherwise the compared words may begin at any place
         distances = [place if is_whole else 0 for place in range(len(draft) + 1)]
         for number, word in enumerate(compared, 1):
             before, distances = distances, [distances[0] + 1]
             for place, other in enumerate(draft):
-                is_same = other == word or (number == len(compared) and other.startswith(word))  # it may go on
+                is_same = other == word or (number == len(compared) and other.startswith(word))  # it may be incomplete
                 cheapest = min(before[place] + (not is_same), before[place + 1] + 1, distances[place] + 1)
                 distances.append(cheapest)
         nearest = [place for place, distance in enumerate(distances) if distance == min(distances)]
-        # A word too many beside another word: the answer's last word says which.
+        # Of several nearest places, one whose word equals the answer's last word is preferred.
         alike = [place for place in nearest if place and draft[place - 1] == compared[-1]]
         return first + max(alike or nearest)
 
 
 def draft_of(bridge: CTCText, labels: list[int], entropy: float) -> Draft:
-    """The draft of a clip's CTC labels, runs and blanks left out: a sentence, where its targets have no case."""
+    """The draft for CTC labels without repeats and blanks. Text without case becomes a sentence."""
     text = bridge.text_of(labels).strip()
     if text and bridge.form != "as_written":
         text = text[:1].upper() + text[1:] + "."
     return Draft(text.split(), entropy)
 
 
-def drafted(
-    decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_probability=None, ctc_weight=None
-) -> "DraftedDecoding":
-    """The search with drafts that `generate` was asked for.
+def drafted(decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_probability=None) -> "DraftedDecoding":
+    """The decoding with drafts for the options of `generate`.
 
     Args: given: the other options of `generate`.
 
-    Raises: `ValueError` for another mode, a limit that is no number from 0 on, or options that do not go together.
+    Raises: `ValueError` for an unknown mode, a limit below 0, or options that exclude each other.
     """
     if ctc_draft not in DRAFTS:
         raise ValueError(f"`ctc_draft` is {ctc_draft!r}; expected one of {DRAFTS}.")
     for name in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "past_key_values", "cache"):
         if given.get(name) is not None:
-            raise ValueError(f"`ctc_draft` and `{name}` were given, and both decide on the search: leave one out.")
+            raise ValueError(f"`ctc_draft` and `{name}` were given, but cannot be combined: leave one of them out.")
     limits = {"draft_entropy": draft_entropy, "draft_probability": draft_probability}
     for name, value in limits.items():
         if value is not None and (ctc_draft != "fast" or isinstance(value, bool) or not value >= 0):
-            raise ValueError(f'`{name}` is {value!r}; expected a number from 0 on, with `ctc_draft="fast"`.')
+            raise ValueError(f'`{name}` is {value!r}; expected a number of 0 or more, with `ctc_draft="fast"`.')
     entropy = MOST_ENTROPY if draft_entropy is None else draft_entropy
     probability = LEAST_PROBABILITY if draft_probability is None else draft_probability
     return DraftedDecoding(decoding, ctc_draft, entropy, probability)
 
 
 class DraftedDecoding:
-    """The `custom_generate` of `generate` for greedy decoding with drafts, one a row or None.
+    """A `custom_generate` of `generate`: greedy decoding with drafts.
 
     Args:
-        decoding: knows the drafts of the rows once their clips have been heard (`CTCDecoding`).
+        decoding: `CTCDecoding`, which has a draft or None for each row after `prepare`.
         mode: one of `DRAFTS`.
         most_entropy, least_probability: limits of the mode "fast".
     """
@@ -172,8 +170,8 @@ class DraftedDecoding:
         for name, value, is_refused in refused:
             if is_refused:
                 raise ValueError(
-                    f"`ctc_draft` is {self.mode!r} and `{name}` is {value!r}: drafts serve greedy decoding, which "
-                    "ends by token, length or time, and gives ids alone. Leave one of the two out."
+                    f"`ctc_draft` is {self.mode!r} and `{name}` is {value!r}, but drafts work only with greedy "
+                    "decoding that stops by token, length or time and returns only ids. Leave one of the two out."
                 )
 
 
@@ -203,11 +201,11 @@ class _Row:
             self.is_finished = token in self.ends or len(self.answer) >= self.room
 
     def check(self, logits: torch.Tensor) -> int:
-        """Take what the LLM agrees to, and its own token where it does not.
+        """Accept checked tokens that the LLM agrees with, then add the LLM's own next token.
 
-        Args: logits (`torch.FloatTensor` of shape `(checked + 1, vocabulary)`): behind each known token.
+        Args: logits (`torch.FloatTensor` of shape `(checked + 1, vocabulary)`): after each known token.
 
-        Returns: how many of the checked tokens were taken.
+        Returns: number of accepted tokens.
         """
         for place, scores in enumerate(logits.float()):
             ids = torch.cat([self.prompt, torch.tensor(self.answer, device=self.prompt.device, dtype=torch.long)])
@@ -232,7 +230,7 @@ class _Passes:
 
     def __init__(self, model, rows: list[_Row], inputs: dict, criteria: StoppingCriteriaList, input_ids):
         self.model, self.rows, self.criteria, self.input_ids = model, rows, criteria, input_ids
-        self.cache_name = "cache" if "cache" in inputs else "past_key_values"  # from transformers 5.24 on; before
+        self.cache_name = "cache" if "cache" in inputs else "past_key_values"  # in transformers 5.24 and 5.23
         self.cache = inputs[self.cache_name]
         self.embeds = inputs["inputs_embeds"]
         self.mask = inputs.get("attention_mask")
@@ -241,11 +239,10 @@ class _Passes:
 
     @torch.no_grad()
     def run(self):
-        prompt = self.mask
         fed = [row.checked for row in self.rows]
         first = True
         while not all(row.is_finished for row in self.rows):
-            logits, width = self._pass(fed, self.embeds if first else None, prompt if first else None)
+            logits, width = self._pass(fed, self.embeds if first else None)
             kept = self.mask.shape[1] - width
             for number, (row, tokens) in enumerate(zip(self.rows, fed, strict=True)):
                 if row.is_finished:
@@ -258,9 +255,9 @@ class _Passes:
             if any(each(self.input_ids, None).all() for each in self.criteria if isinstance(each, MaxTimeCriteria)):
                 break
 
-    def _pass(self, fed: list[list[int]], prompt_embeds, prompt_mask) -> tuple[torch.Tensor, int]:
-        """Logits `(rows, width or width + 1, vocabulary)` behind the fed tokens, in the first pass behind the prompt
-        too, and the width: most tokens that a row is fed."""
+    def _pass(self, fed: list[list[int]], prompt_embeds) -> tuple[torch.Tensor, int]:
+        """Run the LLM on new tokens, in the first pass after the prompt. Returns: logits after each new token, in the
+        first pass also after the prompt, `(rows, width or width + 1, vocabulary)`; width: the most new tokens."""
         width = max(map(len, fed))
         device = self.embeds.device
         ids = torch.zeros(len(fed), width, dtype=torch.long, device=device)

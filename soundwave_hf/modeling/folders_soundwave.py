@@ -1,4 +1,4 @@
-"""What a folder or a hub repository holds, and which backbones trained adapters belong to."""
+"""Find out what a folder or hub repository contains, and which backbones trained adapters need."""
 
 import hashlib
 import importlib
@@ -18,12 +18,12 @@ from .configuration_soundwave import PUBLISHED_MODEL_TYPE
 
 logger = logging.get_logger(__name__)
 
-TRAINED_FILE = "trained.safetensors"  # Stage I: the parameters that trained, named as in `SoundwaveModel`
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: adapters and LoRA, as PEFT has them
-# Files of a hub repository of adapters that loading them may need; weights of whole models are left out.
+TRAINED_FILE = "trained.safetensors"  # Stage I: the trained parameters, named as in `SoundwaveModel`
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: PEFT's files of adapters and LoRA
+# Files to download from a hub repository of adapters, without weights of whole models.
 ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, LORA_FILES[1])
-WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # either may have an index of shards beside it
-PARTS = {"encoder": "audio_config", "llm": "text_config"}  # a backbone's keyword, and its config in a Soundwave's
+WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # either may be an index of shards instead
+PARTS = {"encoder": "audio_config", "llm": "text_config"}  # keyword of a backbone -> its field in `SoundwaveConfig`
 SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 16  # of each matrix, for `weights_digest`
 
 
@@ -31,7 +31,7 @@ SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 16  # of each matrix, for `weights_digest`
 
 
 def read_json(folder: str, name: str) -> dict:
-    """A JSON file of a folder; an empty dict where there is none, or it is no JSON object."""
+    """A JSON file of a folder; an empty dict if it is missing or not a JSON object."""
     try:
         with open(os.path.join(folder, name), encoding="utf-8") as file:
             values = json.load(file)
@@ -50,12 +50,12 @@ def has_whole_weights(folder: str) -> bool:
 
 
 def is_soundwave(folder: str) -> bool:
-    """Whether a folder has the config of a Soundwave, whole or adapters."""
+    """Whether a folder has the config of a Soundwave model or its adapters."""
     return read_json(folder, CONFIG_NAME).get("model_type") == "soundwave"
 
 
 def adapter_kind(folder: str) -> str | None:
-    """ "lora" for a folder of adapters and LoRA, "align" for one of stage I, None where it is neither."""
+    """ "lora" for a folder of adapters and LoRA, "align" for one of stage I, None if it is neither."""
     if not is_soundwave(folder) or has_whole_weights(folder):
         return None
     if os.path.isfile(os.path.join(folder, TRAINED_FILE)):
@@ -64,7 +64,7 @@ def adapter_kind(folder: str) -> str | None:
 
 
 def describe_folder(folder: str) -> str:
-    """One or two sentences: what a folder holds, and which call loads it."""
+    """One or two sentences: what a folder contains, and which call loads it."""
     if not os.path.isdir(folder):
         return f"There is no folder `{folder}`."
     if not os.listdir(folder):
@@ -104,7 +104,7 @@ def _describe_other(folder: str) -> str:
             "first: `soundwave-hf convert SRC DST`."
         )
     if peft := read_json(folder, LORA_FILES[0]):
-        base = peft.get("base_model_name_or_path") or "a model that it does not name"
+        base = peft.get("base_model_name_or_path") or "an unnamed model"
         return (
             f"`{folder}` holds a PEFT adapter of `{base}`, without the adapters of Soundwave. Load it by "
             "`peft.AutoPeftModel.from_pretrained(folder)`."
@@ -125,12 +125,12 @@ def _describe_other(folder: str) -> str:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name may be one of the hub: `model` or `user/model`."""
+    """Whether a name may be a hub name: `model` or `user/model`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", name) is not None
 
 
 def find_adapter(name: str, subfolder: str = "", **hub) -> str | None:
-    """The local folder of trained adapters, downloaded where `name` is one of the hub; None where it holds none.
+    """The local folder of trained adapters, downloaded if `name` is a hub name; None if there are no adapters.
 
     Args: hub: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`, as in `from_pretrained`.
     """
@@ -167,11 +167,11 @@ def _holds_whole_model(name: str, subfolder: str, hub: dict) -> bool:
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """What the config of trained adapters says about a backbone.
+    """A backbone in the config of trained adapters.
 
     Args:
-        name (`str`, *optional*): on the hub, or a folder, made absolute; None where the config names none.
-        digest (`str`, *optional*): `weights_digest` of what was trained on, which its config keeps.
+        name (`str`, *optional*): hub name or absolute path of a folder; None if the config has no name.
+        digest (`str`, *optional*): `weights_digest` of the backbone at training.
     """
 
     name: str | None
@@ -188,10 +188,10 @@ def trained_backbone(adapter: str, part: str) -> TrainedBackbone:
 
 
 def backbone_name(name: str) -> str:
-    """The name by which a backbone is found on another machine.
+    """The name of a backbone that other machines can use.
 
-    A folder in the hub's cache or below `$SOUNDWAVE_HOME/backbones` gives its hub name, other folders their absolute
-    path.
+    For a folder in the hub's cache or below `$SOUNDWAVE_HOME/backbones` this is the hub name, for other folders the
+    absolute path.
     """
     if not os.path.isdir(os.path.expanduser(name)):
         return name
@@ -207,7 +207,7 @@ def backbone_name(name: str) -> str:
 
 
 def _package_backbones():
-    """The module of this package that finds backbones; None where this file is remote code without the package."""
+    """The module of this package that finds backbones; None if this file is remote code without the package."""
     try:
         return importlib.import_module("soundwave_hf.data.backbones")
     except ImportError:
@@ -215,7 +215,7 @@ def _package_backbones():
 
 
 def locate_backbone(name: str, **hub) -> str:
-    """A folder, or a hub name where this package is not installed, that `from_pretrained` loads.
+    """A folder that `from_pretrained` can load, or the hub name if this package is not installed.
 
     Args: hub: `token`, `cache_dir` and `local_files_only`, as in `from_pretrained`.
     """
@@ -227,9 +227,9 @@ def locate_backbone(name: str, **hub) -> str:
 
 
 def choose_backbones(adapter: str, encoder: str | None = None, llm: str | None = None, **hub) -> tuple[str, str]:
-    """Where the backbones of trained adapters lie: those given, by default those that the adapters' config names.
+    """Folders or hub names of the backbones of trained adapters: the given ones, or those in the adapters' config.
 
-    Raises: `ValueError` where one is neither given nor named, `FileNotFoundError` where it is not to be found.
+    Raises: `ValueError` if a backbone is neither given nor in the config, `FileNotFoundError` if it is not found.
     """
     found = []
     for part, given in (("encoder", encoder), ("llm", llm)):
@@ -246,10 +246,10 @@ def choose_backbones(adapter: str, encoder: str | None = None, llm: str | None =
 
 
 def refuse_other_backbones(adapter: str, encoder: str, llm: str):
-    """Refuse backbones that are not those that adapters were trained on.
+    """Refuse backbones that adapters were not trained on.
 
-    The same name is the same backbone: a hub name, or a folder. Under another name, the same content is: its
-    `weights_digest` is that of the training, or that of the named backbone where this lies on this machine.
+    A backbone is accepted if its hub name or folder is the same. With another name, its `weights_digest` must equal
+    that of the training, or that of the named backbone if it is on this machine.
 
     Raises: `ValueError` with both names and what to do.
     """
@@ -288,7 +288,7 @@ def _on_this_machine(name: str) -> str | None:
 
 
 def weights_files(name: str) -> list[str]:
-    """The safetensors files of a model, by folder or hub name; empty where they are not all on this machine."""
+    """The safetensors files of a model, by folder or hub name; empty if some are not on this machine."""
     options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     options["_raise_exceptions_for_connection_errors"] = False
     if (whole := cached_file(name, WHOLE_WEIGHTS[0], **options)) is not None:
@@ -303,17 +303,17 @@ def weights_files(name: str) -> list[str]:
 
 
 def weights_digest(name: str, part: str) -> str | None:
-    """sha256 over samples of each matrix of a backbone, rounded to bfloat16; None where its safetensors are not here.
+    """sha256 of samples of each matrix of a backbone in bfloat16; None if its safetensors are not on this machine.
 
-    A fine-tuned model moves some matrix in its first rows, so it has another digest. A copy has the same, in other
-    shards or float types too. The head is left out, since tied models store it or not, and so are vectors.
+    Fine-tuning changes the first rows of some matrix, and so the digest. A copy has the same digest, even with other
+    shards or float types. The head is left out, because tied models may or may not store it; vectors are left out too.
 
-    Args: name: folder or hub name; part: "encoder" (of a whole Whisper its encoder counts) or "llm".
+    Args: name: folder or hub name; part: "encoder" (only the encoder of a Whisper counts) or "llm".
     """
     samples = {}
     for path in weights_files(name):
         with safe_open(path, "pt") as weights:
-            for key in weights.keys():  # noqa: SIM118 (the file is no container)
+            for key in weights.keys():  # noqa: SIM118 (the file is not a container)
                 if (known := _digested_name(key, part)) is None:
                     continue
                 matrix = weights.get_slice(key)

@@ -1,7 +1,7 @@
-"""`generate` for prompts whose audio tokens stand for many positions.
+"""`generate` for prompts in which each audio token is replaced by many positions.
 
-Clips are encoded and merged once, before beams or samples are made. From then on the caller's ids (one token a clip)
-and the merged row (embeddings, mask, cache) differ by a constant number of positions.
+Clips are encoded and merged once, before beams or samples are made. After that, the caller's ids (one token for each
+clip) and the merged row (embeddings, mask, cache) differ by a constant number of positions.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ from .timed_generation_soundwave import TimesRequest, ctc_clips
 
 logger = logging.get_logger(__name__)
 
-# What `generate` carries of a prompt with clips from one hook to the next.
+# Inputs that the hooks below pass on during `generate` with clips.
 OWN_INPUTS = (
     *("prompt_ids", "num_added", "caller_inputs", "is_draft"),
     *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "ctc_decoding"),
 )
-CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and from 5.24 on
-# The one of the installed version.
+CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and in 5.24
+# The name in the installed version.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """The cache that came under either of its two names.
+    """The cache that was given by either of its two names.
 
-    Raises: `ValueError` where two caches came.
+    Raises: `ValueError` if two caches were given.
     """
     if past_key_values is not None and cache is not None and past_key_values is not cache:
         raise ValueError("`past_key_values` and `cache` are two names of one argument, and both were given: pass one.")
@@ -41,12 +41,12 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
 
 
 def num_read(cache: Cache | None) -> int:
-    """Positions that a cache holds."""
+    """Number of positions in a cache."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _mixed(values: torch.Tensor) -> torch.Tensor:
-    """int64 values scattered over 64 bits (the finaliser of splitmix64)."""
+    """Hash of int64 values (the finaliser of splitmix64)."""
     values = (values ^ (values >> 30)) * -4658895280553007687
     values = (values ^ (values >> 27)) * -7723592293110705685
     return values ^ (values >> 31)
@@ -55,7 +55,7 @@ def _mixed(values: torch.Tensor) -> torch.Tensor:
 def digest_clips(
     input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None
 ) -> torch.LongTensor:
-    """A 64-bit digest of each clip's true frames, `(clips,)`. Padding and the other clips of a batch do not change it.
+    """A 64-bit digest of each clip's true frames, `(clips,)`. Padding and other clips of the batch do not change it.
 
     It is computed on the clips' device. Features and encoder states of one recording have different digests.
     """
@@ -66,11 +66,11 @@ def digest_clips(
     bits = values.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
     channels = torch.arange(values.shape[1], device=values.device)
     frames = torch.arange(values.shape[2], device=values.device)
-    places = _mixed((channels[:, None] << 32) + frames + 1) | 1  # odd, so that no bit of a value is lost
+    places = _mixed((channels[:, None] << 32) + frames + 1) | 1  # odd factors keep all bits of a value
     if mask is None:
         mask = torch.ones_like(values[:, 0], dtype=torch.bool)
     digests = []
-    for own, true in zip(bits, mask.to(values.device).bool(), strict=True):  # one by one, which bounds the memory
+    for own, true in zip(bits, mask.to(values.device).bool(), strict=True):  # one by one, to limit memory
         digests.append(_mixed((own * places * true).sum() + true.sum()))
     return torch.stack(digests)
 
@@ -81,9 +81,9 @@ def place_clip_values(
     """Values of clips `(clips,)` at their audio tokens `(rows, tokens)`, zeros at other tokens.
 
     Args:
-        values: of the clips of all tokens, or of those from `begin` on.
+        values: values of all clips, or of the clips from `begin` on.
         is_audio (`torch.BoolTensor` of shape `(rows, tokens)`): true at audio tokens.
-        before (`torch.Tensor` of shape `(rows, at least begin)`, *optional*): what is placed before `begin`.
+        before (`torch.Tensor` of shape `(rows, at least begin)`, *optional*): placed values before `begin`.
     """
     values = values.to(is_audio.device)
     placed, is_given = values.new_zeros(is_audio.shape), is_audio
@@ -97,15 +97,15 @@ def place_clip_values(
 
 @dataclass
 class CachedPrompt:
-    """The prompt with clips that a cache holds, kept on the cache, so that a next turn need not pass its clips again.
+    """The prompt with clips in a cache. It is stored on the cache, so that a next turn need not pass the clips again.
 
     Args:
-        input_ids (`torch.LongTensor` of shape `(rows, tokens)`): the caller's ids, one audio token a clip.
+        input_ids (`torch.LongTensor` of shape `(rows, tokens)`): the caller's ids, one audio token for each clip.
         attention_mask (`torch.LongTensor` of shape `(rows, merged)`): 1 at true positions of the merged prompt.
         num_added (`int`): `merged - tokens`.
-        read_ids (`torch.LongTensor` of shape `(rows, read)`): the ids and what was generated since, as far as known;
-            by default the prompt's.
-        digests (`torch.LongTensor` of shape `(rows, tokens)`): at audio tokens, those of the clips.
+        read_ids (`torch.LongTensor` of shape `(rows, read)`): the known ids of prompt and generated tokens; by
+            default those of the prompt.
+        digests (`torch.LongTensor` of shape `(rows, tokens)`): digests of the clips at audio tokens.
         is_silent (`torch.BoolTensor` of shape `(rows, tokens)`): true at audio tokens of clips without speech.
     """
 
@@ -121,17 +121,17 @@ class CachedPrompt:
             self.read_ids = self.input_ids
 
     def count_held(self, cache: Cache, input_ids: torch.Tensor, audio_token_id: int) -> int:
-        """How many ids of a next turn `(rows, tokens)` the cache holds: those before the first that it read otherwise.
+        """Number of ids at the beginning of a next turn `(rows, tokens)` that are the same in the cache.
 
-        At least one is left to be read. A cache that holds more is to be cropped.
+        At least one id is left for the next pass. The caller must crop a cache that holds more.
 
-        Raises: `ValueError` where not all clips are among them, or the cache would have to be cropped and cannot be.
+        Raises: `ValueError` if a clip is not among these ids, or the cache would have to be cropped and cannot be.
         """
         in_cache = int(cache.get_seq_length()) - self.num_added
         if len(self.input_ids) != len(input_ids):
             raise ValueError(
                 f"`past_key_values` holds {len(self.input_ids)} rows with clips and `input_ids` has {len(input_ids)}: "
-                "pass the rows that it was made of, or leave it out and pass all clips."
+                "pass the same rows, or leave the cache out and pass all clips."
             )
         read = self.read_ids[:, : max(in_cache, 0)].to(input_ids.device)
         length = min(read.shape[1], input_ids.shape[1] - 1)
@@ -144,25 +144,25 @@ class CachedPrompt:
         can_crop = holds_every_position(cache)
         if (self.input_ids[:, held:] == audio_token_id).any() or (held < in_cache and not can_crop):
             raise ValueError(
-                f"`past_key_values` holds a prompt with clips, {self.input_ids.shape[1]} ids and what was generated "
-                f"since, and `input_ids` of shape {tuple(input_ids.shape)} is no longer conversation that begins with "
-                "it: pass all ids of the conversation, or leave the cache out and pass all clips."
+                f"`past_key_values` holds a prompt of {self.input_ids.shape[1]} ids with clips and its answer, but "
+                f"`input_ids` of shape {tuple(input_ids.shape)} does not continue them: pass all ids of the "
+                "conversation, or leave the cache out and pass all clips."
             )
         return held
 
-    def heard_otherwise(self, input_ids: torch.Tensor, digests: torch.Tensor, audio_token_id: int) -> bool:
-        """Whether a next turn's clips for all its audio tokens `(clips,)` are not those in the cache, where both have
-        an audio token."""
+    def holds_other_clips(self, input_ids: torch.Tensor, digests: torch.Tensor, audio_token_id: int) -> bool:
+        """Whether the cache has other clips than a next turn, which gives the digests `(clips,)` of all its clips.
+        Only places with an audio token in both are compared."""
         is_audio = input_ids == audio_token_id
         if len(input_ids) != len(self.input_ids) or len(digests) != int(is_audio.sum()):
-            return False  # clips of the new tokens alone: nothing to compare
+            return False  # only the new clips were given: nothing to compare
         length = min(input_ids.shape[1], self.input_ids.shape[1])
         was_audio = self.input_ids[:, :length].to(input_ids.device) == audio_token_id
         differs = place_clip_values(digests, is_audio)[:, :length] != self.digests[:, :length].to(input_ids.device)
         return bool((differs & is_audio[:, :length] & was_audio).any())
 
     def next_mask(self, held: int, input_ids, attention_mask) -> torch.Tensor:
-        """The mask of a next turn of which the cache holds so many ids: `(rows, tokens + num_added)`."""
+        """The mask of a next turn whose first `held` ids are in the cache: `(rows, tokens + num_added)`."""
         known = min(held, self.input_ids.shape[1])
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -170,7 +170,7 @@ class CachedPrompt:
         return torch.cat([read, attention_mask[:, known:]], dim=1)
 
     def mask_of_row(self, attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
-        """The mask of a merged row of so many positions. Assisted decoding cuts the library's to the caller's ids."""
+        """The mask of a merged row of this length. (Assisted decoding cuts the library's mask to the caller's ids.)"""
         if attention_mask is None or attention_mask.ndim != 2 or attention_mask.shape[1] == length:
             return attention_mask
         missing = length - self.attention_mask.shape[1]
@@ -183,23 +183,23 @@ def holds_every_position(cache: Cache) -> bool:
 
 
 class AnswerRules(LogitsProcessor):
-    """Keeps the audio token out of answers, and ends the answers of rows without speech at once.
+    """Keeps the audio token out of answers, and gives rows without speech an empty answer.
 
-    Args: audio_token_id (`int`): which no answer may hold: it would stand for a clip that does not exist.
+    Args: audio_token_id (`int`): never generated, because an answer has no clips.
     """
 
     def __init__(self, audio_token_id: int):
         self.audio_token_id = audio_token_id
         self.silent = self.end = None
         self.end_ids: set[int] = set()
-        self.keeps_clips, self.clips = False, None  # what the CTC head heard in them, where word times were asked for
+        self.keeps_clips, self.clips = False, None  # `CTCClip`s, kept if word times were requested
 
     def end_at_once(self, silent: torch.Tensor | None, end: int | list[int] | None):
-        """Let rows, with all of their beams or samples, consist of the end token.
+        """Make the answers of some rows, with all their beams or samples, end at once.
 
         Args: silent (`torch.BoolTensor` of shape `(rows,)`, *optional*): true for these rows.
 
-        Raises: `ValueError` where there are such rows and no end token.
+        Raises: `ValueError` if there are such rows and no end token.
         """
         ends = [] if end is None else end if isinstance(end, list) else [end]
         self.end_ids = set(ends)
@@ -207,8 +207,8 @@ class AnswerRules(LogitsProcessor):
             return
         if not ends:
             raise ValueError(
-                "A row asks for the transcript of a clip without speech, and there is no token to end it with: set "
-                "`generation_config.eos_token_id`, or `config.no_speech_threshold` to None."
+                "A row requests the transcript of a clip without speech, and there is no end token for its empty "
+                "answer: set `generation_config.eos_token_id`, or `config.no_speech_threshold=None`."
             )
         self.silent, self.end = silent, int(ends[0])
 
@@ -219,7 +219,7 @@ class AnswerRules(LogitsProcessor):
         return rules
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        tokens = torch.arange(scores.shape[1], device=scores.device)  # another LLM that drafts may have fewer
+        tokens = torch.arange(scores.shape[1], device=scores.device)  # the LLM of a draft may have fewer tokens
         scores = scores.masked_fill(tokens == self.audio_token_id, -torch.inf)
         if self.silent is None:
             return scores
@@ -231,7 +231,7 @@ class AnswerRules(LogitsProcessor):
 def read_again(cache: Cache):
     """Empty a cache that holds other clips than the conversation.
 
-    Raises: `ValueError` where the cache cannot be cropped: then the user has to reset it.
+    Raises: `ValueError` if the cache cannot be cropped. Then the user has to reset it.
     """
     if not holds_every_position(cache):
         raise ValueError(
@@ -243,14 +243,14 @@ def read_again(cache: Cache):
 
 
 def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
-    """Of clips for all audio tokens of a conversation, those of its tail; clips for the tail alone as they are.
+    """Select the clips of new audio tokens from the clips of a conversation. Given only the new clips, return them.
 
     Args:
-        clips (`dict`): features or encoder states, and their mask; one row a clip, in the order of the tokens.
+        clips (`dict`): features or encoder states, and their mask; one row for each clip, in the order of the tokens.
         is_audio (`torch.BoolTensor` of shape `(rows, tokens)`): true at audio tokens.
-        begin (`int`): first token of the tail.
+        begin (`int`): first new token.
 
-    Raises: `ValueError` where there are neither as many clips as audio tokens in all nor as in the tail.
+    Raises: `ValueError` if the number of clips is neither that of all audio tokens nor that of the new ones.
     """
     is_new = is_audio.clone()
     is_new[:, :begin] = False
@@ -260,25 +260,25 @@ def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
         return {name: None if value is None else value[chosen] for name, value in clips.items()}
     if given != int(is_new.sum()):
         raise ValueError(
-            f"`input_ids` holds {int(is_audio.sum())} audio tokens, {int(is_new.sum())} of them behind what "
-            f"`past_key_values` holds, and {given} clips were given: pass the clips of the new ones, or of all."
+            f"`input_ids` holds {int(is_audio.sum())} audio tokens, {int(is_new.sum())} of them not in "
+            f"`past_key_values`, but {given} clips were given: pass the clips of the new tokens, or of all."
         )
     return clips
 
 
 class SoundwaveCandidateGenerator(AssistedCandidateGenerator):
-    """Drafts by another Soundwave, which is given the clips and keeps its own positions of them."""
+    """Assisted decoding by another Soundwave, which encodes the clips itself and has its own positions for them."""
 
     def _update_past_and_masks(self, input_ids, remove_from_pkv: int = 0, num_added_tokens: int = 1) -> bool:
-        # The library counts the draft's cache in the caller's ids, and crops one id more than was refused, which may
-        # be the clip.
+        # The library counts the assistant's cache in the caller's ids. It crops one id more than was refused, and that
+        # may be the clip.
         prompt = getattr(self.assistant_kwargs.get(CACHE), "prompt", None)
         added = 0 if prompt is None else prompt.num_added
         return super()._update_past_and_masks(input_ids, remove_from_pkv - added, num_added_tokens=0)
 
 
 class SoundwaveGenerationMixin(GenerationMixin):
-    """The hooks of `generate` at which the merged row differs from the caller's ids."""
+    """Hooks of `generate` for merged rows, which are longer than the caller's ids."""
 
     def generate(
         self,
@@ -290,20 +290,19 @@ class SoundwaveGenerationMixin(GenerationMixin):
         cache: Cache | None = None,
         **kwargs,
     ):
-        """As in transformers; a kept cache is `past_key_values` or `cache`, whichever version is installed.
+        """As in transformers. A cache may be passed as `past_key_values` or `cache` in any version.
 
-        Rows that ask for a transcript (`is_transcription`, `(rows,)`, which
-        `SoundwaveProcessor.apply_transcription_request` gives) get an empty one, the end token alone, where their
-        clips are without speech: see `SoundwaveConfig.no_speech_threshold`.
+        Transcription requests (rows with `is_transcription`, `(rows,)`, from
+        `SoundwaveProcessor.apply_transcription_request`) get an empty answer, only the end token, if their clips have
+        no speech: see `SoundwaveConfig.no_speech_threshold`.
 
-        With such rows, `return_timestamps="word"` or `"segment"` returns a `SoundwaveGenerateOutput`, which has the
-        times and probabilities of each row's words in seconds of its clip (`chunks`). `drop_unsupported=True` leaves
-        out words that the sound does not support: invented ones, and loops from their first copy without frames on.
-        Both read the answer's text: pass `tokenizer=processor.tokenizer` where the model does not know its folder.
+        With such rows, `return_timestamps="word"` or `"segment"` returns a `SoundwaveGenerateOutput`, whose `chunks`
+        have the times (seconds of the clip) and probabilities of the words. `drop_unsupported=True` removes words that
+        the sound does not support: invented words and repeated loops. Both need the answer's text: pass
+        `tokenizer=processor.tokenizer` if the model's folder has no tokenizer.
 
-        Raises: `ValueError` where two caches came, where clips, ids and what the cache holds do not belong together,
-        for an option that prompts with clips do not allow, and where word times are asked of a row that asks for no
-        transcript.
+        Raises: `ValueError` if two caches are given, if clips, ids and cache do not fit together, for an option that
+        is not possible with clips, and for word times of a row that is not a transcription request.
         """
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
@@ -327,7 +326,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return times.finish(self, outputs, input_ids, rules.end_ids, rules.clips)
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
-        """Raise `ValueError` where the unconditional pass, which gets no clips, would read an audio token."""
+        """Raise `ValueError` if the unconditional pass, which gets no clips, would read an audio token."""
         configs = (generation_config, self.generation_config)
         scales = (kwargs.get("guidance_scale"), *(getattr(config, "guidance_scale", None) for config in configs))
         if next((scale for scale in scales if scale is not None), 1) == 1:
@@ -335,8 +334,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         negative = kwargs.get("negative_prompt_ids")
         if ((input_ids[:, -1:] if negative is None else negative) == self.config.audio_token_id).any():
             raise ValueError(
-                "`guidance_scale` was given, and the pass to be guided away from, which is given no clips, would "
-                "read an audio token: pass `negative_prompt_ids` of text."
+                "`guidance_scale` was given, but its unconditional pass gets no clips and would read an audio token: "
+                "pass `negative_prompt_ids` without audio tokens."
             )
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
@@ -349,11 +348,11 @@ class SoundwaveGenerationMixin(GenerationMixin):
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
         request = model_kwargs.pop("is_transcription", None) or (None, None, None)
         cache = model_kwargs.get(CACHE)
-        prompt = getattr(cache, "prompt", None) if num_read(cache) else None  # not that of a cache which was reset
+        prompt = getattr(cache, "prompt", None) if num_read(cache) else None  # a cache that was reset has no prompt
         if input_name != "input_ids":
             if has_clips:
                 raise ValueError(
-                    "`generate` got `inputs_embeds` and clips, which are merged into `input_ids` alone: leave the "
+                    "`generate` got `inputs_embeds` and clips, but can merge clips only into `input_ids`: leave the "
                     "embeddings out, or merge the clips into them first (`model.model.merge_audio`)."
                 )
             return inputs, input_name, model_kwargs
@@ -371,20 +370,20 @@ class SoundwaveGenerationMixin(GenerationMixin):
         )
 
     def _merge_prompt(self, inputs, mask, clips: dict, has_clips: bool, cache, request: tuple) -> dict:
-        """What changes of the model's inputs where a prompt or a kept cache holds clips.
+        """Inputs of the model that change if a prompt or a kept cache has clips.
 
-        Args: request: the mark of transcriptions, the rules of answers, and what the CTC head is asked for.
+        Args: request: mask of transcription requests, `AnswerRules` and `CTCDecoding`.
         """
         marked, rules, decoding = request
         is_audio = inputs == self.config.audio_token_id
         digests = digest_clips(**clips) if has_clips else inputs.new_zeros(0)
         caller_inputs = {**clips, "attention_mask": mask}
         prompt, cached, num_added, mask = self._continue_cache(cache, inputs, mask, digests if has_clips else None)
-        # The name stays "input_ids", so that lengths, streamers and the answer are counted in the caller's ids.
-        # `position_ids` are counted anew from the merged mask.
+        # The input name stays "input_ids", so that lengths, streamers and the answer count the caller's ids.
+        # `position_ids` are computed again from the merged mask.
         merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
         merged["caller_inputs"] = caller_inputs
-        begin = cached - num_added  # of the ids that the cache does not hold
+        begin = cached - num_added  # of the ids that are not in the cache
         if has_clips and cached:
             clips = new_clips(clips, is_audio, begin)
         is_silent = torch.zeros(0, dtype=torch.bool)
@@ -392,7 +391,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
             merged |= tail
             if decoding is not None:
-                decoding.hear(audio, inputs, marked)
+                decoding.prepare(audio, inputs, marked)
             if rules is not None and rules.keeps_clips:
                 rules.clips = ctc_clips(self, audio, clips.get("input_features"), clips.get("input_features_mask"))
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
@@ -403,23 +402,23 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return merged
 
     def _continue_cache(self, cache, inputs: torch.Tensor, mask, digests: torch.Tensor | None) -> tuple:
-        """How a prompt goes on from a kept cache, which is cropped, or emptied where it holds other clips.
+        """Continue from a kept cache. It is cropped to the shared ids, or emptied if it has other clips.
 
-        Args: digests: of the given clips; None where none were given.
+        Args: digests: digests of the given clips, or None.
 
-        Returns: the cache's prompt or None, positions in the cache, positions that its clips added, and the mask.
+        Returns: the cache's prompt or None, positions in the cache, positions added by its clips, and the mask.
         """
         cached = num_read(cache)
         prompt = getattr(cache, "prompt", None) if cached else None
         has_both = prompt is not None and digests is not None
-        if has_both and prompt.heard_otherwise(inputs, digests, self.config.audio_token_id):
+        if has_both and prompt.holds_other_clips(inputs, digests, self.config.audio_token_id):
             read_again(cache)
             prompt, cached = None, 0
         if prompt is None:
             if cached >= inputs.shape[1]:
                 raise ValueError(
                     f"`past_key_values` holds {cached} positions and `input_ids` has shape {tuple(inputs.shape)}: "
-                    "pass all ids of the conversation, those in the cache first."
+                    "pass all ids of the conversation, also those in the cache."
                 )
             return None, cached, 0, mask
         held = prompt.count_held(cache, inputs, self.config.audio_token_id)
@@ -429,7 +428,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return prompt, cached, prompt.num_added, prompt.next_mask(held, inputs, mask)
 
     def _find_silent(self, marked, is_audio: torch.Tensor, is_silent: torch.Tensor) -> torch.Tensor | None:
-        """Rows `(rows,)` that ask for a transcript of clips without speech."""
+        """Rows `(rows,)` that request a transcript of clips without speech."""
         if marked is None or not self.config.no_speech_threshold:
             return None
         marked = torch.as_tensor(marked, device=is_audio.device).bool()
@@ -440,37 +439,37 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return marked & is_audio.any(dim=1) & ~(is_audio & ~is_silent).any(dim=1)
 
     def _refuse_virtual_tokens(self):
-        """Raises: `ValueError` for PEFT's methods that write a prompt of their own before that of a row."""
-        outer = getattr(self.prepare_inputs_for_generation, "__self__", self)  # PEFT puts its own there
+        """Raises: `ValueError` for PEFT's prompt-learning methods, which add virtual tokens before a prompt."""
+        outer = getattr(self.prepare_inputs_for_generation, "__self__", self)  # PEFT replaces this method
         config = getattr(outer, "active_peft_config", None) if outer is not self else None
         if getattr(config, "is_prompt_learning", False):
             raise ValueError(
-                f"PEFT's {config.peft_type.value} writes virtual tokens into the prompt anew and would leave its "
-                "clips out of `generate`: use a method that changes weights, such as LoRA."
+                f"PEFT's {config.peft_type.value} rebuilds the prompt with virtual tokens in `generate` and would "
+                "lose the clips: use a method that changes weights, such as LoRA."
             )
 
     def _mask_of(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The mask of rows that came without one: padding ids at their beginning are padding, as in the library."""
+        """The mask of rows without one: only padding ids at the beginning are padding, as in the library."""
         pad = self.generation_config.pad_token_id
         if pad is None:
             return torch.ones_like(input_ids)
         return (input_ids != pad).long().cumsum(dim=1).clamp(max=1)
 
     def _device_for(self, input_ids: torch.Tensor) -> torch.device:
-        """Where the model reads these ids: on its own device, unless it is offloaded and its hooks move them."""
+        """Device for these ids: the model's, or the ids' own if the model is offloaded and its hooks move them."""
         return input_ids.device if self.device.type == "meta" else self.device
 
     def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict) -> tuple:
-        """Merge clips into the ids from `begin` on; the `cached` positions before them are what a cache holds.
+        """Merge clips into the ids from `begin` on, behind `cached` positions in the cache.
 
-        Returns: what of the model's inputs changes, which clips are without speech, and what the clips gave.
+        Returns: the changed inputs of the model, which clips have no speech, and the output of the audio side.
         """
         if not clips:
             raise ValueError(
-                "`input_ids` holds new audio tokens behind those of the prompt in `past_key_values`, and no clip was "
-                "given: pass `input_features` of the new clips, or of all."
+                "`input_ids` holds audio tokens that are not in `past_key_values`, and no clip was given: pass "
+                "`input_features` of the new clips, or of all."
             )
-        # As in the library, inputs may lie on another device than the model, and the row stays where they lie.
+        # As in the library, inputs may be on another device than the model. The merged row stays on theirs.
         device = self._device_for(input_ids)
         audio = self.get_audio_features(**move_to_device(clips, device))
         tail = self.model.merge_audio(
@@ -495,8 +494,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         num_added = model_kwargs.get("num_added")
         if num_added is not None and generation_config.prefill_chunk_size is not None:
             raise ValueError(
-                f"`prefill_chunk_size` is {generation_config.prefill_chunk_size} and cuts ids, of which a prompt with "
-                "clips has fewer than positions: leave it out."
+                f"`prefill_chunk_size` is {generation_config.prefill_chunk_size}, but it cuts ids, and a prompt with "
+                "clips has more positions than ids: leave it out."
             )
         cache = model_kwargs.get(CACHE)
         if num_added is not None and num_read(cache) and not generation_config.use_cache:
@@ -513,9 +512,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
             model_kwargs["is_draft"] = True
 
     def _warn_of_context(self, length: int, attention_mask: torch.Tensor | None):
-        """Warn once where an answer runs beyond the LLM's context, as the library does for an LLM alone.
+        """Warn once if an answer exceeds the LLM's context, as the library does for an LLM.
 
-        Args: length (`int`): positions of a row so far, padding and clips counted.
+        Args: length (`int`): positions of a row so far, including padding and clips.
         """
         context = getattr(self.config.text_config, "max_position_embeddings", None)
         if context is None or length <= context:
@@ -523,9 +522,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         num_padding = 0 if attention_mask is None else int((attention_mask == 0).sum(dim=1).min())
         if length - num_padding > context:
             logger.warning_once(
-                f"The answer runs beyond the LLM's context: `max_position_embeddings` is {context}, and the positions "
-                "of the clips count. What follows may be worse, or fail. Give a lower `max_new_tokens`, or shorter "
-                "clips."
+                f"The answer exceeds the LLM's context: `max_position_embeddings` is {context}, and the "
+                "positions of the clips count. The rest may be worse, or fail. Give a lower `max_new_tokens`, or shorter clips."
             )
 
     def _cached_prompt(
@@ -546,7 +544,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         **kwargs,
     ):
         if assistant_model is not None and "num_added" in model_kwargs:
-            # The merged row lies in this model's space: an assistant reads the caller's ids.
+            # The merged row has this model's embeddings. An assistant needs the caller's ids.
             merged = {"inputs_embeds", "attention_mask", "position_ids", *OWN_INPUTS}
             caller_inputs = model_kwargs["caller_inputs"]
             model_kwargs = {k: v for k, v in model_kwargs.items() if k not in merged}
@@ -566,12 +564,12 @@ class SoundwaveGenerationMixin(GenerationMixin):
         wanted, given = int((input_ids == self.config.audio_token_id).sum()), 0 if clips is None else len(clips)
         if wanted != given:
             raise ValueError(
-                f"`assistant_model` is a Soundwave, which starts from no cache: `input_ids` holds {wanted} audio "
+                f"`assistant_model` is a Soundwave, which cannot use the cache: `input_ids` holds {wanted} audio "
                 f"tokens and {given} clips were given. Pass all clips of the conversation."
             )
 
     def _append_generated(self, inputs_embeds: torch.Tensor, new_ids: torch.Tensor) -> torch.Tensor:
-        """The merged prompt `(rows, merged, width)` and, behind it, the embeddings of generated ids."""
+        """The merged prompt `(rows, merged, width)` followed by the embeddings of generated ids."""
         if not new_ids.shape[1]:
             return inputs_embeds
         new_embeds = self.get_input_embeddings()(new_ids.to(self._device_for(new_ids)))
@@ -593,19 +591,19 @@ class SoundwaveGenerationMixin(GenerationMixin):
     ):
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
         past_key_values = one_cache(past_key_values, cache)
-        length = input_ids.shape[1] + (num_added or 0)  # of the merged row so far
+        length = input_ids.shape[1] + (num_added or 0)  # merged positions so far
         self._warn_of_context(length, attention_mask)
         if num_added is None and inputs_embeds is None and is_first_iteration and next_sequence_length is None:
-            # Assisted decoding would read again what a kept cache of text holds.
+            # Otherwise assisted decoding would read the ids in a kept cache of text again.
             next_sequence_length = input_ids.shape[1] - num_read(past_key_values)
         if num_added is not None and past_key_values is not None:
             past_key_values.prompt.read_ids = input_ids
-            if is_draft and not is_first_iteration:  # which the library does not tell drafts
+            if is_draft and not is_first_iteration:  # the library does not set it for drafts
                 is_first_iteration = past_key_values.get_seq_length() < prompt_ids.shape[1] + num_added
             if is_first_iteration:
                 next_sequence_length = length - past_key_values.get_seq_length()
             attention_mask = past_key_values.prompt.mask_of_row(attention_mask, length)
-        # Without a cache each step runs the whole row: the merged prompt and what was generated since.
+        # Without a cache each step needs the whole row: the merged prompt and all generated ids.
         whole_row = is_first_iteration or not kwargs.get("use_cache", True)
         if num_added is not None and inputs_embeds is not None and (is_first_iteration := whole_row):
             inputs_embeds = self._append_generated(inputs_embeds, input_ids[:, prompt_ids.shape[1] :])

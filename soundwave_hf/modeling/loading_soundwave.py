@@ -1,4 +1,4 @@
-"""`from_pretrained` of trained adapters: their folder names the backbones that they are loaded with."""
+"""`from_pretrained` of trained adapters. Their config names the backbones."""
 
 import difflib
 import os
@@ -20,8 +20,8 @@ from .folders_soundwave import adapter_kind, choose_backbones, describe_folder, 
 
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-OF_BACKBONES = ("cache_dir", "local_files_only", "token")  # those of them that hold for the backbones too
-# Keywords of `from_pretrained` that mean nothing here: what the Auto classes and pipelines add, and old switches.
+OF_BACKBONES = ("cache_dir", "local_files_only", "token")  # of these, the options for backbones too
+# Keywords of `from_pretrained` that have no effect here: from the Auto classes and pipelines, and old options.
 WITHOUT_MEANING = {
     "_commit_hash",
     "_from_auto",
@@ -36,14 +36,15 @@ SHARED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # names of d
 
 
 def take_adapter(name, options: dict) -> str | None:
-    """The folder of trained adapters that `from_pretrained` is asked for, or None where it is asked for a whole model.
+    """The folder of trained adapters that `from_pretrained` was called with; None for a whole model.
 
-    The Auto classes follow `base_model_name_or_path` of a hub repository of adapters before they call a model's class,
-    and tell it the name that they were given in `adapter_kwargs`: that one is loaded.
+    For a hub repository of adapters, the Auto classes replace the name by `base_model_name_or_path` and pass the
+    original name in `adapter_kwargs`. The original name is loaded.
 
-    Args: options: keywords of `from_pretrained`; those of adapters alone may be among them.
+    Args: options: keywords of `from_pretrained`, also those for adapters.
 
-    Raises: `ValueError` where a folder holds something else, with the call that fits, or a keyword is for adapters.
+    Raises: `ValueError` if a folder holds another model (the message gives the right call), or a keyword is only for
+    adapters.
     """
     if name is None:
         return None
@@ -62,7 +63,7 @@ def take_adapter(name, options: dict) -> str | None:
         raise ValueError(f"{describe_folder(folder)} A Soundwave model, or trained adapters of one, was expected.")
     if given := [option for option in OWN_OPTIONS if option in options]:
         raise ValueError(
-            f"`{given[0]}` is for trained adapters, and `{name}` holds none that could be found. "
+            f"`{given[0]}` is for trained adapters, and none were found in `{name}`. "
             f"{describe_folder(folder) if os.path.isdir(folder) else 'Leave it out, or name a folder of adapters.'}"
         )
     return None
@@ -87,31 +88,32 @@ def from_adapter(
     output_loading_info: bool = False,
     **options,
 ):
-    """Trained adapters on their backbones: what `from_pretrained` gives for a folder of adapters.
+    """Load trained adapters on their backbones: `from_pretrained` for a folder of adapters.
 
     Args:
-        model_class: `SoundwaveForConditionalGeneration`, or `SoundwaveForCTC`, which takes those of any stage.
+        model_class: `SoundwaveForConditionalGeneration`, or `SoundwaveForCTC`, which loads adapters of any stage.
         adapter (`str`): local folder.
-        name (`str`): what `from_pretrained` was given: the folder, or a hub name.
-        encoder, llm (`str`, *optional*): hub name or folder of a backbone; by default what the adapters' config names.
-        allow_other_backbones (`bool`): whether they may be others than those of the training, of the same widths.
-        merge_lora (`bool`): merge the LoRA into the LLM. Otherwise it stays attached: a `PeftModel` comes back, whose
-            `get_base_model()` is of `model_class`. It generates, trains on and saves the adapters alone.
+        name (`str`): first argument of `from_pretrained`: the folder, or a hub name.
+        encoder, llm (`str`, *optional*): hub name or folder of a backbone; by default those in the adapters' config.
+        allow_other_backbones (`bool`): whether to accept other backbones of the same widths.
+        merge_lora (`bool`): merge the LoRA into the LLM. Otherwise a `PeftModel` is returned, whose
+            `get_base_model()` is of `model_class`. It can generate and continue training, and it saves only the
+            adapters.
         is_trainable (`bool`): whether an attached LoRA, and the adapters, are set to train.
-        dtype (`torch.dtype` or `str`, *optional*): of all weights; by default, and where it is "auto", each backbone
-            has its checkpoint's own and the adapters are float32. Each layer is merged in float32 and rounded once.
+        dtype (`torch.dtype` or `str`, *optional*): dtype of all weights. By default, and with "auto", backbones keep
+            that of their checkpoints and adapters are float32. Layers are merged in float32 and rounded once.
         device_map (`str`, `int`, `torch.device` or `dict`, *optional*): as in `from_pretrained`. The model is joined
-            on the CPU first; a quantized LLM is put on one device at once.
-        quantization_config (`dict` or config of a quantizer, *optional*): of the LLM's layers.
+            on the CPU first; a quantized LLM is loaded directly on one device.
+        quantization_config (`dict` or config of a quantizer, *optional*): for the LLM's layers.
         attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`.
         options: `max_memory`, `offload_folder`, `offload_buffers`; fields of `SoundwaveConfig`; `cache_dir`, `token`
             and `local_files_only`, for adapters and backbones; `revision`, `subfolder` and `force_download`, for the
             adapters.
 
-    Returns: the model in eval mode (in training mode with `is_trainable`); with `output_loading_info` a report too.
+    Returns: the model in eval mode (in training mode with `is_trainable`); with `output_loading_info` also a report.
 
-    Raises: `ValueError` where the folder does not fit the class, a keyword or value is not taken, or the backbones are
-    others; `FileNotFoundError` where a backbone is not found.
+    Raises: `ValueError` if the folder does not fit the class, a keyword or value is not supported, or the adapters
+    were trained on other backbones; `FileNotFoundError` if a backbone is not found.
     """
     _check_call(args, model_class, adapter, merge_lora, is_trainable, quantization_config)
     placing = {key: options.pop(key, None) for key in ("max_memory", "offload_folder", "offload_buffers")}
@@ -138,42 +140,44 @@ def from_adapter(
 
 def _check_call(args, model_class, adapter: str, merge_lora: bool, is_trainable: bool, quantization_config):
     if args:
-        raise ValueError(f"`from_pretrained` got {len(args)} values beside the folder of adapters: name them.")
+        raise ValueError(
+            f"`from_pretrained` got {len(args)} positional arguments after the folder: pass them by keyword."
+        )
     generates, kind = model_class.__name__ == "SoundwaveForConditionalGeneration", adapter_kind(adapter)
     if not generates and model_class.__name__ != "SoundwaveForCTC":
         raise ValueError(
-            f"`{model_class.__name__}` takes no folder of adapters: load `{adapter}` by "
-            "`SoundwaveForConditionalGeneration.from_pretrained(folder)`, whose `.model` is the bare one."
+            f"`{model_class.__name__}` cannot load a folder of adapters: load `{adapter}` with "
+            "`SoundwaveForConditionalGeneration.from_pretrained(folder)`; its `.model` is the bare model."
         )
     if generates and kind == "align":
         raise ValueError(describe_folder(adapter))
     if not generates and (not merge_lora or is_trainable or quantization_config is not None):
         raise ValueError(
-            "`merge_lora`, `is_trainable` and `quantization_config` are for an LLM, and `SoundwaveForCTC` has none."
+            "`merge_lora`, `is_trainable` and `quantization_config` need an LLM, and `SoundwaveForCTC` has none."
         )
     if merge_lora and is_trainable:
-        raise ValueError("`is_trainable` is for a LoRA that stays attached: give `merge_lora=False` too.")
+        raise ValueError("`is_trainable` needs a LoRA that is not merged: give `merge_lora=False` too.")
 
 
 def _changed_fields(config: SoundwaveConfig | None, name: str, subfolder: str | None, hub: dict) -> dict:
-    """Fields that a caller set in a config, which the Auto classes read from `name` and pass on."""
+    """Fields that a caller changed in a config. (The Auto classes read it from `name` and pass it on.)"""
     if config is None:
         return {}
-    if getattr(config, "model_type", None) != SoundwaveConfig.model_type:  # remote code may have a class of its own
-        raise ValueError(f"`config` is a {type(config).__name__} and a SoundwaveConfig was expected.")
+    if getattr(config, "model_type", None) != SoundwaveConfig.model_type:  # remote code has its own class
+        raise ValueError(f"`config` is a {type(config).__name__}; expected a SoundwaveConfig.")
     saved = SoundwaveConfig.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}), **hub)
     for part in ("audio_config", "text_config", "audio_token_id"):
         values = [getattr(one, part) for one in (config, saved)]
         if part != "audio_token_id":
             values = [{**one.to_dict(), "dtype": None, "torch_dtype": None} for one in values]
         if values[0] != values[1]:
-            raise ValueError(f"`{part}` of the config follows from the backbones of `{name}`: leave it as it is.")
+            raise ValueError(f"`{part}` of the config is determined by the backbones of `{name}`: do not change it.")
     values = {field: (getattr(config, field), getattr(saved, field)) for field in settable_fields()}
     return {field: given for field, (given, before) in values.items() if given != before}
 
 
 def _asked_attention(config: SoundwaveConfig | None) -> dict | None:
-    """Attention that a caller set in a config, as `set_attn_implementation` takes it."""
+    """Attention implementations that a caller set in a config, for `set_attn_implementation`."""
     if config is None:
         return None
     parts = {"": config, "audio_config": config.audio_config, "text_config": config.text_config}
@@ -181,7 +185,7 @@ def _asked_attention(config: SoundwaveConfig | None) -> dict | None:
 
 
 def _take_fields(options: dict) -> dict:
-    """Fields of `SoundwaveConfig` among the keywords. Raises: `ValueError` for one that nothing here takes."""
+    """Fields of `SoundwaveConfig` among the keywords. Raises: `ValueError` for an unknown keyword."""
     options = {key: value for key, value in options.items() if key not in WITHOUT_MEANING | {"adapter_kwargs"}}
     fields = {key: options.pop(key) for key in settable_fields() & options.keys()}
     for key, value in options.items():
@@ -202,15 +206,13 @@ def _put_adapters(model, adapter: str, merge_lora: bool, is_trainable: bool, cha
 
 
 def _one_device(device_map, quantized: bool, merge_lora: bool):
-    """The device of a map that names one; None where it names several devices, or the library chooses.
+    """The device of a map with one device; None if it has several, or the library chooses.
 
-    Raises: `ValueError` where a quantized LLM, or a model with an attached LoRA, would be split.
+    Raises: `ValueError` if a quantized LLM, or a model with an attached LoRA, would be split.
     """
     device = _device_of_map(device_map, quantized)
     if not merge_lora and device_map is not None and device is None:
-        raise ValueError(
-            f"`device_map` is {device_map!r} and the LoRA stays attached (`merge_lora=False`): give one device."
-        )
+        raise ValueError(f"`device_map` is {device_map!r}, but `merge_lora=False` needs one device: give one.")
     return device
 
 
@@ -221,7 +223,7 @@ def _device_of_map(device_map, quantized: bool):
         return as_device(torch.accelerator.current_accelerator() or "cpu")
     if device_map is None or isinstance(device_map, dict) or device_map in SHARED_MAPS:
         if quantized and device_map is not None:
-            raise ValueError("`device_map` splits the model, and a quantized LLM is put on one device: name that.")
+            raise ValueError("`device_map` splits the model, but a quantized LLM needs one device: give one.")
         return None
     if device_map == "disk":
         return None
@@ -229,7 +231,7 @@ def _device_of_map(device_map, quantized: bool):
 
 
 def as_device(device) -> torch.device:
-    """The device that a caller names. Raises: `ValueError` where it is none, or not on this machine."""
+    """A device by name. Raises: `ValueError` if it is unknown or not on this machine."""
     found = torch.accelerator.current_accelerator()
     count = 0 if found is None else torch.accelerator.device_count()
     here = ["cpu", *(f"{found.type}:{number}" for number in range(count))]
@@ -246,10 +248,10 @@ def as_device(device) -> torch.device:
 
 
 def place(model: nn.Module, device_map, device, max_memory=None, offload_folder=None, offload_buffers=None):
-    """Put a joined model where a device map says. Returns the model."""
+    """Put a joined model on the devices of a map. Returns the model."""
     if device_map is None:
         if given := [key for key, value in (("max_memory", max_memory), ("offload_folder", offload_folder)) if value]:
-            raise ValueError(f"`{given[0]}` is for a `device_map`: give one, such as 'auto', or leave it out.")
+            raise ValueError(f"`{given[0]}` needs a `device_map`: give one, such as 'auto', or leave it out.")
         return model
     if device is not None:
         return model.to(device)

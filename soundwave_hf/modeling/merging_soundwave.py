@@ -13,7 +13,8 @@ class MergedPrompt:
     Args:
         inputs_embeds (`torch.FloatTensor` of shape `(batch, merged, width)`).
         attention_mask (`torch.LongTensor` of shape `(batch, merged)`): 1 at true positions.
-        last_position (`torch.LongTensor` of shape `(batch, tokens)`): where each input token ends in the merged row.
+        last_position (`torch.LongTensor` of shape `(batch, tokens)`): last position of each input token in the merged
+            row.
     """
 
     inputs_embeds: torch.Tensor
@@ -22,23 +23,24 @@ class MergedPrompt:
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """`(batch, merged)`: positions counted over the merged row, padding left out."""
+        """`(batch, merged)`: positions in the merged row, without padding."""
         return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 @dataclass
 class TokenPlaces:
-    """Where the tokens of a batch, and the positions of its clips, lie in the merged rows.
+    """Where the tokens of a batch, and the positions of its clips, go in the merged rows.
 
-    Places of tokens count through the rows of ids laid end to end, those of positions through the merged rows.
+    Places of tokens are indices into the flattened ids; places of positions are indices into the flattened merged
+    rows.
 
     Args:
         attention_mask (`torch.Tensor` of shape `(batch, tokens)`).
         audio_at, text_at (`torch.LongTensor`): places of the audio tokens and of the other tokens.
-        audio_index, text_index (`torch.LongTensor`): places of positions: the clips' and the other tokens'.
+        audio_index, text_index (`torch.LongTensor`): places of the clips' positions and of the other tokens'.
         num_positions (`torch.LongTensor` of shape `(clips,)`).
-        ends (`torch.LongTensor` of shape `(batch, tokens)`): one past each token's last position, in its row.
-        merged (`int`): positions of a row, padding included.
+        ends (`torch.LongTensor` of shape `(batch, tokens)`): one after each token's last position, in its row.
+        merged (`int`): positions of a row, including padding.
     """
 
     attention_mask: torch.Tensor
@@ -51,7 +53,8 @@ class TokenPlaces:
     merged: int
 
     def merge(self, text: torch.Tensor, positions: torch.Tensor) -> MergedPrompt:
-        """Embeddings of the other tokens `(text tokens, width)` and positions `(sum of num_positions, width)`."""
+        """Merge embeddings of the other tokens `(text tokens, width)` and positions `(sum of num_positions,
+        width)`."""
         shape = len(self.ends), self.merged
         embeds = text.new_zeros(shape[0] * shape[1], text.shape[-1])
         embeds = embeds.index_copy(0, self.text_index, text).index_copy(0, self.audio_index, positions.to(text))
@@ -71,12 +74,12 @@ def place_tokens(
     before=0,
     context: int | None = None,
 ) -> TokenPlaces:
-    """Find where tokens and positions lie in the merged rows, which are padded on the left.
+    """Compute where tokens and positions go in the merged rows, which are padded on the left.
 
     Args:
         input_ids, num_positions, attention_mask, before: as in `SoundwaveModel.merge_audio`.
         total (`int`): the sum of `num_positions`.
-        context (`int`, *optional*): the most positions of a row.
+        context (`int`, *optional*): largest number of positions in a row.
 
     Raises: `ValueError` as in `SoundwaveModel.merge_audio`.
     """
@@ -85,7 +88,7 @@ def place_tokens(
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` {tuple(input_ids.shape)}: "
-            "give one value for each token, however many positions its clip has."
+            "give one value for each token, also for an audio token."
         )
     num_positions = num_positions.to(input_ids)
     # A stable sort moves the audio tokens of all rows to the front, in order.
@@ -97,7 +100,7 @@ def place_tokens(
     merged = _checked_length(num_tokens, spans.sum(dim=1), length, num_positions, audio_token_id, context)
     ends = merged - spans.sum(dim=1, keepdim=True) + spans.cumsum(dim=1)
     flat_ends = (ends + merged * torch.arange(len(ends), device=ends.device)[:, None]).flatten()
-    # The positions of a clip lie side by side and end where its token ends.
+    # The positions of a clip are adjacent and end where its token ends.
     shift = flat_ends[audio_at] - num_positions.cumsum(0)
     shift = shift.repeat_interleave(num_positions, output_size=total)
     audio_index = torch.arange(total, device=shift.device) + shift
@@ -106,14 +109,14 @@ def place_tokens(
 
 
 def _checked_length(num_tokens, lengths, true_lengths, num_positions, audio_token_id: int, context: int | None) -> int:
-    """Positions of the longest merged row. Values are read once: an accelerator waits there."""
-    longest_clip = nn.functional.pad(num_positions, (0, 1)).max()  # 0 where there is none
+    """Positions of the longest merged row. Values are read only once, as this waits for an accelerator."""
+    longest_clip = nn.functional.pad(num_positions, (0, 1)).max()  # 0 without clips
     values = torch.stack([num_tokens, lengths.max(), true_lengths.max(), longest_clip])
     num_tokens, merged, true_length, longest_clip = values.tolist()
     if num_tokens != len(num_positions):
         raise ValueError(
             f"`input_ids` holds {num_tokens} audio tokens (id {audio_token_id}) and {len(num_positions)} clips were "
-            "given: give one audio token a clip, in the clips' order."
+            "given: give one audio token for each clip, in the same order."
         )
     if context is not None and true_length > context:
         raise ValueError(

@@ -8,7 +8,7 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.utils import can_return_tuple, logging
 
-from .adapters_soundwave import (  # noqa: F401 (some for those who import them from here, as in 0.1.0)
+from .adapters_soundwave import (  # noqa: F401 (0.1.0 exported these names here)
     SoundwaveAlignmentAdapter,
     SoundwaveAlignmentLayer,
     SoundwaveAttention,
@@ -110,26 +110,26 @@ class SoundwaveModel(SoundwaveAudioModel):
         ctc_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> SoundwaveAudioOutput:
-        """Clips -> positions: encode, align, shrink.
+        """Encode clips, align them and shrink them to positions.
 
         Args:
             input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel, 10 ms a frame.
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
             ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask: as in `forward`.
-            kwargs: `output_hidden_states` and `output_attentions`, those of the encoder, for clips within its window;
-                None where a clip is longer.
+            kwargs: `output_hidden_states` and `output_attentions` of the encoder, for clips within its window. With a
+                longer clip these outputs are None.
 
-        Returns: `SoundwaveAudioOutput`, its `pooler_output` the positions `(sum of num_positions, width)`.
+        Returns: `SoundwaveAudioOutput`; `pooler_output` holds the positions `(sum of num_positions, width)`.
 
-        Raises: `ValueError` where shapes of features and mask differ, a clip is empty, or a CTC label is no token.
+        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, or a CTC label is not a token.
 
         Example:
 
         ```python
         >>> clip = processor(text=processor.audio_token, audio="speech.wav")
         >>> audio = model.model.get_audio_features(clip["input_features"], clip["input_features_mask"])
-        >>> audio.ctc_best.shape == audio.aligned_states.shape[:2]  # a label each 40 ms
+        >>> audio.ctc_best.shape == audio.aligned_states.shape[:2]  # one label for each 40 ms
         True
         ```
         """
@@ -144,7 +144,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         keep = self.keep_mask(audio.ctc_best, mask)
         audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
-            places = torch.argsort(~keep.flatten(), stable=True)[: len(audio.pooler_output)]  # of the kept, in order
+            places = torch.argsort(~keep.flatten(), stable=True)[: len(audio.pooler_output)]  # kept frames, in order
             kept_labels = audio.ctc_best.flatten()[places]
             audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(kept_labels)
         audio.num_positions = keep.sum(dim=1)
@@ -153,17 +153,17 @@ class SoundwaveModel(SoundwaveAudioModel):
         return audio
 
     def ctc_frames(self, audio: SoundwaveAudioOutput) -> list[CTCFrames]:
-        """CTC log-probabilities of each clip's frames, of what `get_audio_features` returned."""
+        """CTC log-probabilities of each clip's frames. Args: audio: output of `get_audio_features`."""
         return self.ctc_head.score_frames(audio.aligned_states, audio.num_frames, self.token_table())
 
     @torch.no_grad()
     def judge_silence(
         self, audio: SoundwaveAudioOutput, input_features=None, input_features_mask=None
     ) -> torch.Tensor:
-        """Clips in which there is no speech to transcribe, `(clips,)`; none where the config has no threshold.
+        """Mask `(clips,)` of clips without speech; all false if the config has no threshold.
 
-        The CTC head decides, but on clips that may be a single word, which it misses now and then. Encoder states do
-        not tell these: there, clips of up to 1.5 s count as speech.
+        The CTC head decides, except for clips that may be a single word, which it sometimes misses. Encoder states do
+        not show which clips these are, so there all clips of up to 1.5 s count as speech.
         """
         threshold = self.config.no_speech_threshold
         if not threshold:
@@ -175,15 +175,16 @@ class SoundwaveModel(SoundwaveAudioModel):
         return is_silent & ~may_be_words(input_features, input_features_mask).to(is_silent.device)
 
     def check_text(self, input_ids: torch.Tensor):
-        """Raises: `ValueError` where ids given without clips hold audio tokens, or ids outside the vocabulary."""
+        """Raises: `ValueError` if ids without clips contain audio tokens or ids outside the vocabulary."""
         check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         if (input_ids == self.config.audio_token_id).any():
             raise ValueError("`input_ids` holds audio tokens and no clip was given: pass `input_features` as well.")
 
     def ids_of_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """The audio token's id where embeddings `(batch, tokens, width)` are its own, else another: `(batch, tokens)`.
+        """Ids `(batch, tokens)` for embeddings `(batch, tokens, width)`: the audio token's id at its embedding, else
+        another id.
 
-        Libraries that put states of their own before a prompt (prompt tuning) pass its embeddings, and no ids.
+        Prompt tuning puts virtual states before a prompt, so it passes embeddings and no ids.
         """
         audio_token_id = self.config.audio_token_id
         row = self.get_input_embeddings()(torch.tensor([audio_token_id], device=inputs_embeds.device))
@@ -197,15 +198,16 @@ class SoundwaveModel(SoundwaveAudioModel):
         """Replace each audio token by the positions of its clip.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): one audio token a clip.
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): one audio token for each clip.
             positions (`torch.FloatTensor` of shape `(sum of num_positions, width)`).
             num_positions (`torch.LongTensor` of shape `(clips,)`): in the order of the tokens, row by row.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*).
-            before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions that the LLM has read before.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): those of the other
-                tokens; the LLM's by default.
+            before (`int` or `torch.LongTensor` of shape `(batch,)`): true positions before these tokens (a cache, a
+                shared prefix).
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): embeddings of the other
+                tokens; by default the LLM's.
 
-        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, ids and
+        Raises: `ValueError` if clips and audio tokens differ in number, ids are outside the vocabulary, ids and
         mask differ in shape, or a row is longer than the LLM's context.
         """
         if may_look(self, input_ids):
@@ -221,10 +223,10 @@ class SoundwaveModel(SoundwaveAudioModel):
         return places.merge(text, positions)
 
     def shares_prefix(self) -> bool:
-        """Whether a prefix can be read once for a batch: every layer has to keep all of its keys and values."""
-        if self.language_model.is_activation_checkpointing:  # recomputed in the backward pass, a layer keeps none
+        """Whether a prefix can be computed once for a batch. For this each layer must cache all keys and values."""
+        if self.language_model.is_activation_checkpointing:  # recomputed layers keep no cache
             return False
-        # Sharded layers (FSDP2, ZeRO-3) are gathered where a gradient enters by what a layer returned, not by a cache.
+        # Sharded layers (FSDP2, ZeRO-3) are gathered for gradients of a layer's output, not for those of a cache.
         if any(hasattr(module, "unshard") for module in self.language_model.modules()):
             return False
         if hasattr(next(self.language_model.parameters()), "ds_id"):
@@ -233,9 +235,9 @@ class SoundwaveModel(SoundwaveAudioModel):
         return all(type(layer) is DynamicLayer for layer in layers)
 
     def read_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, length: int) -> Cache:
-        """Keys and values of the text that all rows begin with, computed once; gradients pass through.
+        """Keys and values of the text at the beginning of all rows, computed once, with gradients.
 
-        Raises: `ValueError` where the rows do not begin with the same `length` true text tokens.
+        Raises: `ValueError` if the rows do not begin with the same `length` true text tokens.
         """
         prefix = input_ids[:, :length]
         if (
@@ -244,20 +246,20 @@ class SoundwaveModel(SoundwaveAudioModel):
             or (attention_mask is not None and not attention_mask[:, :length].all())
         ):
             raise ValueError(
-                f"`shared_prefix` is {length}, and the rows do not all begin with the same {length} tokens of text."
+                f"`shared_prefix` is {length}, but the rows do not all begin with the same {length} text tokens."
             )
         if not self.shares_prefix():
             raise ValueError(
-                "`shared_prefix` was given, and this LLM, gradient checkpointing or sharding keeps no whole cache."
+                "`shared_prefix` was given, but this LLM, gradient checkpointing or sharding keeps no whole cache."
             )
         cache = self.language_model(input_ids=prefix[:1], use_cache=True)[CACHE]
         cache.batch_repeat_interleave(len(input_ids))
         return cache
 
-    def hear_nothing(self) -> torch.Tensor:
-        """Zero, by way of the whole audio side: for a batch of text alone where several processes train.
+    def zero_of_audio_side(self) -> torch.Tensor:
+        """Zero, computed through the whole audio side, for a batch of only text in distributed training.
 
-        Those that share gradients or parameters wait for each other at every layer that has some.
+        Processes that share gradients or parameters wait for each other at each layer, so all must run all layers.
         """
         config = self.config.audio_config
         silence = torch.zeros(1, config.num_mel_bins, 4 * self.config.stack_factor, device=self.device)
@@ -289,7 +291,7 @@ class SoundwaveModel(SoundwaveAudioModel):
     ) -> SoundwaveModelOutputWithPast:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): text, one audio token a clip.
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): text, with one audio token for each clip.
             input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`, *optional*): log-mel of all
                 clips of the batch, 10 ms a frame, in the order of their audio tokens.
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
@@ -300,21 +302,21 @@ class SoundwaveModel(SoundwaveAudioModel):
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 clips stand where the embedding is that of the audio token.
-            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default the LLM's config says so,
-                in a training step it is False.
-            encoder_states, encoder_mask: outputs of `encode`, in place of the features and their mask.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default as in the LLM's config, but
+                False in a training step.
+            encoder_states, encoder_mask: outputs of `encode`, instead of the features and their mask.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
             output_ctc_logits (`bool`): whether `audio_output` has `ctc_logits`.
-            num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
+            num_ctc_clips (`int`, *optional*): number of clips to average the CTC loss over (an accumulated batch).
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with
                 `ctc_labels` in this step; by default the whole vocabulary.
             ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the CTC loss
                 leaves the others out. By default all have one.
-            shared_prefix (`int`): in training, tokens of text that all rows begin with, read once for the batch.
-            is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): the processor's mark of rows that
-                ask for a transcript, which `generate` alone reads.
+            shared_prefix (`int`): in training, number of text tokens that all rows begin with; computed once.
+            is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): transcription requests; only
+                `generate` uses it.
 
-        Returns: `SoundwaveModelOutputWithPast` with one state per input token, none for those of a `shared_prefix`.
+        Returns: `SoundwaveModelOutputWithPast` with one state for each input token after the `shared_prefix`.
 
         Raises: `ValueError` as in `SoundwaveForConditionalGeneration.forward`.
 
@@ -323,7 +325,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         ```python
         >>> inputs = processor.apply_transcription_request("speech.wav")
         >>> output = model.model(**inputs)
-        >>> output.last_hidden_state.shape[1] == inputs["input_ids"].shape[1]  # however many positions the clip has
+        >>> output.last_hidden_state.shape[1] == inputs["input_ids"].shape[1]  # one state for an audio token
         True
         ```
         """
@@ -363,7 +365,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         )
         hidden, kept = outputs.last_hidden_state, getattr(outputs, CACHE)
         if self.training and not has_audio and past_key_values is None and num_processes() > 1:
-            hidden = hidden + self.hear_nothing().to(hidden.dtype)
+            hidden = hidden + self.zero_of_audio_side().to(hidden.dtype)
         if merged is not None and kept is not None and not is_training:
             kept.prompt = self._cached_prompt(prompt_ids, merged, audio, *clips)
         if merged is not None:
@@ -379,28 +381,30 @@ class SoundwaveModel(SoundwaveAudioModel):
     def _check_whole_prompt(self, input_ids, inputs_embeds, cache: Cache | None, has_audio: bool, shared_prefix: int):
         if input_ids is None and inputs_embeds is None:
             raise ValueError(
-                "`input_ids` was not given: pass the prompt's ids, with one audio token for each clip of "
+                "`input_ids` was not given: pass the prompt's ids, with one audio token for each clip in "
                 "`input_features` (the processor writes both)."
             )
         if shared_prefix and (not has_audio or cache is not None or input_ids is None):
-            raise ValueError("`shared_prefix` is for the ids of whole prompts with clips, without a cache.")
+            raise ValueError(
+                "`shared_prefix` was given, but it needs `input_ids` of whole prompts with clips, and no cache."
+            )
         if has_audio and cache is not None and int(cache.get_seq_length()):
             raise ValueError(
-                "`past_key_values` holds a prompt and `input_features` were given: `forward` takes clips with whole "
-                "prompts. `generate` merges the clips of a next turn behind a kept cache. PEFT's prefix tuning passes "
-                "such a cache: use a method that changes weights, such as LoRA."
+                "`past_key_values` holds a prompt and `input_features` were given, but `forward` needs whole prompts "
+                "with clips. Use `generate`, which can merge clips after a cache. (PEFT's prefix tuning passes such a "
+                "cache: use a method that changes weights, such as LoRA.)"
             )
 
     def _check_text_alone(self, input_ids: torch.Tensor):
         check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         if (input_ids == self.config.audio_token_id).any():
             logger.warning_once(
-                "`input_ids` holds audio tokens and no clip was given: the LLM reads them as a word that it was never "
-                "trained on. Pass `input_features` as well."
+                "`input_ids` holds audio tokens and no clip was given: the LLM was not trained on the audio token's "
+                "embedding. Pass `input_features` as well."
             )
 
     def _cached_prompt(self, prompt_ids, merged: MergedPrompt, audio, input_features, features_mask, *encoded):
-        """What `generate` has to know of a prompt with clips to go on from its cache."""
+        """The prompt that `generate` needs to continue from this cache."""
         is_audio = prompt_ids == self.config.audio_token_id
         digests = digest_clips(input_features, features_mask, *encoded)
         is_silent = self.judge_silence(audio, input_features, features_mask)
@@ -437,7 +441,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         super().__init__(config)
         self.model = SoundwaveModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        # The LLM's family names its embeddings: `embed_tokens` in Llama, `wte` in GPT-2.
+        # The name of the embeddings depends on the LLM: `embed_tokens` in Llama, `wte` in GPT-2.
         table = self.model.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is table)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -460,28 +464,27 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         """Join any Whisper encoder and any causal LM.
 
         Args:
-            encoder (`str`): hub name or folder of a Whisper model; by default what the config of `adapter` names.
-            llm (`str`): hub name or folder of a causal LM; by default what the config of `adapter` names. Its
-                vocabulary gets the audio token if it lacks one.
-            adapter (`str`, *optional*): folder of trained adapters (what `soundwave-hf train` writes): they are
-                loaded, their LoRA merged into the LLM. Without it the adapters are fresh.
-            audio_token (`str`): the token which stands for a clip.
-            dtype (`torch.dtype` or `str`, *optional*): of all weights, or its name; by default, and where it is
-                "auto", the backbones' own and float32 adapters.
-            warm_start (`bool`): let a fresh alignment adapter with a tied CTC head begin at what Whisper's decoder
-                reads off a frame, where the two vocabularies share words enough; otherwise, and where not, at random.
-            quantization_config (`dict` or config of a quantizer, *optional*): of the LLM's layers, as in
-                `from_pretrained`; the LoRA of an `adapter` is rounded where it is merged into them.
-            allow_other_backbones (`bool`): whether `adapter` may be put on backbones of the same widths that are not
-                those of its training.
-            device (`torch.device` or `str`, *optional*): where the model is put; the CPU by default, and a quantized
-                LLM where its quantizer puts it.
-            **fields: fields of `SoundwaveConfig`; those of `adapter` by default.
+            encoder (`str`): hub name or folder of a Whisper model; by default the one in the config of `adapter`.
+            llm (`str`): hub name or folder of a causal LM; by default the one in the config of `adapter`. The audio
+                token is added to its vocabulary if it is missing.
+            adapter (`str`, *optional*): folder of trained adapters (from `soundwave-hf train`). They are loaded, and
+                their LoRA is merged into the LLM. Without it the adapters are new.
+            audio_token (`str`): the token for a clip.
+            dtype (`torch.dtype` or `str`, *optional*): dtype of all weights. By default, and with "auto", backbones
+                keep their own and adapters are float32.
+            warm_start (`bool`): whether to initialize a new alignment adapter with a tied CTC head from Whisper's
+                decoder, if the two vocabularies share enough words. Otherwise its weights are random.
+            quantization_config (`dict` or config of a quantizer, *optional*): for the LLM's layers, as in
+                `from_pretrained`. Merging the LoRA of an `adapter` into quantized layers rounds it.
+            allow_other_backbones (`bool`): whether `adapter` may be loaded on backbones of the same widths that it
+                was not trained with.
+            device (`torch.device` or `str`, *optional*): device of the model; by default the CPU, or for a quantized
+                LLM the quantizer's choice.
+            **fields: fields of `SoundwaveConfig`; by default those of `adapter`.
 
-        Raises: `ValueError` for a keyword that is no such field, or no dtype, where the adapter was trained for
-        other backbones or with another value of a field that its weights fix, or a checkpoint lacks
-        weights or has a file broken off, or the LLM does more to its scores than its head does; `FileNotFoundError`
-        where the adapter's folder lacks a file, or a checkpoint a shard.
+        Raises: `ValueError` for an unknown keyword or dtype; for an adapter that was trained on other backbones or
+        with another value of a field that its weights fix; for missing weights or a truncated file; for an LLM that
+        changes its scores after its head. `FileNotFoundError` if a file of the adapter or a shard is missing.
 
         Example:
 
@@ -524,13 +527,13 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         self.generation_config = language.generation_config
         if is_quantized:
             take_quantizer(self, language)
-        # In an answer, an audio token would stand for a clip that does not exist.
+        # An answer must not contain audio tokens.
         suppressed = [*(self.generation_config.suppress_tokens or []), self.config.audio_token_id]
         self.generation_config.suppress_tokens = suppressed
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; with the weights goes the code, for `trust_remote_code=True` without this package."""
-        from .pipeline_soundwave import CUSTOM_PIPELINES  # pipelines import much that a model alone has no use for
+        """As in transformers; also saves the code, for `trust_remote_code=True` without this package."""
+        from .pipeline_soundwave import CUSTOM_PIPELINES  # imported late: pipelines import many modules
 
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
@@ -542,10 +545,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
 
     @torch.no_grad()
     def get_ctc_clips(self, input_features=None, input_features_mask=None, **kwargs) -> list[CTCClip]:
-        """What texts of these clips can be aligned with (`SoundwaveProcessor.align_word_timestamps`), one a clip.
+        """`CTCClip` of each clip, for `SoundwaveProcessor.align_word_timestamps`.
 
-        Arguments as in `SoundwaveModel.get_audio_features`; those of a transcription request that concern its text
-        alone are not read.
+        Arguments as in `SoundwaveModel.get_audio_features`. The text inputs of a transcription request are ignored.
         """
         for name in ("input_ids", "attention_mask", "is_transcription"):
             kwargs.pop(name, None)
@@ -579,11 +581,11 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
     ) -> SoundwaveCausalLMOutputWithPast:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): text, one audio token a clip.
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): text, with one audio token for each clip.
             input_features (`torch.FloatTensor` of shape `(clips, mel_bins, mel_frames)`): log-mel of all clips of the
                 batch, in the order of their audio tokens.
-            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames; only
-                those reach the adapters. Without it all frames are true.
+            input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames. Padding
+                does not reach the adapters. By default all frames are true.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 at true tokens.
             position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): of text alone; those of a prompt
                 with clips are counted over its positions.
@@ -591,30 +593,31 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 5.23 has the one name and 5.24 the other, and both are taken here.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
                 clips stand where the embedding is that of the audio token.
-            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default the LLM's config says so,
-                in a training step it is False.
-            labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` where a token is to be
-                learnt, -100 elsewhere.
+            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default as in the LLM's config, but
+                False in a training step.
+            labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): `input_ids` at tokens to learn, -100
+                elsewhere.
             ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
-            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with them
-                in this step; no others, but for the labels' own, become `ctc_best`. By default the whole vocabulary.
-            encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, in place of the features and their mask.
-            num_ctc_clips (`int`, *optional*): clips that the CTC loss is a mean over (of an accumulated batch).
+            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with
+                `ctc_labels` in this step. Only they and the labels can become `ctc_best`. By default the whole
+                vocabulary.
+            encoder_states, encoder_mask: outputs of `SoundwaveModel.encode`, instead of the features and their mask.
+            num_ctc_clips (`int`, *optional*): number of clips to average the CTC loss over (an accumulated batch).
             ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the CTC loss
                 leaves the others out. By default all have one.
-            logits_to_keep (`int`): score only the last tokens of each row, this many; `labels` count only there.
+            logits_to_keep (`int`): score only this many last tokens of each row. The loss uses only their `labels`.
             output_ctc_logits (`bool`): whether to return `ctc_logits`.
-            num_items_in_batch (`int`, *optional*): labels that `ce_loss` is a mean over (of an accumulated batch);
-                without `num_ctc_clips`, `ctc_loss` counts by the share of them that are in this part.
-            shared_prefix (`int`): in training, tokens of text that all rows begin with (system prompt, question): the
-                LLM reads them once for the batch, and neither scores them nor learns their labels. What this saves
-                is measured by `benchmarks/training.py --stages shrink --variants ours prefix_each_row`.
-            is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): the processor's mark of rows that
-                ask for a transcript, which `generate` alone reads.
+            num_items_in_batch (`int`, *optional*): number of labels to average `ce_loss` over (an accumulated batch).
+                Without `num_ctc_clips`, `ctc_loss` is multiplied by the share of these labels in this part.
+            shared_prefix (`int`): in training, number of text tokens that all rows begin with (system prompt,
+                question). The LLM computes them once for the batch, without scores and without learning their labels.
+                `benchmarks/training.py --stages shrink --variants ours prefix_each_row` measures what this saves.
+            is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): transcription requests; only
+                `generate` uses it.
 
-        Raises: `ValueError` where clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
+        Raises: `ValueError` if clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
         inputs and of their masks or labels differ, a clip is empty, a prompt is longer than the LLM's context, or a
-        CTC label is no token.
+        CTC label is not a token.
 
         Example:
 
@@ -645,7 +648,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        # Of a slice that is not contiguous, PyTorch would multiply row by row, a copy of the head's weights for each.
+        # Contiguous, or PyTorch would multiply row by row and copy the head's weights for each.
         logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         ce_loss = None
         if labels is not None:
@@ -654,7 +657,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         ctc_loss = audio.ctc_loss
         counts_labels_alone = num_items_in_batch is not None and kwargs.get("num_ctc_clips") is None
         if ctc_loss is not None and labels is not None and counts_labels_alone:
-            # As `Trainer` does, which adds the losses of an accumulated batch up: each part has its share of the CTC.
+            # `Trainer` adds up the losses of an accumulated batch, so each part contributes its share of the CTC loss.
             ctc_loss = ctc_loss * labels[:, 1:].ne(-100).sum() / num_items_in_batch
         return SoundwaveCausalLMOutputWithPast(
             loss=self._weigh(ce_loss, ctc_loss),
@@ -678,8 +681,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             check_ids("labels", labels.masked_fill(labels.eq(-100), 0), vocabulary)
         if learnt.shape != logits.shape[:2]:
             raise ValueError(
-                f"`labels` has shape {tuple(labels.shape)}, which is not that of `input_ids`: give one label for each "
-                "token, one for an audio token too, however many positions its clip has."
+                f"`labels` has shape {tuple(labels.shape)}, which differs from that of `input_ids`: give one label "
+                "for each token, also for an audio token."
             )
         return self.loss_function(logits, learnt, vocabulary, num_items_in_batch=num_items_in_batch)
 

@@ -1,8 +1,8 @@
-"""Whether a clip in which the CTC head hears nothing may be a single word after all.
+"""Decides by the sound whether a clip without CTC labels may be a single word.
 
-The head misses now and then a word that stands alone ("two", "comma"), never longer speech. In its log-mel a word is
-short, broad in frequency and changes: silence, noise and clicks do not change, tones and hum are narrow, and music
-goes on. `benchmarks/no_speech.py` measures all of them.
+The CTC head sometimes misses a single word ("two", "comma"), but not longer speech. In log-mel, a word is short, has
+many frequencies and changes. Silence, noise and clicks do not change, tones and hum have few frequencies, and music is
+long. `benchmarks/no_speech.py` measures all of them.
 """
 
 import torch
@@ -10,12 +10,12 @@ from torch import nn
 
 
 DECIBELS = 40.0  # of Whisper's log-mel, which is scaled to 40 dB a unit: (log10 of the power + 4) / 4
-LOUD_DECIBELS = 40.0  # below the loudest frame; what is softer is not judged
-SMOOTHED_FRAMES = 5  # of 10 ms: a frame of noise alone differs from the next
-LONGEST_WORD_FRAMES = 150  # of 10 ms, loud ones
-LEAST_SHARE_OF_BINS = 0.25  # that come within `LOUD_DECIBELS` of the loudest bin: words have 0.30 and more, hum 0.21
+LOUD_DECIBELS = 40.0  # below the loudest frame; softer frames are ignored
+SMOOTHED_FRAMES = 5  # of 10 ms: single frames of noise differ from each other
+LONGEST_WORD_FRAMES = 150  # loud frames of 10 ms
+LEAST_SHARE_OF_BINS = 0.25  # within `LOUD_DECIBELS` of the loudest bin: words have 0.30 and more, hum 0.21
 BANDS = 16  # of the whole range
-LEAST_CHANGE_DECIBELS = 4.4  # of the bands against their mean: words have 4.7 and more, short noise 4.1 and less
+LEAST_CHANGE_DECIBELS = 4.4  # deviation of the bands from their mean: words have 4.7 or more, short noise 4.1 or less
 
 
 def may_be_word(log_mel: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def may_be_word(log_mel: torch.Tensor) -> torch.Tensor:
 
 
 def may_be_words(input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """`may_be_word` of clips `(clips, mel_bins, frames)`, padded together: `torch.BoolTensor` of shape `(clips,)`."""
+    """`may_be_word` of padded clips `(clips, mel_bins, frames)`: `torch.BoolTensor` of shape `(clips,)`."""
     if input_features_mask is None:
         return torch.stack([may_be_word(clip) for clip in input_features])
     clips = zip(input_features, input_features_mask.sum(dim=1).tolist(), strict=True)

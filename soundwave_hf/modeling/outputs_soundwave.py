@@ -1,4 +1,4 @@
-"""What the models return."""
+"""Outputs of the models."""
 
 from dataclasses import dataclass
 
@@ -9,27 +9,24 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
 )
 
-from .generation_soundwave import (
-    CACHE,
-    CACHE_NAMES,
-)
+from .generation_soundwave import CACHE, CACHE_NAMES
 
 
 @dataclass
 class SoundwaveAudioOutput(BaseModelOutputWithPooling):
-    """What the audio side of the model makes of a batch of clips.
+    """Output of the audio side for a batch of clips.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(clips, encoder_frames, encoder_width)`): encoder states.
         pooler_output (`torch.FloatTensor` of shape `(sum of num_positions, width)`): the positions of all clips, in
-            order, as they enter the LLM. None in `SoundwaveForCTC`.
+            order: inputs of the LLM. None in `SoundwaveForCTC`.
         aligned_states (`torch.FloatTensor` of shape `(clips, frames, width)`): output of the alignment adapter.
         num_frames (`torch.LongTensor` of shape `(clips,)`): true aligned frames of each clip.
         num_positions (`torch.LongTensor` of shape `(clips,)`): positions of each clip.
         ctc_best (`torch.LongTensor` of shape `(clips, frames)`): CTC label of each aligned frame: its likeliest token,
-            or the blank where that leads by `blank_margin`.
-        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): sum of each clip's loss per target, over the number
-            of clips, or over `num_ctc_clips` where that was given.
+            or the blank if it is likelier by `blank_margin`.
+        ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): sum of each clip's loss per target, divided by the
+            number of clips, or by `num_ctc_clips` if it was given.
         num_ctc_skipped (`torch.LongTensor` of shape `()`, *optional*): clips whose targets do not fit their frames.
         ctc_logits (`torch.FloatTensor` of shape `(clips, frames, vocabulary)`, *optional*): returned on request.
         no_speech_probs (`torch.FloatTensor` of shape `(clips,)`, *optional*): lowest probability of the CTC blank at
@@ -48,13 +45,13 @@ class SoundwaveAudioOutput(BaseModelOutputWithPooling):
 
 
 class EitherCacheName:
-    """Lets an output be asked for its cache by both names, `past_key_values` and `cache`.
+    """An output whose cache has two names, `past_key_values` and `cache`.
 
-    From 5.24 on the library's outputs do so themselves, with a warning for the old name.
+    From 5.24 on, the library's outputs have both too, with a warning for the old name.
     """
 
     def __getattr__(self, name):
-        if name == "cache":  # where no field has that name
+        if name == "cache":  # only reached if no field has that name
             return self.past_key_values
         raise AttributeError(f"`{type(self).__name__}` has no attribute `{name}`.")
 
@@ -75,7 +72,7 @@ class SoundwaveModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, width)`): for the audio token, the state at
             the last of its positions.
-        audio_output (`SoundwaveAudioOutput`, *optional*): present where clips were given.
+        audio_output (`SoundwaveAudioOutput`, *optional*): present if clips were given.
     """
 
     audio_output: SoundwaveAudioOutput | None = None
@@ -91,8 +88,8 @@ class SoundwaveCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
         ctc_loss (`torch.FloatTensor` of shape `()`, *optional*): returned with `ctc_labels`.
         logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`): next-token scores of each input token.
         num_positions, num_frames, ctc_logits, num_ctc_skipped: see `SoundwaveAudioOutput`.
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, width)`): of the LLM, for those who loaded
-            the model as `AutoModel`.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, width)`): of the LLM, for users of
+            `AutoModel`.
     """
 
     ce_loss: torch.FloatTensor | None = None

@@ -1,6 +1,6 @@
 """Speech recognition as a pipeline: files of any length, in batches, as a list or as a stream.
 
-The library's own pipeline of that task knows CTC models and encoder-decoders; it cannot take an audio LLM.
+The library's own pipeline for this task supports CTC models and encoder-decoders, but no audio LLM.
 """
 
 import array
@@ -26,7 +26,7 @@ from .support_soundwave import check_kind
 
 logger = logging.get_logger(__name__)
 
-# What a saved model's config names: the task of the library, done by this class with `trust_remote_code=True`.
+# In a saved model's config: with `trust_remote_code=True`, this class does the library's task.
 CUSTOM_PIPELINES = {
     "automatic-speech-recognition": {
         "impl": "pipeline_soundwave.SoundwaveSpeechRecognitionPipeline",
@@ -36,7 +36,7 @@ CUSTOM_PIPELINES = {
 }
 
 
-TOKENS_OF_30_SECONDS = 256  # English speech seldom has half of that
+TOKENS_OF_30_SECONDS = 256  # English speech seldom needs half of that
 SHORTEST_CHUNK = 1.0  # seconds
 # Those of `generate` that are no fields of a generation config.
 OWN_OPTIONS = ("return_timestamps", "drop_unsupported", *CTC_OPTIONS)
@@ -60,12 +60,12 @@ def is_clip(inputs) -> bool:
 
 
 def is_data_set(inputs) -> bool:
-    """True for data sets of torch and `datasets`, which the library answers one by one as they are read."""
+    """True for data sets of torch and `datasets`. The library returns their answers one by one."""
     return isinstance(inputs, Dataset) or hasattr(inputs, "cast_column")
 
 
 def undecoded(rows, column: str | None = None):
-    """A column of `datasets` with audio left as it is stored: to decode it there needs torchcodec."""
+    """A column of `datasets` with undecoded audio, because `datasets` needs torchcodec to decode it."""
     features = rows.features or {}
     names = [name for name, feature in features.items() if type(feature).__name__ == "Audio"]
     if column is None and len(names) != 1:
@@ -80,8 +80,8 @@ def undecoded(rows, column: str | None = None):
 
 
 def as_clips(inputs):
-    """Many clips as a `Clips`, where their number is known, or as an iterator."""
-    if hasattr(inputs, "iterrows") or hasattr(inputs, "iter_rows"):  # a frame of pandas or polars
+    """Many clips as `Clips` if their number is known, else as an iterator."""
+    if hasattr(inputs, "iterrows") or hasattr(inputs, "iter_rows"):  # a table of pandas or polars
         raise ValueError("A table arrived; expected clips. Pass the column of their paths: `frame['audio']`.")
     if hasattr(inputs, "cast_column"):
         inputs = undecoded(inputs)
@@ -95,7 +95,7 @@ def as_clips(inputs):
 
 
 class Clips(Dataset):
-    """Clips and their numbers, which messages name."""
+    """Clips with their numbers, for error messages."""
 
     def __init__(self, clips):
         self.clips = clips
@@ -108,7 +108,7 @@ class Clips(Dataset):
 
 
 class Transcripts(Iterator):
-    """What the pipeline returns for a data set or an iterator: each answer is computed when it is asked for."""
+    """The pipeline's output for a data set or an iterator: each answer is computed when it is read."""
 
     def __init__(self, answers: Iterator, clips):
         self.answers, self.clips = answers, clips
@@ -122,10 +122,10 @@ class Transcripts(Iterator):
 
 @dataclasses.dataclass
 class Request:
-    """One clip and what the pipeline has found for it so far."""
+    """One clip and its results so far."""
 
     number: int
-    seconds: list[float]  # of each piece
+    seconds: list[float]  # length of each piece
     language: str | None
     prompt: str | None
     texts: list[list[str]] = dataclasses.field(default_factory=list)  # of each piece, its hypotheses
@@ -137,7 +137,7 @@ class Request:
 
 
 def option_of(option, number: int, name: str):
-    """The language or prompt of one clip, where one was given for all or one for each."""
+    """The language or prompt of one clip, from a value for all clips or a list with one for each."""
     if option is None or isinstance(option, str):
         return option
     if number >= len(option):
@@ -146,7 +146,7 @@ def option_of(option, number: int, name: str):
 
 
 def moved_chunks(chunks: list[dict], seconds: float) -> list[dict]:
-    """Chunks of a piece with the times of the clip in which it begins after so many seconds."""
+    """Chunks of a piece with times in the whole clip. Args: seconds: where the piece begins."""
     return [
         {
             **chunk,
@@ -188,33 +188,33 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
     def __call__(self, inputs, **kwargs):
         """
         Args:
-            inputs: a clip in any form that the processor's call takes, `{"raw": samples, "sampling_rate": Hz}` too; a
-                bare array is at the encoder's rate. Or many of them: a list, a column of `datasets` or pandas, a
-                data set of torch or `datasets`, a `KeyDataset`, a generator.
-            batch_size (`int`, *optional*): pieces transcribed at once, of one clip or of several; 1 by default. So
-                many pieces are read before the first answer.
-            num_workers (`int`, *optional*): processes that read the clips, where their number is known.
-            chunk_length_s (`float`, *optional*): longest piece in seconds; the encoder's window of 30 s by default.
-                0 leaves a clip whole: one prompt holds it, as long as the LLM's context allows.
+            inputs: a clip in any form that the processor accepts, also `{"raw": samples, "sampling_rate": Hz}`; an
+                array without a rate has the encoder's. Or many clips: a list, a column of `datasets` or pandas, a data
+                set of torch or `datasets`, a `KeyDataset`, a generator.
+            batch_size (`int`, *optional*): pieces transcribed at once, of one or several clips; 1 by default. The
+                first answer comes after so many pieces were read.
+            num_workers (`int`, *optional*): processes that read the clips, if the number of clips is known.
+            chunk_length_s (`float`, *optional*): longest piece in seconds; by default the encoder's window of 30 s.
+                With 0, clips are not cut: one prompt holds a clip, within the LLM's context.
             language, prompt (`str` or list, *optional*): as in `SoundwaveProcessor.apply_transcription_request`, one
                 for all clips or one for each.
             mono, allow_truncated, max_seconds, max_bytes (*optional*): as in the processor's call.
-            max_new_tokens (`int`, *optional*): 256 for each 30 s of the longest piece by default; a transcript that
-                does not end within them is warned of.
+            max_new_tokens (`int`, *optional*): 256 for each 30 s of the longest piece by default. A warning names
+                transcripts that do not end within this limit.
             return_timestamps (`str`, *optional*): "word", or "segment" for sentences: adds "chunks", a list of
-                `{"text", "timestamp": (start, end)}` in seconds of the clip, and what else
-                `SoundwaveProcessor.align_word_timestamps` tells of a word. True is "segment".
-            drop_unsupported (`bool`, *optional*): leave out words that the sound does not support.
+                `{"text", "timestamp": (start, end)}` in seconds of the clip, with the other fields of
+                `SoundwaveProcessor.align_word_timestamps`. True means "segment".
+            drop_unsupported (`bool`, *optional*): remove words that the sound does not support.
             ctc_weight, ctc_draft, draft_entropy, draft_probability (*optional*): use the CTC head, as in `generate`.
-            generation_config, generate_kwargs (*optional*): as for `generate`; its arguments may stand in the call,
-                too, such as `num_beams=2`. Of a `return_dict_in_generate` the transcripts are taken.
+            generation_config, generate_kwargs (*optional*): as for `generate`. Its arguments may also be given
+                directly, such as `num_beams=2`. With `return_dict_in_generate` only the transcripts are used.
 
-        Returns: `{"text": transcript}` of a clip, or with `num_return_sequences` above 1 a list of as many, the best
-            first (a clip in pieces joins those of equal rank). A list of these for a list or a column; an iterator
-            for data sets and generators, which reads a clip when its answer is asked for.
+        Returns: `{"text": transcript}` for a clip, or with `num_return_sequences` above 1 a list of them, the best
+            first (pieces of a clip are joined by rank). For a list or a column, a list of these; for data sets and
+            generators, an iterator that reads a clip when its answer is read.
 
-        Raises: `ValueError` for another `return_timestamps`, for lists of another length than the clips', and for a
-            bad clip.
+        Raises: `ValueError` for an unknown `return_timestamps`, for lists whose length is not the number of clips, and
+            for a bad clip.
         """
         if is_clip(inputs):
             return super().__call__([inputs], **kwargs)[0]
@@ -236,10 +236,10 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             check_kind(generate_kwargs["return_timestamps"])
         if generate_kwargs:
             earlier = getattr(self, "_forward_params", {}).get("generate_kwargs", {})
-            replaces = "generation_config" in generate_kwargs  # as in the library
+            replaces = "generation_config" in generate_kwargs  # the same as in the library
             forward["generate_kwargs"] = generate_kwargs if replaces else {**earlier, **generate_kwargs}
         if given:
-            raise ValueError(f"{sorted(given)} is nothing that this pipeline takes: see the arguments of its call.")
+            raise ValueError(f"The pipeline got unknown arguments {sorted(given)}: see the arguments of its call.")
         return preprocess, forward, {}
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
@@ -257,7 +257,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         return (self.postprocess(request, **postprocess_params) for request in requests)
 
     def _check_options(self, clips, language=None, prompt=None, generate_kwargs=None):
-        """Refuse lists of a wrong length, and unknown languages, before the first clip is read."""
+        """Refuse lists of the wrong length and unknown languages before the first clip is read."""
         for name, option in (("language", language), ("prompt", prompt)):
             if option is None or isinstance(option, str):
                 continue
@@ -268,7 +268,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             self.processor.apply_transcription_request(["clip"] * len(languages), language=languages, tokenize=False)
 
     def _transcribe(self, pieces: Iterable, batch_size: int, language=None, prompt=None, generate_kwargs=None):
-        """Fill batches with the pieces of one clip after the other; give each clip once its last piece is heard."""
+        """Fill batches with the pieces of the clips in order. Yields a clip when its last piece is transcribed."""
         requests, waiting, number = deque(), [], -1
         for number, samples in enumerate(pieces):
             options = option_of(language, number, "language"), option_of(prompt, number, "prompt")
@@ -295,7 +295,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         rate = extractor.sampling_rate
         if chunk_length_s and chunk_length_s < SHORTEST_CHUNK:
             raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s}; give {SHORTEST_CHUNK} or more, or 0 for whole clips."
+                f"`chunk_length_s` is {chunk_length_s}; expected {SHORTEST_CHUNK} or more, or 0 for whole clips."
             )
         longest = extractor.chunk_length if chunk_length_s is None else chunk_length_s or float("inf")
         number, clip = inputs
@@ -326,7 +326,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         return {}
 
     def _generate_options(self, generate_kwargs: dict, seconds: float) -> dict:
-        """Arguments of `generate`; where no limit is set, one that fits a transcript of so many seconds."""
+        """Arguments of `generate`. Without a limit, one is set that suits a transcript of this many seconds."""
         options = self._prepare_generate_kwargs(generate_kwargs)
         config = options.get("generation_config")
         limits = {
@@ -349,12 +349,12 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}
         if ends and any(not ends & set(row) for row in ids.tolist()):
             logger.warning(
-                f"The transcript of piece {len(request.texts)} did not end within {ids.shape[1]} tokens and may lack "
-                f"its rest (clip {request.number}): give more `max_new_tokens`, or a smaller `chunk_length_s`."
+                f"The transcript of piece {len(request.texts)} of clip {request.number} did not end within "
+                f"{ids.shape[1]} tokens: give more `max_new_tokens`, or a smaller `chunk_length_s`."
             )
 
     def postprocess(self, request: Request) -> dict | list[dict]:
-        # Of each rank, the pieces' texts; a piece in which nothing is said has none.
+        # For each rank, join the texts of the pieces. Silent pieces have none.
         answers = [{"text": " ".join(filter(None, texts))} for texts in zip(*request.texts, strict=True)]
         for answer, chunks in zip(answers, zip(*request.chunks, strict=True), strict=False):
             answer["chunks"] = [chunk for piece in chunks for chunk in piece]
@@ -364,7 +364,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         """
         Save the model, its generation config, its code and the processor: `pipeline(model=save_directory)` loads them.
 
-        Args: save_directory: folder, made where it is missing; kwargs: as in `PreTrainedModel.save_pretrained`.
+        Args: save_directory: folder, made if it is missing; kwargs: as in `PreTrainedModel.save_pretrained`.
         """
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"`{save_directory}` is a file; expected a folder. Give another name.")

@@ -1,23 +1,23 @@
-"""Clips longer than the encoder's window: cut at quiet places, joined again."""
+"""Cut clips longer than the encoder's window at quiet places, and join their pieces."""
 
 import numpy as np
 import torch
 from torch import nn
 
 
-PIECES_AT_ONCE = 8  # of a long clip, which bounds the memory of its encoding
-SHORTEST_TAIL = 0.1  # seconds; what is left after the last cut is joined to the piece before it if it is shorter
+PIECES_AT_ONCE = 8  # pieces of a long clip to encode at once, to limit memory
+SHORTEST_TAIL = 0.1  # seconds; a shorter last piece is joined to the one before
 
 
 def cut_at_quiet(energy: torch.Tensor, window: int, unit: int) -> list[tuple[int, int]]:
-    """Cut a clip longer than the encoder's window where it is quietest, in the last third of each window.
+    """Cut a long clip at the quietest place in the last third of each window.
 
     Args:
         energy (`torch.Tensor` of shape `(mel_frames,)`): mean log-mel of each frame.
-        window (`int`): most mel frames of a piece.
+        window (`int`): largest number of mel frames in a piece.
         unit (`int`): mel frames of an aligned frame; pieces begin at multiples of it.
 
-    Returns: first mel frame and end of each piece; together they are the whole clip.
+    Returns: first mel frame and end of each piece. Together the pieces are the whole clip.
     """
     smooth = max(1, window // 150)  # 0.2 s of 30 s: shorter than most pauses, longer than most closures within words
     begins = [0]
@@ -31,7 +31,7 @@ def cut_at_quiet(energy: torch.Tensor, window: int, unit: int) -> list[tuple[int
 
 
 def join_pieces(states: list[torch.Tensor], pieces_of_clip: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pieces `(frames, width)`, in order -> padded clips `(clips, frames, width)` and, true at true frames, a mask."""
+    """Pieces `(frames, width)` in order -> padded clips `(clips, frames, width)` and their mask of true frames."""
     rest = iter(states)
     clips = [torch.cat([next(rest) for _ in range(pieces)]) for pieces in pieces_of_clip]
     joined = nn.utils.rnn.pad_sequence(clips, batch_first=True)
@@ -40,7 +40,7 @@ def join_pieces(states: list[torch.Tensor], pieces_of_clip: list[int]) -> tuple[
 
 
 def cut_samples(samples: np.ndarray, sampling_rate: int, seconds: float) -> list[np.ndarray]:
-    """Cut a clip longer than `seconds` where it is quietest: `(samples,)` -> pieces, together the whole clip."""
+    """Cut a clip longer than `seconds` at quiet places: `(samples,)` -> pieces that together are the whole clip."""
     hop = sampling_rate // 100
     if len(samples) <= seconds * sampling_rate:
         return [samples]

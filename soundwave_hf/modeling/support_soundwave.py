@@ -1,7 +1,7 @@
-"""What the sound says of a transcript: times and confidence of each word, and words that nobody said.
+"""Check a transcript against the sound: times and confidence of each word, and words that were not spoken.
 
-A word is compared, in its frames, with the likeliest labels there: how many nats a label does the transcript lose by
-it? `benchmarks/hallucinations.py` measures how well that tells invented words from spoken ones.
+The support of a word is its score minus that of the likeliest labels in its frames, in nats for each label.
+`benchmarks/hallucinations.py` measures how well it separates invented words from spoken ones.
 """
 
 import math
@@ -17,7 +17,7 @@ from .ctc_text_soundwave import CTCText, bridge_of
 from .word_times_soundwave import WrittenWord, align_words, count_letters, owners, time_words, written_words
 
 
-LEAST_SUPPORT = -9.0  # nats a label; chosen on clips outside the validation sets: benchmarks/hallucinations.py
+LEAST_SUPPORT = -9.0  # nats for each label; chosen on clips outside the validation sets: benchmarks/hallucinations.py
 
 
 SENTENCE_END = re.compile(r"[.?!…。？！]['\"”’)\]]*$")
@@ -26,12 +26,12 @@ SEGMENT_PAUSE_SECONDS = 1.0  # a longer pause begins a new segment, as the end o
 
 @dataclass
 class CTCClip:
-    """The CTC scores of one clip, and what its frames are in seconds.
+    """The CTC scores of one clip, and the length of its frames in seconds.
 
     Args:
         frames (`CTCFrames`).
         frame_seconds (`float`): seconds of a frame.
-        end_seconds (`float`): no word ends later.
+        end_seconds (`float`): latest end of a word.
         label_peak (`float`), form (`str`): `label_peak` and `ctc_text` of `SoundwaveConfig`.
     """
 
@@ -45,45 +45,46 @@ class CTCClip:
         """A transcript with the times of its words or segments.
 
         Args:
-            text (`str`): the transcript, of the LLM, of the CTC head or of a person.
-            tokenizer: the LLM's.
+            text (`str`): the transcript, by the LLM, the CTC head or a person.
+            tokenizer: the LLM's tokenizer.
             return_timestamps (`str`): "word" or "segment".
-            least_support (`float`): nats; words with less are not `supported`.
+            least_support (`float`): nats; words with less support are not `supported`.
 
         Returns: `{"text", "chunks", "probability"}`; see `SoundwaveProcessor.align_word_timestamps`.
 
-        Raises: `ValueError` for another `return_timestamps`.
+        Raises: `ValueError` for an unknown `return_timestamps`.
         """
         kind = check_kind(return_timestamps)
-        words = hear_words(self, text, bridge_of(tokenizer, self.form), least_support)
+        words = score_words(self, text, bridge_of(tokenizer, self.form), least_support)
         return {"text": text, "chunks": CHUNKS[kind](words), "probability": clip_probability(words, self)}
 
 
 def check_kind(return_timestamps) -> str:
-    """ "word" or "segment"; True is "segment", as in Whisper's pipeline.
+    """ "word" or "segment"; True means "segment", as in Whisper's pipeline.
 
-    Raises: `ValueError` for anything else.
+    Raises: `ValueError` for another value.
     """
     kind = "segment" if return_timestamps is True else return_timestamps
     if kind not in ("word", "segment"):
         raise ValueError(
-            f'`return_timestamps` is {return_timestamps!r}; expected "word" or "segment" (True is "segment").'
+            f'`return_timestamps` is {return_timestamps!r}; expected "word" or "segment" (True means "segment").'
         )
     return kind
 
 
 @dataclass
-class HeardWord:
-    """A word of a transcript and what the sound says of it.
+class ScoredWord:
+    """A word of a transcript and its CTC scores.
 
     Args:
-        text: as it is written, with case and marks.
-        span: its place in the transcript's bytes.
-        start, end: seconds; None where it has no frames.
+        text: the written word, with case and punctuation.
+        span: begin and end in the transcript's bytes.
+        start, end: seconds; None if the word has no frames.
         ctc_log_prob: mean log-probability of its labels at their frames.
-        support: nats a label by which it is behind the likeliest labels of its frames, 0 or less; -inf without frames.
-        supported: whether `support` is at least the threshold, and it is no copy of a loop that has no frames.
-        llm_log_prob: of its tokens together, where they are known.
+        support: its score minus that of the likeliest labels in its frames, in nats for each label, 0 or less; -inf
+            without frames.
+        supported: whether `support` reaches the threshold and the word is not a repeated copy in a loop.
+        llm_log_prob: total log-probability of its tokens by the LLM, if known.
     """
 
     text: str
@@ -101,32 +102,34 @@ class HeardWord:
 
     @property
     def probability(self) -> float:
-        """From 0 to 1: the geometric mean of the CTC head's and, where it is known, the LLM's probability."""
+        """From 0 to 1: the geometric mean of the CTC head's probability and, if known, the LLM's."""
         known = [self.ctc_log_prob] if self.llm_log_prob is None else [self.ctc_log_prob, self.llm_log_prob]
         return math.exp(sum(known) / len(known))
 
 
-def hear_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) -> list[HeardWord]:
-    """The words of a transcript as the CTC head hears them in its clip.
+def score_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float) -> list[ScoredWord]:
+    """Align and score the words of a transcript with the CTC head.
 
     Args:
         clip (`CTCClip`).
         text (`str`): the transcript.
-        bridge (`CTCText`): from its text to CTC labels.
-        least_support (`float`): nats; see `HeardWord.support`.
+        bridge (`CTCText`): converts the text to CTC labels.
+        least_support (`float`): nats; see `ScoredWord.support`.
     """
     written = written_words(text, bridge)
-    heard = [HeardWord(word.text, word.span) for word in written]
+    scored = [ScoredWord(word.text, word.span) for word in written]
     said = [number for number, word in enumerate(written) if word.labels]
-    _hear(clip, written, heard, said, bridge, least_support)
-    extra = _copies_without_frames(heard, [tuple(word.labels) for word in written])
+    _score(clip, written, scored, said, bridge, least_support)
+    extra = _copies_without_frames(scored, [tuple(word.labels) for word in written])
     if extra:  # which took frames of the copies that were said
-        heard = [HeardWord(word.text, word.span) for word in written]
-        _hear(clip, written, heard, [number for number in said if number not in extra], bridge, least_support)
-    return heard
+        scored = [ScoredWord(word.text, word.span) for word in written]
+        _score(clip, written, scored, [number for number in said if number not in extra], bridge, least_support)
+    return scored
 
 
-def _hear(clip: CTCClip, written: list[WrittenWord], heard: list[HeardWord], said: list[int], bridge, least_support):
+def _score(
+    clip: CTCClip, written: list[WrittenWord], scored: list[ScoredWord], said: list[int], bridge, least_support
+):
     """Write into the words `said` of a transcript what their frames tell, as if the others were not there."""
     alignment = align_words(clip.frames, [written[number].labels for number in said])
     places = _places_of_words([written[number] for number in said])
@@ -136,7 +139,7 @@ def _hear(clip: CTCClip, written: list[WrittenWord], heard: list[HeardWord], sai
     times = _time_kept(clip, alignment, [(written[said[word]], places[word]) for word in kept], bridge)
     support = _support_of(clip, alignment, [places[word] for word in kept])
     for word, (start, end), value in zip(kept, times, support, strict=True):
-        found, place = heard[said[word]], places[word]
+        found, place = scored[said[word]], places[word]
         found.start, found.end, found.support = round(start, 3), round(end, 3), value
         peaks = [
             alignment.frame_log_probs[first : last + 1].max()
@@ -146,11 +149,11 @@ def _hear(clip: CTCClip, written: list[WrittenWord], heard: list[HeardWord], sai
         found.supported = value >= least_support
 
 
-def _copies_without_frames(heard: list[HeardWord], labels: list[tuple[int, ...]]) -> set[int]:
+def _copies_without_frames(scored: list[ScoredWord], labels: list[tuple[int, ...]]) -> set[int]:
     """Words of the later copies of loops: as many copies stay as are supported, and at least the first."""
     extra = set()
     for loop in find_loops(labels):
-        supported = [sum(heard[number].supported for number in numbers) for numbers in zip(*loop, strict=True)]
+        supported = [sum(scored[number].supported for number in numbers) for numbers in zip(*loop, strict=True)]
         kept = max(1, int(np.median(supported)))
         extra |= {number for copy in loop[kept:] for number in copy}
     return extra
@@ -173,7 +176,7 @@ def _time_kept(clip: CTCClip, alignment: Alignment, words: list[tuple[WrittenWor
 
 
 def _support_of(clip: CTCClip, alignment: Alignment, places: list[slice]) -> list[float]:
-    """For each word, by how many nats a label the path is behind the likeliest one in the word's frames: 0 or less."""
+    """Support of each word: score of the path minus that of the likeliest labels, in nats for each label."""
     blank, best = clip.frames.blank_log_probs, clip.frames.top_log_probs[:, 0]
     likeliest = blank.maximum(best).cpu().double().numpy()
     gained = np.concatenate([[0.0], np.cumsum(alignment.frame_log_probs - likeliest)])
@@ -184,10 +187,10 @@ def _support_of(clip: CTCClip, alignment: Alignment, places: list[slice]) -> lis
 
 
 def find_loops(words: list, most_words: int = 20) -> list[list[list[int]]]:
-    """Where words repeat: each loop is its copies, and each copy the numbers of its words.
+    """Find repeated words. A loop is a list of copies, and a copy is a list of word numbers.
 
     Args:
-        words: what is compared.
+        words: values to compare.
         most_words: longest repeated part.
     """
     loops = []
@@ -204,13 +207,13 @@ def find_loops(words: list, most_words: int = 20) -> list[list[list[int]]]:
     return loops
 
 
-def add_llm_log_probs(words: list[HeardWord], pieces: list[bytes], log_probs: list[float]):
-    """Give each word the log-probability of its tokens together.
+def add_llm_log_probs(words: list[ScoredWord], pieces: list[bytes], log_probs: list[float]):
+    """Set the total log-probability of each word's tokens.
 
     Args:
-        words: of the answer whose tokens write `pieces`.
-        pieces: bytes of each token.
-        log_probs: of each token, in nats.
+        words: words of the answer.
+        pieces: bytes of each token of the answer.
+        log_probs: log-probability of each token, in nats.
     """
     totals = {}
     for word, log_prob in zip(owners(pieces, [word.span for word in words]), log_probs, strict=True):
@@ -220,17 +223,17 @@ def add_llm_log_probs(words: list[HeardWord], pieces: list[bytes], log_probs: li
         words[word].llm_log_prob = total
 
 
-def clip_probability(words: list[HeardWord], clip: CTCClip) -> float:
-    """One score of a transcript, from 0 to 1: the geometric mean of its words' probabilities, and for an empty one the
-    least probability of the blank at any frame."""
+def clip_probability(words: list[ScoredWord], clip: CTCClip) -> float:
+    """One score of a transcript, from 0 to 1: the geometric mean of its words' probabilities. For an empty transcript,
+    the lowest probability of the blank at any frame."""
     if not words:
         return float(clip.frames.blank_log_probs.min().exp())
     logs = [math.log(max(word.probability, 1e-30)) for word in words]
     return math.exp(sum(logs) / len(logs))
 
 
-def word_chunk(word: HeardWord) -> dict:
-    """A word in the form of the library's speech recognition pipelines, and what else is known of it."""
+def word_chunk(word: ScoredWord) -> dict:
+    """A word in the form of the library's speech recognition pipelines, with additional fields."""
     return {
         "text": word.text,
         "timestamp": (word.start, word.end),
@@ -242,9 +245,9 @@ def word_chunk(word: HeardWord) -> dict:
     }
 
 
-def segment_chunks(words: list[HeardWord]) -> list[dict]:
-    """Sentences, in the form of `word_chunk`; a long pause ends one too."""
-    segments: list[list[HeardWord]] = []
+def segment_chunks(words: list[ScoredWord]) -> list[dict]:
+    """Sentences, in the form of `word_chunk`. A long pause ends a sentence too."""
+    segments: list[list[ScoredWord]] = []
     for word in words:
         before = segments[-1][-1] if segments else None
         is_new = before is None or SENTENCE_END.search(before.text)
@@ -256,7 +259,7 @@ def segment_chunks(words: list[HeardWord]) -> list[dict]:
     return [_segment_chunk(segment) for segment in segments]
 
 
-def _segment_chunk(words: list[HeardWord]) -> dict:
+def _segment_chunk(words: list[ScoredWord]) -> dict:
     times = [(word.start, word.end) for word in words if word.aligned]
     return {
         "text": " ".join(word.text for word in words),
@@ -273,10 +276,10 @@ CHUNKS = {"word": lambda words: [word_chunk(word) for word in words], "segment":
 __all__ = [
     "CHUNKS",
     "CTCClip",
-    "HeardWord",
+    "ScoredWord",
     "add_llm_log_probs",
     "check_kind",
     "clip_probability",
     "find_loops",
-    "hear_words",
+    "score_words",
 ]

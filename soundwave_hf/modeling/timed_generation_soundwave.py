@@ -1,4 +1,4 @@
-"""`generate` with word times: what of it happens before and after the search."""
+"""`generate` with word times: the steps before and after the library's generation."""
 
 from dataclasses import dataclass
 
@@ -11,27 +11,27 @@ from .support_soundwave import (
     CHUNKS,
     LEAST_SUPPORT,
     CTCClip,
-    HeardWord,
+    ScoredWord,
     add_llm_log_probs,
     check_kind,
     clip_probability,
-    hear_words,
+    score_words,
 )
 from .word_times_soundwave import owners, sound_seconds, to_bytes
 
 
-KEPT_TOKENS = 64  # of each step, whose log-probabilities are kept; another token counts as likely as the last of them
+KEPT_TOKENS = 64  # likeliest tokens kept at each step; any other token counts as likely as the last of them
 
 
 @dataclass
 class SoundwaveGenerateOutput(GenerateBeamDecoderOnlyOutput):
-    """What `generate` returns with `return_timestamps`: the library's fields, and these.
+    """Output of `generate` with `return_timestamps`: the library's fields, and these.
 
     Args:
         texts (`list[str]`): the transcript of each row.
         chunks (`list[list[dict]]`): its words or segments; see `SoundwaveProcessor.align_word_timestamps`.
         probabilities (`torch.FloatTensor` of shape `(rows,)`): one score of each transcript, from 0 to 1.
-        clips (`list[CTCClip]`): what other texts of the same clips can be aligned with.
+        clips (`list[CTCClip]`): scores of the clips, to align other texts with.
     """
 
     texts: list[str] | None = None
@@ -41,10 +41,10 @@ class SoundwaveGenerateOutput(GenerateBeamDecoderOnlyOutput):
 
 
 class TokenLogProbs(LogitsProcessor):
-    """Changes nothing, and keeps the log-probabilities of the likeliest tokens of each step."""
+    """Stores the log-probabilities of the likeliest tokens of each step. Scores are not changed."""
 
     def __init__(self):
-        self.steps = {}  # by the length of a row before the step: drafts that were refused are scored again
+        self.steps = {}  # row length before a step -> tokens, values; refused drafts are overwritten
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         log_probs = scores.float().log_softmax(dim=-1)
@@ -53,7 +53,7 @@ class TokenLogProbs(LogitsProcessor):
         return scores
 
     def of_sequences(self, sequences: torch.LongTensor, begin: int, beam_indices=None) -> list[list[float]]:
-        """Log-probability of each token from `begin` on; of the tokens behind the last step nothing is known."""
+        """Log-probability of each token from `begin` on. Tokens after the last step have none."""
         found = [[] for _ in sequences]
         for place in range(begin, sequences.shape[1]):
             if place not in self.steps:
@@ -73,12 +73,12 @@ class TokenLogProbs(LogitsProcessor):
 
 
 class TimesRequest:
-    """Word times, or an answer without unsupported words, that `generate` was asked for.
+    """Options of a call of `generate`: word times, and removal of unsupported words.
 
     Args:
         kind: "word", "segment" or None.
-        drops: whether words that the sound does not support are left out.
-        returns_dict: whether the caller asked for `return_dict_in_generate`.
+        drops: whether to remove words that the sound does not support.
+        returns_dict: whether the caller set `return_dict_in_generate`.
     """
 
     def __init__(self, kind: str | None, drops: bool, returns_dict: bool, tokenizer):
@@ -87,9 +87,9 @@ class TimesRequest:
 
     @classmethod
     def take(cls, model, input_ids, config: GenerationConfig | None, kwargs: dict) -> "TimesRequest | None":
-        """Take the options out of the arguments of `generate`; None where nothing was asked.
+        """Remove the options from the arguments of `generate`; None if none is set.
 
-        Raises: `ValueError` where an option has another value, or the rows are no transcripts of one clip each.
+        Raises: `ValueError` for an unknown value, or if a row is not a transcription of one clip.
         """
         configs = [config, model.generation_config]
         kind, drops, returns_dict = (
@@ -105,14 +105,14 @@ class TimesRequest:
         _check_rows(model, name, input_ids, kwargs)
         if drops and kwargs.get("streamer") is not None:
             raise ValueError(
-                "`drop_unsupported` and `streamer` were given: which words the sound supports is known when the "
-                "answer is whole. Leave one of them out."
+                "`drop_unsupported` and `streamer` were given, but unsupported words are only known when the answer "
+                "is complete: leave one of them out."
             )
         kwargs["return_dict_in_generate"] = True
         return cls(kind, bool(drops), bool(returns_dict), find_tokenizer(model, kwargs.get("tokenizer")))
 
     def finish(self, model, outputs, input_ids: torch.LongTensor, ends: set[int], clips: list[CTCClip]):
-        """What `generate` returns, of what the library's returned."""
+        """The output of `generate`, from the output of the library's `generate`."""
         begin, copies = input_ids.shape[1], len(outputs.sequences) // len(clips)
         bridge = bridge_of(self.tokenizer, clips[0].form)
         log_probs = self.log_probs.of_sequences(outputs.sequences, begin, outputs.get("beam_indices"))
@@ -121,31 +121,31 @@ class TimesRequest:
             end = next((place for place, token in enumerate(answer) if token in ends), len(answer))
             pieces = [bridge.bytes_of[token] if token < len(bridge.bytes_of) else b"" for token in answer[:end]]
             text = b"".join(pieces).decode(errors="surrogateescape")  # a token may be a part of a character
-            heard = hear_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
+            scored = score_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
             if len(log_probs[row]) >= end:
-                add_llm_log_probs(heard, pieces, log_probs[row][:end])
-            if self.drops and not all(word.supported for word in heard):
-                answer = _without(answer, owners(pieces, [word.span for word in heard]), heard)
-                heard = [word for word in heard if word.supported]
-                text = " ".join(word.text for word in heard)
+                add_llm_log_probs(scored, pieces, log_probs[row][:end])
+            if self.drops and not all(word.supported for word in scored):
+                answer = _without(answer, owners(pieces, [word.span for word in scored]), scored)
+                scored = [word for word in scored if word.supported]
+                text = " ".join(word.text for word in scored)
             texts.append(to_bytes(text).decode(errors="replace").strip())
-            words.append(heard)
+            words.append(scored)
             answers.append(answer)
         if self.drops:
             outputs.sequences = self._rewritten(outputs.sequences, begin, answers, model, ends)
         if self.kind is None:
             return outputs if self.returns_dict else outputs.sequences
-        scores = [clip_probability(heard, clips[row // copies]) for row, heard in enumerate(words)]
+        scores = [clip_probability(scored, clips[row // copies]) for row, scored in enumerate(words)]
         return SoundwaveGenerateOutput(
             **outputs,
             texts=texts,
-            chunks=[CHUNKS[self.kind](heard) for heard in words],
+            chunks=[CHUNKS[self.kind](scored) for scored in words],
             probabilities=torch.tensor(scores, device=outputs.sequences.device),
             clips=[clips[row // copies] for row in range(len(words))],
         )
 
     def _rewritten(self, sequences: torch.LongTensor, begin: int, answers: list[list[int]], model, ends: set[int]):
-        """Sequences with other answers, padded on the right."""
+        """Sequences with new answers, padded on the right."""
         pad = model.generation_config.pad_token_id
         pad = next(iter(ends), 0) if pad is None else pad
         length = max(map(len, answers), default=0)
@@ -155,13 +155,13 @@ class TimesRequest:
 
 
 def _given(name: str, kwargs: dict, configs: list):
-    """The value of an option: of the call, else of the generation configs."""
+    """The value of an option, from the call or else from the generation configs."""
     values = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
     return next((value for value in values if value is not None), None)
 
 
-def _without(answer: list[int], owner: list[int | None], words: list[HeardWord]) -> list[int]:
-    """An answer's tokens without those of unsupported words; its end stays."""
+def _without(answer: list[int], owner: list[int | None], words: list[ScoredWord]) -> list[int]:
+    """An answer's tokens without those of unsupported words. The end token is kept."""
     if not any(word.supported for word in words):
         return answer[len(owner) :]
     kept = [word is None or words[word].supported for word in owner]
@@ -173,27 +173,27 @@ def _check_rows(model, name: str, input_ids, kwargs: dict):
     if input_ids is None or kwargs.get("inputs_embeds") is not None or not has_clips:
         raise ValueError(
             f"`{name}` was given without clips: it needs `input_ids` and the `input_features` of one clip a row, "
-            "which `processor.apply_transcription_request` gives. A kept cache does not hold them."
+            "which `processor.apply_transcription_request` makes. A cache does not hold them."
         )
     marked = kwargs.get("is_transcription")
     marked = [False] * len(input_ids) if marked is None else torch.as_tensor(marked).tolist()
     wrong = next((row for row, mark in enumerate(marked) if not mark), None)
     if wrong is not None:
         raise ValueError(
-            f"`{name}` was given and row {wrong} does not ask for a transcript, so that its words cannot be aligned "
+            f"`{name}` was given and row {wrong} is not a transcription request, so its words cannot be aligned "
             "with a clip: use `processor.apply_transcription_request`, or leave the option out for this row."
         )
     clips = (input_ids == model.config.audio_token_id).sum(dim=1).tolist()
     wrong = next((row for row, number in enumerate(clips) if number != 1), None)
     if wrong is not None:
         raise ValueError(
-            f"`{name}` was given and row {wrong} holds {clips[wrong]} clips, and words are aligned with one: give "
-            "each clip a row of its own."
+            f"`{name}` was given and row {wrong} holds {clips[wrong]} clips, but words are aligned with one clip: "
+            "give one clip in each row."
         )
 
 
 def ctc_clips(model, audio, input_features=None, input_features_mask=None) -> list[CTCClip]:
-    """`CTCClip` of each clip, of what `get_audio_features` returned for it."""
+    """`CTCClip` of each clip. Args: audio: output of `get_audio_features`."""
     config = model.config
     seconds = 0.02 * config.stack_factor
     ends = [int(frames) * seconds for frames in audio.num_frames]

@@ -1,8 +1,8 @@
 """The config fields that trained adapters depend on, saved as a tensor among their weights.
 
-PEFT saves and loads only tensors: without this, adapters would load silently on a model with another `blank_margin` or
-without label embeddings. PEFT saves the tensor with the alignment adapter (`modules_to_save`), and it is compared with
-the model's config when PEFT loads it.
+PEFT saves and loads only tensors. Without this one, adapters would load silently on a model with another
+`blank_margin` or without label embeddings. PEFT saves the tensor with the alignment adapter (`modules_to_save`). When
+PEFT loads it, it is compared with the model's config.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 
-# Fields that change which weights there are or what the model makes of them.
+# Fields that determine which weights exist or what they mean.
 TRAINED_FIELDS = (
     "stack_factor",
     "alignment_layers",
@@ -27,7 +27,7 @@ TRAINED_FIELDS = (
     "adapter_heads",
     "ctc_text",
 )
-LATER_FIELDS = {"ctc_text": "lower"}  # younger than the first tensors of fields, and the value that those stand for
+LATER_FIELDS = {"ctc_text": "lower"}  # fields that old tensors lack, and their value there
 TENSOR = "trained_fields"  # its name in the alignment adapter
 OWN_WAYS = (
     "Load the folder by `SoundwaveForConditionalGeneration.from_pretrained(folder)`, which reads the fields from "
@@ -53,13 +53,13 @@ def trained_fields(config) -> dict:
 
 
 def differing_fields(found: dict, expected: dict) -> str:
-    """`"`blank_margin` is 0.0, not 1.0"` for each field of both that differs; empty where none does."""
+    """`"`blank_margin` is 0.0, not 1.0"` for each field that differs; empty if none does."""
     names = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
     return "; ".join(f"`{name}` is {found[name]!r}, not {expected[name]!r}" for name in names)
 
 
 def as_tensor(fields: dict) -> torch.Tensor:
-    """Fields as the bytes of their JSON, `(bytes,)`: they survive a cast to half precision."""
+    """Fields as the bytes of their JSON, `(bytes,)`, which half precision can represent exactly."""
     return torch.tensor(list(json.dumps(fields, sort_keys=True).encode()), dtype=torch.uint8)
 
 
@@ -68,25 +68,25 @@ def from_tensor(saved: torch.Tensor) -> dict:
 
 
 def keep_trained_fields(adapter: nn.Module):
-    """Make an alignment adapter save its fields with PEFT, and compare them when they are loaded."""
+    """Make an alignment adapter save its fields with PEFT and compare them on loading."""
     adapter.register_state_dict_post_hook(_write)
     adapter.register_load_state_dict_pre_hook(_compare)
 
 
 def _is_sharded(module: nn.Module) -> bool:
-    """Whether libraries for training in parts hold its weights, which gather parameters and nothing else."""
+    """Whether weights are sharded. The libraries that do this gather only parameters."""
     return any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in module.parameters())
 
 
 def _write(module: nn.Module, state_dict: dict, prefix: str, local_metadata):
-    # Of the adapter alone, as PEFT asks which weights it has, and of the whole model around PEFT's copy of it. A
-    # checkpoint of the whole model has its config.json instead.
+    # Only in the state of the adapter itself, and of PEFT's copy of it in the whole model: PEFT needs both. A
+    # checkpoint of the whole model has a config.json instead.
     if (prefix == "" or "modules_to_save." in prefix) and not _is_checked.get() and not _is_sharded(module):
         state_dict[prefix + TENSOR] = as_tensor(trained_fields(module.config))
 
 
 def _compare(module: nn.Module, state_dict: dict, prefix: str, *_):
-    """Raises: `ValueError` where the weights were trained with other fields than the module's config has."""
+    """Raises: `ValueError` if the weights were trained with other fields than the module's config has."""
     saved = state_dict.pop(prefix + TENSOR, None)
     if saved is None or _is_checked.get():
         return

@@ -1,8 +1,8 @@
 """Start, end and confidence of each word of a transcript, from the CTC scores of its clip.
 
-A CTC head marks each label at one frame, its peak, and says little about where the label begins. Here the time between
-two peaks is divided by the letters that are said in it: `label_peak` of a label's letters come before its peak
-(`benchmarks/word_times.py` measures that share and the errors that are left).
+A CTC head scores each label high at one frame, its peak, which does not show where the label begins. So the time
+between two peaks is divided by the letters between them: a share `label_peak` of a label's letters comes before its
+peak. `benchmarks/word_times.py` measures this share and the remaining errors.
 """
 
 from dataclasses import dataclass
@@ -16,30 +16,29 @@ from .ctc_scores_soundwave import CTCFrames
 from .ctc_text_soundwave import CTCText, ctc_form
 
 
-LEFT_OUT_LOG_PROB = -15.0  # nats a label: one that nobody said has about -10, where there is a frame for it
-USUAL_LETTER_SECONDS = 0.065  # where a clip has too few labels to measure it
-LETTER_SECONDS = (0.03, 0.12)  # least and most
-PAUSE_SECONDS = 0.1  # above twice the usual time between two peaks: the words have a pause between them
-LENGTHENED = 1.6  # the last label before a pause is said so much more slowly
+LEFT_OUT_LOG_PROB = -15.0  # nats for each label; an unspoken label with a frame has about -10
+USUAL_LETTER_SECONDS = 0.065  # for clips with too few labels to measure it
+LETTER_SECONDS = (0.03, 0.12)  # lower and upper limit
+PAUSE_SECONDS = 0.1  # if the time between peaks is longer than twice the usual by this, there is a pause
+LENGTHENED = 1.6  # factor by which the last label before a pause is slower
 SHORTEST_SECONDS = 0.02  # of a word: two mel frames
 
 
 def sound_seconds(input_features: torch.Tensor, num_mel_frames: int) -> float:
-    """Where the sound of a clip `(mel_bins, mel_frames)` ends: silence of zeros that was put behind it is left out.
+    """End in seconds of the sound in a clip `(mel_bins, mel_frames)`, without the zeros that were added after it.
 
-    The last frame that holds anything sees 12.5 ms to both sides of its place, and the clip ends in that window or
-    later.
+    A frame covers 12.5 ms on both sides of its center, so this is the earliest end that the last frame allows.
     """
-    heard = input_features[:, :num_mel_frames]
-    sounds = (heard > heard.min()).any(dim=0).nonzero().flatten()
+    true_frames = input_features[:, :num_mel_frames]
+    sounds = (true_frames > true_frames.min()).any(dim=0).nonzero().flatten()
     return max(0.01 * int(sounds[-1]) - 0.0125, 0.01) if len(sounds) else 0.01 * num_mel_frames
 
 
 def owners(pieces: list[bytes], spans: list[tuple[int, int]]) -> list[int | None]:
-    """The word that each piece of a text belongs to: the one that holds its last byte but spaces, if any.
+    """The word of each piece of a text: the one with the piece's last byte that is not a space; None without one.
 
     Args:
-        pieces: tokens' bytes; joined, they end as the text does (SentencePiece may put a space before it).
+        pieces: bytes of tokens. Joined, they end like the text (SentencePiece may add a space before it).
         spans: begin and end of each word in the text.
     """
     place = (spans[-1][1] if spans else 0) - len(b"".join(pieces).rstrip())
@@ -58,7 +57,7 @@ def to_bytes(text: str) -> bytes:
 
 @dataclass
 class WrittenWord:
-    """A word of a transcript: its text, its place in the transcript's bytes, and the CTC labels of what is said."""
+    """A word of a transcript: its text, begin and end in the transcript's bytes, and its CTC labels."""
 
     text: str
     span: tuple[int, int]
@@ -66,7 +65,7 @@ class WrittenWord:
 
 
 def written_words(text: str, bridge: CTCText) -> list[WrittenWord]:
-    """The words of a text between its spaces, each with its CTC labels; marks that stand alone join a neighbour."""
+    """The words of a text with their CTC labels, split at spaces. Punctuation without a word joins a neighbour."""
     words, spoken, end = [], [], 0
     for piece in text.split():
         begin = text.index(piece, end)
@@ -90,7 +89,7 @@ def written_words(text: str, bridge: CTCText) -> list[WrittenWord]:
 
 
 def count_letters(labels: list[int], bridge: CTCText) -> np.ndarray:
-    """How many letters each label writes, at least 1: `(labels,)`."""
+    """Number of letters of each label, at least 1: `(labels,)`."""
     texts = [bridge.bytes_of[label].decode(errors="ignore").strip() for label in labels]
     return np.array([max(1, len(text)) for text in texts])
 
@@ -106,7 +105,7 @@ def align_words(frames: CTCFrames, labels: list[list[int]]) -> Alignment:
 
 
 def seconds_of_letters(first: np.ndarray, last: np.ndarray, letters: np.ndarray, label_peak: float) -> float:
-    """Usual seconds of a letter, from the peaks `(labels,)` of a clip."""
+    """Median seconds of a letter, from the peaks `(labels,)` of a clip."""
     if len(first) < 4:
         return USUAL_LETTER_SECONDS
     between = (1 - label_peak) * letters[:-1] + label_peak * letters[1:]
@@ -116,14 +115,14 @@ def seconds_of_letters(first: np.ndarray, last: np.ndarray, letters: np.ndarray,
 def time_words(
     first: np.ndarray, last: np.ndarray, letters: np.ndarray, word_lengths: list[int], label_peak: float, end: float
 ) -> list[tuple[float, float]]:
-    """Start and end of words that follow each other, in seconds.
+    """Start and end of consecutive words, in seconds.
 
     Args:
         first, last (`(labels,)`): the middle of the first and last frame of each label, in seconds.
-        letters (`(labels,)`): how many letters each label writes, at least 1.
-        word_lengths: labels of each word.
+        letters (`(labels,)`): number of letters of each label, at least 1.
+        word_lengths: number of labels of each word.
         label_peak: share of a label's letters that come before its peak.
-        end: no word ends later.
+        end: latest end of a word.
     """
     letter = seconds_of_letters(first, last, letters, label_peak)
     before, after = label_peak * letters * letter, (1 - label_peak) * letters * letter
@@ -139,7 +138,7 @@ def time_words(
 
 
 def _within(starts: np.ndarray, ends: np.ndarray, end: float) -> list[tuple[float, float]]:
-    """Times within 0 and `end`, in order; what peaks behind the end is moved before it."""
+    """Clip times to 0 and `end`, in order. Words with a peak after the end are moved before it."""
     shortest = min(SHORTEST_SECONDS, end / max(len(starts), 1))
     limit, times = end, []
     for start, stop in zip(starts[::-1].tolist(), ends[::-1].tolist(), strict=True):

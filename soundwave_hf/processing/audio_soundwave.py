@@ -1,4 +1,4 @@
-"""Audio as a user has it (array, file, URL, row, part of a chat) to mono samples at the encoder's rate."""
+"""Read audio in any form (array, file, URL, row, part of a chat) as mono samples at the encoder's rate."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from .containers_soundwave import decode
 from .sources_soundwave import MAX_BYTES, describe, open_source, read_base64
 
 
-LARGEST_SAMPLE = 100.0  # 40 dB above full scale: no gain gets there, and integers as floats do
-LOWEST_RATE = 1000  # Hz; below it stands a rate in kHz
-MOST_CHANNELS = 8  # of an array that carries its rate; an array of more rows is a batch of clips
-# Integers as sound files hold them, and the value of a sample of zero volts; the others belong to no sound file.
+LARGEST_SAMPLE = 100.0  # 40 dB above full scale: only integers converted to floats are so large
+LOWEST_RATE = 1000  # Hz; a lower number is probably in kHz
+MOST_CHANNELS = 8  # of an array with its rate; an array with more rows is a batch of clips
+# Integer types of sound files, and their value for silence.
 PCM_ZERO = {"int8": 0, "uint8": 128, "int16": 0, "int32": 0}
 LARGEST_24_BIT = 2**23
-# Bytes of a file that were read as numbers.
+# First bytes of audio files, to recognize a file that was read as an array of numbers.
 FILE_BEGINNINGS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")
 
-# Where a row or a part of a chat keeps its audio, first found first: `datasets` names the file beside the decoded
-# array, Common Voice the path beside the column, Gradio the path beside the URL of its own server.
+# Keys of the audio in a row or a part of a chat, in order of preference: `datasets` has the file's name beside the
+# decoded array, Common Voice the path beside the column, Gradio the path beside the URL of its server.
 KEYS = ("array", "raw", "audio", "input_audio", "audio_url", "bytes", "path", "url", "base64", "data")
 PART_KEYS = ("audio", "path", "url", "audio_url", "base64", "input_audio", "data", "bytes", "array")
 PART_TYPES = ("audio", "input_audio", "audio_url")
@@ -29,10 +29,10 @@ PART_TYPES = ("audio", "input_audio", "audio_url")
 
 @dataclasses.dataclass(frozen=True)
 class AudioOptions:
-    """How a clip is read. The fields are keywords of `SoundwaveProcessor.load_clips` and of the processor's call."""
+    """Options for reading a clip: keywords of `SoundwaveProcessor.load_clips` and of the processor's call."""
 
     mono: bool = False  # average the channels of an array without a rate; audio with a rate is always averaged
-    allow_truncated: bool = False  # take what is left of a file that was cut off, with a warning
+    allow_truncated: bool = False  # read a truncated file, with a warning
     max_seconds: float | None = None  # longest clip; by default 4 hours, and no limit for a path
     max_bytes: int | None = None  # largest file or download; by default 1 GiB, and no limit for a path
 
@@ -62,7 +62,7 @@ def is_rated_pair(audio) -> bool:
 
 
 def is_clip_list(audio) -> bool:
-    """True for every other list: it holds clips, or none. Columns of numpy and pandas are lists, too."""
+    """True for any other list, which holds clips or is empty. Columns of numpy and pandas count as lists."""
     if hasattr(audio, "to_numpy"):
         audio = audio.to_numpy()
     if isinstance(audio, np.ndarray):
@@ -78,7 +78,7 @@ def flatten_clips(audio) -> list:
 
 
 def lacks_rate(audio) -> bool:
-    """True for samples that do not say at which rate they were taken."""
+    """True for samples without a sampling rate."""
     if isinstance(audio, Mapping):
         key = next((key for key in KEYS if audio.get(key) is not None), None)
         return key in ("array", "raw", "audio") and audio.get("sampling_rate") is None and lacks_rate(audio[key])
@@ -95,12 +95,12 @@ def load_clip(
 ) -> np.ndarray:
     """Read one clip, check it, and resample it.
 
-    Whatever carries its own rate is averaged to mono: files, pairs, decoders, rows with a `sampling_rate`. A bare
-    array of several channels is an error, unless `options.mono` is set.
+    Audio with its own rate (files, pairs, decoders, rows with a `sampling_rate`) is averaged to mono. An array of
+    several channels without a rate is an error, unless `options.mono` is set.
 
     Floats are samples in [-1, 1]. Integers are PCM and are divided by their type's full scale: 128 for int8 and uint8
     (whose zero is 128), 2**15 for int16, 2**31 for int32. Other integers, and int32 that stays within 24 bits, are
-    refused: their full scale is not known.
+    refused, because their full scale is unknown.
 
     Args:
         audio: array, tensor or list of numbers; `(samples, rate)` or `(rate, samples)`; path, `file://`, http(s) or
@@ -108,12 +108,12 @@ def load_clip(
             of a data set (`{"array", "sampling_rate"}` or `{"path", "bytes"}`); audio part of a chat, OpenAI's
             `input_audio` too; torchcodec's decoder or its samples.
         name: what error messages call the clip, for example `audio[0]`.
-        sampling_rate: Hz of an array that does not carry its own rate.
+        sampling_rate: Hz of an array without a rate.
         target_rate: Hz of the result.
         min_seconds: shortest clip that is accepted.
-        options: channels, limits, files that were cut off.
+        options: channels, limits, truncated files.
     Returns: float32 array of shape `(samples,)` at `target_rate`.
-    Raises: `ValueError`, `TypeError` for audio that cannot be used as it is, `OSError` for a source that cannot be
+    Raises: `ValueError`, `TypeError` for audio that cannot be used, `OSError` for a source that cannot be
         opened, `ImportError` for a format whose decoder is not installed.
     """
     samples, rate = read_audio(audio, name, sampling_rate, options)
@@ -128,7 +128,7 @@ def read_audio(
     sampling_rate: int | None,
     options: AudioOptions = AudioOptions(),
 ) -> tuple[np.ndarray, float]:
-    """Mono samples `(samples,)` of any form of audio, and their rate in Hz."""
+    """Mono samples `(samples,)` from audio in any form, and their rate in Hz."""
     if isinstance(audio, Mapping):
         return read_row(audio, name, sampling_rate, options)
     if is_rated_pair(audio):
@@ -166,7 +166,7 @@ def read_source(source, name: str, options: AudioOptions) -> tuple[np.ndarray, f
 
 
 def read_row(row: Mapping, name: str, sampling_rate: int | None, options: AudioOptions) -> tuple[np.ndarray, float]:
-    """A row of a `datasets` audio column, decoded or as stored, a part of a chat, or what Gradio and OpenAI send."""
+    """A row of a `datasets` audio column (decoded or stored), a part of a chat, or audio from Gradio or OpenAI."""
     key = next((key for key in KEYS if row.get(key) is not None), None)
     if key is None:
         raise ValueError(
@@ -188,9 +188,9 @@ def read_row(row: Mapping, name: str, sampling_rate: int | None, options: AudioO
 
 
 def audio_of_part(part: Mapping) -> dict:
-    """What a part of type "audio", "input_audio" or "audio_url" holds, with its rate if the part gives one."""
+    """The audio in a part of type "audio", "input_audio" or "audio_url", with its rate if the part has one."""
     found = [key for key in PART_KEYS if part.get(key) is not None]
-    if set(found) == {"path", "bytes"}:  # a row of `datasets`, whose path is a name alone
+    if set(found) == {"path", "bytes"}:  # a row of `datasets`, whose path is only a name
         found = ["bytes"]
     if len(found) != 1:
         raise ValueError(
@@ -203,7 +203,7 @@ def audio_of_part(part: Mapping) -> dict:
 def refuse_raw_format(audio_format, name: str):
     if isinstance(audio_format, str) and audio_format.lower().startswith("pcm"):
         raise ValueError(
-            f"{name} arrived in the format {audio_format!r}, samples without a header; expected a file such as wav. "
+            f"{name} arrived in the format {audio_format!r}, which has no header; expected a file such as wav. "
             "Pass {'array': numpy.frombuffer(data, 'int16'), 'sampling_rate': rate}."
         )
 
@@ -211,7 +211,7 @@ def refuse_raw_format(audio_format, name: str):
 def decoded_samples(decoder, name: str):
     try:
         return decoder.get_all_samples()
-    except RuntimeError as error:  # torchcodec raises it for every fault of a file
+    except RuntimeError as error:  # torchcodec's error for any fault of a file
         raise ValueError(f"{name} could not be decoded by its own decoder: {error}") from error
 
 
@@ -222,7 +222,7 @@ def read_array(samples, rate, name: str, own_rate: bool, options: AudioOptions) 
 
 
 def as_array(samples, name: str) -> np.ndarray:
-    """Samples of any container as float32; integers by their full scale, as [`load_clip`] says."""
+    """Samples from any container as float32. Integers are divided by their full scale, see [`load_clip`]."""
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.is_floating_point() else samples).numpy()
@@ -244,7 +244,7 @@ def scale_integers(samples: np.ndarray, name: str) -> np.ndarray:
     if kind not in PCM_ZERO or 0 < peak <= LARGEST_24_BIT:
         found = f"{kind} samples of up to {peak}" if kind == "int32" else f"{kind} samples"
         raise ValueError(
-            f"{name} arrived as {found}, whose full scale is not known; expected floats in [-1, 1], or int16. "
+            f"{name} arrived as {found} with unknown full scale; expected floats in [-1, 1], or int16. "
             "Divide by the full scale: `audio.astype('float32') / 32768` for 16-bit samples."
         )
     if kind == "uint8" and samples.ravel()[:16].tobytes().startswith(FILE_BEGINNINGS):
@@ -257,7 +257,7 @@ def scale_integers(samples: np.ndarray, name: str) -> np.ndarray:
 
 
 def as_mono(samples: np.ndarray, name: str, own_rate: bool = False, mono: bool = False) -> np.ndarray:
-    """Average the channels, the shorter axis, where the array carries its rate or the caller asks for it.
+    """Average the channels (the shorter axis) of an array with its own rate, or with `mono=True`.
 
     Args: samples of shape `(samples,)`, `(channels, samples)` or `(samples, channels)`.
     Returns: array of shape `(samples,)`.
@@ -327,8 +327,8 @@ def resample(samples: np.ndarray, rate: float, target_rate: int) -> np.ndarray:
     return import_soxr().resample(samples, rate, target_rate)
 
 
-# Imported on first use, as arrays at the encoder's rate do not need it; and inside `try`, as code loaded from the Hub
-# is refused where a package that it imports anywhere else is missing.
+# Imported on first use, because arrays at the encoder's rate do not need it. Imported inside `try`, because
+# transformers refuses code from the Hub if a package is missing that it imports outside of `try`.
 def import_soxr():
     try:
         import soxr

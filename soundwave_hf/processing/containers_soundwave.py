@@ -1,4 +1,4 @@
-"""Audio files to mono samples: soundfile reads what it knows, PyAV the rest; a file that was cut off is an error."""
+"""Decode audio files to mono samples, by soundfile or else by PyAV. A truncated file is an error."""
 
 import contextlib
 import io
@@ -14,13 +14,13 @@ from .sources_soundwave import BLOCK_BYTES
 
 logger = logging.get_logger(__name__)
 
-# Of a source that is no file on disk. A few kilobytes of FLAC can hold hours of silence; 4 hours are a day's lectures,
-# and 2.8 GB of samples at 48 kHz.
+# Limit for sources other than a path, because a few kilobytes of FLAC can hold hours of silence. 4 hours at 48 kHz are
+# 2.8 GB of samples.
 MAX_SECONDS = 4 * 3600.0
 BLOCK_SAMPLES = 2**15
-UNKNOWN_FRAMES = 2**62  # libsndfile's "not stated" is the largest 64-bit number
-BROKEN = float("inf")  # seconds of a file that breaks off and does not say how long it was
-SHORTEST_LOSS = 0.01  # seconds; headers of sound files are a few samples off
+UNKNOWN_FRAMES = 2**62  # libsndfile gives the largest 64-bit number for an unknown length
+BROKEN = float("inf")  # length of a truncated file that does not state it
+SHORTEST_LOSS = 0.01  # seconds; headers of sound files may be wrong by a few samples
 
 
 def decode(
@@ -30,10 +30,10 @@ def decode(
 
     Args:
         source: path, or buffer of the file's bytes.
-        max_seconds: longest recording; by default 4 hours of a buffer, and no limit for a path.
-        allow_truncated: take what is left of a file that was cut off, with a warning.
+        max_seconds: longest recording; by default 4 hours for a buffer, and no limit for a path.
+        allow_truncated: read a truncated file, with a warning.
     Returns: float32 samples `(samples,)` and their rate in Hz.
-    Raises: `ValueError` for a file that cannot be decoded, is too long or was cut off.
+    Raises: `ValueError` for a file that cannot be decoded, is too long or truncated.
     """
     if max_seconds is None:
         max_seconds = float("inf") if isinstance(source, str) else MAX_SECONDS
@@ -51,16 +51,16 @@ def decode(
 
 
 def report_loss(name: str, found: float, expected: float, allow_truncated: bool):
-    """A file that ends before its header says: an error, or a warning where the caller takes what is left."""
-    told = f"{expected:.2f} s" if found < expected < BROKEN else "more (its length is not stated)"
-    message = f"{name} was cut off: its header speaks of {told} and {found:.2f} s were found."
+    """Raise an error for a file that is shorter than its header states, or log a warning with `allow_truncated`."""
+    length = f"{expected:.2f} s" if found < expected < BROKEN else "more (its length is not stated)"
+    message = f"{name} was cut off: its header states {length} and {found:.2f} s were found."
     if not allow_truncated:
-        raise ValueError(f"{message} Copy it again, or pass `allow_truncated=True` to use what is left.")
+        raise ValueError(f"{message} Copy it again, or pass `allow_truncated=True` to use this part.")
     logger.warning(message)
 
 
 def read_samples(source, name: str, max_seconds: float) -> tuple[np.ndarray, int, float]:
-    """Mono samples, their rate, and the seconds that the header states (0 where it states none)."""
+    """Mono samples, their rate, and the seconds in the header (0 if unknown)."""
     soundfile = import_soundfile()
     try:
         file = soundfile.SoundFile(source)
@@ -82,7 +82,7 @@ def read_samples(source, name: str, max_seconds: float) -> tuple[np.ndarray, int
 
 
 def read_with_av(source, name: str, max_seconds: float, why: str) -> tuple[np.ndarray, int, float]:
-    """As [`read_samples`], for what soundfile cannot open: m4a, mp4, webm, aac, amr, wma, sound of videos."""
+    """[`read_samples`] for files that soundfile cannot open: m4a, mp4, webm, aac, amr, wma, sound of videos."""
     av = import_av(source, name, why)
     with as_file(source) as file:
         try:
@@ -102,7 +102,11 @@ def decode_stream(av, container, name: str, max_seconds: float) -> tuple[np.ndar
     try:
         for frame in container.decode(stream):
             rate = rate or frame.sample_rate
-            if setup != (frame.format.name, frame.layout.name, frame.sample_rate):  # may change within a stream
+            if setup != (
+                frame.format.name,
+                frame.layout.name,
+                frame.sample_rate,
+            ):  # may change in a stream
                 setup = frame.format.name, frame.layout.name, frame.sample_rate
                 resampler = av.AudioResampler(format="fltp", rate=rate)
             for part in resampler.resample(frame):
@@ -123,8 +127,8 @@ def join(blocks: list[np.ndarray]) -> np.ndarray:
 
 
 def refuse_other_files(url, flags, options):
-    """A playlist names other files and URLs; a clip may not have them opened."""
-    raise PermissionError("a playlist is no audio file: pass the file that it names")
+    """Refuse the files and URLs of a playlist, for security."""
+    raise PermissionError("a playlist is not an audio file: pass the file that it names")
 
 
 def refuse_length(seconds: float, max_seconds: float, name: str):
@@ -154,7 +158,7 @@ def as_file(source: str | io.BytesIO):
 
 
 def whole_pages(source: str | io.BytesIO) -> tuple[str | io.BytesIO, bool]:
-    """An Ogg file without the page in which it breaks off, and whether it had one. Ogg states no length."""
+    """An Ogg file without an incomplete last page, and whether there was one. (Ogg headers have no length.)"""
     with as_file(source) as file:
         if file.read(4) != b"OggS":
             return source, False
@@ -171,8 +175,8 @@ def whole_pages(source: str | io.BytesIO) -> tuple[str | io.BytesIO, bool]:
         return io.BytesIO(file.read(begin + place)), True
 
 
-# Of each container: where its chunks begin, how a chunk's tag and length are written, whether the length counts these
-# two, to how many bytes a chunk is filled up, and the tags of chunks that hold sound.
+# For each container: offset of the first chunk, layout of a chunk's tag and length, whether the length includes these
+# two, alignment of chunks in bytes, and the tags of chunks with sound.
 CHUNKS = {
     "wav": (12, "<4sI", False, 2, (b"data",)),
     "rf64": (12, "<4sI", False, 2, (b"data",)),
@@ -185,7 +189,7 @@ LIKE_MP4 = ("m4a", "mov", "3gp")
 
 
 def promised_bytes(file, size: int) -> int:
-    """Where the sound of a file ends by its headers, in bytes; 0 where they do not say."""
+    """End of the sound in a file by its headers, in bytes; 0 if unknown."""
     file.seek(0)
     head = file.read(256)
     kind = filetype(head)
@@ -213,21 +217,21 @@ def end_of_chunks(file, size: int, place: int, layout: str, counts_header: bool,
             if not is_open_length(length):
                 end = max(end, place + length + (0 if counts_header else header.size))
         step = length + (0 if counts_header else header.size)
-        if step < header.size:  # a length that is not stated, or nonsense
+        if step < header.size:  # an unknown or invalid length
             break
         place += step + -step % align
     return end
 
 
 def is_open_length(length: int) -> bool:
-    """True for what programs write that stream a file and cannot know its length: -1, 2**31, 2**32 - 1 and near."""
+    """True for the lengths that streaming programs write if they do not know it: -1, 2**31, about 2**32 - 1."""
     return (
         length <= 0 or length >= 2**62 or (length < 2**32 and (length | 0x8000FFFF) == 0xFFFFFFFF) or length == 2**31
     )
 
 
 def end_of_segment(head: bytes) -> int:
-    """The end of the segment of a Matroska or WebM file: an id, a length of 1 to 8 bytes, the sound and pictures."""
+    """The end of the segment in a Matroska or WebM file: its id, a length of 1 to 8 bytes, and its content."""
     place = head.find(b"\x18\x53\x80\x67") + 4
     if place < 4 or place + 8 > len(head) or not head[place]:
         return 0
@@ -243,8 +247,8 @@ def filetype(head: bytes) -> str | None:
         return None
 
 
-# Imported on first use, as arrays need neither; and inside `try`, as code loaded from the Hub is refused where a
-# package that it imports anywhere else is missing.
+# Imported on first use, because arrays need neither. Imported inside `try`, because transformers refuses code from the
+# Hub if a package is missing that it imports outside of `try`.
 def import_soundfile():
     try:
         import soundfile
@@ -254,7 +258,7 @@ def import_soundfile():
 
 
 def import_av(source, name: str, why: str):
-    """PyAV; where it is missing, an error that names the extra."""
+    """Import PyAV, or raise an error that names the extra to install."""
     try:
         import av
     except ImportError as error:
@@ -263,5 +267,5 @@ def import_av(source, name: str, why: str):
         need = "m4a, mp4, webm, aac, amr, wma and videos need PyAV: `pip install 'soundwave-hf[audio]'`."
         if kind in TORCHCODEC_ONLY_FILETYPES:
             raise ImportError(f"{name} is a {kind} file, which soundfile cannot decode; {need}") from error
-        raise undecodable(name, f"{why} Of what soundfile cannot decode, {need}") from error
+        raise undecodable(name, f"{why} Note: {need}") from error
     return av

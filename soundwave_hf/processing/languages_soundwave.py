@@ -1,4 +1,4 @@
-"""Languages as people write them ("en-US", "zh_Hans", "French", "auto") to English names."""
+"""Convert languages in any notation ("en-US", "zh_Hans", "French", "auto") to English names."""
 
 import difflib
 import re
@@ -6,21 +6,21 @@ import re
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 
-LANGUAGE_NAMES = {**LANGUAGES, "fil": "filipino"}  # Whisper's, and the one of Qwen3-ASR's that Whisper lacks
-# Codes for languages of this table under another code: retired ones, the spoken forms of Norwegian and Chinese that
-# FLEURS and Common Voice name, and Javanese, which Whisper writes "jw".
+LANGUAGE_NAMES = {**LANGUAGES, "fil": "filipino"}  # Whisper's languages, and one of Qwen3-ASR that Whisper lacks
+# Other codes of languages in this table: old codes, spoken forms of Norwegian and Chinese in FLEURS and Common Voice,
+# and Javanese, for which Whisper uses "jw".
 OTHER_CODES = {"iw": "he", "in": "id", "ji": "yi", "jv": "jw", "nb": "no", "cmn": "zh", "mo": "ro", "pes": "fa"}
-UNNAMED = ("auto", "none", "und")  # the caller leaves the language to the model
+UNNAMED = ("auto", "none", "und")  # no language is given
 # BCP 47: language, script, region, variants; "zh-yue" is an older way to write "yue".
 TAG = re.compile(r"([a-z]{2,3})(-yue)?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9]{5,8}|\d[a-z0-9]{3}))*")
 
 
 def language_name(language: str | None) -> str | None:
-    """The English name of a language, in lower case; `None` where the caller names none.
+    """The English name of a language, in lower case; `None` if no language is given.
 
     Args: language: code with or without script and region ("en", "pt-BR", "zh_Hans", "en_US.UTF-8"), English name or
         one of Whisper's other names ("Castilian"), in any case; "auto" or `None` for no language.
-    Raises: `ValueError` for a language that Whisper does not know, with those written like it.
+    Raises: `ValueError` for a language that Whisper does not support; it suggests similar names.
     """
     if language is None:
         return None
@@ -40,7 +40,7 @@ def language_name(language: str | None) -> str | None:
 
 
 def language_names(language: str | list[str | None] | None) -> str | list[str | None] | None:
-    """[`language_name`] of one or of each of a list."""
+    """[`language_name`] of one language or of each in a list."""
     if language is None or isinstance(language, str):
         return language_name(language)
     return [language_name(one) for one in language]
@@ -52,5 +52,5 @@ def unknown_language(language: str, words: str) -> ValueError:
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return ValueError(
         f"Unsupported language: {language!r}. {hint}Use a code ('en', 'pt-BR') or an English name ('French') of a "
-        f"language that Whisper knows: {', '.join(sorted(LANGUAGE_NAMES))}."
+        f"language that Whisper supports: {', '.join(sorted(LANGUAGE_NAMES))}."
     )

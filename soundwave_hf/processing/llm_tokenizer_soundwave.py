@@ -1,4 +1,4 @@
-"""The tokenizer of trained adapters: their folder holds none and names the LLM that has it."""
+"""The tokenizer for trained adapters. Their folder has none, but its config names the LLM."""
 
 import importlib
 import json
@@ -13,21 +13,21 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "t
 
 
 def find_file(name: str, file: str, subfolder: str = "", **hub) -> str | None:
-    """A file of a folder or hub repository; None where it has none, or the hub cannot be reached."""
+    """A file of a folder or hub repository; None if it is missing, or the hub cannot be reached."""
     quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
     quiet = {f"_raise_exceptions_for_{what}": value for what, value in quiet.items()}
     return cached_file(name, file, subfolder=subfolder, **quiet, **hub)
 
 
 def lacks_tokenizer(name: str, subfolder: str = "", **hub) -> bool:
-    """Whether a folder or hub repository is of a Soundwave, and has no tokenizer."""
+    """Whether a folder or hub repository belongs to a Soundwave model and has no tokenizer."""
     if any(find_file(name, file, subfolder, **hub) for file in TOKENIZER_FILES):
         return False
     return read_config(name, subfolder, **hub).get("model_type") == "soundwave"
 
 
 def read_config(name: str, subfolder: str = "", **hub) -> dict:
-    """The config.json of a folder or hub repository; an empty dict where there is none."""
+    """The config.json of a folder or hub repository; an empty dict if there is none."""
     path = find_file(name, "config.json", subfolder, **hub)
     if path is None:
         return {}
@@ -38,7 +38,7 @@ def read_config(name: str, subfolder: str = "", **hub) -> dict:
 def named_llm(name: str, subfolder: str = "", **hub) -> str:
     """The LLM that the config of trained adapters names: a hub name, or a folder.
 
-    Raises: `ValueError` where it names none, `FileNotFoundError` where its folder is not on this machine.
+    Raises: `ValueError` if it has no LLM, `FileNotFoundError` if the LLM's folder is not on this machine.
     """
     llm = (read_config(name, subfolder, **hub).get("text_config") or {}).get("_name_or_path")
     if not llm:
@@ -54,12 +54,12 @@ def named_llm(name: str, subfolder: str = "", **hub) -> str:
 
 
 def locate_tokenizer(llm: str, **hub) -> str:
-    """Where the tokenizer of an LLM lies, without a download of its weights."""
+    """The folder or hub name of an LLM's tokenizer, without downloading weights."""
     folder = os.path.expanduser(llm)
     if os.path.isdir(folder):
         return folder
     try:
-        # By name: without this package, as remote code, this file asks the hub alone.
+        # As remote code without this package, this file only uses the hub.
         backbones = importlib.import_module("soundwave_hf.data.backbones")
     except ImportError:
         return llm
@@ -67,12 +67,12 @@ def locate_tokenizer(llm: str, **hub) -> str:
 
 
 def read_llm_tokenizer(llm: str, audio_token: str):
-    """The tokenizer of a causal LM with the audio token, padding on the left, as generation needs.
+    """The tokenizer of a causal LM with the audio token. It pads on the left, as generation needs.
 
-    Raises: `ValueError` where it has no token to pad with.
+    Raises: `ValueError` if it has no token for padding.
     """
     tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
-    # `replace...=False` keeps the LLM's own extra tokens special; a token that exists keeps its id.
+    # `replace...=False` keeps the LLM's own special tokens. An existing token keeps its id.
     tokenizer.add_special_tokens({"extra_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

@@ -1,4 +1,4 @@
-"""Text and audio to model inputs: the LLM's tokens, with one token per clip, and Whisper's log-mel features."""
+"""Convert text and audio to model inputs: the LLM's tokens, with one per clip, and Whisper's log-mel features."""
 
 import difflib
 import inspect
@@ -50,7 +50,7 @@ logger = logging.get_logger(__name__)
 
 
 AUDIO_TOKEN = "<|audio|>"
-# Paper, section "Prompts": the system prompt of training and evaluation, and the question for speech recognition.
+# Paper, section "Prompts": system prompt of training and evaluation, and question of speech recognition.
 SYSTEM_PROMPT = (
     "You are a helpful language and speech assistant. You are able to understand the speech content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
@@ -58,17 +58,17 @@ SYSTEM_PROMPT = (
 ASR_QUESTION = "What does the person say?"
 
 RETURN_FORMATS = ("raw", "parsed", "transcription_only")
-CTC_TEXT = "lower"  # what a new CTC head learns to write; see `ctc_text` of the processor
+CTC_TEXT = "lower"  # for a new CTC head; see `ctc_text` of the processor
 TRAILING_SILENCE = 0.3  # seconds; Whisper was trained on speech with silence behind it
 NO_PROCESSOR = (
-    f"`{{}}` holds no {PROCESSOR_NAME}, which says how its adapters hear: give a folder that `soundwave-hf train` or "
-    "`soundwave-hf export` wrote."
+    f"`{{}}` holds no {PROCESSOR_NAME}, which has settings of its adapters: give a folder that `soundwave-hf train` "
+    "or `soundwave-hf export` wrote."
 )
 MIN_MEL_FRAMES = 4  # 40 ms: two mel frames make an encoder frame, two encoder frames make one position
 
-# Runs before the LLM's own template, which expects each message as one string: joins the parts of a message in order.
-# It is part of the template, not done beforehand, because only here a token written by the template can be told from
-# the same characters in a user's text (`sanitize_control_tokens`).
+# Runs before the LLM's own template, which needs each message as one string: joins the parts of a message in order.
+# It is part of the template, because only there a token of the template can be distinguished from the same characters
+# in a user's text (`sanitize_control_tokens`).
 FLATTEN_PARTS = """\
 {%- set flat = namespace(messages=[]) %}
 {%- for message in messages %}
@@ -90,7 +90,7 @@ def name_of(tokenizer) -> str:
 
 
 def transcription_question(prompt: str | None, language: str | None) -> str:
-    """The question of the paper, or the caller's; a language other than English, the one of training, is named."""
+    """The paper's question, or the caller's. It names the language, except English, the language of training."""
     question = ASR_QUESTION if prompt is None else prompt
     if language in (None, "english"):
         return question
@@ -98,14 +98,14 @@ def transcription_question(prompt: str | None, language: str | None) -> str:
 
 
 def marks(rows: int, input_ids):
-    """True for each row `(rows,)`, in the form that the ids have: a tensor, an array, or a list."""
+    """A mask `(rows,)` that is true for each row, with the type of the ids: tensor, array or list."""
     if isinstance(input_ids, (torch.Tensor, np.ndarray)):
         return (torch if isinstance(input_ids, torch.Tensor) else np).ones(rows, dtype=bool)
     return [True] * rows
 
 
 def standard_parts(message: dict) -> dict:
-    """The message with every listed part as a dict of type "text" or "audio"."""
+    """The message with each part in a list as a dict of type "text" or "audio"."""
     if not isinstance(message.get("content"), (list, tuple)):
         return message
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in message["content"]]
@@ -113,7 +113,7 @@ def standard_parts(message: dict) -> dict:
         if part.get("type") not in ("text", *PART_TYPES):
             raise ValueError(
                 f"A part of type {part.get('type')!r} arrived in a {message.get('role')} message; expected 'text' or "
-                "'audio'. This model reads nothing else: remove the part."
+                "'audio'. The model has no other inputs: remove the part."
             )
     return {
         **message,
@@ -122,7 +122,7 @@ def standard_parts(message: dict) -> dict:
 
 
 def renders(template: str, messages: list[dict], expected: str, special_tokens: dict) -> bool:
-    """True where the template takes these messages and prints the expected text."""
+    """Whether the template accepts these messages and prints the expected text."""
     try:
         rendered, _ = render_jinja_template(conversations=[messages], chat_template=template, **special_tokens)
     except Exception:  # a template may raise anything
@@ -135,20 +135,20 @@ def text_message(role: str, text: str) -> dict:
 
 
 def takes_strings(template: str, special_tokens: dict) -> bool:
-    """True for templates of text models; false for those that read a message as parts and only so."""
+    """True for templates of text models; false for templates that only accept messages as parts."""
     if renders(template, [{"role": "user", "content": "probe"}], "probe", special_tokens):
         return True
     return not renders(template, [text_message("user", "probe")], "probe", special_tokens)
 
 
 def with_system_prompt(conversation: list[dict], template: str, special_tokens: dict) -> list[dict]:
-    """Open a conversation that has no system message of its own with the paper's system prompt."""
+    """Add the paper's system prompt to a conversation without a system message."""
     if any(message.get("role") in ("system", "developer") for message in conversation):
         return conversation
     probe = [text_message("system", "probe"), text_message("user", "hello")]
     if renders(template, probe, "probe", special_tokens):
         return [text_message("system", SYSTEM_PROMPT), *conversation]
-    # Some templates (Gemma) refuse a system message; their models read its text at the head of the first user turn.
+    # Some templates (Gemma) refuse system messages. Then the text goes to the beginning of the first user turn.
     for index, message in enumerate(conversation):
         if message.get("role") == "user":
             content = message.get("content") or []
@@ -159,9 +159,9 @@ def with_system_prompt(conversation: list[dict], template: str, special_tokens: 
 
 
 def trained_values(adapter: str | os.PathLike) -> dict:
-    """`trailing_silence` and `ctc_text` that adapters were trained with; 0 and "lower" where their folder has none.
+    """`trailing_silence` and `ctc_text` at the training of adapters; by default 0 and "lower".
 
-    Raises: `FileNotFoundError` where the folder has no processor_config.json.
+    Raises: `FileNotFoundError` if the folder has no processor_config.json.
     """
     path = os.path.join(adapter, PROCESSOR_NAME)
     if not os.path.isfile(path):
@@ -180,7 +180,7 @@ def refuse_other_ctc_text(ctc_text: str | None, trained: str, adapter: str | os.
 
 
 class SoundwaveAudioKwargs(AudioKwargs, total=False):
-    """The library's audio options, and the fields of `AudioOptions`."""
+    """The library's audio options and the fields of `AudioOptions`."""
 
     mono: bool
     allow_truncated: bool
@@ -194,26 +194,26 @@ class SoundwaveProcessingKwargs(ProcessingKwargs, total=False):
 
 class SoundwaveProcessor(ProcessorMixin):
     r"""
-    Whisper's feature extractor and the LLM's tokenizer behind one call.
+    Whisper's feature extractor and the LLM's tokenizer in one processor.
 
-    Each clip stands in the text as one `audio_token`; the model puts the clip's positions in its place, since only the
-    model knows how many there are.
+    The text has one `audio_token` for each clip. The model replaces it by the clip's positions, because only the model
+    can compute their number.
 
     Args:
-        feature_extractor (`WhisperFeatureExtractor`): the encoder's; says rate, mel bins and window (30 s).
-        tokenizer (`PreTrainedTokenizerBase`): the LLM's; holds `audio_token` and pads on its own `padding_side`.
-        chat_template (`str`, *optional*): template for conversations; the tokenizer's by default.
-        audio_token (`str`, *optional*, defaults to `"<|audio|>"`): stands for one clip in the text.
-        trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put behind each clip and heard with
-            it, as far as the encoder's window reaches. `from_backbones` sets 0.3, or what adapters were trained with.
-        require_sampling_rate (`bool`, *optional*, defaults to `False`): refuse an array that comes without its rate.
-            Otherwise it counts as 16 kHz, with a warning, as in the library's processors. `from_backbones` sets it.
-        ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`, *optional*, defaults to `"lower"`): what the CTC head
-            writes of a transcript: the text with case and marks; lower case without marks; that with numbers in
-            English words. `SoundwaveConfig.ctc_text` of the model has the same value.
+        feature_extractor (`WhisperFeatureExtractor`): the encoder's: sampling rate, mel bins and window (30 s).
+        tokenizer (`PreTrainedTokenizerBase`): the LLM's, with `audio_token`; pads on its own `padding_side`.
+        chat_template (`str`, *optional*): template for conversations; by default the tokenizer's.
+        audio_token (`str`, *optional*, defaults to `"<|audio|>"`): the token for a clip in the text.
+        trailing_silence (`float`, *optional*, defaults to 0): seconds of silence added after each clip, within the
+            encoder's window. `from_backbones` sets 0.3, or the value of the adapters' training.
+        require_sampling_rate (`bool`, *optional*, defaults to `False`): refuse an array without a rate. Otherwise it
+            is taken as 16 kHz, with a warning, as in the library's processors. `from_backbones` sets True.
+        ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`, *optional*, defaults to `"lower"`): form of the CTC
+            targets: with case and punctuation; lower case without punctuation; the same with numbers as English
+            words. `SoundwaveConfig.ctc_text` of the model has the same value.
 
     Raises: `ValueError` if the tokenizer has no token `audio_token`, the silence fills the encoder's window, or
-        `ctc_text` is another value.
+        `ctc_text` is unknown.
 
     Example:
 
@@ -253,14 +253,13 @@ class SoundwaveProcessor(ProcessorMixin):
         self.ctc_text = ctc_text
         self.trailing_silence = trailing_silence
         self.require_sampling_rate = require_sampling_rate
-        self.auto_map = {"AutoProcessor": "processing_soundwave.SoundwaveProcessor"}  # as `save_pretrained` leaves it
+        self.auto_map = {"AutoProcessor": "processing_soundwave.SoundwaveProcessor"}  # as after `save_pretrained`
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if self.audio_token_id is None or tokenizer.convert_ids_to_tokens(self.audio_token_id) != audio_token:
             raise ValueError(
-                f"The tokenizer ({name_of(tokenizer)}) has no token {audio_token!r}, "
-                "which stands for a clip in the text. Build the processor with "
-                "`SoundwaveProcessor.from_backbones(encoder, llm)`, which adds it."
+                f"The tokenizer ({name_of(tokenizer)}) has no token {audio_token!r} for clips. Build the processor "
+                "with `SoundwaveProcessor.from_backbones(encoder, llm)`, which adds it."
             )
 
     @classmethod
@@ -281,11 +280,11 @@ class SoundwaveProcessor(ProcessorMixin):
         Args:
             encoder, llm: name on the Hub or local folder.
             adapter (*optional*): folder of trained adapters.
-            audio_token: stands for one clip in the text.
-            trailing_silence (*optional*): seconds behind each clip; what `adapter` was trained with, else 0.3.
-            ctc_text (*optional*): what the CTC head learns to write; what `adapter` was trained with, else "lower".
+            audio_token: the token for a clip in the text.
+            trailing_silence (*optional*): seconds after each clip; by default that of `adapter`, or 0.3.
+            ctc_text (*optional*): form of the CTC targets; by default that of `adapter`, or "lower".
 
-        Raises: `FileNotFoundError` where the adapter's folder has no processor_config.json, `ValueError` where
+        Raises: `FileNotFoundError` if the adapter's folder has no processor_config.json, `ValueError` if
         `adapter` was trained with another `ctc_text`.
         """
         usual = {"trailing_silence": TRAILING_SILENCE, "ctc_text": CTC_TEXT}
@@ -305,15 +304,15 @@ class SoundwaveProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, llm: str | None = None, **kwargs):
-        """As in transformers; trained adapters without a tokenizer get that of the LLM that their config names.
+        """As in transformers. Trained adapters use the tokenizer of the LLM in their config.
 
-        Args: llm (`str`, *optional*): hub name or folder of the LLM whose tokenizer is taken in place of that one.
+        Args: llm (`str`, *optional*): hub name or folder of another LLM, whose tokenizer is used instead.
 
-        Raises: `ValueError` where the tokenizer has another place for the audio token than the adapters' config, or
-        the adapters were trained with another `ctc_text`.
+        Raises: `ValueError` if the tokenizer's id of the audio token differs from the adapters' config, or the
+        adapters were trained with another `ctc_text`.
         """
         for option in ("encoder", "allow_other_backbones", "merge_lora", "is_trainable"):
-            kwargs.pop(option, None)  # a pipeline gives the processor the options of the model too
+            kwargs.pop(option, None)  # a pipeline also passes the model's options to the processor
         name = os.path.expanduser(os.fspath(pretrained_model_name_or_path))
         place = {"subfolder": kwargs.get("subfolder") or ""}
         place |= {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
@@ -332,8 +331,9 @@ class SoundwaveProcessor(ProcessorMixin):
         expected = read_config(name, **place).get("audio_token_id")
         if llm is None and expected not in (None, tokenizer.convert_tokens_to_ids(audio_token)):
             raise ValueError(
-                f"The adapters in `{name}` have the audio token at id {expected}, and the tokenizer of `{folder}` at "
-                f"{tokenizer.convert_tokens_to_ids(audio_token)}: name the LLM that they were trained with (`llm=`)."
+                f"The audio token has id {expected} in the adapters of `{name}`, but id "
+                f"{tokenizer.convert_tokens_to_ids(audio_token)} in the tokenizer of `{folder}`: give the LLM that "
+                "they were trained with (`llm=`)."
             )
         fields = ("trailing_silence", "require_sampling_rate", "chat_template", "ctc_text")
         own = {key: values[key] for key in fields if values.get(key) is not None}
@@ -354,31 +354,31 @@ class SoundwaveProcessor(ProcessorMixin):
         Tokenize text and turn its clips into features.
 
         Args:
-            text (`str` or `list[str]`): one `audio_token` in it for each clip.
+            text (`str` or `list[str]`): with one `audio_token` for each clip.
             audio (*optional*): a clip, a list of clips in the order of their tokens, or one such list per text. A clip
                 is a 1-D array, tensor or list of numbers; `(samples, rate)` or `(rate, samples)`; a path, a URL,
                 base64 text, the bytes of an audio file or an open binary file; a row of a `datasets` audio column; an
-                audio part of a chat. 40 ms or longer; resampled to the encoder's rate. What carries its own rate is
-                averaged to mono. Integers are PCM and divided by the full scale of their type.
-            sampling_rate (`int`, *optional*): Hz of the arrays that do not carry their own rate.
-            mono (`bool`, *optional*): average the channels of bare arrays, which are an error otherwise.
-            allow_truncated (`bool`, *optional*): take what is left of a file that was cut off, with a warning.
-            max_seconds, max_bytes (*optional*): limits of a clip, 4 hours and 1 GiB by default; a path has none.
+                audio part of a chat. It must last 40 ms or more, and is resampled to the encoder's rate. Audio with
+                its own rate is averaged to mono. Integers are PCM and divided by the full scale of their type.
+            sampling_rate (`int`, *optional*): Hz of arrays without a rate.
+            mono (`bool`, *optional*): average the channels of arrays without a rate; otherwise they are an error.
+            allow_truncated (`bool`, *optional*): read a truncated file, with a warning.
+            max_seconds, max_bytes (*optional*): limits of a clip, by default 4 hours and 1 GiB, and none for a path.
             kwargs: options of the tokenizer (`padding`, `return_tensors`, ...), flat or as `text_kwargs={...}`.
 
         Returns: [`BatchFeature`]:
             - **input_ids**, **attention_mask** `(batch, tokens)`
             - **input_features** `(clips, mel_bins, mel_frames)` -- float32 log-mel of 10 ms frames, zeros
-              behind a clip and its trailing silence; only with audio
+              after a clip and its trailing silence; only with audio
             - **input_features_mask** `(clips, mel_frames)` -- int64, 1 at frames of a clip or its silence
 
-        Raises: `ValueError` for counts of clips and tokens that differ and for audio that cannot be used as it is.
+        Raises: `ValueError` if the numbers of clips and audio tokens differ, and for audio that cannot be used.
         """
         refuse_unread(kwargs)
         return super().__call__(text=text, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Texts and clips as flat lists; the clips are read later, after they were counted."""
+        """Texts and clips as flat lists. Clips are counted here and read later."""
         _, text, _, _ = super().prepare_inputs_layout(text=text, **kwargs)
         if audio is not None:
             check_clips_per_text(text, audio, self.audio_token)
@@ -389,7 +389,7 @@ class SoundwaveProcessor(ProcessorMixin):
         if text is None and audio is not None:
             raise ValueError(
                 f"{len(audio)} clips arrived without text. Pass `text=` with one {self.audio_token} per clip, or use "
-                "`apply_chat_template` or `apply_transcription_request`, which write it."
+                "`apply_chat_template` or `apply_transcription_request`, which add it."
             )
         if text is not None and all(isinstance(sample, str) for sample in text):
             tokens, clips = sum(sample.count(self.audio_token) for sample in text), len(audio or [])
@@ -402,17 +402,16 @@ class SoundwaveProcessor(ProcessorMixin):
         super().validate_inputs(text=text, audio=audio, **kwargs)
 
     def ctc_target(self, text: str) -> str:
-        """A transcript as the CTC head learns to write it, by the processor's `ctc_text`."""
+        """A transcript in the form of the CTC targets, by the processor's `ctc_text`."""
         return ctc_target(text, self.ctc_text)
 
     def load_clips(
         self, clips: list, sampling_rate: int | None = None, *, first: int = 0, **options
     ) -> list[np.ndarray]:
-        """Read, check and resample clips of any form; every clip comes through here.
+        """Read, check and resample clips in any form. All clips are loaded by this method.
 
-        Args: clips: as `audio` of the call, flat; sampling_rate: Hz of arrays that do not carry their own; first:
-            number of the first clip in error messages; options: `mono`, `allow_truncated`, `max_seconds`, `max_bytes`
-            of the call.
+        Args: clips: a flat list, as `audio` of the call; sampling_rate: Hz of arrays without a rate; first: number of
+            the first clip in error messages; options: `mono`, `allow_truncated`, `max_seconds`, `max_bytes`.
         Returns: float32 arrays of shape `(samples,)` at the encoder's rate.
         """
         extractor = self.feature_extractor
@@ -429,8 +428,8 @@ class SoundwaveProcessor(ProcessorMixin):
     def _assume_rate(self) -> int:
         rate = self.feature_extractor.sampling_rate
         logger.warning_once(
-            f"An array arrived without its sampling rate and is taken for {rate} Hz; at another rate it is heard "
-            "wrong. Pass `sampling_rate=`, or the clip as {'array': samples, 'sampling_rate': rate}."
+            f"An array arrived without its sampling rate and is taken as {rate} Hz. With another rate, the "
+            "transcript is wrong. Pass `sampling_rate=`, or the clip as {'array': samples, 'sampling_rate': rate}."
         )
         return rate
 
@@ -439,13 +438,13 @@ class SoundwaveProcessor(ProcessorMixin):
         return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
 
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
-        """One token for each clip: the model replaces it by as many positions as the clip's CTC labels give."""
+        """The token for a clip. The model replaces it by the clip's positions."""
         return self.audio_token
 
     def log_mel(self, clips: list[np.ndarray], device: str = "cpu") -> dict[str, np.ndarray]:
         """Whisper's features of each clip and its trailing silence, padded with zeros to the longest.
 
-        Args: clips: arrays of shape `(samples,)` at the encoder's rate; the model cuts long ones into windows.
+        Args: clips: arrays of shape `(samples,)` at the encoder's rate. The model cuts long clips.
         Returns: `input_features` `(clips, mel_bins, mel_frames)`, `input_features_mask` `(clips, mel_frames)`.
         """
         features = [self._log_mel_of_clip(clip, device) for clip in clips]
@@ -458,17 +457,17 @@ class SoundwaveProcessor(ProcessorMixin):
         return {"input_features": input_features, "input_features_mask": input_features_mask}
 
     def _log_mel_of_clip(self, samples: np.ndarray, device: str) -> np.ndarray:
-        """The frames of a clip and its trailing silence, of what Whisper computes for the clip padded with zeros.
+        """Whisper's frames of a clip and its trailing silence, the same as for the clip padded with zeros.
 
         Returns: float32 array of shape `(mel_bins, mel_frames)`.
         """
         extractor = self.feature_extractor
-        # Features are scaled by their maximum, so every frame that overlaps the clip has to be computed, and the STFT
-        # mirrors what stands at the end: a window and a hop of zeros behind the clip leave both as they are in 30 s.
-        heard = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
-        padded = heard + extractor.n_fft + extractor.hop_length
-        if len(samples) <= extractor.n_samples:  # the silence makes no second window
-            heard, padded = min(heard, extractor.n_samples), min(padded, extractor.n_samples)
+        # Features are scaled by their maximum, so each frame that overlaps the clip is needed. The STFT mirrors its
+        # end. A window and a hop of zeros after the clip give the same result as padding to 30 s.
+        kept = len(samples) + round(self.trailing_silence * extractor.sampling_rate)
+        padded = kept + extractor.n_fft + extractor.hop_length
+        if len(samples) <= extractor.n_samples:  # the silence must not make a second window
+            kept, padded = min(kept, extractor.n_samples), min(padded, extractor.n_samples)
         features = extractor(
             samples,
             sampling_rate=extractor.sampling_rate,
@@ -477,7 +476,7 @@ class SoundwaveProcessor(ProcessorMixin):
             return_tensors="np",
             device=device,
         )["input_features"][0]
-        return features[:, : math.ceil(heard / extractor.hop_length)]  # [mel_bins, mel_frames]
+        return features[:, : math.ceil(kept / extractor.hop_length)]  # [mel_bins, mel_frames]
 
     def apply_chat_template(
         self,
@@ -489,25 +488,25 @@ class SoundwaveProcessor(ProcessorMixin):
         **kwargs,
     ):
         r"""
-        Render conversations over the LLM's own template; with `tokenize=True, return_dict=True` into model inputs.
+        Render conversations with the LLM's own template; with `tokenize=True, return_dict=True` make model inputs.
 
         Args:
             conversation: messages of one conversation, or a list of conversations. Content is a string or a list of
                 strings, `{"type": "text", "text": ...}` and `{"type": "audio", "audio": ...}` with a clip in any form
-                of the call, or under "path", "url", "audio_url" or "base64"; OpenAI's `input_audio` too. An array's
-                rate stands beside it, `{"type": "audio", "audio": array, "sampling_rate": 16000}`.
-            chat_template (`str`, *optional*): a template or the name of one, in place of the processor's own. One that
-                reads messages as parts gets them so, and writes audio tokens and any system prompt itself.
-            sampling_rate (`int`, *optional*): Hz of the arrays that do not carry their own rate.
-            processor_kwargs (`dict`, *optional*): options of the call, such as `{"padding": False}`; those of audio
-                (`mono`, `allow_truncated`, `max_seconds`, `max_bytes`) may stand outside it, too.
+                of the call, or under "path", "url", "audio_url" or "base64"; also OpenAI's `input_audio`. An array's
+                rate is given beside it: `{"type": "audio", "audio": array, "sampling_rate": 16000}`.
+            chat_template (`str`, *optional*): a template, or the name of one, instead of the processor's. A template
+                for messages as parts must add audio tokens and a system prompt itself.
+            sampling_rate (`int`, *optional*): Hz of arrays without a rate.
+            processor_kwargs (`dict`, *optional*): options of the call, such as `{"padding": False}`. Audio options
+                (`mono`, `allow_truncated`, `max_seconds`, `max_bytes`) may also be given directly.
             kwargs: as in [`ProcessorMixin.apply_chat_template`]: `tokenize`, `return_dict`, `add_generation_prompt`,
                 `continue_final_message`, `tools`, `return_tensors`, and variables of the template.
 
-        A conversation without a system message gets `SYSTEM_PROMPT`; a system message of the caller's stands instead.
+        `SYSTEM_PROMPT` is added to conversations without a system message.
 
-        Returns: `str` or list of `str` with `tokenize=False` (the default), else what the call returns, or its
-            `input_ids` alone with `return_dict=False`.
+        Returns: `str` or list of `str` with `tokenize=False` (the default), else the output of the call, or only its
+            `input_ids` with `return_dict=False`.
         """
         if len(conversation) == 0:
             raise ValueError("An empty conversation arrived; expected messages {'role': ..., 'content': ...}.")
@@ -540,7 +539,7 @@ class SoundwaveProcessor(ProcessorMixin):
 
     def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
         audio_kwargs = self._merge_kwargs(**processor_kwargs)["audio_kwargs"]
-        # The library passes "sampling_rate" on with the clips, which are at the encoder's rate once loaded.
+        # The library passes "sampling_rate" on with the loaded clips, which have the encoder's rate.
         return {
             "sampling_rate": self.feature_extractor.sampling_rate,
             "array_sampling_rate": audio_kwargs.get("sampling_rate"),
@@ -550,7 +549,7 @@ class SoundwaveProcessor(ProcessorMixin):
     def _multimodal_inputs_from_conversations(
         self, conversations: list[list[dict]], audio_loading_params: dict, load_audio_from_video: bool = False
     ) -> tuple[list, list, list[np.ndarray], dict]:
-        """Load the clips of all conversations in order; no images, no videos."""
+        """Load the clips of all conversations in order. There are no images or videos."""
         clips = [
             audio_of_part(part)
             for messages in conversations
@@ -574,28 +573,27 @@ class SoundwaveProcessor(ProcessorMixin):
         task: str | None = None,
         **kwargs,
     ) -> BatchFeature | list[str]:
-        """Inputs that ask for the transcript of each clip, one conversation per clip.
+        """Inputs that request the transcript of each clip, one conversation per clip.
 
-        Takes what the processors of Voxtral and Qwen3-ASR take, so that scripts written for them run as they are.
+        Accepts the arguments of the processors of Voxtral and Qwen3-ASR, so that scripts for them work unchanged.
 
         Args:
-            audio: a clip or a list of clips, in any form that the call takes. An array without its rate counts as
-                16 kHz, with a warning, as in the processors that share this protocol.
-            language: code or English name ("fr", "fr-CA", "French"), one for all or one per clip; "auto" names none.
-                English, the language of the training data, leaves the question as it is; another one is named in it.
-            prompt: question in place of "What does the person say?", one for all or one per clip.
-            tokenize: `False` returns the prompts as strings and leaves the audio alone.
-            model_id, format: what Voxtral's request names, the model and the container that arrays are packed in.
-                Nothing here depends on them.
-            task: "transcribe", as Whisper's scripts say; nothing else is done here.
+            audio: a clip or a list of clips, in any form of the call. An array without a rate is taken as 16 kHz, with
+                a warning, as in these processors.
+            language: code or English name ("fr", "fr-CA", "French"), one for all or one per clip; "auto" for none. The
+                question names the language, except English, the language of the training data.
+            prompt: question instead of "What does the person say?", one for all or one per clip.
+            tokenize: `False` returns the prompts as strings and does not read the audio.
+            model_id, format: arguments of Voxtral's request (model, container of arrays). They have no effect here.
+            task: "transcribe", as in scripts for Whisper. Other tasks raise an error.
             kwargs: passed to [`~SoundwaveProcessor.apply_chat_template`], such as `sampling_rate` in Hz.
 
         Returns: as [`~SoundwaveProcessor.apply_chat_template`] with `return_dict=True, add_generation_prompt=True`,
-            and **is_transcription** `(clips,)`, true: `generate` answers such rows with an empty transcript where the
-            model hears no speech (`SoundwaveConfig.no_speech_threshold`). A question may be asked of silence.
+            and **is_transcription** `(clips,)`, true: `generate` returns an empty transcript for such rows if the
+            clip has no speech (`SoundwaveConfig.no_speech_threshold`). Other questions are always answered.
 
-        Raises: `ValueError` for no clip, an unknown language, a keyword that nothing reads, lists of another length
-        than the clips' and audio that cannot be used as it is.
+        Raises: `ValueError` for no clip, an unknown language or keyword, lists whose length is not the number of
+        clips, and audio that cannot be used.
 
         Example:
 
@@ -627,7 +625,7 @@ class SoundwaveProcessor(ProcessorMixin):
         return inputs
 
     def _refuse_unknown(self, kwargs: dict):
-        """Refuse keywords of a transcription request that neither the call nor the chat template reads."""
+        """Refuse keywords that neither the processor's methods nor the chat template know."""
         doors = (self.apply_transcription_request, self.apply_chat_template, super().apply_chat_template)
         known = {name for door in doors for name in inspect.signature(door).parameters} - {"self", "kwargs"}
         for options in (SoundwaveProcessingKwargs, TextKwargs, SoundwaveAudioKwargs):
@@ -638,28 +636,26 @@ class SoundwaveProcessor(ProcessorMixin):
                 continue
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"Did you mean `{near[0]}`?" if near else "Remove it."
-            raise ValueError(
-                f"`{name}={kwargs[name]!r}` arrived, which no part of a transcription request reads. {hint}"
-            )
+            raise ValueError(f"A transcription request got an unknown argument `{name}={kwargs[name]!r}`. {hint}")
 
     def align_word_timestamps(
         self, transcriptions: str | list[str], clips: list, return_timestamps: str = "word"
     ) -> dict | list[dict]:
         """
-        Time each word of transcripts, those of the model or any others of the same clips, with the CTC head's scores.
+        Align transcripts, by the model or any others of the same clips, with the sound: times and scores of each word.
 
         Args:
             transcriptions: the text of each clip.
-            clips: of the model, one a text: `clips` of `generate(..., return_timestamps="word")`, or what
-                `model.get_ctc_clips(**inputs)` returns. Or that output of `generate` itself.
+            clips: one for each text: `clips` in the output of `generate(..., return_timestamps="word")`, that output
+                itself, or the result of `model.get_ctc_clips(**inputs)`.
             return_timestamps: "word", or "segment" for sentences.
 
-        Returns: for a list of texts a list of these, else one: **text**; **chunks**, a list of words as the speech
-            recognition pipeline has them: "text" with case and marks, "timestamp" `(start, end)` in seconds,
-            "aligned", false with `(None, None)` for a word that has no frames, "supported", false for a word that the
-            sound does not support, "probability" from 0 to 1; and **probability** of the whole.
+        Returns: a dict, or for a list of texts a list of dicts: **text**; **chunks**, a list of words as in the speech
+            recognition pipeline: "text" with case and punctuation, "timestamp" `(start, end)` in seconds, "aligned",
+            false with `(None, None)` for a word without frames, "supported", false for a word that the sound does not
+            support, "probability" from 0 to 1; and **probability** of the whole transcript.
 
-        Raises: `ValueError` where there are not as many clips as texts, or for another `return_timestamps`.
+        Raises: `ValueError` if the numbers of clips and texts differ, or for an unknown `return_timestamps`.
 
         Example:
 
@@ -676,7 +672,8 @@ class SoundwaveProcessor(ProcessorMixin):
         if clips is None or len(clips) != len(texts):
             raise ValueError(
                 f"{len(texts)} transcripts arrived and {0 if clips is None else len(clips)} clips; expected one clip "
-                'a text. Pass `clips` of `model.generate(..., return_timestamps="word")`, or of `model.get_ctc_clips`.'
+                'for each text. Pass `clips` of `model.generate(..., return_timestamps="word")`, or of '
+                "`model.get_ctc_clips`."
             )
         aligned = [
             clip.align(text, self.tokenizer, return_timestamps) for text, clip in zip(texts, clips, strict=True)
@@ -687,11 +684,11 @@ class SoundwaveProcessor(ProcessorMixin):
         """The tokenizer's `decode`: ids `(tokens,)` to a text, ids `(batch, tokens)` to a list of texts.
 
         Args:
-            return_format: as in Qwen3-ASR, `"raw"` for what the tokenizer returns, `"transcription_only"` for the text
-                without special tokens and outer blanks, `"parsed"` for a dict of it, whose "language" is `None`: the
-                model answers with the transcript alone.
+            return_format: as in Qwen3-ASR: `"raw"` for the tokenizer's output, `"transcription_only"` for the text
+                without special tokens and outer spaces, `"parsed"` for a dict with it and "language", which is `None`,
+                because the model does not name the language.
 
-        Raises: `ValueError` for another format.
+        Raises: `ValueError` for an unknown format.
         """
         if return_format not in RETURN_FORMATS:
             raise ValueError(f"`return_format` is {return_format!r}; expected one of {RETURN_FORMATS}.")
@@ -705,20 +702,20 @@ class SoundwaveProcessor(ProcessorMixin):
 
 
 def audio_options(kwargs: dict) -> dict:
-    """The fields of `AudioOptions` among keywords of a call."""
+    """The fields of `AudioOptions` among the keywords of a call."""
     return {name: kwargs[name] for name in AUDIO_OPTIONS if kwargs.get(name) is not None}
 
 
 def refuse_task(task: str | None):
     if task not in (None, "transcribe"):
         raise ValueError(
-            f"`task` is {task!r}; a transcription request does 'transcribe' alone. Ask for anything else as a "
-            "question: `apply_chat_template` with the clip and a text such as 'Translate the speech to English.'"
+            f"`task` is {task!r}; a transcription request supports only 'transcribe'. For another task, use "
+            "`apply_chat_template` with the clip and a text such as 'Translate the speech to English.'"
         )
 
 
 def check_clips_per_text(text: list[str] | None, audio, audio_token: str):
-    """Where clips arrive as one list per text, each text has to hold as many tokens as its own list has clips."""
+    """If there is one list of clips per text, check that each text has as many audio tokens as its list has clips."""
     if not (is_clip_list(audio) and len(audio) > 0 and all(is_clip_list(clips) for clips in audio)) or text is None:
         return
     if len(audio) != len(text):
@@ -737,15 +734,15 @@ def check_clips_per_text(text: list[str] | None, audio, audio_token: str):
 
 
 def refuse_unread(kwargs: dict):
-    """Refuse inputs and audio options that nothing here would act on."""
+    """Refuse inputs and audio options that would have no effect."""
     for name in ("images", "videos"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"`{name}` arrived; this processor reads text and audio. Remove it.")
+            raise ValueError(f"`{name}` arrived, but this processor supports only text and audio. Remove it.")
     audio_kwargs = {"load_audio_backend": kwargs.get("load_audio_backend"), **(kwargs.get("audio_kwargs") or {})}
     read = ("sampling_rate", "device", "return_tensors", *AUDIO_OPTIONS)
     unread = [name for name, value in audio_kwargs.items() if value is not None and name not in read]
     if unread:
         raise ValueError(
             f"Audio options {unread} arrived; expected some of {sorted(read)}. Clips are decoded with soundfile or "
-            "PyAV, padded to the longest and never cut: remove the options."
+            "PyAV, padded to the longest and never cut: remove the other options."
         )

@@ -1,4 +1,4 @@
-"""Where a clip comes from (path, URL, base64 text, bytes, open file) to a path or the bytes of an audio file."""
+"""Open the source of a clip (path, URL, base64 text, bytes, open file): a path or the bytes of an audio file."""
 
 import base64
 import http.client
@@ -12,7 +12,7 @@ import urllib.request
 
 
 URL_TIMEOUT_SECONDS = 30
-# 9 hours of 16 kHz WAV, 1.7 hours of CD quality: more than a request holds, less than a machine's memory.
+# 9 hours of 16 kHz WAV, or 1.7 hours in CD quality.
 MAX_BYTES = 2**30
 BLOCK_BYTES = 2**20
 # A shorter string is a path: 40 ms of 8-bit WAV at 8 kHz, the shortest clip, are 484 characters of base64.
@@ -22,12 +22,12 @@ URL_SAFE = "/%:@!$&'()*+,;=~?[]"
 
 
 def open_source(source, name: str, max_bytes: int | None = None) -> str | io.BytesIO:
-    """Find what a string, a path, bytes or an open file stands for.
+    """Open a string, a path, bytes or an open file.
 
     Args:
         source: `str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or a binary file.
         name: what error messages call the clip.
-        max_bytes: largest source; by default 1 GiB for everything but a file on disk, which has no limit.
+        max_bytes: largest source; by default 1 GiB, and no limit for a file on disk.
     Returns: the path of a file on disk, or a buffer of the bytes of an audio file.
     """
     limit = MAX_BYTES if max_bytes is None else max_bytes
@@ -72,14 +72,13 @@ def open_path(path: str, name: str, max_bytes: int) -> str | io.BytesIO:
         found = "is a folder" if os.path.isdir(path) else "is not a file"
         error = IsADirectoryError if os.path.isdir(path) else FileNotFoundError
         raise error(
-            f"{name} {found}, seen from the folder {os.getcwd()}. "
-            "Check the path; a URL begins with http:// or https://."
+            f"{name} {found} (current folder: {os.getcwd()}). Check the path; a URL begins with http:// or https://."
         )
     try:
         with open(path, "rb") as file:
             return path if os.path.isfile(path) else io.BytesIO(read_up_to(file.read, max_bytes, name))
     except OSError as error:
-        raise OSError(f"{name} could not be opened: {error.strerror}. Check who may read it.") from error
+        raise OSError(f"{name} could not be opened: {error.strerror}. Check its permissions.") from error
 
 
 def path_of_file_uri(uri: str, name: str) -> str:
@@ -89,18 +88,18 @@ def path_of_file_uri(uri: str, name: str) -> str:
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in ("", "localhost", "~"):
             raise ValueError(
-                f"{name} names the host {host!r}; expected a file of this machine. "
+                f"{name} has the host {host!r}; expected a file on this machine. "
                 "Write `file:///folder/clip.wav`, with three slashes, or pass the path."
             )
         rest = (host if host == "~" else "") + slash + path
     decoded = urllib.parse.unquote(rest)
-    # Many write "file://" + path without encoding it: then the text itself is the path.
+    # Often "file://" + path is not percent-encoded: then the text itself is the path.
     is_file = [os.path.isfile(os.path.expanduser(path)) for path in (decoded, rest)]
     return rest if is_file == [False, True] else decoded
 
 
 def fetch(url: str, name: str, max_bytes: int) -> bytes:
-    """Download a URL; stop where it is larger than `max_bytes`, is no audio or is cut off."""
+    """Download a URL. Raises an error if it is larger than `max_bytes`, not audio, or incomplete."""
     request = request_for(url, name)
     try:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
@@ -123,42 +122,42 @@ def failed_download(name: str, error) -> OSError:
 
 
 def request_for(url: str, name: str) -> urllib.request.Request:
-    """A request of a URL as people write it: blanks, letters of any alphabet, `user:password@`."""
+    """A request for a URL, which may contain spaces, letters of any alphabet and `user:password@`."""
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port
         if not host:
-            raise ValueError("it names no host")
+            raise ValueError("it has no host")
         host = f"[{host}]" if ":" in host else host.encode("idna").decode()
     except ValueError as error:
-        raise ValueError(f"{name} is no URL: {error}. Expected `https://host/clip.wav`.") from error
-    # A percent sign that encodes nothing stands for itself.
+        raise ValueError(f"{name} is not a valid URL: {error}. Expected `https://host/clip.wav`.") from error
+    # A percent sign without two hex digits is a plain character.
     path, query = (
         urllib.parse.quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", part), safe=URL_SAFE)
         for part in (parts.path, parts.query)
     )
     address = urllib.parse.urlunsplit((parts.scheme, host + (f":{port}" if port else ""), path, query, ""))
-    # Some hosts refuse the default agent of Python.
+    # Some hosts refuse Python's default user agent.
     request = urllib.request.Request(address, headers={"User-Agent": "soundwave-hf", "Accept-Encoding": "identity"})
     if parts.username is not None:
         login = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}")
-        # Not passed on to another host that the first one redirects to.
+        # Not sent to another host after a redirect.
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
     return request
 
 
 def refuse_web_page(content: bytes, content_type: str, name: str):
-    """Refuse text: a login page, an error message, the page about a file. Some hosts call audio text, too."""
+    """Refuse text such as a login page or an error message. (Some hosts also declare audio as text.)"""
     is_text = content_type.startswith("text/") or content_type.endswith(("json", "xml"))
     if is_text and content and not re.search(rb"[\x00-\x08\x0e-\x1a]", content[:512]):
         raise ValueError(
-            f"{name} answered with {content_type}, not with audio. Use the address of the file itself; "
-            "on the Hub it holds `/resolve/`, not `/blob/`."
+            f"{name} answered with {content_type}, not with audio. Use the URL of the file itself; "
+            "on the Hub it contains `/resolve/`, not `/blob/`."
         )
 
 
 def read_remote(url: str, name: str, max_bytes: int) -> bytes:
-    """A file of a data set that is streamed (`hf://`, `zip://...::https://...`) or of another store fsspec knows."""
+    """A file of a streamed data set (`hf://`, `zip://...::https://...`) or of another store that fsspec supports."""
     try:
         import fsspec
 
@@ -171,11 +170,11 @@ def read_remote(url: str, name: str, max_bytes: int) -> bytes:
     except ValueError as error:
         if "Protocol not known" not in str(error):
             raise
-        raise ValueError(f"{name} is no known kind of URL: {error}. Pass http://, https:// or a path.") from error
+        raise ValueError(f"{name} is an unknown kind of URL: {error}. Pass http://, https:// or a path.") from error
 
 
 def read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
-    """`data:audio/wav;base64,...`, with any parameters; without `;base64` the bytes are percent-encoded."""
+    """Read `data:audio/wav;base64,...`, with any parameters. Without `;base64` the bytes are percent-encoded."""
     header, comma, payload = uri.partition(",")
     if not comma:
         raise ValueError(f"{name} is a data URI without a comma; expected `data:audio/wav;base64,...`.")
@@ -190,7 +189,7 @@ def is_base64(text: str) -> bool:
 
 
 def read_base64(text: str | bytes, name: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Bytes of base64 text; takes the URL-safe alphabet, line breaks, percent-encoding and missing padding."""
+    """Bytes of base64 text. Accepts the URL-safe alphabet, line breaks, percent-encoding and missing padding."""
     try:
         text = text.decode("ascii") if isinstance(text, (bytes, bytearray)) else text
         text = "".join((urllib.parse.unquote(text) if "%" in text else text).split())
@@ -199,11 +198,11 @@ def read_base64(text: str | bytes, name: str, max_bytes: int = MAX_BYTES) -> byt
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (UnicodeError, base64.binascii.Error) as error:
         hint = "Expected `data:audio/wav;base64,...`: encode the bytes of an audio file with `base64.b64encode`."
-        raise ValueError(f"{name} is no base64: {error}. {hint}") from error
+        raise ValueError(f"{name} is not valid base64: {error}. {hint}") from error
 
 
 def read_file(file, name: str, max_bytes: int) -> io.BytesIO:
-    """All bytes of an open binary file, from its beginning where it can seek; its position is put back."""
+    """All bytes of an open binary file, from its beginning if it can seek. Its position is restored."""
     if inspect.iscoroutinefunction(file.read) and hasattr(file, "file"):  # an upload of FastAPI
         file = file.file
     if isinstance(file, io.TextIOBase):
@@ -223,7 +222,7 @@ def read_file(file, name: str, max_bytes: int) -> io.BytesIO:
 
 
 def read_up_to(read, max_bytes: int, name: str) -> bytes:
-    """Read in blocks to the end; an error as soon as more than `max_bytes` have come."""
+    """Read in blocks to the end. Raises an error as soon as more than `max_bytes` were read."""
     blocks, size = [], 0
     while block := read(BLOCK_BYTES):
         if not isinstance(block, (bytes, bytearray, memoryview)):
@@ -245,7 +244,7 @@ def refuse_size(size: int, max_bytes: int, name: str):
 
 
 def describe(source: str, limit: int = 120) -> str:
-    """A source for messages: without passwords and the values of a query, and no megabytes of base64."""
+    """A source for messages: shortened, without passwords and the values of a query."""
     if source[:5].lower() in ("http:", "https"):
         source = re.sub(r"//[^/?#]*@", "//", source.partition("#")[0])
         path, mark, _ = source.partition("?")

@@ -1,4 +1,4 @@
-"""The text that the CTC head learns to write, as named policies, for training, cleaning of data and scoring."""
+"""The forms of CTC targets, for training, data cleaning and scoring."""
 
 import re
 from collections.abc import Callable
@@ -8,35 +8,35 @@ NUMBER = re.compile(r"(?<!\w)(\d{1,3}(?:,\d{3})+|\d+)(?:(st|nd|rd|th)\b|\.(\d+))
 
 
 def as_written(text: str) -> str:
-    """The text with its case and marks, a single space before each word: `"Hi,  you."` -> `" Hi, you."`."""
+    """The text with case and punctuation, a single space before each word: `"Hi,  you."` -> `" Hi, you."`."""
     return "".join(f" {word}" for word in text.split())
 
 
 def lower(text: str) -> str:
-    """Lower case, apostrophes the only marks, a single space before each word: `"Don't! e-mail"` -> `" don't e mail"`.
+    """Lower case, no punctuation except apostrophes, a space before each word: `"Don't! e-mail"` -> `" don't e mail"`.
 
-    A word has one spelling, whatever stands around it; case and marks are left to the LLM.
+    So each word has a single spelling. The LLM adds case and punctuation.
     """
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
     return "".join(f" {word}" for word in words)
 
 
 def lower_spelled(text: str) -> str:
-    """As `lower`, with numbers in English words: `"Dial 911."` -> `" dial nine hundred and eleven"`.
+    """Like `lower`, with numbers as English words: `"Dial 911."` -> `" dial nine hundred and eleven"`.
 
-    Raises: `ImportError` where the library `num2words` is missing.
+    Raises: `ImportError` if the library `num2words` is missing.
     """
     return lower(NUMBER.sub(_spell_number, text))
 
 
 def _spell_number(found: re.Match) -> str:
-    """Words of a whole number, an ordinal or a decimal fraction; digit by digit where it begins with a zero."""
+    """Words of a whole number, an ordinal or a decimal. A number with a leading zero is spelled digit by digit."""
     try:
         from num2words import num2words
     except ImportError as error:
         raise ImportError(
-            "`ctc_text` is 'lower_spelled', and numbers are spelled by the library num2words, which is not installed: "
-            "`pip install num2words`, or give 'lower'."
+            "`ctc_text` is 'lower_spelled', which needs the library num2words: `pip install num2words`, or give "
+            "'lower'."
         ) from error
     digits, ordinal, decimals = found[1].replace(",", ""), found[2], found[3]
     if ordinal:
@@ -51,15 +51,15 @@ CTC_TEXTS: dict[str, Callable[[str], str]] = {"as_written": as_written, "lower":
 
 
 def check_ctc_text(policy: str):
-    """Raises: `ValueError` where `policy` is none of `CTC_TEXTS`."""
+    """Raises: `ValueError` if `policy` is not one of `CTC_TEXTS`."""
     if policy not in CTC_TEXTS:
         raise ValueError(f"`ctc_text` is {policy!r}; expected one of {', '.join(map(repr, CTC_TEXTS))}.")
 
 
 def ctc_target(text: str, policy: str) -> str:
-    """A transcript as the CTC head learns to write it, by one of `CTC_TEXTS`.
+    """A transcript in one of the forms in `CTC_TEXTS`.
 
-    Raises: `ValueError` for another policy.
+    Raises: `ValueError` for an unknown policy.
     """
     check_ctc_text(policy)
     return CTC_TEXTS[policy](text)

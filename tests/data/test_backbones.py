@@ -131,7 +131,7 @@ def test_a_name_that_is_not_cached_is_not_delivered_offline(monkeypatch):
 
 @pytest.mark.parametrize("name", ["no name/at/all", "-x", "a--b/c"])
 def test_what_is_no_name_of_the_hub_is_not_delivered(name):
-    with pytest.raises(NotDelivered, match="is no name of the hub either"):
+    with pytest.raises(NotDelivered, match="is not a valid hub name"):
         download_from_hub(name)
 
 

@@ -145,7 +145,7 @@ def test_a_split_is_named_or_a_part_of_one(data, form):
 def test_several_splits_without_train_must_be_named(data, tmp_path):
     rows = Dataset.from_list([{"question": "a?", "answer": "b"}])
     DatasetDict({"a": rows, "b": rows}).save_to_disk(tmp_path / "ab")
-    with pytest.raises(ValueError, match=r"has the splits \['a', 'b'\]: say with `split` which one"):
+    with pytest.raises(ValueError, match=r"has the splits \['a', 'b'\]: choose one with `split`"):
         open_rows(str(tmp_path / "ab"))
 
 
@@ -171,7 +171,7 @@ def test_a_data_set_of_the_hub_is_opened_by_name_with_its_config_and_split(data,
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence():
-    with pytest.raises(FileNotFoundError, match="There is no data at `who/what`: it is no file or folder, seen from"):
+    with pytest.raises(FileNotFoundError, match="There is no data at `who/what`: it is not a file or folder"):
         open_rows("who/what")
 
 
@@ -187,11 +187,14 @@ def test_a_name_of_the_hub_is_told_from_a_path(name, local):
     ("value", "message"),
     [
         ([], "`data` is an empty list"),
-        ({"path": "a.csv", "spilt": "x"}, r"has the keys \['spilt'\]: its keys are `name` and path, config, split"),
+        (
+            {"path": "a.csv", "spilt": "x"},
+            r"has the keys \['spilt'\]: its keys are `path` \(or `name`\), config, split",
+        ),
         ({"split": "x"}, "has no `path`"),
         (3, "`data` holds 3; give a path"),
         ({"path": "a.csv", "streaming": "yes"}, "`streaming` of `data` is 'yes'"),
-        ({"path": "a", "name": "b", "config": "c"}, "`name` and `config`, which are one thing beside `path`"),
+        ({"path": "a", "name": "b", "config": "c"}, "has `path`, `name` and `config`"),
     ],
 )
 def test_a_source_that_says_something_else_is_refused(value, message):
@@ -276,16 +279,16 @@ CLIP = {"audio": "a.wav", "seconds": 1.0}
         ({**CLIP, "text": "x", "answer": "<|audio|>"}, r"has `answer` '<\|audio\|>', which holds the control token"),
         ({"question": "", "answer": "x"}, "has an empty `question` and no `audio`"),
         ({"audio": ["a.wav", "b.wav"], "text": ["x"], "answer": "y"}, "has 2 clips and 1 transcripts in `text`"),
-        ({"audio": ["a.wav", "b.wav"], "text": ["x", "y"]}, "has 2 clips: say with `answer` or `messages`"),
+        ({"audio": ["a.wav", "b.wav"], "text": ["x", "y"]}, "has 2 clips and no `answer`: give `answer`"),
         ({"messages": "hi"}, "has `messages` 'hi'; expected a list"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "without a turn of the `assistant`"),
         ({"messages": [{"role": 1, "content": "hi"}]}, "has a message with the `role` 1"),
         ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": 4}]}]}, "a text part with 4"),
         ({"messages": [{"role": "assistant", "content": " "}]}, "an `assistant` turn without text"),
         ({"messages": [{"role": "assistant", "content": [{"type": "audio", "path": "a"}]}]}, "audio in a turn"),
-        ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "`messages`, and `question` or"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "both `messages` and `question` or"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "a"}]},
-         "has 1 audio parts without a clip of their own and 0 clips in `audio`"),
+         "has 1 audio parts without a clip and 0 clips in `audio`"),
         (["a.wav", "x"], r"is \['a.wav', 'x'\]; expected an object with `audio` and `text`"),
     ],
 )  # fmt: skip
@@ -326,9 +329,11 @@ def test_a_clip_without_speech_has_an_empty_text(tmp_path, capsys, ending):
 
 
 def test_a_stage_of_transcripts_refuses_rows_without_one():
-    with pytest.raises(ValueError, match="row has no transcript .`text`., and this stage learns transcripts alone"):
+    with pytest.raises(
+        ValueError, match="row has no transcript .`text`., and this stage learns only from transcripts"
+    ):
         RowCheck(losses=("ctc",))({"audio": "a.wav", "answer": "b"}, "row")
-    with pytest.raises(ValueError, match="row has no clip, and this stage learns transcripts alone"):
+    with pytest.raises(ValueError, match="row has no clip, and this stage learns only from transcripts"):
         RowCheck(losses=("ctc",))({"question": "a", "answer": "b"}, "row")
 
 
@@ -339,7 +344,7 @@ def test_a_stage_of_transcripts_refuses_rows_without_one():
         ("a.csv", "audio,audio\na.wav,x\n", "names a column twice"),
         ("a.csv", "audio,text,seconds\na.wav,x,long\n", "line 2 of .* has `seconds` 'long'; expected a number"),
         ("a.tsv", 'audio\ttext\na.wav\t"never closed\n', "cannot be read as CSV"),
-        ("a.jsonl", '{"audio": \n', "line 1 of .* is no JSON"),
+        ("a.jsonl", '{"audio": \n', "line 1 of .* is not JSON"),
         ("a.jsonl", "", "is empty: it needs one JSON object a line"),
     ],
 )
@@ -437,7 +442,7 @@ def test_bad_clips_are_listed_with_their_rows_and_reasons(bad):
         *((1, "too long"), (2, "silent"), (3, "empty"), (4, "too short"), (5, "unreadable"), (6, "missing")),
         (7, "other length"),
     ]
-    assert found[0].clip == str(bad.parent / "long.wav") and "It lasts 3.0 s and 2 s is the most" in found[0].reason
+    assert found[0].clip == str(bad.parent / "long.wav") and "It lasts 3.0 s and the limit is 2 s" in found[0].reason
 
 
 def test_bad_clips_are_refused_or_left_out_counted_and_listed(bad, capsys):

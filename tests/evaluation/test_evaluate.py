@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor, cli
 from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
-from soundwave_hf.evaluation import evaluate
+from soundwave_hf.evaluation import evaluate, shipped
 from soundwave_hf.evaluation.evaluate import Options, run_evaluation
 from soundwave_hf.evaluation.sets import named_sources, open_sets, read_set
 from soundwave_hf.evaluation.shipped import ADAPTER, load_adapter
@@ -138,7 +138,7 @@ def test_a_system_is_loaded_where_and_as_the_caller_says(monkeypatch, data, give
         loaded.append((name, options))
         raise ValueError("seen")
 
-    monkeypatch.setattr(evaluate, loader, load)
+    monkeypatch.setattr(shipped, loader, load)
     with pytest.raises(ValueError, match="seen"):
         run_evaluation(data=[data], **given)
     assert loaded == [(given.get("checkpoint") or given.get("adapter") or ADAPTER, expected)]
@@ -150,7 +150,7 @@ def test_a_system_is_loaded_where_and_as_the_caller_says(monkeypatch, data, give
         ({"batch_size": 0}, "The batch size is 0"),
         ({"metric": "mer"}, "The metric is `mer`; expected `wer` or `cer`"),
         ({"language": "englich"}, "The language is `englich`"),
-        ({"max_new_tokens": 0}, "The most new tokens are 0"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"dtype": "float17"}, "`dtype` is 'float17'; expected a floating point"),
         ({"device": "cuda:99"}, "The device is 'cuda:99'; this machine has cpu"),
     ],
@@ -241,7 +241,7 @@ def test_lines_of_earlier_versions_have_no_row_numbers(systems, data, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"set": "calls", "row": 0, "reference": "Good night.", "text": "x"}, "the two are of different data"),
+        ({"set": "calls", "row": 0, "reference": "Good night.", "text": "x"}, "the two were scored on different data"),
         ({"set": "podcast", "row": 0, "reference": "x", "text": "x"}, "has the sets podcast and lacks calls"),
         ({"text": "x"}, "line 1 has no set, reference; expected the lines that `--transcripts` wrote"),
         (None, "is empty; expected the lines"),
@@ -269,7 +269,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_rest_is_scored(systems, data
     assert cli.main([*words, "--output", str(tmp_path / "scores.json")]) == 2
     printed = capsys.readouterr()
     assert "| not scored |" in printed.out and printed.out.splitlines()[2].startswith("| calls | 3 | 2 | 25.0 |")
-    assert "1 rows could not be scored and are in none of the figures" in printed.err
+    assert "1 rows could not be scored and are not part of the scores" in printed.err
     assert "calls, row 2 (nowhere.wav): " in printed.err
     assert [line.get("failure") is None for line in read_lines(lines)] == [True, True, False, True]
     (failure,) = json.loads((tmp_path / "scores.json").read_text())["sets"]["calls"]["failures"]

@@ -235,5 +235,5 @@ def test_whisper_is_told_the_language():
 
 
 def test_an_english_whisper_is_no_baseline_for_german():
-    with pytest.raises(ValueError, match="transcribes English only and the language is `de`"):
+    with pytest.raises(ValueError, match="language is `de`, and this Whisper transcribes only English"):
         whisper_options(FakeWhisper(False), "de")

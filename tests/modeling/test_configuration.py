@@ -65,12 +65,14 @@ def test_whether_the_llm_is_tied_is_read_from_its_config():
 
 
 def test_a_misspelt_field_is_refused_with_the_near_one():
-    with pytest.raises(ValueError, match="got `stack_facter`, which it does not have. Did you mean `stack_factor`?"):
+    with pytest.raises(ValueError, match="got an unknown field `stack_facter`. Did you mean `stack_factor`?"):
         tiny_config(stack_facter=3)
 
 
 def test_an_unknown_field_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"got `wings`, .* Its own fields are \['adapter_dropout', 'adapter_heads'"):
+    with pytest.raises(
+        ValueError, match=r"got an unknown field `wings`. Its own fields are \['adapter_dropout', 'adapter_heads'"
+    ):
         tiny_config(wings=2)
 
 
@@ -81,7 +83,7 @@ def test_a_saved_attribute_of_the_users_is_kept_and_a_misspelt_field_of_a_file_r
     assert AutoConfig.from_pretrained(tmp_path).trained_by == "us"
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"trained_by"', '"stack_facter"'))
-    with pytest.raises(ValueError, match="got `stack_facter`, .* Did you mean `stack_factor`?"):
+    with pytest.raises(ValueError, match="got an unknown field `stack_facter`. Did you mean `stack_factor`?"):
         AutoConfig.from_pretrained(tmp_path)
 
 
@@ -92,11 +94,11 @@ def test_a_saved_attribute_of_the_users_is_kept_and_a_misspelt_field_of_a_file_r
         ({"audio_token_id": -1}, "`audio_token_id` is -1"),
         ({"adapter_heads": 3}, "`adapter_heads` is 3 and does not divide the LLM's width 16. Choose a divisor"),
         ({"adapter_heads": 0}, "`adapter_heads` is 0 and does not divide"),
-        ({"stack_factor": 0}, "`stack_factor` is 0; it counts encoder frames: give 1 or more"),
-        ({"alignment_layers": 0}, "`alignment_layers` is 0; give 1"),
-        ({"adapter_dropout": 1.0}, "`adapter_dropout` is 1.0; give a probability below 1"),
-        ({"blank_margin": float("inf")}, "`blank_margin` is inf; give a finite number"),
-        ({"ctc_loss_weight": -0.3}, r"`ctc_loss_weight` is -0.3; give 0 \(no CTC loss\) or more"),
+        ({"stack_factor": 0}, "`stack_factor` is 0; expected 1 encoder frame or more"),
+        ({"alignment_layers": 0}, "`alignment_layers` is 0; expected 1"),
+        ({"adapter_dropout": 1.0}, "`adapter_dropout` is 1.0; expected a number from 0 to less than 1"),
+        ({"blank_margin": float("inf")}, "`blank_margin` is inf; expected a finite number"),
+        ({"ctc_loss_weight": -0.3}, r"`ctc_loss_weight` is -0.3; expected 0 \(no CTC loss\) or more"),
         ({"ctc_loss_weight": float("nan")}, "`ctc_loss_weight` is nan"),
         ({"compat": "papers"}, r"expected one of \('paper', 'published'\), got papers"),
         ({"alignment_attention": "frames"}, r"expected one of \('sequence', 'frame'\), got frames"),
@@ -114,9 +116,11 @@ def test_a_value_out_of_range_is_refused(fields, message):
 def test_a_keyword_of_the_loader_is_checked_like_a_field(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path, adapter_dropout=0.5).adapter_dropout == 0.5
-    with pytest.raises(StrictDataclassError, match="`adapter_dropout` is 3.0; give a probability below 1"):
+    with pytest.raises(
+        StrictDataclassError, match="`adapter_dropout` is 3.0; expected a number from 0 to less than 1"
+    ):
         AutoConfig.from_pretrained(tmp_path, adapter_dropout=3.0)
-    with pytest.raises(ValueError, match="`adapter_droput`, which it does not have. Did you mean `adapter_dropout`"):
+    with pytest.raises(ValueError, match="unknown field `adapter_droput`. Did you mean `adapter_dropout`"):
         AutoConfig.from_pretrained(tmp_path, adapter_droput=0.0)
 
 
@@ -124,26 +128,34 @@ def test_a_keyword_of_the_model_loader_is_checked_like_a_field(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path, dtype="auto", device_map="cpu", ctc_loss_weight=1)
     assert loaded.config.ctc_loss_weight == 1
-    with pytest.raises(ValueError, match="`adapter_droput`, which it does not have. Did you mean `adapter_dropout`"):
+    with pytest.raises(ValueError, match="unknown field `adapter_droput`. Did you mean `adapter_dropout`"):
         AutoModelForMultimodalLM.from_pretrained(tmp_path, adapter_droput=0.0)
 
 
 @pytest.mark.parametrize(
     ("part", "fields", "message"),
     [
-        ("text_config", {"hidden_sise": 64}, "`text_config` got `hidden_sise`, .* Did you mean `hidden_size`"),
+        (
+            "text_config",
+            {"hidden_sise": 64},
+            "`text_config` got an unknown field `hidden_sise`. Did you mean `hidden_size`",
+        ),
         (
             "audio_config",
             {"d_modle": 64},
-            "`audio_config` got `d_modle`, which it does not have. Did you mean `d_model`",
+            "`audio_config` got an unknown field `d_modle`. Did you mean `d_model`",
         ),
-        ("audio_config", {"encoder_layer": 2}, "`audio_config` got `encoder_layer`, .* Did you mean `encoder_layers`"),
-        ("text_config", {"num_attention_heads": 0}, "`text_config.num_attention_heads` is 0; give 1 or more"),
-        ("audio_config", {"num_mel_bins": 0}, "`audio_config.num_mel_bins` is 0; give 1 or more"),
+        (
+            "audio_config",
+            {"encoder_layer": 2},
+            "`audio_config` got an unknown field `encoder_layer`. Did you mean `encoder_layers`",
+        ),
+        ("text_config", {"num_attention_heads": 0}, "`text_config.num_attention_heads` is 0; expected 1 or more"),
+        ("audio_config", {"num_mel_bins": 0}, "`audio_config.num_mel_bins` is 0; expected 1 or more"),
         (
             "text_config",
             {"model_type": "llamma"},
-            '`text_config` has model type "llamma", which this transformers does',
+            '`text_config` has model type "llamma", unknown to this version',
         ),
     ],
 )
@@ -185,7 +197,10 @@ def test_what_the_config_of_a_checkpoint_holds_beside_its_fields_is_kept(tmp_pat
             {"audio_config": {"d_model": 10, "encoder_attention_heads": 3}},
             "heads` is 3 and does not divide .* width 10",
         ),
-        ({"text_config": T5Config()}, '`text_config` has model type "t5", an encoder-decoder: give that of a causal'),
+        (
+            {"text_config": T5Config()},
+            '`text_config` has model type "t5", an encoder-decoder: give the config of a causal',
+        ),
     ],
 )
 def test_a_config_of_no_such_backbone_is_refused(fields, message):

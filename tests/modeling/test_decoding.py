@@ -79,7 +79,7 @@ def test_tokens_of_vocabularies_are_bytes_and_joined_they_are_the_text():
 def test_word_pieces_are_refused():
     from tests.tiny_models import tiny_tokenizer as words
 
-    with pytest.raises(ValueError, match="do not say where words begin"):
+    with pytest.raises(ValueError, match="do not mark where words begin"):
         vocabulary_bytes(words())
 
 
@@ -197,7 +197,7 @@ def replace_marks(inputs, marks: list[bool]):
 @pytest.mark.parametrize(
     "change, options, message",
     [
-        ({"is_transcription": torch.tensor([True, False])}, {}, "row 1 is no transcription of one clip"),
+        ({"is_transcription": torch.tensor([True, False])}, {}, "row 1 is not a transcription of one clip"),
         ({"is_transcription": None}, {}, "no row is marked as a transcription"),
         ({}, {"do_sample": True}, "`do_sample` is True"),
         ({}, {"ctc_weight": -1}, "`ctc_weight` is -1; expected"),
@@ -213,7 +213,7 @@ def test_a_weight_that_cannot_be_used_is_refused(model, processor, change, optio
 def test_text_alone_with_a_weight_is_refused(model, processor):
     inputs = {name: ask(processor, 1.9)[name] for name in ("input_ids", "attention_mask", "is_transcription")}
     inputs["input_ids"] = inputs["input_ids"].clone().masked_fill_(inputs["input_ids"] == processor.audio_token_id, 5)
-    with pytest.raises(ValueError, match="the clips are not given"):
+    with pytest.raises(ValueError, match="the clips are missing"):
         answers(model, inputs)
 
 

@@ -329,7 +329,9 @@ def test_guidance_leads_away_from_what_is_said_without_the_clips(negative):
 
 
 def test_guidance_away_from_an_audio_token_is_refused():
-    with pytest.raises(ValueError, match="`guidance_scale` was given, and the pass .* pass `negative_prompt_ids`"):
+    with pytest.raises(
+        ValueError, match="`guidance_scale` was given, but its unconditional pass .* pass `negative_prompt_ids`"
+    ):
         new_ids(tiny_model(), single_row(2), guidance_scale=3.0)
     with pytest.raises(ValueError, match="would read an audio token"):
         new_ids(tiny_model(), single_row(0), guidance_scale=3.0, negative_prompt_ids=torch.tensor([[AUDIO, 4]]))
@@ -459,7 +461,7 @@ def test_clips_that_are_neither_the_new_ones_nor_all_are_refused():
     model = tiny_model()
     inputs, _, cache = with_new_clips(model)
     some = {name: inputs[name][:2] for name in ("input_features", "input_features_mask")}
-    with pytest.raises(ValueError, match="holds 6 audio tokens, 3 of them behind .* and 2 clips were given: pass"):
+    with pytest.raises(ValueError, match="holds 6 audio tokens, 3 of them not in .* but 2 clips were given: pass"):
         model.generate(**{**inputs, **some}, past_key_values=cache, **GREEDY)
 
 
@@ -488,7 +490,7 @@ def test_drafts_for_new_clips_on_the_cache_change_no_id(drafts):
 def test_a_soundwave_drafts_with_all_clips_or_not_at_all():
     model = tiny_model()
     inputs, new, cache = one_row_with_new_clip(model)
-    with pytest.raises(ValueError, match="starts from no cache: `input_ids` holds 3 audio tokens and 1 clips were"):
+    with pytest.raises(ValueError, match="cannot use the cache: `input_ids` holds 3 audio tokens and 1 clips were"):
         new_ids(model, {**inputs, **new}, past_key_values=cache, assistant_model=drafting(1))
 
 
@@ -506,7 +508,7 @@ def test_a_cache_that_forward_filled_is_gone_on_from():
 def test_forward_refuses_clips_behind_a_cache():
     model, inputs = tiny_model(), single_row(0)
     cache = model(**inputs, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="holds a prompt and `input_features` were given: .* `generate` merges"):
+    with pytest.raises(ValueError, match="holds a prompt and `input_features` were given, .* Use `generate`"):
         model(**inputs, past_key_values=cache)
 
 
@@ -540,9 +542,12 @@ def test_padding_counts_for_nothing_in_the_context():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([[5, 6, 7]], r"holds a prompt with clips, 3 ids .* `input_ids` of shape \(1, 3\) is no longer conversation"),
-        ([[11, 12, AUDIO]], r"`input_ids` of shape \(1, 3\) is no longer conversation that begins with it: pass all"),
-        ([[11, 12, AUDIO, *range(1, 10), AUDIO]], "holds new audio tokens behind those of the prompt .* no clip was"),
+        ([[5, 6, 7]], r"holds a prompt of 3 ids with clips .* `input_ids` of shape \(1, 3\) does not continue"),
+        ([[11, 12, AUDIO]], r"`input_ids` of shape \(1, 3\) does not continue them: pass all"),
+        (
+            [[11, 12, AUDIO, *range(1, 10), AUDIO]],
+            "holds audio tokens that are not in `past_key_values`, and no clip was",
+        ),
     ],
 )
 def test_a_next_turn_that_does_not_fit_the_cache_is_refused(ids, message):
@@ -568,7 +573,9 @@ def test_a_next_turn_without_the_cache_that_it_names_is_refused():
 
 
 def test_a_prefill_in_chunks_is_refused_for_a_prompt_with_clips():
-    with pytest.raises(ValueError, match="`prefill_chunk_size` is 4 and cuts ids, .* fewer than positions: leave it"):
+    with pytest.raises(
+        ValueError, match="`prefill_chunk_size` is 4, but it cuts ids, .* more positions than ids: leave it"
+    ):
         tiny_model().generate(**padded_batch(), prefill_chunk_size=4, **GREEDY)
 
 
@@ -656,7 +663,7 @@ def test_an_answer_that_was_changed_is_refused_where_the_cache_cannot_be_cropped
     options = {} if family == "gemma2" else {"cache_implementation": "static"}
     inputs, cache = next_turn(model, single_row(0), [[5, 6]], **options)
     inputs["input_ids"][0, 6 + 3] = 1 + inputs["input_ids"][0, 6 + 3] % 20
-    with pytest.raises(ValueError, match="is no longer conversation that begins with it: pass all ids"):
+    with pytest.raises(ValueError, match="does not continue them: pass all ids"):
         new_ids(model, without_clips(inputs), past_key_values=cache)
 
 
@@ -836,14 +843,14 @@ def test_a_cache_that_cannot_be_cropped_refuses_another_recording_with_the_way_o
 def test_a_cache_of_other_rows_is_refused():
     model, inputs = tiny_model(), padded_batch()
     cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
-    with pytest.raises(ValueError, match="holds 3 rows with clips and `input_ids` has 1: pass the rows"):
+    with pytest.raises(ValueError, match="holds 3 rows with clips and `input_ids` has 1: pass the same rows"):
         new_ids(model, single_row(0), past_key_values=cache)
 
 
 def test_embeddings_and_clips_together_are_refused():
     model, inputs = tiny_model(), single_row(0)
     embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
-    with pytest.raises(ValueError, match="got `inputs_embeds` and clips, which are merged into `input_ids` alone"):
+    with pytest.raises(ValueError, match="got `inputs_embeds` and clips, but can merge clips only into `input_ids`"):
         model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
 
 
@@ -957,7 +964,9 @@ def test_marks_are_one_a_row_and_need_an_end_token():
     inputs = silent_clips(single_row(2), [0])
     with pytest.raises(ValueError, match=r"`is_transcription` has shape \(2,\); expected one value a row, \(1,\)"):
         model.generate(**inputs, is_transcription=torch.tensor([True, False]), **GREEDY)
-    with pytest.raises(ValueError, match="there is no token to end it with: set `generation_config.eos_token_id`"):
+    with pytest.raises(
+        ValueError, match="there is no end token for its empty answer: set `generation_config.eos_token_id`"
+    ):
         model.generate(**inputs, is_transcription=torch.tensor([True]), **GREEDY)
 
 

@@ -72,7 +72,7 @@ def test_an_llm_that_scores_as_soundwave_is_taken(model_type, fields):
 def test_an_llm_that_changes_its_scores_is_refused_with_what_changes_them(model_type, fields, why):
     language = tiny_llm(model_type, fields)
     assert not scores_as_soundwave(language)
-    with pytest.raises(ValueError, match=f"`an-llm` .* after its head .{why}.*, which Soundwave does not"):
+    with pytest.raises(ValueError, match=f"`an-llm` .* after its head .{why}.*, which Soundwave cannot do"):
         refuse_other_heads(language, "an-llm")
 
 

@@ -221,9 +221,9 @@ def test_the_report_of_loading_is_returned_on_request(place):
         ({"dtype": "int8"}, "`dtype` is 'int8'"),
         ({"device_map": "cuda:99"}, "The device is 'cuda:99'; this machine has cpu"),
         ({"device_map": "nowhere"}, "The device is 'nowhere'"),
-        ({"max_memory": {"cpu": "1GB"}}, "`max_memory` is for a `device_map`"),
-        ({"is_trainable": True}, "`is_trainable` is for a LoRA that stays attached: give `merge_lora=False` too"),
-        ({"merge_lora": False, "device_map": "auto"}, "the LoRA stays attached .*give one device"),
+        ({"max_memory": {"cpu": "1GB"}}, "`max_memory` needs a `device_map`"),
+        ({"is_trainable": True}, "`is_trainable` needs a LoRA that is not merged: give `merge_lora=False` too"),
+        ({"merge_lora": False, "device_map": "auto"}, "`merge_lora=False` needs one device: give one"),
         ({"stack_factor": 3}, "`stack_factor` is set to 3, and `.*run` was trained with 2"),
     ],
 )
@@ -455,7 +455,10 @@ def test_adapters_in_a_subfolder_and_of_a_revision_load(place, hub_cache, tmp_pa
 
 
 def test_a_name_that_is_not_to_be_found_says_so(hub_cache):
-    with pytest.raises(FileNotFoundError, match="no folder `me/nothing` with trained adapters, and the hub delivered"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="no folder `me/nothing` with trained adapters, and no adapters of that name could be downloaded",
+    ):
         resolve_adapter("me/nothing")
     with pytest.raises(FileNotFoundError, match="no folder `./no/such/folder` with trained adapters. Give"):
         resolve_adapter("./no/such/folder")
@@ -538,7 +541,7 @@ def test_a_config_without_weights_names_the_files_that_are_missing(place, tmp_pa
 
 
 def test_the_bare_model_says_which_class_takes_adapters(place):
-    with pytest.raises(ValueError, match="`SoundwaveModel` takes no folder of adapters.*`.model` is the bare"):
+    with pytest.raises(ValueError, match="`SoundwaveModel` cannot load a folder of adapters.*`.model` is the bare"):
         SoundwaveModel.from_pretrained(place / "run")
 
 

@@ -88,7 +88,7 @@ def test_long_and_short_clips_in_a_batch_give_what_each_gives_alone():
 
 def test_states_of_a_long_clip_are_not_taken_in_place_of_its_features():
     states = torch.zeros(1, WINDOW // 2 + 1, 12)
-    with pytest.raises(ValueError, match="`encoder_states` has 41 frames and the encoder gives at most 40 at once"):
+    with pytest.raises(ValueError, match="`encoder_states` has 41 frames and the encoder's window gives 40"):
         tiny_model().get_audio_features(encoder_states=states)
 
 

@@ -218,7 +218,7 @@ def test_virtual_tokens_stand_before_prompts_whose_clips_are_heard(backbones, me
     model = get_peft_model(joined(backbones), PROMPTS[method]).eval()
     assert model(**batch()).logits.shape[1] == 3 + 3
     assert_hears(model)
-    with pytest.raises(ValueError, match="writes virtual tokens into the prompt anew .* such as LoRA"):
+    with pytest.raises(ValueError, match="rebuilds the prompt with virtual tokens .* such as LoRA"):
         model.generate(**batch(), max_new_tokens=3)
     assert model.generate(input_ids=torch.tensor([[3, 4]]), max_new_tokens=2).shape == (1, 4)  # text has no clips
 
@@ -246,5 +246,5 @@ def test_prefix_tuning_is_refused_with_the_way_out(backbones):
     model = get_peft_model(joined(backbones), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(ValueError, match="PEFT's prefix tuning passes such a cache: use a method that"):
         model(**batch())
-    with pytest.raises(ValueError, match="PEFT's PREFIX_TUNING writes virtual tokens"):
+    with pytest.raises(ValueError, match="PEFT's PREFIX_TUNING rebuilds the prompt"):
         model.generate(**batch(), max_new_tokens=2)

@@ -238,7 +238,7 @@ def test_one_pytorch_file_gives_what_safetensors_give(copy_of_published, native_
 
 def test_without_a_tokenizer_the_model_alone_is_written_and_said_so(tmp_path, capsys):
     convert_published(PUBLISHED, tmp_path / "native")
-    assert "holds no tokenizer: the model alone is written" in capsys.readouterr().out
+    assert "holds no tokenizer: only the model is written" in capsys.readouterr().out
     written = sorted(path.name for path in (tmp_path / "native").iterdir() if path.suffix != ".py")
     assert written == ["config.json", "generation_config.json", "model.safetensors"]
 
@@ -303,7 +303,7 @@ def test_an_encoder_of_another_width_is_refused(copy_of_published, tmp_path):
 
 def test_an_encoder_whose_config_cannot_be_had_is_refused(copy_of_published, tmp_path):
     edit_config(copy_of_published, audio_tower="no_such_folder")
-    message = r"audio encoder `no_such_folder` cannot be had: .* Save that model's config.json"
+    message = r"audio encoder `no_such_folder` was not found: .* Save that model's config.json"
     assert_refused(copy_of_published, tmp_path / "native", FileNotFoundError, message)
 
 

@@ -138,7 +138,7 @@ def test_a_random_start_without_a_decoder_or_with_too_few_words_is_warned_of(
     for encoder, llm in ((backbones[0], few), (untokenized, backbones[1]), (alone, backbones[1])):
         model = model_class.from_backbones(encoder, llm)
         assert model.base_model.alignment_adapter.layers[0].fc2.weight.any()
-        words = f"begins at random: `{encoder}` has no decoder, or shares too few words with `{llm}`."
+        words = f"has random weights: `{encoder}` has no decoder, or shares too few words with `{llm}`."
         assert words in warnings.pop() and warnings == []
 
 

@@ -9,7 +9,7 @@ import soundwave_hf
 from soundwave_hf.modeling import timed_generation_soundwave
 from soundwave_hf.modeling.ctc_scores_soundwave import CTCFrames
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText
-from soundwave_hf.modeling.support_soundwave import CTCClip, find_loops, hear_words, segment_chunks
+from soundwave_hf.modeling.support_soundwave import CTCClip, find_loops, score_words, segment_chunks
 from soundwave_hf.modeling.word_times_soundwave import (
     count_letters,
     owners,
@@ -151,7 +151,7 @@ def test_frames_of_a_long_clip_are_at_their_place_in_the_recording():
 
 def test_every_word_that_is_said_is_supported_and_stands_at_its_frames():
     clip = said_clip("he was not")
-    words = hear_words(clip, "He was not.", BRIDGE, -9.0)
+    words = score_words(clip, "He was not.", BRIDGE, -9.0)
     assert [word.text for word in words] == ["He", "was", "not."]
     assert all(word.supported and word.aligned for word in words)
     assert all(word.ctc_log_prob == pytest.approx(np.log(0.9)) and word.support == pytest.approx(0) for word in words)
@@ -161,13 +161,13 @@ def test_every_word_that_is_said_is_supported_and_stands_at_its_frames():
 
 def test_invented_words_are_not_supported():
     clip = said_clip("he was not")
-    found = {word.text: word.supported for word in hear_words(clip, "He was quite not zigzag.", BRIDGE, -9.0)}
+    found = {word.text: word.supported for word in score_words(clip, "He was quite not zigzag.", BRIDGE, -9.0)}
     assert found == {"He": True, "was": True, "quite": False, "not": True, "zigzag.": False}
 
 
 def test_words_without_frames_have_no_times_and_the_others_keep_theirs():
     clip = said_clip("he was not", step=1)
-    words = hear_words(clip, "he was not " + "anything of the kind " * 20, BRIDGE, -9.0)
+    words = score_words(clip, "he was not " + "anything of the kind " * 20, BRIDGE, -9.0)
     assert [word.aligned for word in words[:3]] == [True] * 3 and not all(word.aligned for word in words)
     missing = next(word for word in words if not word.aligned)
     assert (missing.start, missing.end, missing.supported, missing.probability) == (None, None, False, 0.0)
@@ -175,9 +175,9 @@ def test_words_without_frames_have_no_times_and_the_others_keep_theirs():
 
 def test_a_loop_is_supported_once():
     clip = said_clip("he was not")
-    words = hear_words(clip, "he was" + " he was" * 30 + " not", BRIDGE, -9.0)
+    words = score_words(clip, "he was" + " he was" * 30 + " not", BRIDGE, -9.0)
     assert [word.text for word in words if word.supported] == ["he", "was", "not"]
-    twice = hear_words(said_clip("no no never"), "No, no, never!", BRIDGE, -9.0)
+    twice = score_words(said_clip("no no never"), "No, no, never!", BRIDGE, -9.0)
     assert all(word.supported for word in twice)
 
 
@@ -188,7 +188,7 @@ def test_loops_are_found_with_all_of_their_copies():
 
 
 def test_segments_end_with_sentences_and_long_pauses():
-    words = hear_words(said_clip("he was not she is"), 'He was "not." She is', BRIDGE, -9.0)
+    words = score_words(said_clip("he was not she is"), 'He was "not." She is', BRIDGE, -9.0)
     segments = segment_chunks(words)
     assert [segment["text"] for segment in segments] == ['He was "not."', "She is"]
     assert segments[0]["timestamp"] == (words[0].start, words[2].end)
@@ -200,8 +200,8 @@ def test_segments_end_with_sentences_and_long_pauses():
 def test_targets_as_written_are_aligned_as_written():
     clip = said_clip("He was", form="lower")  # says " he was"
     bridge = CTCText(tiny_tokenizer(), "as_written")
-    assert not hear_words(clip, "HE was", bridge, -9.0)[0].supported
-    assert hear_words(clip, "he was", bridge, -9.0)[0].supported
+    assert not score_words(clip, "HE was", bridge, -9.0)[0].supported
+    assert score_words(clip, "he was", bridge, -9.0)[0].supported
 
 
 # ---- generate, the processor, the pipeline ----
@@ -220,7 +220,7 @@ def test_any_text_of_a_clip_can_be_aligned(model, processor):
     assert ends and all(0 <= start < end <= 1.5 for start, end in ends)
     assert processor.align_word_timestamps("Yes", clips[1:]) == found[1]
     assert processor.align_word_timestamps("", clips[1:])["chunks"] == []
-    with pytest.raises(ValueError, match="1 transcripts arrived and 2 clips; expected one clip a text"):
+    with pytest.raises(ValueError, match="1 transcripts arrived and 2 clips; expected one clip for each text"):
         processor.align_word_timestamps("Yes", clips)
     with pytest.raises(ValueError, match='`return_timestamps` is \'char\'; expected "word" or "segment"'):
         processor.align_word_timestamps("Yes", clips[1:], "char")
@@ -285,7 +285,7 @@ def test_words_without_support_can_be_left_out(model, processor, monkeypatch):
 
 
 def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, monkeypatch):
-    real = timed_generation_soundwave.hear_words
+    real = timed_generation_soundwave.score_words
 
     def without_second(*arguments):
         words = real(*arguments)
@@ -293,7 +293,7 @@ def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, mo
             word.supported = number != 1
         return words
 
-    monkeypatch.setattr(timed_generation_soundwave, "hear_words", without_second)
+    monkeypatch.setattr(timed_generation_soundwave, "score_words", without_second)
     inputs = ask(processor, 1.0)
     output = model.generate(**inputs, max_new_tokens=40, drop_unsupported=True, return_timestamps="word")
     whole = model.generate(**inputs, max_new_tokens=40, return_timestamps="word")
@@ -307,10 +307,10 @@ def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, mo
 def test_what_cannot_be_aligned_is_refused(model, processor):
     inputs = ask(processor, 1.0, 0.6)
     questions = {name: value for name, value in inputs.items() if name != "is_transcription"}
-    with pytest.raises(ValueError, match="`return_timestamps` was given and row 0 does not ask for a transcript"):
+    with pytest.raises(ValueError, match="`return_timestamps` was given and row 0 is not a transcription request"):
         model.generate(**questions, return_timestamps="word")
     mixed = {**questions, "is_transcription": torch.tensor([True, False])}
-    with pytest.raises(ValueError, match="`drop_unsupported` was given and row 1 does not ask for a transcript"):
+    with pytest.raises(ValueError, match="`drop_unsupported` was given and row 1 is not a transcription request"):
         model.generate(**mixed, drop_unsupported=True)
     with pytest.raises(ValueError, match='`return_timestamps` is \'char\'; expected "word" or "segment"'):
         model.generate(**inputs, return_timestamps="char")
@@ -318,7 +318,7 @@ def test_what_cannot_be_aligned_is_refused(model, processor):
     with pytest.raises(ValueError, match="`return_timestamps` was given without clips"):
         model.generate(**text, return_timestamps="word")
     two = processor(text=f"{processor.audio_token}{processor.audio_token}", audio=[noise(0.5)] * 2, sampling_rate=RATE)
-    with pytest.raises(ValueError, match="row 0 holds 2 clips, and words are aligned with one"):
+    with pytest.raises(ValueError, match="row 0 holds 2 clips, but words are aligned with one"):
         model.generate(**two, is_transcription=[True], return_timestamps="word")
 
 

@@ -282,14 +282,18 @@ REFUSED = {
     ),
     "rate in kHz": (tone(), 16, "sampling rate 16; expected 1000 or more. Pass the rate in Hz: 16000, not 16"),
     "three axes": (np.zeros((1, 1, 8000), np.float32), 16000, r"shape \(1, 1, 8000\); expected one clip, mono"),
-    "64-bit integers": (np.ones(8000, np.int64), 16000, r"arrived as int64 samples, .* expected floats.*/ 32768"),
-    "unsigned integers": ((16000, np.ones(8000, np.uint16)), None, "arrived as uint16 samples, whose full scale"),
-    "truth values": (np.ones(8000, bool), 16000, "arrived as bool samples, whose full scale is not known"),
-    "complex numbers": (np.ones(8000, np.complex64), 16000, "arrived as complex64 samples, whose full scale"),
+    "64-bit integers": (np.ones(8000, np.int64), 16000, r"arrived as int64 samples .* expected floats.*/ 32768"),
+    "unsigned integers": (
+        (16000, np.ones(8000, np.uint16)),
+        None,
+        "arrived as uint16 samples with unknown full scale",
+    ),
+    "truth values": (np.ones(8000, bool), 16000, "arrived as bool samples with unknown full scale"),
+    "complex numbers": (np.ones(8000, np.complex64), 16000, "arrived as complex64 samples with unknown full scale"),
     "16 bits in 32": (
         np.full(8000, -30_000, np.int32),
         16000,
-        "arrived as int32 samples of up to 30000, whose full scale is not known; expected",
+        "arrived as int32 samples of up to 30000 with unknown full scale; expected",
     ),
     "a file as numbers": (
         np.frombuffer(wav_bytes(tone()), np.uint8),
@@ -301,12 +305,16 @@ REFUSED = {
         16000,
         r"up to 20000; expected floats in \[-1, 1\]. Divide .*/ 32768",
     ),
-    "no base64": ("data:audio/wav;base64,@@@x", None, r"\(data:audio/wav;base64,@@@x\) is no base64: .* encode the b"),
-    "integer tensor": (torch.ones(8000, dtype=torch.int64), 16000, "arrived as int64 samples, whose full scale"),
+    "not valid base64": (
+        "data:audio/wav;base64,@@@x",
+        None,
+        r"\(data:audio/wav;base64,@@@x\) is not valid base64: .* encode the b",
+    ),
+    "integer tensor": (torch.ones(8000, dtype=torch.int64), 16000, "arrived as int64 samples with unknown full scale"),
     "raw PCM of OpenAI": (
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "pcm16"}},
         None,
-        r"in the format 'pcm16', samples without a header; expected .* numpy.frombuffer\(data, 'int16'\)",
+        r"in the format 'pcm16', which has no header; expected .* numpy.frombuffer\(data, 'int16'\)",
     ),
     "ragged": ({"array": [[0.1] * 9, [0.1]], "sampling_rate": 16000}, None, "lists of unequal lengths"),
     "not audio": (b"not audio at all", None, "could not be decoded: .* Expected a file .*Convert it: `ffmpeg"),
@@ -327,7 +335,7 @@ def test_bad_audio_is_refused_with_a_message(audio, rate, message):
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"audio\[0\] \(gone.wav\) is not a file, seen from the folder .* URL"):
+    with pytest.raises(FileNotFoundError, match=r"audio\[0\] \(gone.wav\) is not a file \(current folder: .* URL"):
         load("gone.wav")
     broken = tmp_path / "broken.wav"
     broken.write_text("text")

@@ -150,10 +150,10 @@ def test_the_message_says_how_many_seconds_were_expected_and_found(tmp_path):
     soundfile.write(buffer, tone(2.0)[::3], 16_000, format="WAV", subtype="PCM_16")
     path = tmp_path / "cut.wav"
     path.write_bytes(buffer.getvalue()[: 44 + 2 * 12_000])  # 0.75 of 2 seconds
-    with pytest.raises(ValueError, match=r"cut.wav\) was cut off: its header speaks of 2.00 s and 0.75 s were found"):
+    with pytest.raises(ValueError, match=r"cut.wav\) was cut off: its header states 2.00 s and 0.75 s were found"):
         load(path)
     processor = tiny_processor()
-    with pytest.raises(ValueError, match="speaks of 2.00 s"):
+    with pytest.raises(ValueError, match="states 2.00 s"):
         processor.apply_transcription_request(str(path))
     inputs = processor.apply_transcription_request(str(path), allow_truncated=True)
     assert inputs["input_features_mask"].sum() == 75
@@ -164,13 +164,13 @@ def test_the_message_says_how_many_seconds_were_expected_and_found(tmp_path):
 
 
 def test_a_header_without_its_sound_was_cut_off():
-    with pytest.raises(ValueError, match=r"speaks of more \(its length is not stated\) and 0.00 s were found"):
+    with pytest.raises(ValueError, match=r"states more \(its length is not stated\) and 0.00 s were found"):
         load(sound("WAV")[:44])
 
 
 def test_an_ogg_file_that_breaks_off_within_a_page_is_read_up_to_that_page():
     for content in (sound("OGG"), contained("opus")):
-        with pytest.raises(ValueError, match=r"speaks of more \(its length is not stated\) and \d.\d\d s were found"):
+        with pytest.raises(ValueError, match=r"states more \(its length is not stated\) and \d.\d\d s were found"):
             load(content[: len(content) // 2])
     assert 8_000 < len(load(content[: len(content) // 2], allow_truncated=True)) < 24_000
 

@@ -87,9 +87,7 @@ MISSPELT = {"langauge": "language", "promt": "prompt", "sampling_rte": "sampling
 
 @pytest.mark.parametrize(("keyword", "near"), MISSPELT.items())
 def test_a_misspelt_keyword_is_refused_with_the_one_meant(keyword, near):
-    with pytest.raises(
-        ValueError, match=rf"`{keyword}='fr'` arrived, which no part .* reads. Did you mean `{near}`\?"
-    ):
+    with pytest.raises(ValueError, match=rf"`{keyword}='fr'`. Did you mean `{near}`\?"):
         tiny_processor().apply_transcription_request("a.wav", **{keyword: "fr"}, tokenize=False)
 
 
@@ -98,7 +96,7 @@ def test_a_variable_of_the_template_is_no_misspelt_keyword():
     processor.chat_template += "{{ enable_thinking }}"
     prompts = processor.apply_transcription_request("a.wav", tokenize=False, enable_thinking="off")
     assert prompts[0].endswith("off")
-    with pytest.raises(ValueError, match="`enable_thinkin='off'` arrived, which no part"):
+    with pytest.raises(ValueError, match="got an unknown argument `enable_thinkin='off'`"):
         processor.apply_transcription_request("a.wav", tokenize=False, enable_thinkin="off")
 
 
@@ -106,5 +104,5 @@ def test_a_request_transcribes_and_does_nothing_else():
     processor = tiny_processor()
     plain = processor.apply_transcription_request("a.wav", tokenize=False)
     assert processor.apply_transcription_request("a.wav", tokenize=False, task="transcribe") == plain
-    with pytest.raises(ValueError, match="`task` is 'translate'; .* question: `apply_chat_template` with the clip"):
+    with pytest.raises(ValueError, match="`task` is 'translate'; .* use `apply_chat_template` with the clip"):
         processor.apply_transcription_request("a.wav", tokenize=False, task="translate")

@@ -169,7 +169,7 @@ def test_truncation_that_cuts_an_audio_token_is_refused():
 
 def test_images_and_audio_options_that_nothing_reads_are_refused():
     processor = tiny_processor()
-    with pytest.raises(ValueError, match="`images` arrived; this processor reads text and audio"):
+    with pytest.raises(ValueError, match="`images` arrived, but this processor supports only text and audio"):
         processor(text="hello", images=[np.zeros((3, 4, 4))])
     with pytest.raises(ValueError, match=r"Audio options \['padding'\] arrived.*padded to the longest and never cut"):
         processor(text=AUDIO, audio=noise(1600), audio_kwargs={"sampling_rate": 16000, "padding": "max_length"})

@@ -153,14 +153,14 @@ def test_a_refused_connection_a_slow_host_and_a_bad_url_are_one_sentence(server,
     with pytest.raises(OSError, match="could not be fetched: timed out. Check"):
         load(f"http://{server}/slow")
     for url in ("http://", "http:///clip.wav", "http://host:port/clip.wav", "http://[::1/clip.wav"):
-        with pytest.raises(ValueError, match="is no URL: .* Expected `https://host/clip.wav`"):
+        with pytest.raises(ValueError, match="is not a valid URL: .* Expected `https://host/clip.wav`"):
             load(url)
-    with pytest.raises(ValueError, match="no known kind of URL: .* Pass http://"):
+    with pytest.raises(ValueError, match="unknown kind of URL: .* Pass http://"):
         load("gopher://host/clip.wav")
 
 
 def test_what_is_no_audio_is_told_from_what_is(server):
-    with pytest.raises(ValueError, match="answered with text/html, not with audio. Use the address of the file"):
+    with pytest.raises(ValueError, match="answered with text/html, not with audio. Use the URL of the file"):
         load(f"http://{server}/page")
     with pytest.raises(ValueError, match=r"noise\) could not be decoded: "):
         load(f"http://{server}/noise")
@@ -204,7 +204,7 @@ def test_paths_are_taken_as_they_are_written(tmp_path, monkeypatch):
 
 
 def test_a_path_that_is_no_file_says_what_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"audio\[0\] \(gone.wav\) is not a file, seen from the folder .* URL"):
+    with pytest.raises(FileNotFoundError, match=r"audio\[0\] \(gone.wav\) is not a file \(current folder: .* URL"):
         load("gone.wav")
     with pytest.raises(FileNotFoundError, match="is not a file"):
         load("speech")  # its letters could be base64
@@ -212,7 +212,7 @@ def test_a_path_that_is_no_file_says_what_it_is(tmp_path):
         load("file:///gone/clip.wav")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="names the host 'server'; expected a file of this machine. Write `file:///"):
+    with pytest.raises(ValueError, match="has the host 'server'; expected a file on this machine. Write `file:///"):
         load("file://server/clip.wav")
 
 
@@ -259,7 +259,9 @@ def test_base64_is_read_however_it_is_written(text):
 
 
 def test_base64_that_is_none_is_refused():
-    with pytest.raises(ValueError, match=r"audio\[0\]\['base64'\] is no base64: .* encode the bytes of an audio file"):
+    with pytest.raises(
+        ValueError, match=r"audio\[0\]\['base64'\] is not valid base64: .* encode the bytes of an audio file"
+    ):
         load({"type": "audio", "base64": "@@@"})
     with pytest.raises(ValueError, match="is a data URI without a comma"):
         load("data:audio/wav;base64")

@@ -224,7 +224,7 @@ def test_a_mistake_in_a_recipe_is_refused_and_nothing_is_written(write, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "nowhere.jsonl"}, "There is no data manifest `.*nowhere.jsonl`, seen from the folder"),
+        ({"data": "nowhere.jsonl"}, r"There is no data manifest `.*nowhere.jsonl` \(current folder"),
         ({"encoder": "no/encoder"}, "No backbone `no/encoder`"),
         ({"llm": "no/llm"}, "No backbone `no/llm`"),
         ({"stage": "shrink", "start_from": "no_run"}, "There is no folder `.*no_run` with trained adapters"),
@@ -333,7 +333,7 @@ def test_rows_need_no_source_unless_it_is_repeated(tmp_path):
     ("text", "message"),
     [
         ("", "rows.jsonl` is empty: it needs one JSON object a line"),
-        ('{"audio": "a.wav", "text": "x", "seconds": 1}\n{"audio": ', "line 2 of .*rows.jsonl` is no JSON"),
+        ('{"audio": "a.wav", "text": "x", "seconds": 1}\n{"audio": ', "line 2 of .*rows.jsonl` is not JSON"),
         ('{"audio": "a.wav"}\n', r"line 1 of .*rows.jsonl` lacks \['text'\]"),
         (
             '{"audio": "a.wav", "text": "x", "seconds": 1, "question": "Who?"}\n',

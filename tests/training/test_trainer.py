@@ -473,7 +473,7 @@ def test_a_last_save_that_fails_leaves_what_was_written_before(workspace, tmp_pa
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(trainer_file, "save_file", break_off)
-    with pytest.raises(OSError, match="could not be written, and nothing there was changed: No space left"):
+    with pytest.raises(OSError, match="could not be written .*No space left"):
         trained.trainer.save_model()
     assert {path.name: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()} == before
     assert not list(trained.folder.glob(".*"))
