@@ -522,8 +522,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         num_padding = 0 if attention_mask is None else int((attention_mask == 0).sum(dim=1).min())
         if length - num_padding > context:
             logger.warning_once(
-                f"The answer exceeds the LLM's context: `max_position_embeddings` is {context}, and the "
-                "positions of the clips count. The rest may be worse, or fail. Give a lower `max_new_tokens`, or shorter clips."
+                f"The answer exceeds the LLM's context: `max_position_embeddings` is {context}, and the positions of "
+                "the clips count. The rest may be worse, or fail. Give a lower `max_new_tokens`, or shorter clips."
             )
 
     def _cached_prompt(
