@@ -4,9 +4,10 @@ import json
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class StreamingTranscriber:
         pause_seconds (`float`): time without a CTC label that ends a segment.
         longest_seconds (`float`, *optional*): longest segment, 10 s by default, at most the encoder's window. Without
             a pause, the segment is cut at the quietest place of its last third.
-        language, max_new_tokens, ctc_only: as in `TranscribeOptions`.
+        language, max_new_tokens, ctc_only, generate: as in `TranscribeOptions`.
 
     Raises: `ValueError` for a value out of range.
 
@@ -82,9 +83,11 @@ class StreamingTranscriber:
         language: str | None = None,
         max_new_tokens: int | None = None,
         ctc_only: bool = False,
+        generate: Mapping[str, Any] | None = None,
     ):
         self.model, self.processor = model, processor
-        self.options = TranscribeOptions(language, batch_size=1, max_new_tokens=max_new_tokens, ctc_only=ctc_only)
+        given = {"max_new_tokens": max_new_tokens, "ctc_only": ctc_only, "generate": generate}
+        self.options = TranscribeOptions(language, batch_size=1, **given)
         self.rate = processor.feature_extractor.sampling_rate  # Hz of the model
         self.sampling_rate = sampling_rate
         check_rate(sampling_rate, "`sampling_rate`")

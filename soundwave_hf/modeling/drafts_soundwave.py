@@ -106,7 +106,8 @@ def drafted(decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_pro
             raise ValueError(f"`ctc_draft` and `{name}` were given, but cannot be combined: leave one of them out.")
     limits = {"draft_entropy": draft_entropy, "draft_probability": draft_probability}
     for name, value in limits.items():
-        if value is not None and (ctc_draft != "fast" or isinstance(value, bool) or not value >= 0):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+        if value is not None and (ctc_draft != "fast" or not is_number):
             raise ValueError(f'`{name}` is {value!r}; expected a number of 0 or more, with `ctc_draft="fast"`.')
     entropy = MOST_ENTROPY if draft_entropy is None else draft_entropy
     probability = LEAST_PROBABILITY if draft_probability is None else draft_probability

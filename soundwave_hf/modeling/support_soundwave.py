@@ -128,9 +128,9 @@ def score_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float)
 
 
 def _score(
-    clip: CTCClip, written: list[WrittenWord], scored: list[ScoredWord], said: list[int], bridge, least_support
+    clip: CTCClip, written: list[WrittenWord], scored: list[ScoredWord], said: list[int], bridge, least_support: float
 ):
-    """Write into the words `said` of a transcript what their frames tell, as if the others were not there."""
+    """Score the words `said` of a transcript by their frames, as if the others were not there."""
     alignment = align_words(clip.frames, [written[number].labels for number in said])
     places = _places_of_words([written[number] for number in said])
     kept = [word for word in range(len(said)) if not alignment.left_out[word]]

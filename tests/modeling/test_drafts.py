@@ -152,7 +152,7 @@ def test_sure_transcripts_are_taken_unseen_and_others_are_checked(model, process
         ({"ctc_draft": "lossless", "draft_entropy": 0.5}, "`draft_entropy` is 0.5"),
         ({"ctc_draft": "fast", "draft_probability": -1}, "`draft_probability` is -1"),
         ({"draft_entropy": 0.5}, 'ctc_draft="fast"'),
-        ({"ctc_draft": "fast", "prompt_lookup_num_tokens": 2}, "leave one out"),
+        ({"ctc_draft": "fast", "prompt_lookup_num_tokens": 2}, "leave one of them out"),
     ],
 )
 def test_drafts_that_cannot_be_used_are_refused(model, processor, options, message):
