@@ -66,8 +66,9 @@ def num_processes() -> int:
 
 @lru_cache
 def _known_arguments(function: Callable) -> frozenset[str]:
-    # `unseen_by_trainer` removed `ctc_labels` from the signature.
-    return frozenset({*inspect.signature(function).parameters, "ctc_labels", *TransformersKwargs.__annotations__})
+    # `unseen_by_trainer` removed the first from the signature; the whole model passes the others on.
+    own = ("ctc_labels", "num_ctc_clips", "ctc_mask")
+    return frozenset({*inspect.signature(function).parameters, *own, *TransformersKwargs.__annotations__})
 
 
 @lru_cache

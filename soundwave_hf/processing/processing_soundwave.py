@@ -21,17 +21,22 @@ from transformers.processing_utils import (
 )
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import PROCESSOR_NAME, logging
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio_soundwave import (
     AUDIO_OPTIONS,
-    PART_TYPES,
     AudioOptions,
     audio_of_part,
     flatten_clips,
     is_clip_list,
     lacks_rate,
     load_clip,
+)
+from .chat_soundwave import (
+    FLATTEN_PARTS,
+    SYSTEM_PROMPT,  # noqa: F401 (for those who import it from here, as in 0.1.0)
+    standard_parts,
+    takes_strings,
+    with_system_prompt,
 )
 from .languages_soundwave import LANGUAGE_NAMES, language_names
 from .llm_tokenizer_soundwave import (
@@ -50,11 +55,7 @@ logger = logging.get_logger(__name__)
 
 
 AUDIO_TOKEN = "<|audio|>"
-# Paper, section "Prompts": system prompt of training and evaluation, and question of speech recognition.
-SYSTEM_PROMPT = (
-    "You are a helpful language and speech assistant. You are able to understand the speech content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
+# Paper, section "Prompts": question of speech recognition.
 ASR_QUESTION = "What does the person say?"
 
 RETURN_FORMATS = ("raw", "parsed", "transcription_only")
@@ -65,24 +66,6 @@ NO_PROCESSOR = (
     "or `soundwave-hf export` wrote."
 )
 MIN_MEL_FRAMES = 4  # 40 ms: two mel frames make an encoder frame, two encoder frames make one position
-
-# Runs before the LLM's own template, which needs each message as one string: joins the parts of a message in order.
-# It is part of the template, because only there a token of the template can be distinguished from the same characters
-# in a user's text (`sanitize_control_tokens`).
-FLATTEN_PARTS = """\
-{%- set flat = namespace(messages=[]) %}
-{%- for message in messages %}
-{%- if message.content is defined and message.content is not string and message.content is not mapping %}
-{%- set joined = namespace(text="") %}
-{%- for part in message.content %}
-{%- set joined.text = joined.text + (AUDIO_TOKEN if part.type == "audio" else part.text) %}
-{%- endfor %}
-{%- set message = dict(message, content=joined.text) %}
-{%- endif %}
-{%- set flat.messages = flat.messages + [message] %}
-{%- endfor %}
-{%- set messages = flat.messages %}
-{{- "" }}"""
 
 
 def name_of(tokenizer) -> str:
@@ -102,60 +85,6 @@ def marks(rows: int, input_ids):
     if isinstance(input_ids, (torch.Tensor, np.ndarray)):
         return (torch if isinstance(input_ids, torch.Tensor) else np).ones(rows, dtype=bool)
     return [True] * rows
-
-
-def standard_parts(message: dict) -> dict:
-    """The message with each part in a list as a dict of type "text" or "audio"."""
-    if not isinstance(message.get("content"), (list, tuple)):
-        return message
-    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in message["content"]]
-    for part in parts:
-        if part.get("type") not in ("text", *PART_TYPES):
-            raise ValueError(
-                f"A part of type {part.get('type')!r} arrived in a {message.get('role')} message; expected 'text' or "
-                "'audio'. The model has no other inputs: remove the part."
-            )
-    return {
-        **message,
-        "content": [{**part, "type": "audio"} if part["type"] in PART_TYPES else part for part in parts],
-    }
-
-
-def renders(template: str, messages: list[dict], expected: str, special_tokens: dict) -> bool:
-    """Whether the template accepts these messages and prints the expected text."""
-    try:
-        rendered, _ = render_jinja_template(conversations=[messages], chat_template=template, **special_tokens)
-    except Exception:  # a template may raise anything
-        return False
-    return expected in rendered[0]
-
-
-def text_message(role: str, text: str) -> dict:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
-
-
-def takes_strings(template: str, special_tokens: dict) -> bool:
-    """True for templates of text models; false for templates that only accept messages as parts."""
-    if renders(template, [{"role": "user", "content": "probe"}], "probe", special_tokens):
-        return True
-    return not renders(template, [text_message("user", "probe")], "probe", special_tokens)
-
-
-def with_system_prompt(conversation: list[dict], template: str, special_tokens: dict) -> list[dict]:
-    """Add the paper's system prompt to a conversation without a system message."""
-    if any(message.get("role") in ("system", "developer") for message in conversation):
-        return conversation
-    probe = [text_message("system", "probe"), text_message("user", "hello")]
-    if renders(template, probe, "probe", special_tokens):
-        return [text_message("system", SYSTEM_PROMPT), *conversation]
-    # Some templates (Gemma) refuse system messages. Then the text goes to the beginning of the first user turn.
-    for index, message in enumerate(conversation):
-        if message.get("role") == "user":
-            content = message.get("content") or []
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            opened = {**message, "content": [{"type": "text", "text": f"{SYSTEM_PROMPT}\n\n"}, *parts]}
-            return [*conversation[:index], opened, *conversation[index + 1 :]]
-    return conversation
 
 
 def trained_values(adapter: str | os.PathLike) -> dict:

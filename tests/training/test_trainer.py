@@ -31,6 +31,7 @@ AUDIO_LOGS = {"positions_per_second", "blank_share"}
 PROCESSOR_FILES = {
     "audio_soundwave.py",
     "containers_soundwave.py",
+    "chat_soundwave.py",
     "languages_soundwave.py",
     "text_soundwave.py",
     "llm_tokenizer_soundwave.py",
