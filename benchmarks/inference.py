@@ -3,7 +3,7 @@
 Speed, memory and word error rate of the ways to transcribe, on the same clips and, but for the last two, with the same
 weights (`--adapter`, float32, CPU):
 
-    published       one clip at a time, padded to the encoder's window of 30 s, all frames true; the LLM decodes greedily
+    published       one clip at a time, padded to the encoder's window of 30 s, all frames true; greedy decoding
     plain           `generate` as it is: clips of any length in one batch, only true frames are read
     lossless        `ctc_draft="lossless"`: the LLM checks the CTC head's transcript
     fast            `ctc_draft="fast"`: sure transcripts are taken unseen, others are checked with less care
@@ -11,16 +11,17 @@ weights (`--adapter`, float32, CPU):
     plain_joint, lossless_joint, fast_joint
                     the same with `ctc_weight` (`--ctc-weight`)
     whisper         the Whisper that the encoder comes from, with its own decoder
-    qwen2_audio     `Qwen2AudioForConditionalGeneration` of the same encoder and LLM sizes with random weights: always a
-                    window of 30 s, 25 positions a second. Its answers have as many tokens as the references
+    qwen2_audio     `Qwen2AudioForConditionalGeneration` of the same encoder and LLM sizes with random weights: the
+                    encoder always takes 30 s, and the LLM gets 25 positions a second of the clip. Its answers have as
+                    many tokens as the references
 
 `published` takes the padding and the batch of the published code; what it does with the positions is this package's
 code, so its row is no slower than the published code itself.
 
-There is one table for validation clips as they are (`--checked`, batch 1), and one for each length of `--seconds`. For
-these, validation clips are joined, with 0.3 s of silence between them, to clips of about that length. `--long` adds one
-clip of 10 minutes, which `published` and `qwen2_audio` cannot take. The modes take turns on each batch, so that other
-work on the machine meets all alike. All times begin with samples in memory and end with the ids of the answers:
+There is one table for validation clips as they are (`--checked`, batch 1), and one for each length of `--seconds`.
+Clips of these lengths are validation clips joined, with 0.3 s of silence between them. `--long` adds one clip of 10
+minutes, which `published` and `qwen2_audio` cannot take. The modes take turns on each batch, so that other work on the
+machine slows all of them alike. All times begin with samples in memory and end with the ids of the answers:
 
     first token s   until the first scores of the LLM are there, or the whole answer where the LLM is not asked; median
     passes a token  calls of the LLM, divided by the tokens of all answers, end token included
@@ -57,7 +58,7 @@ from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.evaluation.metrics import error_counts
 from soundwave_hf.evaluation.sets import read_set
 from soundwave_hf.evaluation.shipped import ADAPTER, load_adapter
-from soundwave_hf.evaluation.transcribe import MAX_NEW_TOKENS, whisper_options, windows_of
+from soundwave_hf.evaluation.transcribe import MAX_NEW_TOKENS, WINDOW_SECONDS, whisper_options, windows_of
 
 
 SETS = ("human", "synthetic")
@@ -90,23 +91,25 @@ def load_clips(rows: list[dict], processor) -> list[Clip]:
 
 
 def rows_of_length(rows: list[dict], seconds: float, count: int) -> list[list[dict]]:
-    """Rows to join to clips of at most `seconds` and at least 80 % of it, each row in one of them.
+    """Rows to join to clips of at most `seconds`, and at least 80 % of it with a silence behind them.
 
-    Raises: `ValueError` where the rows are too few.
+    Raises: `ValueError` where the rows are too few: each is used once.
     """
     left, groups = list(rows), []
-    while len(groups) < count:
+    while left and len(groups) < count:
         group, room = [], seconds
         for row in left:
             if row["seconds"] <= room:
                 group.append(row)
                 room -= row["seconds"] + SILENCE_SECONDS
-        if not group or room > 0.2 * seconds:
-            raise ValueError(
-                f"The validation sets give {len(groups)} clips of {seconds:g} s, and {count} are needed: lower `--clips`."
-            )
-        left = [row for row in left if not any(row is own for own in group)]
-        groups.append(group)
+        is_full = bool(group) and room <= 0.2 * seconds
+        groups += [group] if is_full else []
+        used = group if is_full else left[:1]
+        left = [row for row in left if not any(row is own for own in used)]
+    if len(groups) < count:
+        raise ValueError(
+            f"The validation sets give {len(groups)} clips of {seconds:g} s, and {count} are needed: lower `--clips`."
+        )
     return groups
 
 
@@ -419,8 +422,8 @@ def describe_difference(row: Figures, place: int, wanted: list[int], mode: Mode,
     token = next((number for number, (own, ids) in pairs if own != ids), min(len(found), len(wanted)))
     scores = mode.answer([clip], scores=True)
     best = scores[min(token, len(scores) - 1)][0].float().topk(2).values
-    difference = float(best[0] - best[1])
-    return f"{row.mode}, batch {row.batch}, clip {place}: token {token} differs; two best scores differ by {difference:.2g}"
+    name = f"{row.mode}, batch {row.batch}, clip {place}"
+    return f"{name}: token {token} differs; the two best scores differ by {float(best[0] - best[1]):.2g}"
 
 
 # ---- output ----
@@ -479,9 +482,7 @@ def numbers(kind: Callable) -> Callable[[str], list]:
 
 def read_arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--adapter", default=str(ADAPTER), help="folder of trained adapters; default: the shipped ones"
-    )
+    parser.add_argument("--adapter", default=str(ADAPTER), help="trained adapters; default: the shipped ones")
     parser.add_argument("--clips", type=int, default=16, help="clips of each length")
     parser.add_argument("--checked", type=int, default=100, help="validation clips as they are; 0 for none")
     parser.add_argument("--seconds", type=numbers(float), default=[3.0, 10.0, 30.0], help="lengths; '' for none")
@@ -492,9 +493,10 @@ def read_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help="one clip of 10 minutes too")
     parser.add_argument("--output", type=Path, help="JSON to write all figures to")
     given = parser.parse_args(words)
-    window = 30.0
-    if too_long := [seconds for seconds in given.seconds if not 0 < seconds <= window]:
-        parser.error(f"`--seconds` has {too_long[0]:g}; expected lengths up to {window:g}. For 10 minutes: `--long`.")
+    if wrong := [seconds for seconds in given.seconds if not 0 < seconds <= WINDOW_SECONDS]:
+        parser.error(
+            f"`--seconds` has {wrong[0]:g}; expected lengths up to {WINDOW_SECONDS:g}. For 10 minutes: `--long`."
+        )
     if given.clips < 1 or not given.batch or min(given.batch) < 1:
         parser.error("`--clips` and `--batch` count clips: give 1 or more.")
     return given
@@ -503,7 +505,7 @@ def read_arguments(words: list[str] | None) -> argparse.Namespace:
 def groups(given: argparse.Namespace, rows: list[dict], processor):
     """Title, clips, batch sizes and names of the modes of each table."""
     rate = processor.feature_extractor.sampling_rate
-    within = [row for row in rows if row["seconds"] <= 30.0]
+    within = [row for row in rows if row["seconds"] <= WINDOW_SECONDS]
     if given.checked:
         yield "Validation clips", load_clips(within[: given.checked], processor), [1], given.modes
     lengths = [(seconds, given.clips, given.batch, given.modes) for seconds in given.seconds]
