@@ -36,7 +36,6 @@ the first differing token is printed: a tie, or an error.
 
 import argparse
 import ctypes
-import gc
 import json
 import random
 import statistics
@@ -326,8 +325,7 @@ class Turn:
 
 @torch.inference_mode()
 def take_turn(mode: Mode, clips: list[Clip]) -> Turn:
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)  # or memory freed before would be used again, unseen
     memory = Memory("cpu")
     mode.watch.begin()
     start, cpu_start = time.perf_counter(), time.process_time()
