@@ -158,7 +158,7 @@ class SoundwaveTrainerMixin:
         if isinstance(self.train_dataset, Stream):
             # Dispatching cuts batches by their first dimension, and tensors of a batch differ in it.
             self.accelerator.dataloader_config.dispatch_batches = False
-        self._refuse_other_ctc_text()
+        self._refuse_other_processor()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)
         self.add_callback(EpochCallback(self))
@@ -170,14 +170,21 @@ class SoundwaveTrainerMixin:
             # transformers would require both, and take a batch of text only for one without labels.
             self.label_names = ["labels" if self.has_llm else "ctc_labels"]
 
-    def _refuse_other_ctc_text(self):
-        """Raise `ValueError` where the processor makes other targets than the model's config says."""
-        expected = self.audio_model.config.ctc_text
+    def _refuse_other_processor(self):
+        """Raise `ValueError` if the processor makes other CTC targets, or more token ids, than the model has."""
+        config = self.audio_model.config
+        expected, vocabulary = config.ctc_text, config.text_config.vocab_size
         for processor in (self.processing_class, getattr(self.data_collator, "processor", None)):
             if (found := getattr(processor, "ctc_text", expected)) != expected:
                 raise ValueError(
                     f"`ctc_text` is {found!r} in the processor and {expected!r} in the model's config: give both the "
                     "same, `from_backbones(..., ctc_text=...)`."
+                )
+            # Ids of batches are not checked on an accelerator: that would make it wait at each step.
+            if (size := len(getattr(processor, "tokenizer", None) or ())) > vocabulary:
+                raise ValueError(
+                    f"The processor's tokenizer has {size} tokens and the model's vocabulary {vocabulary}: use the "
+                    "processor that was saved with the model, or call `model.resize_token_embeddings`."
                 )
 
     @property

@@ -70,6 +70,20 @@ def test_an_unknown_policy_in_a_recipe_is_refused(workspace, tmp_path):
         train(workspace.recipe("align", tmp_path / "out", model={"ctc_text": "written"}))
 
 
+def test_a_trainer_refuses_a_tokenizer_with_more_tokens_than_the_model_has(workspace, tmp_path):
+    backbones = workspace.encoder, workspace.llm
+    processor = SoundwaveProcessor.from_backbones(*backbones)
+    model = SoundwaveForCTC.from_backbones(*backbones)
+    vocabulary = model.config.text_config.vocab_size
+    processor.tokenizer.add_tokens([f"<new{number}>" for number in range(vocabulary + 1 - len(processor.tokenizer))])
+    with pytest.raises(ValueError, match=f"has {vocabulary + 1} tokens and the model's vocabulary {vocabulary}"):
+        SoundwaveTrainer(
+            model=model,
+            args=SoundwaveTrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True),
+            data_collator=SoundwaveCollator(processor, losses=("ctc",)),
+        )
+
+
 @pytest.mark.parametrize("where", ["processing_class", "collator"])
 def test_a_trainer_refuses_a_processor_with_other_targets_than_the_models(workspace, tmp_path, where):
     backbones = workspace.encoder, workspace.llm
