@@ -81,6 +81,8 @@ def refuse_misspelt(function: Callable, given: dict):
 
     Raises: `ValueError` with the closest argument.
     """
+    if torch.compiler.is_compiling():  # which warns of cached functions; an eager call checks the same names
+        return
     for name in given.keys() - _known_arguments(function):
         if nearest := _nearest_argument(function, name):
             raise ValueError(f"`forward` got an unknown argument `{name}`. Did you mean `{nearest}`?")
