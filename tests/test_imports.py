@@ -102,6 +102,33 @@ def test_floors(folder, forbidden):
             assert not (outside and first in forbidden), f"{folder}/{path.name} imports {name}"
 
 
+def test_no_module_is_imported_again_by_what_it_imports():
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
+    }
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    waiting = {name: set(imported_at_once(name, path)) & modules.keys() for name, path in modules.items()}
+    while leaves := [name for name, found in waiting.items() if not found]:
+        for leaf in leaves:
+            del waiting[leaf]
+        for found in waiting.values():
+            found.difference_update(leaves)
+    assert not waiting, f"a circle of imports is among these: {waiting}"
+
+
+def imported_at_once(module: str, path: Path):
+    """Modules of the package that are imported when a module is, not later in a function."""
+    parts = module.split(".")[: None if path.name == "__init__.py" else -1]
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+            yield from (
+                (base, *(f"{base}.{name.name}" for name in node.names))
+                if node.module
+                else (f"{base}.{name.name}" for name in node.names)
+            )
+
+
 def run_python(code: str) -> str:
     """Output of a fresh interpreter."""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)

@@ -55,11 +55,7 @@ from .generation_soundwave import (
 )
 from .merging_soundwave import MergedPrompt, place_tokens
 from .no_speech_soundwave import may_be_words
-from .outputs_soundwave import (
-    SoundwaveAudioOutput,
-    SoundwaveCausalLMOutputWithPast,
-    SoundwaveModelOutputWithPast,
-)
+from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast, SoundwaveModelOutputWithPast
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces  # noqa: F401
 from .support_soundwave import CTCClip
 from .timed_generation_soundwave import ctc_clips
