@@ -67,6 +67,7 @@ def test_attention_backends_agree(implementation, tmp_path):
     torch.testing.assert_close(found.logits[true], expected.logits[true], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_flex_attention_of_the_adapters_hears_clips_padded_together():
     model, clips = tiny_model(), make_clips([80, 20])
@@ -96,6 +97,7 @@ def test_a_decode_step_through_the_whole_compiler_changes_no_id():
     assert counters["aot_autograd"]["ok"] == 1
 
 
+@pytest.mark.slow
 def test_a_forward_compiled_as_evaluation_scripts_do_changes_no_id():
     model, batch = tiny_model(text_fields={"num_hidden_layers": 1}), pad_batch([[3, AUDIO, 5]], [51])
     options = {"max_new_tokens": 4, "do_sample": False}

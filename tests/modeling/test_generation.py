@@ -718,6 +718,7 @@ def test_stop_strings_end_each_row_of_a_padded_batch():
     assert max(ends[:2]) < 12 and len(set(ends)) > 1
 
 
+@pytest.mark.slow
 def test_a_compiled_decode_step_is_one_graph_and_changes_no_id():
     model, batch = tiny_model(), padded_batch()
     expected = new_ids(model, batch)

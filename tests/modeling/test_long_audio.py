@@ -116,6 +116,7 @@ def test_a_long_clip_is_generated_from_and_trained_on():
     assert model.model.alignment_adapter.linear.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_ten_minutes_are_generated_from_and_encoded_a_few_pieces_at_once(monkeypatch):
     model = tiny_model(text_fields={"max_position_embeddings": 16_384})

@@ -62,6 +62,7 @@ def generate(processor, model, prompts):
     return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 @torch.no_grad()
 def test_random_mixes_of_clips_and_text_give_what_each_prompt_gives_alone(part):

@@ -77,6 +77,7 @@ def test_a_control_token_in_a_transcript_is_refused_with_file_row_and_value(work
         train(workspace.recipe("align", tmp_path / "out", data=str(tmp_path / "rows.jsonl")))
 
 
+@pytest.mark.slow
 def test_a_stream_of_clips_inside_parquet_goes_on_as_if_it_had_not_been_stopped(workspace, tmp_path):
     rows = read_rows(workspace.data / "train.jsonl", {})
     inside = [{"audio": {"path": None, "bytes": Path(r["audio"]).read_bytes()}, "text": r["text"]} for r in rows]

@@ -67,6 +67,7 @@ def test_versions_differ_where_clips_are_augmented_and_are_one_where_not(model, 
     assert len(cache.shards) == len(rows) + 3 * len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "shrink"])
 def test_training_on_cached_states_is_training(workspace, tmp_path, stage):
     """Epochs, accumulation and data-loader workers included, losses are those of fresh states."""

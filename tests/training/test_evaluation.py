@@ -145,6 +145,7 @@ def test_a_run_stops_where_its_metric_gets_no_better(workspace, tmp_path, capsys
     assert "is already finished (3 steps)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_patience_goes_on_where_a_run_does(workspace, tmp_path):
     recipe = workspace.recipe(
         "align",

@@ -63,6 +63,7 @@ def test_targets_that_are_no_names_of_the_llm_are_refused(names):
         lora_targets(Joined("llama").language_model, names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["use_dora", "use_rslora"])
 def test_the_variants_of_peft_train_and_nothing_else_moves(workspace, chain, tmp_path, option):
     lora = {**SMALL_LORA, option: True, "target_modules": ["q_proj", "down_proj"]}
@@ -79,6 +80,7 @@ def test_the_variants_of_peft_train_and_nothing_else_moves(workspace, chain, tmp
     assert getattr(config, option)
 
 
+@pytest.mark.slow
 def test_a_lora_trains_on_a_frozen_llm_of_four_bits(workspace, chain, tmp_path):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     four_bits = {"quantization": {"quant_method": "bitsandbytes", "load_in_4bit": True}, "max_steps": 2}

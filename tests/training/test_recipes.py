@@ -102,6 +102,7 @@ def tiny_home(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["1_align", "2_shrink", "3_instruct"])
 def test_the_tiny_recipe_trains_each_stage_and_downloads_nothing(tiny_home, stage):
     folder = tiny_home / "runs" / "tiny" / stage

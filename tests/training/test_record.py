@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -8,6 +9,7 @@ from soundwave_hf.training.run import run_recipe
 from tests.training.workspace import everything_in, train
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_what_trained_it_and_its_recipe_trains_the_same(workspace, tmp_path):
     first = train(
         workspace.recipe("align", tmp_path / "first", repeat={"s1": 2}, augment={"speed": 0.1}, save_steps=2)

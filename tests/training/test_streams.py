@@ -187,6 +187,7 @@ def assert_same_run(found: Trained, expected: Trained):
         torch.testing.assert_close(everything_in(found.model)[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "changes"),
     [("align", {}), ("align", {"max_batch_seconds": 2.0}), ("shrink", {}), ("instruct", {})],

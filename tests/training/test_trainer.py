@@ -303,6 +303,7 @@ def assert_same_run(found: Trained, expected: Trained):
 
 
 # Inside the first epoch, at its end, inside the second.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "step"), [("align", 2), ("align", 3), ("align", 4), ("shrink", 2), ("shrink", 4), ("instruct", 4)]
 )
@@ -316,6 +317,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(workspace, chain, uninterru
     assert_same_run(resumed, uninterrupted(stage))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_batches_by_seconds_goes_on_as_if_it_had_not_been(workspace, chain, tmp_path):
     whole = long_recipe(workspace, chain, "align", tmp_path / "whole") | {"max_batch_seconds": 2.0}
     expected = train(whole)
