@@ -46,6 +46,14 @@ def test_the_table_is_what_was_measured(page):
     assert table in page.read_text(encoding="utf-8")
 
 
+def test_the_files_that_answer_a_newcomers_questions_exist():
+    rows = README.split("## Where things are")[1].split("\n## ")[0]
+    names = [name for name in re.findall(r"`([\w./-]+)`", rows) if "/" in name]
+    assert len(names) >= 12
+    for name in names:
+        assert (REPOSITORY / name).exists(), name
+
+
 def test_six_lines_transcribe(checkout, capsys):
     block = block_about("apply_transcription_request")
     assert len([line for line in block.splitlines() if line]) == 6
