@@ -60,7 +60,6 @@ class CTCText:
             if text:
                 self.token_of.setdefault(text, token)
         self.byte_labels = [token for token, text in enumerate(self.bytes_of) if len(text) == 1]
-        self.most_bytes = max(map(len, self.bytes_of))
 
     def texts(self, frames: CTCFrames) -> CTCTexts:
         """Scores of texts over the frames of a clip."""

@@ -125,7 +125,7 @@ class CTCDecoding(LogitsProcessor):
     def __init__(self, model, weight: float, asked: dict, needs_drafts: bool = False, tokenizer=None):
         self.model, self.weight, self.asked = model, weight, asked
         self.needs_drafts, self.tokenizer = needs_drafts, tokenizer
-        self.joint = self.drafts = self.bridge = None
+        self.joint = self.drafts = self.bridge = self.frames = None
 
     def prepare(self, audio, input_ids: torch.Tensor, marked):
         """Score the clips of a prompt and make drafts.
@@ -155,7 +155,7 @@ class CTCDecoding(LogitsProcessor):
         self.bridge = find_bridge(self.model, self.tokenizer)
         clip_of = (num_clips.cumsum(dim=0) - num_clips).tolist()
         clips = [clip if own else None for clip, own in zip(clip_of, is_scored.tolist(), strict=True)]
-        frames = self.model.model.ctc_frames(audio)
+        self.frames = frames = self.model.model.ctc_frames(audio)
         if self.weight:
             texts = [None if clip is None else self.bridge.texts(frames[clip]) for clip in clips]
             self.joint = CTCLogitsProcessor(texts, self.bridge, self.weight, input_ids.shape[1], [])

@@ -393,7 +393,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if decoding is not None:
                 decoding.prepare(audio, inputs, marked)
             if rules is not None and rules.keeps_clips:
-                rules.clips = ctc_clips(self, audio, clips.get("input_features"), clips.get("input_features_mask"))
+                features = clips.get("input_features"), clips.get("input_features_mask")
+                rules.clips = ctc_clips(self, audio, *features, frames=decoding.frames)
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
         if rules is not None:

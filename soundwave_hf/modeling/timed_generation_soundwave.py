@@ -192,8 +192,8 @@ def _check_rows(model, name: str, input_ids, kwargs: dict):
         )
 
 
-def ctc_clips(model, audio, input_features=None, input_features_mask=None) -> list[CTCClip]:
-    """`CTCClip` of each clip. Args: audio: output of `get_audio_features`."""
+def ctc_clips(model, audio, input_features=None, input_features_mask=None, frames=None) -> list[CTCClip]:
+    """`CTCClip` of each clip. Args: audio: output of `get_audio_features`; frames: its `ctc_frames`, if computed."""
     config = model.config
     seconds = 0.02 * config.stack_factor
     ends = [int(frames) * seconds for frames in audio.num_frames]
@@ -203,7 +203,7 @@ def ctc_clips(model, audio, input_features=None, input_features_mask=None) -> li
             lengths = input_features_mask.sum(dim=1).tolist()
         ends = [sound_seconds(features, length) for features, length in zip(input_features, lengths, strict=True)]
     form = config.ctc_text
-    frames = model.base_model.ctc_frames(audio)
+    frames = model.base_model.ctc_frames(audio) if frames is None else frames
     return [CTCClip(own, seconds, end, config.label_peak, form) for own, end in zip(frames, ends, strict=True)]
 
 

@@ -25,7 +25,7 @@ class Bridge(CTCText):
 
     def __init__(self, form: str = "as_written"):
         self.form, self.bytes_of = form, BYTES
-        self.byte_labels, self.most_bytes = [1, 3, 4], 3
+        self.byte_labels = [1, 3, 4]
         self.token_of = {text: token for token, text in enumerate(BYTES) if text}
 
 
@@ -257,3 +257,14 @@ def test_evaluation_and_transcripts_take_options_of_generate(model, processor):
     for name, message in (("ctc_wight", "Did you mean `ctc_weight`"), ("max_new_tokens", "not taken here")):
         with pytest.raises(ValueError, match=message):
             list(transcribe_clips(model, processor, [(clip, 16_000)], generate={name: 1}))
+
+
+def test_joint_decoding_with_word_times_scores_the_vocabulary_once(model, processor, monkeypatch):
+    inputs, calls, real = ask(processor, 1.9), [], model.model.ctc_frames
+    monkeypatch.setattr(model.model, "ctc_frames", lambda audio: calls.append(1) or real(audio))
+    output = model.generate(
+        **inputs, max_new_tokens=6, do_sample=False, ctc_weight=0.6, return_timestamps="word", eos_token_id=257
+    )
+    assert len(calls) == 1
+    new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    assert new[: len(answers(model, inputs)[0])] == answers(model, inputs)[0]
