@@ -223,21 +223,22 @@ def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
     return [{**clip, "question": rng.choice(SPOKEN_QUESTION_REQUESTS), "task": "spoken_question"} for clip in clips]
 
 
-def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 1200) -> list[dict]:
+def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 3000) -> list[dict]:
     """All rows in random order: `each` questions about clips, four times as many transcripts, every spoken question.
 
-    Transcripts are most of it, so that a model which learns to answer does not forget to write down; of the human
-    clips, which are short and few, each comes five times.
+    Transcripts are most of it, so that a model which learns to answer does not forget to write down; of the telephone
+    prompts, which are short and few, each comes five times.
 
-    Args: train: rows of the training manifest; random-word clips are left out of the questions.
+    Args: train: rows of clips with a transcript; random-word clips are left out of the questions.
           questions: rows of spoken questions with `answer`.
     """
-    human = [clip for clip in train if clip["source"] == "human-prompt"]
-    sentences = [clip for clip in train if clip["source"] in ("fortunes", "prompts")]
+    spoken = [clip for clip in train if clip["text"]]
+    human = [clip for clip in spoken if clip["source"] == "human-prompt"]
+    others = [clip for clip in spoken if clip["source"] != "human-prompt"]
+    sentences = [clip for clip in others if clip["source"] not in ("words", "human-pseudo")]
     asked = rng.sample(sentences, min(each, len(sentences)))
-    places = {clip["audio"] for clip in asked + human}
-    labelled = {"fortunes", "words", "prompts"}  # by what was spoken, not by Whisper
-    others = [clip for clip in train if clip["source"] in labelled and clip["audio"] not in places]
+    places = {clip["audio"] for clip in asked}
+    others = [clip for clip in others if clip["audio"] not in places]
     rows = transcribe_rows(5 * human + rng.sample(others, min(4 * each, len(others))), rng)
     rows += transcript_question_rows(human + asked, rng)
     rows += spoken_question_rows(questions, rng)

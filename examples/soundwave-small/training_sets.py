@@ -1,0 +1,197 @@
+"""Which clips each stage hears: `python training_sets.py plan`, `speak`, `write`, in this order.
+
+`plan` chooses the texts that flite speaks: those that `natural_speech.py` leaves to it. `speak` makes their clips.
+`write` lists what is there in stage1.jsonl, stage2.jsonl and instruct.jsonl, below `$SOUNDWAVE_HOME`/data/small. Stages
+I and II hear different texts, so that in Stage II the CTC head errs as it will on new speech.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from chat_questions import chat_questions
+from instructions import instruction_rows
+from spoken_questions import spoken_questions
+from voices import SAMPLING_RATE, VOICES, Utterance, clip_seconds, speak_all, write_clip
+
+from soundwave_hf.data.manifest import read_rows, write_rows
+from soundwave_hf.paths import soundwave_home
+
+
+FLITE_TEXTS, WORD_SEQUENCES = 30_000, 4_000
+LONGEST_SHARE = {"bible": 0.2}  # of the texts that flite speaks: one old book is not how people talk
+FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 2_300
+NO_SPEECH_CLIPS = 300  # of each of stages I and II
+SPLITS = ("stage1", "stage2")
+
+
+def small_folder() -> Path:
+    """Where the recipes look for the data."""
+    return soundwave_home() / "data" / "small"
+
+
+def split_of(text: str) -> str:
+    """`stage1` or `stage2`, half each, by the text alone."""
+    return SPLITS[int(hashlib.sha1(text.encode()).hexdigest(), 16) % 2]
+
+
+# ---- what flite speaks ----
+
+
+def flite_texts(count: int, seed: int) -> list[dict]:
+    """`count` texts of the sources of `natural_texts` that are not spoken by Kokoro, and sequences of single words."""
+    from natural_speech import planned_texts
+    from natural_texts import held_out, source_texts, spoken_key, text_packages
+
+    natural = small_folder() / "natural"
+    kept_apart = held_out(natural)
+    taken = {spoken_key(text.text) for text in planned_texts(natural, 24_000, kept_apart, 0)}
+    found: dict[str, list[str]] = {}
+    for text in source_texts(text_packages(), {"prompts": count // 10, "names": count // 12}, seed + 1):
+        if spoken_key(text.text) not in taken and not kept_apart.repeats(text.text):
+            found.setdefault(text.source, []).append(text.text)
+    rng = random.Random(seed)
+    rows = []
+    for source, texts in found.items():
+        most = round(LONGEST_SHARE.get(source, 1) * count)
+        rows += [{"text": text, "source": source} for text in rng.sample(texts, min(most, len(texts)))]
+    return rng.sample(rows, min(count, len(rows)))
+
+
+def word_rows(count: int, seed: int) -> list[dict]:
+    """Sequences of random words of the LLM's vocabulary, without one that is a validation text."""
+    from build_data import Sizes, spoken_texts
+
+    return [{"text": text, "source": "words"} for text in spoken_texts(Sizes(words=count), seed)["words"]]
+
+
+def plan(seed: int) -> None:
+    """Write flite.jsonl: text, source, voice, seed and path of each clip."""
+    names = [name for name, voice in VOICES.items() if voice.engine == "flite" and voice.share]
+    shares = [VOICES[name].share for name in names]
+    rows = []
+    for row in flite_texts(FLITE_TEXTS, seed) + word_rows(WORD_SEQUENCES, seed):
+        rng = random.Random(f"{seed} flite {row['text']}")
+        voice, digest = rng.choices(names, shares)[0], hashlib.sha1(row["text"].encode()).hexdigest()[:16]
+        audio = f"flite/{digest[:2]}/{digest}_{voice}.flac"
+        rows.append({"audio": audio, **row, "voice": voice, "seed": rng.randrange(2**31)})
+    write_rows(small_folder() / "flite.jsonl", rows)
+
+
+def speak(processes: int) -> None:
+    """Make the clips of flite.jsonl that are missing."""
+    folder = small_folder()
+    clips = [
+        Utterance(folder / row["audio"], row["text"], row["voice"], row["seed"])
+        for row in read_rows(folder / "flite.jsonl")
+    ]
+    for _ in speak_all(clips, processes, label="flite"):
+        pass
+
+
+# ---- clips without speech ----
+
+
+def quiet_sound(rng: np.random.Generator) -> np.ndarray:
+    """int16 samples without speech: silence, coloured noise, hum with overtones, or beeps; 1 to 8 s."""
+    count = int(SAMPLING_RATE * rng.uniform(1, 8))
+    times = np.arange(count) / SAMPLING_RATE
+    spectrum = np.fft.rfft(rng.standard_normal(count)) / np.maximum(np.arange(count // 2 + 1), 1) ** rng.uniform(0, 1)
+    noise = np.fft.irfft(spectrum, count)
+    sound = noise / np.abs(noise).max()
+    kind = rng.integers(4)
+    if kind == 0:
+        sound = np.zeros(count)
+    elif kind == 1:
+        base = rng.uniform(40, 400)
+        sound = 0.05 * sound + sum(np.sin(2 * np.pi * base * k * times) / k for k in range(1, 6))
+    elif kind == 2:
+        gate = np.sin(2 * np.pi * rng.uniform(0.3, 3) * times) > 0
+        sound = gate * np.sin(2 * np.pi * rng.uniform(200, 2000) * times)
+    level = 10 ** rng.uniform(-3, -0.2) / max(np.abs(sound).max(), 1e-9)
+    return np.round(32767 * level * sound).astype(np.int16)
+
+
+def no_speech_rows(folder: Path, split: str, count: int, seed: int) -> list[dict]:
+    """Rows of clips whose transcript is empty."""
+    rows = []
+    for number in range(count):
+        path = folder / "no_speech" / f"{split}_{number:04d}.flac"
+        if clip_seconds(path) is None:
+            write_clip(path, quiet_sound(np.random.default_rng((seed, SPLITS.index(split), number))))
+        rows.append(clip_row(path, "", "none", "no-speech"))
+    return rows
+
+
+# ---- what each stage hears ----
+
+
+def clip_row(path: Path, text: str, voice: str, source: str) -> dict:
+    return {"audio": str(path), "text": text, "seconds": clip_seconds(path), "voice": voice, "source": source}
+
+
+def spoken_rows(folder: Path, rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows whose clip is there, with its path and seconds."""
+    for row in rows:
+        path = folder / row["audio"]
+        if (seconds := row.get("seconds") or clip_seconds(path)) is not None:
+            yield {**row, "audio": str(path), "seconds": round(seconds, 3)}
+
+
+def all_clips() -> list[dict]:
+    """Every training clip that is there: flite's, Kokoro's, the telephone prompts', other human speech."""
+    from build_data import demo_data_folder
+
+    folder, home = small_folder(), soundwave_home() / "data"
+    manifests = [folder / "flite.jsonl", folder / "natural" / "manifest.jsonl", home / "human" / "manifest.jsonl"]
+    manifests.append(demo_data_folder() / "human.jsonl")
+    found = [spoken_rows(path.parent, read_rows(path)) for path in manifests if path.is_file()]
+    return [row for rows in found for row in rows]
+
+
+def write_human(folder: Path) -> None:
+    """human.jsonl: the telephone prompts of the training part."""
+    from human_speech import TRAINING, prompt_rows, pseudo_rows
+
+    write_rows(folder / "human.jsonl", prompt_rows(folder, TRAINING) + pseudo_rows(folder))
+
+
+def question_pairs(seed: int) -> list[tuple[str, str | None]]:
+    """(question, answer) pairs to be spoken: facts with their answer, and questions that the LLM answers itself."""
+    facts = spoken_questions(FACT_QUESTIONS, random.Random(seed + 1))
+    return facts + [(question, None) for question in chat_questions(CHAT_QUESTIONS, random.Random(seed + 2))]
+
+
+def write(seed: int) -> None:
+    """Write stage1.jsonl, stage2.jsonl and instruct.jsonl of the clips that are there."""
+    folder = small_folder()
+    clips = all_clips()
+    answers = {row["question"]: row["answer"] for row in read_rows(folder / "answers.jsonl")}
+    questions = [row for row in clips if row["source"] == "question"]
+    speech = [row for row in clips if row["source"] != "question"]
+    stages = {split: [row for row in speech if split_of(row["text"]) == split] for split in SPLITS}
+    for split, rows in stages.items():
+        write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
+    rng = random.Random(seed + 3)
+    spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
+    texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
+    rows = instruction_rows(stages["stage2"], spoken, rng) + [{**row, "task": "text"} for row in texts]
+    write_rows(folder / "instruct.jsonl", rng.sample(rows, len(rows)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("step", choices=("plan", "speak", "write"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="speech synthesisers side by side")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    steps = {"plan": lambda: plan(options.seed), "speak": lambda: speak(options.processes)}
+    steps.get(options.step, lambda: write(options.seed))()
+
+
+if __name__ == "__main__":
+    main()
