@@ -155,9 +155,9 @@ def all_clips() -> list[dict]:
 
 def write_human(folder: Path) -> None:
     """human.jsonl: the telephone prompts of the training part."""
-    from human_speech import TRAINING, prompt_rows, pseudo_rows
+    from human_speech import TRAINING, prompt_rows
 
-    write_rows(folder / "human.jsonl", prompt_rows(folder, TRAINING) + pseudo_rows(folder))
+    write_rows(folder / "human.jsonl", prompt_rows(folder, TRAINING))
 
 
 def question_pairs(seed: int) -> list[tuple[str, str | None]]:
@@ -171,8 +171,8 @@ def write(seed: int) -> None:
     folder = small_folder()
     clips = all_clips()
     answers = {row["question"]: row["answer"] for row in read_rows(folder / "answers.jsonl")}
-    questions = [row for row in clips if row["source"] == "question"]
-    speech = [row for row in clips if row["source"] != "question"]
+    questions = [row for row in clips if row["source"] == "natural-question"]
+    speech = [row for row in clips if row["source"] != "natural-question"]
     stages = {split: [row for row in speech if split_of(row["text"]) == split] for split in SPLITS}
     for split, rows in stages.items():
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
