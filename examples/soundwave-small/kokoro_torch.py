@@ -40,7 +40,10 @@ def read_weights(model: bytes) -> dict[str, np.ndarray]:
     graph = onnx.load_from_string(model).graph
     tensors = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     weights = {name: value for name, value in tensors.items() if value.dtype == np.float32}
-    for name in ("encoder.text_encoder.embedding", *(f"encoder.bert.embeddings.{kind}_embeddings" for kind in EMBEDDED)):
+    for name in (
+        "encoder.text_encoder.embedding",
+        *(f"encoder.bert.embeddings.{kind}_embeddings" for kind in EMBEDDED),
+    ):
         weights[f"{name}.weight"] = float_weight(tensors, f"{name}.weight_quantized", None)
     for node in graph.node:
         path = module_path(node.output[0])
@@ -69,8 +72,13 @@ def module_path(output: str) -> str:
 def float_weight(tensors: dict[str, np.ndarray], name: str, zero_point: str | None) -> np.ndarray:
     """The float32 values of an int8 weight; its scale is one number, one a column, or one a direction (LSTM)."""
     quantized, scale = tensors[name], tensors[re.sub("_quantized$", "_scale", name)]
-    zero = tensors[zero_point] if zero_point else tensors[re.sub("_quantized$", "_zero_point", name)] \
-        if re.sub("_quantized$", "_zero_point", name) in tensors else np.int8(0)
+    zero = (
+        tensors[zero_point]
+        if zero_point
+        else tensors[re.sub("_quantized$", "_zero_point", name)]
+        if re.sub("_quantized$", "_zero_point", name) in tensors
+        else np.int8(0)
+    )
     if quantized.ndim == 3 and scale.ndim == 1:
         scale, zero = scale[:, None, None], np.asarray(zero)[:, None, None]
     return (quantized.astype(np.float32) - np.asarray(zero).astype(np.float32)) * scale
@@ -90,7 +98,8 @@ def torch_lstm(weight_ih: np.ndarray, weight_hh: np.ndarray, bias: np.ndarray) -
         values[f"weight_hh_{suffix}"] = gates(weight_hh[direction].T)
         half = len(bias[direction]) // 2
         values[f"bias_ih_{suffix}"], values[f"bias_hh_{suffix}"] = (
-            gates(bias[direction][:half]), gates(bias[direction][half:])
+            gates(bias[direction][:half]),
+            gates(bias[direction][half:]),
         )
     lstm.load_state_dict(values)
     return lstm.eval().requires_grad_(False)
@@ -212,7 +221,10 @@ class KokoroTorch:
         for stage, (factor, step) in enumerate(((10, 6), (6, 1))):
             beside = self.conv(f"{GENERATOR}.noise_convs.{stage}", source, stride=step, padding=step // 2)
             beside = self.snake_block(f"{GENERATOR}.noise_res.{stage}", beside, style)
-            weight, bias = self.weights[f"{GENERATOR}.ups.{stage}.weight"], self.weights[f"{GENERATOR}.ups.{stage}.bias"]
+            weight, bias = (
+                self.weights[f"{GENERATOR}.ups.{stage}.weight"],
+                self.weights[f"{GENERATOR}.ups.{stage}.bias"],
+            )
             hidden = F.leaky_relu(hidden, 0.1)
             hidden = F.conv_transpose1d(hidden, weight, bias, stride=factor, padding=factor // 2)
             if stage == 1:

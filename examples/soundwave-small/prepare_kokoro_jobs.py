@@ -85,7 +85,9 @@ def prepare_jobs(texts: int, turns: int, seed: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=24_000, help="as many as natural_speech.py chose (hours * 1200)")
-    parser.add_argument("--turns", type=int, default=2, help="how often each text is spoken, each time by another voice")
+    parser.add_argument(
+        "--turns", type=int, default=2, help="how often each text is spoken, each time by another voice"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of texts, voices and speeds")
     options = parser.parse_args()
     print(f"Done: {prepare_jobs(options.texts, options.turns, options.seed)}")
