@@ -3,6 +3,7 @@
 Weights and voices are Apache-2.0, the ONNX export (int8) is MIT. The voices in `HELD_OUT_VOICES` are for validation.
 """
 
+import json
 import random
 import re
 import subprocess
@@ -174,6 +175,25 @@ def kokoro_phonemes(phonemes: str, accent: str) -> str:
     return phonemes
 
 
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """Id of each phoneme, from vocab.json in `folder`."""
+    return json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+
+
+def phoneme_ids(phonemes: str, vocabulary: dict[str, int]) -> list[int]:
+    """Ids of phonemes; one that the model does not know is left out.
+
+    Raises: ValueError where there are more than the model reads.
+    """
+    ids = [vocabulary[phoneme] for phoneme in phonemes if phoneme in vocabulary]
+    if not 0 < len(ids) <= LONGEST_PHONEMES:
+        raise ValueError(
+            f"The text arrived with {len(ids)} phonemes and Kokoro reads 1 to {LONGEST_PHONEMES} at once. "
+            "Give it a sentence at a time."
+        )
+    return ids
+
+
 # ---- speech ----
 
 
@@ -181,29 +201,18 @@ class Kokoro:
     """The model on one thread (the fastest for this graph: run one process a core)."""
 
     def __init__(self, folder: Path):
-        import json
-
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, ["CPUExecutionProvider"])
-        self.vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+        self.vocabulary = read_vocabulary(folder)
         tables = np.fromfile(folder / "voices.bin", dtype="<f4").reshape(-1, STYLE_ROWS, STYLE_WIDTH)
         self.tables = dict(zip(ENGLISH_VOICES, tables, strict=True))
 
     def tokens(self, phonemes: str) -> list[int]:
-        """Ids of phonemes; one that the model does not know is left out.
-
-        Raises: ValueError where there are more than the model reads.
-        """
-        tokens = [self.vocabulary[phoneme] for phoneme in phonemes if phoneme in self.vocabulary]
-        if not 0 < len(tokens) <= LONGEST_PHONEMES:
-            raise ValueError(
-                f"The text arrived with {len(tokens)} phonemes and Kokoro reads 1 to {LONGEST_PHONEMES} at once. "
-                "Give it a sentence at a time."
-            )
-        return tokens
+        """`phoneme_ids` with the model's vocabulary."""
+        return phoneme_ids(phonemes, self.vocabulary)
 
     def style(self, voice: KokoroVoice, phonemes: int) -> np.ndarray:
         """Style vector of shape [1, 256] for a text of so many phonemes."""

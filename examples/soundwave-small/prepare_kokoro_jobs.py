@@ -1,0 +1,97 @@
+"""The clips of `natural_speech.py` as jobs for `kokoro_gpu.py`: `python prepare_kokoro_jobs.py --texts 24000 --turns 2`.
+
+Phonemes are made here, where espeak is. Writes below `$SOUNDWAVE_HOME`/data/small: kokoro_jobs.jsonl.gz (one clip a
+line) and kokoro_styles.npz (the style vectors of the training voices, float32 [phonemes, 256] each).
+"""
+
+import argparse
+import gzip
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from kokoro_voices import (
+    ENGLISH_VOICES,
+    STYLE_ROWS,
+    STYLE_WIDTH,
+    TRAINING_VOICES,
+    english_phonemes,
+    kokoro_folder,
+    phoneme_ids,
+    read_vocabulary,
+)
+from natural_speech import Clip, clip_of, planned_texts
+from natural_texts import held_out
+
+from soundwave_hf.atomic import atomic_file
+from soundwave_hf.paths import soundwave_home
+
+
+def job_of(clip: Clip, vocabulary: dict[str, int]) -> dict:
+    """A clip as a job: its line in the manifest without the seconds, the speed, and the ids of its phonemes.
+
+    Raises: ValueError where the voice is not for training, or the text is too long for the model.
+    """
+    strange = [name for name, _ in clip.voice.shares if name not in TRAINING_VOICES]
+    if strange:
+        raise ValueError(f"The voice {strange[0]!r} is not in TRAINING_VOICES. Leave it out of the training clips.")
+    row = clip.row(0.0)
+    del row["seconds"]
+    tokens = phoneme_ids(english_phonemes(clip.text.text, clip.voice.accent), vocabulary)
+    return row | {"speed": clip.speed, "tokens": tokens}
+
+
+def jobs_of(clips: list[Clip], vocabulary: dict[str, int]) -> Iterator[dict]:
+    """Jobs of clips; a text that is too long for the model is named on stderr and left out."""
+    for clip in clips:
+        try:
+            yield job_of(clip, vocabulary)
+        except ValueError as error:
+            print(f"Left out: {clip.text.text!r}: {error}", file=sys.stderr, flush=True)
+
+
+def write_jobs(path: Path, jobs: list[dict]) -> None:
+    """One JSON line a job, compressed, put in place in one step."""
+    with atomic_file(path) as part, gzip.open(part, "wt", encoding="utf-8") as lines:
+        for job in jobs:
+            lines.write(json.dumps(job, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def write_styles(path: Path, model_folder: Path, phonemes: int) -> None:
+    """Style vectors of the training voices for texts of 1 to `phonemes` phonemes."""
+    tables = np.fromfile(model_folder / "voices.bin", dtype="<f4").reshape(-1, STYLE_ROWS, STYLE_WIDTH)
+    styles = dict(zip(ENGLISH_VOICES, tables, strict=True))
+    with atomic_file(path) as part, open(part, "wb") as file:
+        np.savez(file, **{name: styles[name][:phonemes] for name in TRAINING_VOICES})
+
+
+def prepare_jobs(texts: int, turns: int, seed: int) -> Path:
+    """Write jobs and styles; returns the folder. The jobs are in random order."""
+    folder = soundwave_home() / "data" / "small"
+    model_folder, natural = kokoro_folder(), folder / "natural"
+    planned = planned_texts(natural, texts, held_out(natural), seed)
+    clips = [clip_of(text, seed + turn) for turn in range(turns) for text in planned]
+    jobs = list(jobs_of(clips, read_vocabulary(model_folder)))
+    random.Random(seed).shuffle(jobs)
+    write_jobs(folder / "kokoro_jobs.jsonl.gz", jobs)
+    write_styles(folder / "kokoro_styles.npz", model_folder, max(len(job["tokens"]) for job in jobs))
+    print(f"{len(jobs)} clips of {len(planned)} texts, {sum(len(job['tokens']) for job in jobs)} phonemes")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=int, default=24_000, help="as many as natural_speech.py chose (hours * 1200)")
+    parser.add_argument(
+        "--turns", type=int, default=2, help="how often each text is spoken, each time by another voice"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of texts, voices and speeds")
+    options = parser.parse_args()
+    print(f"Done: {prepare_jobs(options.texts, options.turns, options.seed)}")
+
+
+if __name__ == "__main__":
+    main()
