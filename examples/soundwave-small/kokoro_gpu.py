@@ -47,9 +47,10 @@ REPORT_SECONDS = 10
 
 
 def read_jobs(path: Path) -> list[dict]:
-    """Jobs of a file of JSON lines, compressed or not."""
+    """Jobs of a file of JSON lines, compressed or not; one for each clip."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
+    jobs = [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
+    return list({job["audio"]: job for job in jobs}.values())
 
 
 def earlier_rows(folder: Path) -> dict[str, dict]:
