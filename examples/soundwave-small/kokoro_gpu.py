@@ -396,6 +396,17 @@ def put_task(task, tasks, processes: list) -> None:
                 raise RuntimeError(f"{len(ended)} of {len(processes)} writing processes ended: {ended}") from None
 
 
+def dropped_tasks(tasks) -> int:
+    """Take out the tasks that no process has begun; returns how many."""
+    count = 0
+    while True:
+        try:
+            tasks.get(timeout=0.5)
+        except queue.Empty:
+            return count
+        count += 1
+
+
 def make_clips(jobs: list[dict], options: argparse.Namespace, work: Work) -> None:
     """Make clips of jobs until there are no more or it is time to stop; the manifest is complete in the end."""
     processes, tasks, results = start_processes(options)
@@ -410,6 +421,8 @@ def make_clips(jobs: list[dict], options: argparse.Namespace, work: Work) -> Non
                     work.take(results.get(), manifest)
                     open_tasks -= 1
         finally:
+            if options.engine == "onnxruntime" and work.must_stop():
+                open_tasks -= dropped_tasks(tasks)
             for _ in processes:
                 put_task(None, tasks, processes)
             while open_tasks and any(process.is_alive() for process in processes) or not results.empty():

@@ -1,6 +1,7 @@
 """The driver that makes speech on a GPU machine, and the parts of Kokoro in PyTorch that need no weights."""
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_a_second_run_keeps_rows_whose_clip_is_there_and_no_line_that_was_cut_of
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"audio": "a.fl')
     (tmp_path / "a.flac").write_bytes(b"")
     assert kokoro_gpu.earlier_rows(tmp_path) == {"a.flac": {"audio": "a.flac"}}
+
+
+def test_tasks_that_no_process_has_begun_are_dropped_when_it_is_time_to_stop():
+    tasks = multiprocessing.get_context("spawn").Queue()
+    for _ in range(3):
+        tasks.put([(JOB, None)])
+    assert kokoro_gpu.dropped_tasks(tasks) == 3
 
 
 def test_resampling_keeps_a_tone_below_7_kilohertz_and_removes_one_above_8():
