@@ -3,8 +3,8 @@
     python kokoro_gpu.py --jobs kokoro_jobs.jsonl.gz --styles kokoro_styles.npz --model model.onnx --out natural
 
 Needs this file and kokoro_torch.py side by side, numpy, soundfile, onnx and torch (or onnxruntime and soxr or scipy
-with `--engine onnxruntime`). It may be stopped at any time (Ctrl-C, SIGTERM, `--minutes`): the manifest then has a line
-for each clip that is there, and the same command goes on. The jobs are in random order, and each round of them is
+with `--engine onnxruntime`). It may be stopped at any time (Ctrl-C, SIGTERM, `--minutes`): the manifest then has a
+line for each clip that is there, and the same command goes on. The jobs are in random order, and each round of them is
 spoken in random order, so that any beginning of the work is a fair sample of the whole.
 """
 
@@ -35,10 +35,10 @@ WORDS_A_SECOND = (0.4, 6.0)
 QUIETEST_PEAK = 300  # of 32,767
 
 ROUND_CLIPS = 16_000  # read at once, so that many are of one length; about 5 GB of GPU memory
-FRAMES = 6_400  # of 25 ms, in one batch of speech
 TOKENS = 8_192  # in one batch of text
-MOST_CLIPS = 64  # in one batch
-FRAME_STEP = 4  # lengths are made a multiple of it (the last pause grows by up to 75 ms), so that fewer differ
+FRAMES = 6_400  # of 25 ms, in one batch of speech
+FRAME_STEP = 8  # clips are spoken at a multiple of it, so that fewer lengths differ, and then cut to their own
+FRAMES_A_SECOND = 40
 CLIPS_A_TASK = 8  # for a writing process, where the model is here
 REPORT_SECONDS = 10
 
@@ -47,10 +47,10 @@ REPORT_SECONDS = 10
 
 
 def read_jobs(path: Path) -> list[dict]:
-    """Jobs of a file of JSON lines, compressed or not."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-    with opened as lines:
-        return [json.loads(line) for line in lines]
+    """Jobs of a file of JSON lines, compressed or not; one for each clip."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    jobs = [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
+    return list({job["audio"]: job for job in jobs}.values())
 
 
 def earlier_rows(folder: Path) -> dict[str, dict]:
@@ -169,6 +169,7 @@ def torch_tasks(jobs: list[dict], options: argparse.Namespace, work: "Work") -> 
     from kokoro_torch import KokoroTorch
 
     model = KokoroTorch(b"".join(part.read_bytes() for part in options.model), options.device)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = options.tune, 4
     styles, rng = dict(np.load(options.styles)), random.Random(0)
     print(f"{work.clock()} the model is on {options.device}", flush=True)
     with torch.inference_mode():
@@ -199,7 +200,7 @@ def text_batches(jobs: list[dict]) -> list[list[dict]]:
 
 
 def parts_of(group: list, most: int) -> list[list]:
-    most = max(1, min(MOST_CLIPS, most))
+    most = max(1, most)
     return [group[begin : begin + most] for begin in range(0, len(group), most)]
 
 
@@ -211,11 +212,22 @@ class ReadClip:
     features: object  # [tokens, 640]
     text: object  # [tokens, 512]
     style: object  # [256]
-    durations: np.ndarray  # int64 [tokens], in frames; the sum is a multiple of FRAME_STEP
+    durations: np.ndarray  # int64 [tokens], in frames
 
     @property
     def frames(self) -> int:
+        """Length of the clip."""
         return int(self.durations.sum())
+
+    @property
+    def spoken_frames(self) -> int:
+        """Length at which it is spoken: the last pause is longer."""
+        return self.frames + -self.frames % FRAME_STEP
+
+    def frame_tokens(self) -> np.ndarray:
+        """Index of the token of each frame, int64 [spoken_frames]."""
+        index = np.repeat(np.arange(len(self.durations)), self.durations)
+        return np.pad(index, (0, self.spoken_frames - self.frames), mode="edge")
 
 
 def read_batch(model, jobs: list[dict], styles: dict[str, np.ndarray]) -> list[ReadClip]:
@@ -226,26 +238,25 @@ def read_batch(model, jobs: list[dict], styles: dict[str, np.ndarray]) -> list[R
     style = torch.from_numpy(np.stack([style_of(job, styles) for job in jobs])).to(model.device)
     speed = torch.tensor([job["speed"] for job in jobs], dtype=torch.float32, device=model.device)
     features, text, durations = model.read_text(tokens, style, speed)
-    durations = durations.cpu().numpy()
-    durations[:, -1] += -durations.sum(1) % FRAME_STEP
-    return [ReadClip(*parts) for parts in zip(jobs, features, text, style, durations, strict=True)]
+    return [ReadClip(*parts) for parts in zip(jobs, features, text, style, durations.cpu().numpy(), strict=True)]
 
 
 def is_speakable(clip: ReadClip) -> bool:
     """Whether a clip will have a length that is plausible."""
-    return SHORTEST_SECONDS <= clip.frames / 40 <= LONGEST_SECONDS
+    return SHORTEST_SECONDS <= clip.frames / FRAMES_A_SECOND <= LONGEST_SECONDS
 
 
 def speech_batches(clips: list[ReadClip]) -> list[list[ReadClip]]:
-    """Clips of equal numbers of frames."""
+    """Clips that are spoken at one length."""
     groups = defaultdict(list)
     for clip in clips:
-        groups[clip.frames].append(clip)
-    return [
-        part
-        for frames, group in groups.items()
-        for part in parts_of(group, 2 ** ((FRAMES // frames).bit_length() - 1))
-    ]
+        groups[clip.spoken_frames].append(clip)
+    return [part for frames, group in groups.items() for part in parts_of(group, batch_size(frames))]
+
+
+def batch_size(frames: int) -> int:
+    """The most clips of so many frames in a batch: a power of two."""
+    return 1 << (max(1, FRAMES // frames).bit_length() - 1)
 
 
 def spoken_batches(model, batches: list[list[ReadClip]], work: "Work") -> Iterator[list]:
@@ -265,14 +276,14 @@ def spoken_batches(model, batches: list[list[ReadClip]], work: "Work") -> Iterat
 def speak_batch(model, batch: list[ReadClip]) -> tuple:
     """int16 samples at 16 kHz, [clips, 400 * frames], on their way to the processor, and the event of their arrival.
 
-    The batch is filled up to a power of two, 8 or more, so that cuDNN meets few different shapes.
+    A small batch is filled up on a GPU, so that cuDNN meets two shapes a length.
     """
     import torch
 
-    filled = max(min(8, MOST_CLIPS), 1 << (len(batch) - 1).bit_length()) if model.device.type == "cuda" else len(batch)
+    full = batch_size(batch[0].spoken_frames)
+    filled = len(batch) if model.device.type != "cuda" else full // 4 if len(batch) <= full // 4 else full
     clips = batch + [batch[-1]] * (filled - len(batch))
-    index = np.stack([np.repeat(np.arange(len(clip.durations)), clip.durations) for clip in clips])
-    index = torch.from_numpy(index).to(model.device)
+    index = torch.from_numpy(np.stack([clip.frame_tokens() for clip in clips])).to(model.device)
     features = torch.stack([clip.features[row] for clip, row in zip(clips, index, strict=True)])
     text = torch.stack([clip.text[row] for clip, row in zip(clips, index, strict=True)])
     samples = model.speak(features, text, torch.stack([clip.style for clip in clips]))[: len(batch)]
@@ -290,7 +301,8 @@ def batch_tasks(batch: list[ReadClip], samples, event) -> Iterator[list]:
     """Tasks of a few clips each."""
     if event is not None:
         event.synchronize()
-    pairs = [(clip.job, row.copy()) for clip, row in zip(batch, samples.numpy(), strict=True)]
+    each = SAMPLING_RATE // FRAMES_A_SECOND
+    pairs = [(clip.job, row[: each * clip.frames].copy()) for clip, row in zip(batch, samples.numpy(), strict=True)]
     yield from (pairs[begin : begin + CLIPS_A_TASK] for begin in range(0, len(pairs), CLIPS_A_TASK))
 
 
@@ -300,10 +312,8 @@ def resampled_tensor(samples):
 
     half, cutoff = 80, 7_600 / MODEL_RATE
     # Output sample 2m + phase is at 3m + 1.5 * phase of the input.
-    offsets = torch.arange(-half, half + 2, dtype=torch.float64)[:, None] - torch.tensor(
-        [0.0, 1.5], dtype=torch.float64
-    )
-    window = torch.special.i0(8.0 * (1 - (offsets / (half + 1)) ** 2).clamp(min=0).sqrt()) / np.i0(8.0).item()
+    offsets = torch.arange(-half, half + 2.0)[:, None] - torch.tensor([0.0, 1.5])
+    window = torch.special.i0(8 * (1 - (offsets / (half + 1)) ** 2).clamp(min=0).sqrt()) / float(np.i0(8))
     kernel = (2 * cutoff * torch.sinc(2 * cutoff * offsets) * window).to(samples)
     padded = torch.nn.functional.pad(samples, (half, half + 1))
     return (padded.unfold(-1, len(kernel), 3) @ kernel).flatten(1)
@@ -386,6 +396,17 @@ def put_task(task, tasks, processes: list) -> None:
                 raise RuntimeError(f"{len(ended)} of {len(processes)} writing processes ended: {ended}") from None
 
 
+def dropped_tasks(tasks) -> int:
+    """Take out the tasks that no process has begun; returns how many."""
+    count = 0
+    while True:
+        try:
+            tasks.get(timeout=0.5)
+        except queue.Empty:
+            return count
+        count += 1
+
+
 def make_clips(jobs: list[dict], options: argparse.Namespace, work: Work) -> None:
     """Make clips of jobs until there are no more or it is time to stop; the manifest is complete in the end."""
     processes, tasks, results = start_processes(options)
@@ -400,6 +421,8 @@ def make_clips(jobs: list[dict], options: argparse.Namespace, work: Work) -> Non
                     work.take(results.get(), manifest)
                     open_tasks -= 1
         finally:
+            if options.engine == "onnxruntime" and work.must_stop():
+                open_tasks -= dropped_tasks(tasks)
             for _ in processes:
                 put_task(None, tasks, processes)
             while open_tasks and any(process.is_alive() for process in processes) or not results.empty():
@@ -427,6 +450,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of clips and manifest.jsonl")
     parser.add_argument("--engine", choices=("torch", "onnxruntime"), default="torch")
     parser.add_argument("--device", default="cuda", help="of torch")
+    parser.add_argument("--tune", action="store_true", help="let cuDNN try several kernels for each new shape")
     parser.add_argument("--processes", type=int, default=8, help="that write clips, or also make them (onnxruntime)")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long")
     parser.add_argument("--clips", type=int, help="the first so many jobs alone")

@@ -1,8 +1,8 @@
 """Kokoro-82M in PyTorch, in batches, with the weights of its int8 ONNX file made float32.
 
-The ONNX graph (StyleTTS 2: ALBERT, prosody predictor, ISTFTNet) is written out here by hand. Clips of one batch have the
-same number of phonemes (`read_text`) or of frames (`speak`), so that nothing is padded and a batch changes no sample.
-Needs numpy, onnx and torch alone.
+The ONNX graph (StyleTTS 2: ALBERT, prosody predictor, ISTFTNet) is written out here by hand. All clips of a batch have
+the same number of phonemes (`read_text`) or frames (`speak`). Nothing is padded, so a clip does not depend on the
+other clips of its batch. Needs numpy, onnx and torch.
 """
 
 import re
@@ -21,6 +21,7 @@ LSTM_UNITS = 256
 DILATIONS = (1, 3, 5)
 HARMONICS = 9
 FFT_SIZE, FFT_HOP = 20, 5
+EMBEDDED = ("word", "position", "token_type")
 
 ALBERT = "encoder.bert.encoder.albert_layer_groups.0.albert_layers.0"
 GENERATOR = "decoder.decoder.generator"
@@ -40,15 +41,16 @@ def read_weights(model: bytes) -> dict[str, np.ndarray]:
     graph = onnx.load_from_string(model).graph
     tensors = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     weights = {name: value for name, value in tensors.items() if value.dtype == np.float32}
-    for name in (
-        "encoder.text_encoder.embedding",
-        *(f"encoder.bert.embeddings.{kind}_embeddings" for kind in EMBEDDED),
-    ):
-        weights[f"{name}.weight"] = float_weight(tensors, f"{name}.weight_quantized", None)
+    zero_points = {node.input[0]: node.input[2] for node in graph.node if node.op_type == "DequantizeLinear"}
     for node in graph.node:
         path = module_path(node.output[0])
+        if re.search(r"_\d+$", path):
+            continue  # ALBERT's one layer again
         if node.op_type in ("MatMulInteger", "ConvInteger"):
             weights[f"{path}.weight"] = float_weight(tensors, node.input[1], node.input[3])
+        elif node.op_type == "Gather" and node.input[0].endswith(".weight_quantized"):  # an embedding
+            name = node.input[0].removesuffix("_quantized")
+            weights[name] = float_weight(tensors, node.input[0], zero_points[node.output[0]])
         elif node.op_type in ("Conv", "ConvTranspose", "MatMul") and node.input[1] in tensors:
             weights[f"{path}.weight"] = tensors[node.input[1]]
         elif node.op_type == "DynamicQuantizeLSTM":
@@ -58,30 +60,20 @@ def read_weights(model: bytes) -> dict[str, np.ndarray]:
     return weights
 
 
-EMBEDDED = ("word", "position", "token_type")
-
-
 def module_path(output: str) -> str:
     """The module of an ONNX node by the name of the node's output: `/encoder/F0.1/conv1/Conv_output_0_...`."""
     path = ".".join(output.strip("/").split("/")[:-1])
-    path = re.sub(r"^encoder\.(F0|N|shared)\b", r"encoder.predictor.\1", path.replace("F0_proj", "predictor.F0_proj"))
-    path = path.replace("encoder.predictor.predictor", "encoder.predictor").replace("N_proj", "predictor.N_proj")
+    path = re.sub(r"^encoder\.(F0|N|F0_proj|N_proj|shared)(?=\.|$)", r"encoder.predictor.\1", path)
     return re.sub(r"(cnn\.\d)\.cnn\.\d\.0", r"\1.0", path).replace("asr_res.asr_res", "asr_res")
 
 
-def float_weight(tensors: dict[str, np.ndarray], name: str, zero_point: str | None) -> np.ndarray:
+def float_weight(tensors: dict[str, np.ndarray], name: str, zero_point: str) -> np.ndarray:
     """The float32 values of an int8 weight; its scale is one number, one a column, or one a direction (LSTM)."""
     quantized, scale = tensors[name], tensors[re.sub("_quantized$", "_scale", name)]
-    zero = (
-        tensors[zero_point]
-        if zero_point
-        else tensors[re.sub("_quantized$", "_zero_point", name)]
-        if re.sub("_quantized$", "_zero_point", name) in tensors
-        else np.int8(0)
-    )
+    zero = tensors[zero_point].astype(np.float32)
     if quantized.ndim == 3 and scale.ndim == 1:
-        scale, zero = scale[:, None, None], np.asarray(zero)[:, None, None]
-    return (quantized.astype(np.float32) - np.asarray(zero).astype(np.float32)) * scale
+        scale, zero = scale[:, None, None], zero[:, None, None]
+    return (quantized.astype(np.float32) - zero) * scale
 
 
 def torch_lstm(weight_ih: np.ndarray, weight_hh: np.ndarray, bias: np.ndarray) -> torch.nn.LSTM:

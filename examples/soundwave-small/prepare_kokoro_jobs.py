@@ -1,4 +1,4 @@
-"""The clips of `natural_speech.py` as jobs for `kokoro_gpu.py`: `python prepare_kokoro_jobs.py --texts 24000 --turns 2`.
+"""The clips of `natural_speech.py` as jobs for `kokoro_gpu.py`: `python prepare_kokoro_jobs.py --turns 2`.
 
 Phonemes are made here, where espeak is. Writes below `$SOUNDWAVE_HOME`/data/small: kokoro_jobs.jsonl.gz (one clip a
 line) and kokoro_styles.npz (the style vectors of the training voices, float32 [phonemes, 256] each).
