@@ -1,13 +1,15 @@
-"""Speech of actors from two adventure games, with their subtitles: `python game_speech.py`.
+"""Speech of actors and volunteers in games, most of it with subtitles: `python game_speech.py`.
 
 Writes 16 kHz FLAC clips and manifest.jsonl below `$SOUNDWAVE_HOME`/data/human, from these Debian packages:
 
 - `flight-of-the-amazon-queen`: (C) 1995 John Passfield and Steven Stamatiadis, Flight-of-the-Amazon-Queen-License.
 - `beneath-a-steel-sky`: (C) Revolution Software Ltd, Beneath-a-Steel-Sky-License.
 - `scummvm` (GPL-3+): nothing of it is kept; its program holds the code tables for the second game's subtitles.
+- `warzone2100-data`: (C) 1999-2004 Eidos Interactive, 2005-2013 Warzone 2100 Project, GPL-2+; without texts.
+- `tuxpaint-stamps-default`: (C) 2002-2022 Bill Kendrick, GPL-2; names of animals, letters and digits.
 
-Both licences allow free distribution of the game and of marked changes, with readme and notices, and no fee for the
-game itself. They are in `usr/share/doc/*/copyright` of the packages.
+The licences of the first two allow free distribution of the game and of marked changes, with readme and notices, and
+no fee for the game itself. All are in `usr/share/doc/*/copyright` of the packages.
 
 `--listen 500` lets Whisper base transcribe that many more clips, in random order. A clip is left out where Whisper
 heard something else and finds the subtitle unlikely. Speech without a subtitle gets Whisper's text. The run may be
@@ -24,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,10 +49,18 @@ from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.paths import soundwave_home
 
 
-PACKAGES = ("flight-of-the-amazon-queen", "beneath-a-steel-sky", "scummvm")
+PACKAGES = (
+    "flight-of-the-amazon-queen",
+    "beneath-a-steel-sky",
+    "scummvm",
+    "warzone2100-data",
+    "tuxpaint-stamps-default",
+)
 QUEEN_FILE = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
 SKY_FOLDER = "usr/share/scummvm/beneath-a-steel-sky"
 SCUMMVM = "usr/games/scummvm"
+WARZONE_FILE = "usr/share/games/warzone2100/base.wz"
+STAMPS_FOLDER = "usr/share/tuxpaint/stamps"
 DIGESTS = {
     QUEEN_FILE: "cc91960d133fcd4173eda4bac304e80d2bbdbaa085640287ab9e0507bd603f67",
     f"{SKY_FOLDER}/sky.dsk": "9ef6ca3dcb6f9ceb31e950bc3a05d5105bbbb38a5e9fc9a9f6508363c87849e2",
@@ -59,10 +70,9 @@ SKY_RATE = 11_025  # of its 8-bit sound
 
 SECONDS = (0.5, 20.0)
 CHARACTERS_A_SECOND = (3.0, 28.0)  # of subtitles; outside of it something else was said
-LEAST_AGREEMENT = (
-    0.5  # of a subtitle with what Whisper heard: 1 - word error rate, where its log-probability is low as well
-)
-LOWEST_SUBTITLE_LOGPROB = -3.0  # a token, of a subtitle that Whisper did not hear
+# A clip is left out below both: what Whisper heard is not the subtitle, and the subtitle is unlikely to Whisper.
+LEAST_AGREEMENT = 0.5  # 1 - word error rate
+LOWEST_SUBTITLE_LOGPROB = -3.0  # a token
 LOWEST_LOGPROB = -0.2  # a token, of Whisper's text where there is no subtitle
 WINDOW_MARGIN_SECONDS = 1.0
 ABBREVIATIONS = frozenset(("ID", "TV", "HQ", "LINC", "VHS", "ASCII"))
@@ -76,14 +86,15 @@ class Line:
     source: str
     voice: str  # the character, or `unknown`
     subtitle: str | None  # as the game has it
-    member: bytes  # of the game's data
+    member: bytes  # of the game's data: MP3, Ogg Vorbis, or what `sky_sound` reads
 
     def samples(self) -> np.ndarray:
         """float32 samples at 16 kHz."""
-        if self.source == "game-queen":
-            samples, rate = soundfile.read(io.BytesIO(self.member), dtype="float32")
-        else:
+        if self.source == "game-sky":
             samples, rate = (np.frombuffer(sky_sound(self.member), np.uint8).astype(np.float32) - 128) / 128, SKY_RATE
+        else:
+            samples, rate = soundfile.read(io.BytesIO(self.member), dtype="float32", always_2d=True)
+            samples = samples.mean(axis=1)
         return np.clip(soxr.resample(samples, rate, SAMPLING_RATE), -1, 1)
 
 
@@ -122,6 +133,36 @@ def sky_recordings(folder: Path, program: Path, words: dict[str, str]) -> Iterat
         raise RuntimeError(f"{program} holds no code table that makes English of the subtitles in {folder}.")
     for number in sorted(set(SKY_SPEECH) & set(disk.entries)):
         yield Line(f"sky_{number}", "game-sky", "unknown", subtitles.get(number), disk.member(number))
+
+
+def warzone_recordings(path: Path) -> Iterator[Line]:
+    """Announcements and messages of `Warzone 2100`, without subtitles; its sound effects are left out."""
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if re.fullmatch(r"(audio/(?!sfx/)|sequenceaudio/).*\.ogg", name):
+                stem = "_".join(Path(name).with_suffix("").parts[-2:])
+                yield Line(f"warzone_{stem}", "game-warzone", "unknown", None, archive.read(name))
+
+
+def stamp_recordings(folder: Path) -> Iterator[Line]:
+    """English descriptions of Tux Paint's stamps; the text is the first line of the stamp's text file."""
+    for ending, voice in (("_desc", "tuxpaint"), ("_en_GB", "tuxpaint-british")):
+        for path in sorted(folder.rglob(f"*{ending}.ogg")):
+            text = path.with_name(f"{path.stem.removesuffix(ending)}.txt")
+            if text.is_file():
+                name = "_".join(path.relative_to(folder).with_suffix("").parts[-2:])
+                first = text.read_text(encoding="utf-8").partition("\n")[0]
+                yield Line(f"stamp_{name}", "game-stamps", voice, first, path.read_bytes())
+
+
+def recordings(root: Path, words: dict[str, str]) -> list[Line]:
+    """All recordings. Args: root: as `game_packages` gives it."""
+    return [
+        *queen_recordings(root / QUEEN_FILE),
+        *sky_recordings(root / SKY_FOLDER, root / SCUMMVM, words),
+        *warzone_recordings(root / WARZONE_FILE),
+        *stamp_recordings(root / STAMPS_FOLDER),
+    ]
 
 
 def share_known(text: str, words: Iterable[str]) -> float:
@@ -317,8 +358,7 @@ def make_game_speech(most_to_hear: int) -> Path:
     with only_one(folder):
         root = game_packages()
         dictionary = dictionary_words(root / "usr/share/dict/american-english")
-        lines = [*queen_recordings(root / QUEEN_FILE)]
-        lines += sky_recordings(root / SKY_FOLDER, root / SCUMMVM, dictionary)
+        lines = recordings(root, dictionary)
         words = game_words((line.subtitle for line in lines if line.subtitle), dictionary)
         write_clips(folder, lines)
         kept_apart = held_out(soundwave_home() / "data" / "small" / "natural")

@@ -1,10 +1,13 @@
 """Speech of games: the archives' formats on data made here, subtitles as normal text, what is kept."""
 
+import io
 import json
 import struct
+import zipfile
 
 import numpy as np
 import pytest
+import soundfile
 from game_archives import (
     SkyDisk,
     code_tables,
@@ -24,6 +27,8 @@ from game_speech import (
     game_words,
     manifest_row,
     plain_subtitle,
+    stamp_recordings,
+    warzone_recordings,
     without_loop,
     write_clips,
     write_manifest,
@@ -202,6 +207,38 @@ def test_code_tables_are_found_in_a_program():
     tree = bytes([1, 2, 0, 0, 0, 0, 3, 4, 0, 0, 0, ord("H"), 0, 0, ord("i")])
     assert code_tables(b"\x01\x09\x00" + tree + b"rest", fewest=3) == [CODES]
     assert code_tables(tree[:-3], fewest=3) == []
+
+
+# ---- other games ----
+
+
+def ogg(seconds: float) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.full((round(22_050 * seconds), 2), 0.25), 22_050, format="OGG")
+    return file.getvalue()
+
+
+def test_speech_of_warzone_is_all_sound_but_effects(tmp_path):
+    with zipfile.ZipFile(tmp_path / "base.wz", "w") as archive:
+        for name in ("audio/tutorial/tut1.ogg", "audio/sfx/weapons/boom.ogg", "sequenceaudio/np1.ogg", "audio/a.cfg"):
+            archive.writestr(name, ogg(0.5))
+    found = list(warzone_recordings(tmp_path / "base.wz"))
+    assert [line.name for line in found] == ["warzone_tutorial_tut1", "warzone_sequenceaudio_np1"]
+    assert len(found[0].samples()) == 8000  # two channels at 22,050 Hz became one at 16 kHz
+
+
+def test_a_stamp_is_described_by_the_first_line_of_its_text(tmp_path):
+    folder = tmp_path / "animals" / "birds"
+    folder.mkdir(parents=True)
+    for name in ("owl_desc.ogg", "owl_desc_fr.ogg", "owl.ogg", "hen_en_GB.ogg", "lost_desc.ogg"):
+        (folder / name).write_bytes(b"sound")
+    (folder / "owl.txt").write_text("An owl.\nfr.utf8=Un hibou.\n", encoding="utf-8")
+    (folder / "hen.txt").write_text("A hen.\n", encoding="utf-8")
+    found = [(line.name, line.subtitle, line.voice) for line in stamp_recordings(tmp_path)]
+    assert found == [
+        ("stamp_birds_owl_desc", "An owl.", "tuxpaint"),
+        ("stamp_birds_hen_en_GB", "A hen.", "tuxpaint-british"),
+    ]
 
 
 # ---- texts ----
