@@ -70,6 +70,7 @@ SKY_RATE = 11_025  # of its 8-bit sound
 
 SECONDS = (0.5, 20.0)
 CHARACTERS_A_SECOND = (3.0, 28.0)  # of subtitles; outside of it something else was said
+SCRIPTED = ("game-queen", "game-sky")  # the actors read the subtitles; other texts may be longer than what is said
 # A clip is left out below both: what Whisper heard is not the subtitle, and the subtitle is unlikely to Whisper.
 LEAST_AGREEMENT = 0.5  # 1 - word error rate
 LOWEST_SUBTITLE_LOGPROB = -3.0  # a token
@@ -330,6 +331,8 @@ def manifest_row(line: Line, seconds: float, heard: dict | None, words: dict[str
             row["agreement"] = round(agreement(row["text"], heard["heard"]), 3)
             if row["agreement"] < LEAST_AGREEMENT and row["logprob"] < LOWEST_SUBTITLE_LOGPROB:
                 return None
+        if line.source not in SCRIPTED and row["agreement"] != 1.0:
+            return None
     elif heard and heard["logprob"] >= LOWEST_LOGPROB:
         text = plain_subtitle(" ".join(without_loop(heard["heard"].split(), 2)), words)
         if text and is_plausible(text, seconds):

@@ -309,6 +309,13 @@ def test_which_clips_are_kept(subtitle, heard, logprob, kept):
     assert (row and (row["text"], row["label"], row["agreement"])) == kept
 
 
+def test_a_text_that_no_actor_read_is_kept_only_where_whisper_heard_it():
+    stamp = Line("stamp_1", "game-stamps", "tuxpaint", "The fire.", b"")
+    assert manifest_row(stamp, 1.0, None, WORDS) is None
+    assert manifest_row(stamp, 1.0, {"heard": "fire", "logprob": -0.1}, WORDS) is None
+    assert manifest_row(stamp, 1.0, {"heard": "The fire", "logprob": -0.1}, WORDS)["text"] == "The fire."
+
+
 def test_clips_are_written_once_and_held_out_texts_get_no_row(tmp_path):
     lines = [
         line("sky_1", "What you want?", level=90),
