@@ -271,7 +271,9 @@ def test_names_are_spelled_as_the_game_spells_them_inside_sentences():
 def test_a_loop_after_the_words_is_no_disagreement():
     assert without_loop(["go", "now.", "Go", "now.", "Go"], 1) == ["go", "now."]
     assert without_loop(["no", "no", "no"], 3) == ["no", "no", "no"]
+    assert without_loop(["What", "you", "want?", "What", "yo"], 1) == ["What", "you", "want?"]
     assert agreement("I had to inspect it.", "I had to inspect it. I had to") == 1.0
+    assert agreement("You want it, do you?", "You want it, do you?") == 1.0  # ends as it starts
     assert agreement("I had to inspect it now.", "I had two inspect it.") == pytest.approx(4 / 6)
     assert agreement("Foster?", "") == 0.0
 
