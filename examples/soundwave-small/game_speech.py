@@ -234,7 +234,7 @@ def without_loop(heard: list[str], length: int) -> list[str]:
 
 
 def agreement(subtitle: str, heard: str) -> float:
-    """1 - word error rate of what Whisper heard against the subtitle, both normalised, at least 0; loops do not count."""
+    """1 - word error rate of what Whisper heard against the subtitle, at least 0; loops do not count."""
     from soundwave_hf.evaluation.metrics import word_error_rate
 
     said = spoken_key(subtitle).split()
