@@ -7,9 +7,10 @@ I and II hear different texts, so that in Stage II the CTC head errs as it will 
 
 import argparse
 import hashlib
+import json
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,20 +78,21 @@ def plan(seed: int) -> None:
     for row in flite_texts(FLITE_TEXTS, seed) + word_rows(WORD_SEQUENCES, seed):
         rng = random.Random(f"{seed} flite {row['text']}")
         voice, digest = rng.choices(names, shares)[0], hashlib.sha1(row["text"].encode()).hexdigest()[:16]
-        audio = f"flite/{digest[:2]}/{digest}_{voice}.flac"
+        audio = f"{digest[:2]}/{digest}_{voice}.flac"
         rows.append({"audio": audio, **row, "voice": voice, "seed": rng.randrange(2**31)})
     write_rows(small_folder() / "flite.jsonl", rows)
 
 
 def speak(processes: int) -> None:
-    """Make the clips of flite.jsonl that are missing."""
-    folder = small_folder()
-    clips = [
-        Utterance(folder / row["audio"], row["text"], row["voice"], row["seed"])
-        for row in read_rows(folder / "flite.jsonl")
-    ]
-    for _ in speak_all(clips, processes, label="flite"):
-        pass
+    """Make the clips of flite.jsonl that are missing, and list each in flite/manifest.jsonl as soon as it is there."""
+    folder = small_folder() / "flite"
+    rows = read_rows(small_folder() / "flite.jsonl")
+    clips = [Utterance(folder / row["audio"], row["text"], row["voice"], row["seed"]) for row in rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "manifest.jsonl", "w", encoding="utf-8", buffering=1) as manifest:
+        for row, (_, seconds) in zip(rows, speak_all(clips, processes, label="flite"), strict=True):
+            if seconds is not None:
+                manifest.write(json.dumps({**row, "seconds": round(seconds, 3)}, ensure_ascii=False) + "\n")
 
 
 # ---- clips without speech ----
@@ -134,23 +136,13 @@ def clip_row(path: Path, text: str, voice: str, source: str) -> dict:
     return {"audio": str(path), "text": text, "seconds": clip_seconds(path), "voice": voice, "source": source}
 
 
-def spoken_rows(folder: Path, rows: Iterable[dict]) -> Iterator[dict]:
-    """The rows whose clip is there, with its path and seconds."""
-    for row in rows:
-        path = folder / row["audio"]
-        if (seconds := row.get("seconds") or clip_seconds(path)) is not None:
-            yield {**row, "audio": str(path), "seconds": round(seconds, 3)}
-
-
-def all_clips() -> list[dict]:
+def all_clips(read: Callable[[Path], list[dict]] = read_rows) -> list[dict]:
     """Every training clip that is there: flite's, Kokoro's, the telephone prompts', other human speech."""
-    from build_data import demo_data_folder
-
     folder, home = small_folder(), soundwave_home() / "data"
-    manifests = [folder / "flite.jsonl", folder / "natural" / "manifest.jsonl", home / "human" / "manifest.jsonl"]
-    manifests.append(demo_data_folder() / "human.jsonl")
-    found = [spoken_rows(path.parent, read_rows(path)) for path in manifests if path.is_file()]
-    return [row for rows in found for row in rows]
+    manifests = [folder / "flite" / "manifest.jsonl", folder / "natural" / "manifest.jsonl"]
+    manifests += [home / "human" / "manifest.jsonl", home / "demo" / "human.jsonl"]
+    found = [(path.parent, read(path)) for path in manifests if path.is_file()]
+    return [{**row, "audio": str(place / row["audio"])} for place, rows in found for row in rows]
 
 
 def write_human(folder: Path) -> None:
