@@ -36,7 +36,7 @@ def test_labels_are_written_as_training_writes_them(form, text):
 
 
 def test_another_form_is_named():
-    with pytest.raises(ValueError, match="is 'shouted'; joint decoding"):
+    with pytest.raises(ValueError, match="is 'shouted'; expected one of"):
         CTCText(tiny_tokenizer(), "shouted")
 
 
