@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips
 from soundwave_hf.evaluation import shipped
+from soundwave_hf.evaluation.transcribe import audio_of
 from soundwave_hf.live import Partial
 from soundwave_hf.transcripts import Segment
 from tests.test_transcribe import noise
@@ -107,6 +109,54 @@ def test_partial_text_is_that_of_the_ctc_head_and_final_text_that_of_the_llm(loa
     assert partials and [partial.start for partial in partials] == [0.0] * len(partials)
     (expected,) = transcribe_clips(*loaded, [{"array": samples, "sampling_rate": RATE}], max_new_tokens=3)
     assert final == expected.segments[0]
+
+
+def watch_encoded(transcriber, monkeypatch) -> list[tuple[int, int]]:
+    """Samples that each pass of the CTC head encodes, and the frames among them that had labels before."""
+    passes, real = [], transcriber._labels
+
+    def labels(samples, first):
+        passes.append((len(samples), first))
+        return real(samples, first)
+
+    monkeypatch.setattr(transcriber, "_labels", labels)
+    return passes
+
+
+def test_a_pass_encodes_the_last_seconds_and_keeps_older_labels(loaded, heard, monkeypatch):
+    monkeypatch.setattr(live, "SETTLED_SECONDS", 0.4)  # 10 frames
+    monkeypatch.setattr(live, "CONTEXT_SECONDS", 0.2)  # 5 frames
+    transcriber = StreamingTranscriber(*loaded, RATE, partial_seconds=0.5, pause_seconds=2.0)
+    passes = watch_encoded(transcriber, monkeypatch)
+    samples = noise(1.9)
+    for end in (8_000, 16_000, 24_000):
+        transcriber.feed(samples[end - 8_000 : end])
+    # 0.5 s and the 0.1 s of silence behind it are 15 frames, of which 10 may change: 5 are settled, and then 18 of 28.
+    assert passes == [(8_000, 0), (16_000, 5), (24_000 - 13 * 640, 5)]
+    frames = audio_of(*loaded, [{"array": samples[:24_000], "sampling_rate": RATE}]).num_frames.item()
+    assert len(transcriber._settled) == frames - 10
+
+
+def test_labels_of_a_segment_do_not_reach_the_next(loaded, heard, monkeypatch):
+    transcriber = StreamingTranscriber(*loaded, RATE, pause_seconds=2.0)
+    passes = watch_encoded(transcriber, monkeypatch)
+    transcriber.feed(noise(2.0))  # the longest segment
+    transcriber.feed(noise(0.5, 1))
+    assert passes[-1][1] == 0 and passes[-1][0] == len(transcriber._waiting)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux have threads their own priority")
+def test_the_llm_gives_way_to_partial_text(loaded, monkeypatch):
+    found = []
+
+    def texts_of(*given):
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return ["final"], [True]
+
+    monkeypatch.setattr(live, "texts_of", texts_of)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    feed_all(StreamingTranscriber(*loaded, RATE), noise(0.6), block=8_000)
+    assert found == [min(before + live.LLM_NICE, 19)] and os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_the_same_partial_text_is_given_once(loaded, heard):

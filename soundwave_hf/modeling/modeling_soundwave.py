@@ -148,7 +148,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(kept_labels)
         audio.num_positions = keep.sum(dim=1)
         if position_limits is not None:
-            audio.pooler_output, audio.num_positions = position_limits.merge(
+            audio.pooler_output, audio.num_positions = position_limits.leave_out(
                 audio.pooler_output, audio.num_positions, audio.num_frames, self.config.frame_seconds
             )
         if output_ctc_logits:

@@ -15,9 +15,9 @@ class PositionLimits:
     """How many positions a clip gets. A value of None, or a limit of 0, changes nothing.
 
     By default a clip has one position for each run of equal CTC labels. With too few, more frames of the longest runs
-    become positions. With too many, runs of blanks are left out, the shortest first. If that is not enough,
-    neighbouring positions are averaged, the most alike first (as in A-ToMe, arXiv 2306.16009). A clip keeps at least
-    one position.
+    become positions. With too many, runs of blanks are left out, the shortest first. If that is not enough, positions
+    are left out that are most like the one before them (similar to A-ToMe, arXiv 2306.16009, which averages them). A
+    clip keeps at least one position.
 
     Args:
         keep_blanks (`bool`, *optional*): whether runs of blanks become positions; by default as in the config.
@@ -64,7 +64,7 @@ class PositionLimits:
     def choose(
         self, keep: torch.Tensor, is_blank: torch.Tensor, num_frames: torch.Tensor, frame_seconds: float
     ) -> torch.Tensor:
-        """Frames that become positions before neighbours are averaged.
+        """Frames that become positions, before `leave_out`.
 
         Args:
             keep (`torch.BoolTensor` of shape `(clips, frames)`): one frame of each run.
@@ -87,34 +87,30 @@ class PositionLimits:
                 keep[clip, shortest_blanks(places, blanks, frames, kept - most)] = False
         return keep
 
-    def merge(
+    def leave_out(
         self, positions: torch.Tensor, num_positions: torch.Tensor, num_frames: torch.Tensor, frame_seconds: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Average neighbouring positions where a clip has too many.
+        """Leave out positions that are most like the one before them, where a clip has too many.
 
         Args:
             positions (`torch.FloatTensor` of shape `(sum of num_positions, width)`).
             num_positions, num_frames (`torch.LongTensor` of shape `(clips,)`).
 
-        Returns: the same for the remaining positions.
+        Returns: the remaining positions, and their number in each clip.
         """
         limits = [self.bounds(frames, frame_seconds)[1] for frames in num_frames.tolist()]
         numbers = num_positions.tolist()
         if all(number <= most for number, most in zip(numbers, limits, strict=True)):
             return positions, num_positions
         likeness = nn.functional.cosine_similarity(positions[:-1].float(), positions[1:].float(), dim=-1)
-        is_first = torch.ones(len(positions), dtype=torch.bool, device=positions.device)
+        kept = torch.ones(len(positions), dtype=torch.bool, device=positions.device)
         begin = 0
         for number, most in zip(numbers, limits, strict=True):
             if number > most:
                 alike = likeness[begin : begin + number - 1].topk(number - most).indices
-                is_first[begin + 1 + alike] = False
+                kept[begin + 1 + alike] = False
             begin += number
-        group = is_first.cumsum(dim=0) - 1
-        size = group.bincount()[:, None].to(positions.dtype)
-        merged = positions.new_zeros(len(size), positions.shape[1]).index_add(0, group, positions) / size
-        most = num_positions.new_tensor(limits)
-        return merged, torch.minimum(num_positions, most)
+        return positions[kept], torch.minimum(num_positions, num_positions.new_tensor(limits))
 
     def digest(self) -> int:
         """A number that tells limits apart, for kept caches."""

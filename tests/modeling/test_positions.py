@@ -64,20 +64,19 @@ def test_a_clip_with_too_many_positions_loses_blanks_and_one_with_too_few_gains_
     assert keep[0].sum() == 4  # the given mask did not change
 
 
-def test_the_most_alike_neighbours_become_their_mean():
-    first, second = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 4.0]])
-    merged, number = limits(most=10).merge(  # 2 positions of 0.2 s
-        torch.cat([first, second]), torch.tensor([3, 2]), torch.tensor([5, 5]), FRAME
-    )
-    assert merged.tolist() == [[2.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 4.0]] and number.tolist() == [2, 2]
-    merged, number = limits(most=5).merge(first, torch.tensor([3]), torch.tensor([5]), FRAME)
-    assert number.tolist() == [1] and merged[0].tolist() == pytest.approx([4 / 3, 2 / 3])
+def test_positions_that_are_most_like_the_one_before_them_are_left_out():
+    first, second = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 4.0]])
+    both, frames = torch.cat([first, second]), torch.tensor([5, 5])
+    kept, number = limits(most=10).leave_out(both, torch.tensor([3, 2]), frames, FRAME)  # 2 positions of 0.2 s
+    assert kept.tolist() == [[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 4.0]] and number.tolist() == [2, 2]
+    kept, number = limits(most=5).leave_out(first, torch.tensor([3]), frames[:1], FRAME)
+    assert number.tolist() == [1] and kept.tolist() == [[1.0, 0.0]]
 
 
-def test_positions_of_one_clip_are_not_averaged_with_those_of_the_next():
+def test_the_first_position_of_a_clip_is_not_compared_with_the_last_of_the_clip_before():
     same = torch.ones(4, 2)
-    merged, number = limits(most=5).merge(same, torch.tensor([1, 3]), torch.tensor([5, 10]), FRAME)
-    assert number.tolist() == [1, 2] and len(merged) == 3
+    kept, number = limits(most=5).leave_out(same, torch.tensor([1, 3]), torch.tensor([5, 10]), FRAME)
+    assert number.tolist() == [1, 2] and len(kept) == 3
 
 
 @pytest.mark.parametrize(
