@@ -1,7 +1,7 @@
-"""python benchmarks/positions.py [--adapter weights/soundwave-small] [--set librivox] [--clips 40] [--max 5 4 3 2]
+"""python benchmarks/positions.py [--adapter weights/soundwave-small] [--sets human synthetic] [--clips 20] [--max 3 2]
 
 What fewer or more LLM positions of a clip cost and save: `max_positions_per_second`, `min_positions_per_second` and
-`keep_blanks` of `generate`. All settings transcribe the same clips of a validation set with the same weights, greedily
+`keep_blanks` of `generate`. All settings transcribe the same clips of validation sets with the same weights, greedily
 (`--ctc-weight`: with joint decoding). It prints a Markdown table with one row for each setting:
 
 - positions a second of audio, over all clips;
@@ -61,28 +61,28 @@ def measure(model, processor, rows: list[dict], batch_size: int, **options) -> P
 
 
 def line(name: str, point: Point) -> str:
-    return (
-        f"| {name} | {point.positions_per_second:.2f} | {100 * point.wer:.1f} | {point.cpu_seconds_per_clip:.2f} |"
-    )
+    return f"| {name} | {point.positions_per_second:.2f} | {100 * point.wer:.1f} | {point.cpu_seconds_per_clip:.2f} |"
 
 
 def main(words: list[str] | None = None):
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", default=str(ADAPTER), help="trained adapters; default: the shipped ones")
-    parser.add_argument("--set", choices=SETS, default="librivox")
-    parser.add_argument("--clips", type=int, help="the first of the set; default: all")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["human", "synthetic"])
+    parser.add_argument("--clips", type=int, help="the first of each set; default: all")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--max", type=float, nargs="*", default=[5, 4, 3, 2], help="highest positions a second")
-    parser.add_argument("--min", type=float, nargs="*", default=[5, 8, 12.5], help="lowest positions a second")
+    parser.add_argument("--max", type=float, nargs="*", default=[3, 2.5, 2], help="highest positions a second")
+    parser.add_argument("--min", type=float, nargs="*", default=[5], help="lowest positions a second")
     parser.add_argument("--ctc-weight", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(words)
     torch.set_num_threads(given.threads)
     disable_progress_bar()
     model, processor = load_adapter(given.adapter)
-    rows = [row for row in read_set(given.set) if row["seconds"] <= WINDOW_SECONDS][: given.clips]
-    print(f"{len(rows)} clips of {given.set}, {sum(row['seconds'] for row in rows):.0f} s, {given.threads} threads\n")
+    sets = [[row for row in read_set(name) if row["seconds"] <= WINDOW_SECONDS][: given.clips] for name in given.sets]
+    rows = [row for found in sets for row in found]
+    seconds = sum(row["seconds"] for row in rows)
+    print(f"{len(rows)} clips of {' and '.join(given.sets)}, {seconds:.0f} s, {given.threads} threads\n")
     print("| positions | a second | WER % | CPU s a clip |\n|---|---|---|---|", flush=True)
     for name, options in settings(given.max, given.min).items():
         point = measure(model, processor, rows, given.batch_size, ctc_weight=given.ctc_weight, **options)

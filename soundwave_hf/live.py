@@ -1,10 +1,8 @@
 """Transcribe live audio: partial text while someone speaks, final text at each pause."""
 
 import json
-import os
 import shutil
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +27,6 @@ HOPS_PER_SECOND = 100
 SMOOTHED_HOPS = 10  # 0.1 s: loudness is averaged over this time to find the quietest place of a pause
 READ_BYTES = 2**16
 MOST_PENDING = 2  # segments that may wait for the LLM; with more, `feed` blocks
-LLM_NICE = 5  # added to the nice value of the LLM's thread
 # Partial text encodes only the last seconds: labels older than this are kept,
 SETTLED_SECONDS = 1.5
 # and this much audio before the others is encoded with them.
@@ -51,8 +48,8 @@ class StreamingTranscriber:
     pauses or the segment is full.
 
     Segments have no gaps or overlaps: each sample is in exactly one segment. The LLM runs in a separate thread, so
-    the final text of a segment may come after partial text of the next one. It has a lower priority than partial text
-    on Linux. Less than four of the longest segments are kept in memory.
+    the final text of a segment may come after partial text of the next one. Less than four of the longest segments
+    are kept in memory.
 
     Partial text costs the same however long the segment is: only its last seconds are encoded again.
 
@@ -122,7 +119,7 @@ class StreamingTranscriber:
         self._settled: list[int] = []  # CTC labels of the first waiting frames, which later audio does not change
         self._frame = round(model.config.frame_seconds * self.rate)  # samples
         self._is_finished = False
-        self._llm = ThreadPoolExecutor(1, "soundwave-final-text", initializer=_give_way)
+        self._llm = ThreadPoolExecutor(max_workers=1, thread_name_prefix="soundwave-final-text")
         self._pending: deque[Future] = deque()  # final texts, in order
 
     def feed(self, samples) -> list[Partial | Segment]:
@@ -230,14 +227,6 @@ class StreamingTranscriber:
 
     def _clip(self, samples: np.ndarray) -> dict:
         return {"array": samples, "sampling_rate": self.rate}
-
-
-def _give_way():
-    """Lower the priority of the thread that runs the LLM, so that partial text does not wait for it. Only on Linux,
-    where threads have their own priority."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + LLM_NICE, 19))
 
 
 # ---- raw samples from a pipe ----

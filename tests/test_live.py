@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -143,20 +142,6 @@ def test_labels_of_a_segment_do_not_reach_the_next(loaded, heard, monkeypatch):
     transcriber.feed(noise(2.0))  # the longest segment
     transcriber.feed(noise(0.5, 1))
     assert passes[-1][1] == 0 and passes[-1][0] == len(transcriber._waiting)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux have threads their own priority")
-def test_the_llm_gives_way_to_partial_text(loaded, monkeypatch):
-    found = []
-
-    def texts_of(*given):
-        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return ["final"], [True]
-
-    monkeypatch.setattr(live, "texts_of", texts_of)
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    feed_all(StreamingTranscriber(*loaded, RATE), noise(0.6), block=8_000)
-    assert found == [min(before + live.LLM_NICE, 19)] and os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_the_same_partial_text_is_given_once(loaded, heard):

@@ -30,6 +30,10 @@ def test_settings_name_their_options(benchmark):
     }
 
 
+def answers_of(options: dict) -> list[str]:
+    return ["x" if "max_positions_per_second" in options else ""] * 2
+
+
 def test_the_table_counts_positions_of_all_clips(benchmark, tmp_path, monkeypatch, capsys):
     folder = save_tiny_soundwave(tmp_path)
     loaded = SoundwaveForConditionalGeneration.from_pretrained(folder), SoundwaveProcessor.from_pretrained(folder)
@@ -41,10 +45,8 @@ def test_the_table_counts_positions_of_all_clips(benchmark, tmp_path, monkeypatc
     ]
     monkeypatch.setattr(benchmark, "load_adapter", lambda folder: loaded)
     monkeypatch.setattr(benchmark, "read_set", lambda name: rows)
-    monkeypatch.setattr(
-        benchmark, "generated_texts", lambda *given, **options: (["x" if "max_positions_per_second" in options else ""] * 2, [])
-    )  # fmt: skip
-    benchmark.main(["--max", "0.6", "--min", "12.5", "--batch-size", "2"])
+    monkeypatch.setattr(benchmark, "generated_texts", lambda *given, **options: (answers_of(options), []))
+    benchmark.main(["--max", "0.6", "--min", "12.5", "--batch-size", "2", "--sets", "human"])
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| a")]
     # 0.6 a second: one position for 1 s and one for 2 s. 12.5: 13 of 1 s and 25 of 2 s.
     assert [line[:3] for line in lines[1:]] == [

@@ -104,7 +104,7 @@ def test_a_model_gives_each_clip_of_a_batch_what_it_gets_alone(compat, given):
     assert together.num_positions.tolist() == [one.num_positions.item() for one in alone]
     found = torch.cat([one.pooler_output for one in alone])
     torch.testing.assert_close(together.pooler_output, found, rtol=1e-4, atol=1e-5)
-    for number, before, length in zip(together.num_positions, plain.num_positions, plain.num_frames, strict=True):
+    for number, length in zip(together.num_positions, plain.num_frames, strict=True):
         least, most = chosen.bounds(int(length), FRAME)
         assert least <= number <= most
     assert together.num_positions.tolist() != plain.num_positions.tolist()
