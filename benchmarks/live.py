@@ -114,6 +114,7 @@ def main():
     parser.add_argument("--set", choices=SETS, default="librivox")
     parser.add_argument("--clips", type=int, help="the first of the set; default: all")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ctc-only", action="store_true", help="final text by the CTC head too: its CPU time alone")
     parser.add_argument("--partial-seconds", type=float, default=0.5)
     parser.add_argument("--pause-seconds", type=float, default=0.8)
     arguments = parser.parse_args()
@@ -123,11 +124,12 @@ def main():
     samples = stream_of(rows, processor)
     rate = processor.feature_extractor.sampling_rate
     given = {"partial_seconds": arguments.partial_seconds, "pause_seconds": arguments.pause_seconds}
+    given["ctc_only"] = arguments.ctc_only
     play(Watched(model, processor, rate, **given), samples[: 3 * rate])  # warms up
     measured = play(Watched(model, processor, rate, **given), samples)
     reference = [" ".join(row["text"] for row in rows)]
     clip = {"array": samples, "sampling_rate": rate}
-    (file,) = transcribe_clips(model, processor, [clip], chunk_length_s=LONGEST_SECONDS)
+    (file,) = transcribe_clips(model, processor, [clip], chunk_length_s=LONGEST_SECONDS, ctc_only=arguments.ctc_only)
     wers = [word_error_rate(reference, [text]) for text in (" ".join(measured.texts), file.text)]
     print(f"{arguments.threads} threads, torch {torch.__version__}")
     print(report(arguments.set, len(samples) / rate, measured, *wers))

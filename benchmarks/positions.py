@@ -36,9 +36,9 @@ class Point:
 def settings(highest: list[float], lowest: list[float]) -> dict[str, dict]:
     """Name and options of `generate` of each row."""
     found = {"as trained": {}}
-    found |= {f"blanks {'kept' if keep else 'left out'}": {"keep_blanks": keep} for keep in (True, False)}
-    found |= {f"at least {value:g}": {"min_positions_per_second": value} for value in lowest}
     found |= {f"at most {value:g}": {"max_positions_per_second": value} for value in highest}
+    found |= {f"at least {value:g}": {"min_positions_per_second": value} for value in lowest}
+    found |= {f"blanks {'kept' if keep else 'left out'}": {"keep_blanks": keep} for keep in (True, False)}
     return found
 
 

@@ -26,7 +26,7 @@ LONGEST_SECONDS = 10.0  # longest segment, if the speaker does not pause
 HOPS_PER_SECOND = 100
 SMOOTHED_HOPS = 10  # 0.1 s: loudness is averaged over this time to find the quietest place of a pause
 READ_BYTES = 2**16
-MOST_PENDING = 2  # segments that may wait for the LLM; with more, `feed` blocks
+MOST_PENDING = 8  # segments that may wait for the LLM; with more, `feed` blocks, and partial text with it
 # Partial text encodes only the last seconds: labels older than this are kept,
 SETTLED_SECONDS = 1.5
 # and this much audio before the others is encoded with them.
@@ -48,7 +48,7 @@ class StreamingTranscriber:
     pauses or the segment is full.
 
     Segments have no gaps or overlaps: each sample is in exactly one segment. The LLM runs in a separate thread, so
-    the final text of a segment may come after partial text of the next one. Less than four of the longest segments
+    the final text of a segment may come after partial text of the next one. Less than ten of the longest segments
     are kept in memory.
 
     Partial text costs the same however long the segment is: only its last seconds are encoded again.

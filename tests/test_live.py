@@ -166,10 +166,11 @@ def test_partial_text_does_not_wait_for_the_llm(loaded, monkeypatch):
 
     monkeypatch.setattr(live, "texts_of", texts_of)
     transcriber = hear_loudness(StreamingTranscriber(*loaded, RATE, pause_seconds=0.3))
-    events = transcriber.feed(speech_and_silence(0.5, 0.5)) + transcriber.feed(noise(0.6))
-    assert [event.text for event in events] == ["word"] and events[0].start > 0.5  # of the second segment
+    waiting = [transcriber.feed(speech_and_silence(0.5, 0.5)) for _ in range(live.MOST_PENDING)]
+    events = waiting[-1] + transcriber.feed(noise(0.6))
+    assert [event.text for event in events] == ["word"] and events[0].start > live.MOST_PENDING - 0.5
     let_go.set()
-    assert [event.text for event in transcriber.finish()] == ["final", "final"]
+    assert [event.text for event in transcriber.finish()] == ["final"] * (live.MOST_PENDING + 1)
 
 
 def test_an_error_of_the_llm_is_raised(loaded, monkeypatch):

@@ -50,6 +50,6 @@ def test_the_table_counts_positions_of_all_clips(benchmark, tmp_path, monkeypatc
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| a")]
     # 0.6 a second: one position for 1 s and one for 2 s. 12.5: 13 of 1 s and 25 of 2 s.
     assert [line[:3] for line in lines[1:]] == [
-        ["| at least 12.5", "12.67", "100.0"],
         ["| at most 0.6", "0.67", "0.0"],
+        ["| at least 12.5", "12.67", "100.0"],
     ]
