@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .evaluation.metrics import collapse_ctc
-from .evaluation.transcribe import audio_of
+from .modeling.audio_model_soundwave import SoundwaveAudioModel
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK
 from .modeling.segments_soundwave import cut_samples
 from .processing.audio_soundwave import AudioOptions, check_rate, check_samples, import_soxr, read_array
@@ -26,7 +26,11 @@ LONGEST_SECONDS = 10.0  # longest segment, if the speaker does not pause
 HOPS_PER_SECOND = 100
 SMOOTHED_HOPS = 10  # 0.1 s: loudness is averaged over this time to find the quietest place of a pause
 READ_BYTES = 2**16
-MOST_PENDING = 2  # segments that may wait for the LLM; with more, `feed` blocks
+MOST_PENDING = 8  # segments that may wait for the LLM; with more, `feed` blocks, and partial text with it
+# Partial text encodes only the last seconds: labels older than this are kept,
+SETTLED_SECONDS = 1.5
+# and this much audio before the others is encoded with them.
+CONTEXT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,10 @@ class StreamingTranscriber:
     pauses or the segment is full.
 
     Segments have no gaps or overlaps: each sample is in exactly one segment. The LLM runs in a separate thread, so
-    the final text of a segment may come after partial text of the next one. Less than four of the longest segments
+    the final text of a segment may come after partial text of the next one. Less than ten of the longest segments
     are kept in memory.
+
+    Partial text costs the same however long the segment is: only its last seconds are encoded again.
 
     Args:
         model, processor: from `load_adapter` or `from_pretrained`.
@@ -110,6 +116,8 @@ class StreamingTranscriber:
         self._start = 0  # their place in the stream, in samples
         self._new = 0  # samples since the last CTC pass
         self._said = ""  # the last partial text
+        self._settled: list[int] = []  # CTC labels of the first waiting frames, which later audio does not change
+        self._frame = round(model.config.frame_seconds * self.rate)  # samples
         self._is_finished = False
         self._llm = ThreadPoolExecutor(max_workers=1, thread_name_prefix="soundwave-final-text")
         self._pending: deque[Future] = deque()  # final texts, in order
@@ -172,13 +180,24 @@ class StreamingTranscriber:
     @torch.inference_mode()
     def _ctc(self) -> tuple[str, int]:
         """Greedy transcript of the waiting samples, and the sample after its last label (0 without labels)."""
-        audio = audio_of(self.model, self.processor, [self._clip(self._waiting)])
-        best = audio.ctc_best[0, : audio.num_frames[0]].tolist()  # [frames]
+        frames_per_second = self.rate / self._frame
+        begin = max(0, len(self._settled) - round(CONTEXT_SECONDS * frames_per_second))
+        best = self._settled + self._labels(self._waiting[begin * self._frame :], len(self._settled) - begin)
+        num_settled = len(best) - round(SETTLED_SECONDS * frames_per_second)
+        self._settled = best[: max(len(self._settled), num_settled)]
         blank = self.model.config.audio_token_id
         labelled = [frame for frame, label in enumerate(best) if label != blank]
         text = self.processor.batch_decode([collapse_ctc(best, blank)], skip_special_tokens=True)[0].strip()
-        frame_samples = round(0.02 * self.model.config.stack_factor * self.rate)
-        return text, min((labelled[-1] + 1) * frame_samples, len(self._waiting)) if labelled else 0
+        return text, min((labelled[-1] + 1) * self._frame, len(self._waiting)) if labelled else 0
+
+    def _labels(self, samples: np.ndarray, first: int) -> list[int]:
+        """CTC label of each frame of samples from frame `first` on."""
+        audio_model = next(part for part in self.model.modules() if isinstance(part, SoundwaveAudioModel))
+        features = self.processor.log_mel(self.processor.load_clips([self._clip(samples)]))
+        inputs = {name: torch.from_numpy(values).to(self.model.device) for name, values in features.items()}
+        _, aligned, mask = audio_model.align(**inputs)
+        found = audio_model.label(aligned[:, first:], mask[:, first:], audio_model.token_table())
+        return found.ctc_best[0].tolist()
 
     def _quietest(self, begin: int) -> int:
         """The quietest place after a sample. A cut there does not hit a word that begins at the end of the pause."""
@@ -193,7 +212,7 @@ class StreamingTranscriber:
         """Give the first waiting samples to the LLM. Returns: the oldest final text, if too many are pending."""
         samples, self._waiting = self._waiting[:length], self._waiting[length:].copy()
         start = self._start
-        self._start, self._new, self._said = start + length, len(self._waiting), ""
+        self._start, self._new, self._said, self._settled = start + length, len(self._waiting), "", []
         self._pending.append(self._llm.submit(self._segment, samples, start))
         return [self._pending.popleft().result()] if len(self._pending) > MOST_PENDING else []
 

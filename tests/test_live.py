@@ -12,6 +12,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips
 from soundwave_hf.evaluation import shipped
+from soundwave_hf.evaluation.transcribe import audio_of
 from soundwave_hf.live import Partial
 from soundwave_hf.transcripts import Segment
 from tests.test_transcribe import noise
@@ -109,6 +110,40 @@ def test_partial_text_is_that_of_the_ctc_head_and_final_text_that_of_the_llm(loa
     assert final == expected.segments[0]
 
 
+def watch_encoded(transcriber, monkeypatch) -> list[tuple[int, int]]:
+    """Samples that each pass of the CTC head encodes, and the frames among them that had labels before."""
+    passes, real = [], transcriber._labels
+
+    def labels(samples, first):
+        passes.append((len(samples), first))
+        return real(samples, first)
+
+    monkeypatch.setattr(transcriber, "_labels", labels)
+    return passes
+
+
+def test_a_pass_encodes_the_last_seconds_and_keeps_older_labels(loaded, heard, monkeypatch):
+    monkeypatch.setattr(live, "SETTLED_SECONDS", 0.4)  # 10 frames
+    monkeypatch.setattr(live, "CONTEXT_SECONDS", 0.2)  # 5 frames
+    transcriber = StreamingTranscriber(*loaded, RATE, partial_seconds=0.5, pause_seconds=2.0)
+    passes = watch_encoded(transcriber, monkeypatch)
+    samples = noise(1.9)
+    for end in (8_000, 16_000, 24_000):
+        transcriber.feed(samples[end - 8_000 : end])
+    # 0.5 s and the 0.1 s of silence behind it are 15 frames, of which 10 may change: 5 are settled, and then 18 of 28.
+    assert passes == [(8_000, 0), (16_000, 5), (24_000 - 13 * 640, 5)]
+    frames = audio_of(*loaded, [{"array": samples[:24_000], "sampling_rate": RATE}]).num_frames.item()
+    assert len(transcriber._settled) == frames - 10
+
+
+def test_labels_of_a_segment_do_not_reach_the_next(loaded, heard, monkeypatch):
+    transcriber = StreamingTranscriber(*loaded, RATE, pause_seconds=2.0)
+    passes = watch_encoded(transcriber, monkeypatch)
+    transcriber.feed(noise(2.0))  # the longest segment
+    transcriber.feed(noise(0.5, 1))
+    assert passes[-1][1] == 0 and passes[-1][0] == len(transcriber._waiting)
+
+
 def test_the_same_partial_text_is_given_once(loaded, heard):
     transcriber = hear_loudness(StreamingTranscriber(*loaded, RATE))
     events = feed_all(transcriber, noise(1.6), block=800)
@@ -131,10 +166,11 @@ def test_partial_text_does_not_wait_for_the_llm(loaded, monkeypatch):
 
     monkeypatch.setattr(live, "texts_of", texts_of)
     transcriber = hear_loudness(StreamingTranscriber(*loaded, RATE, pause_seconds=0.3))
-    events = transcriber.feed(speech_and_silence(0.5, 0.5)) + transcriber.feed(noise(0.6))
-    assert [event.text for event in events] == ["word"] and events[0].start > 0.5  # of the second segment
+    waiting = [transcriber.feed(speech_and_silence(0.5, 0.5)) for _ in range(live.MOST_PENDING)]
+    events = waiting[-1] + transcriber.feed(noise(0.6))
+    assert [event.text for event in events] == ["word"] and events[0].start > live.MOST_PENDING - 0.5
     let_go.set()
-    assert [event.text for event in transcriber.finish()] == ["final", "final"]
+    assert [event.text for event in transcriber.finish()] == ["final"] * (live.MOST_PENDING + 1)
 
 
 def test_an_error_of_the_llm_is_raised(loaded, monkeypatch):

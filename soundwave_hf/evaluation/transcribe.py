@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ..modeling.decoding_soundwave import CTC_OPTIONS
+from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
 from ..processing.processing_soundwave import ASR_QUESTION
 from .metrics import collapse_ctc, language_code
 from .rows import SAMPLING_RATE, Request, decoded_groups
@@ -81,6 +82,9 @@ def answer(
     Args: generate: options of `generate`, greedy by default; conversations ignore those of the CTC head.
     """
     options = dict(generate or {})
+    limits = find_position_limits(model, options)
+    if not any(request.clips for request in requests):
+        options = {name: value for name, value in options.items() if name not in POSITION_OPTIONS}
     start = time.perf_counter()
     if requests[0].conversation is None:
         clips = [clip for request in requests for clip in request.clips]
@@ -94,7 +98,7 @@ def answer(
     texts, ended = generated_texts(model, processor, inputs, max_new_tokens, **options)
     seconds_taken = time.perf_counter() - start
     # `generate` does not return the CTC labels. Computing them again is cheap and not timed.
-    ctc_texts, num_positions = ctc_of_requests(model, processor, requests)
+    ctc_texts, num_positions = ctc_of_requests(model, processor, requests, limits)
     return Transcripts(texts, seconds_taken, ctc_texts, num_positions, ended)
 
 
@@ -131,27 +135,30 @@ def finished(model, new_ids: torch.Tensor, limit: int) -> list[bool]:
     return torch.isin(new_ids, ends).any(dim=1).tolist()
 
 
-def ctc_of_requests(model, processor, requests: Sequence[Request]) -> tuple[list[str | None], list[int]]:
+def ctc_of_requests(
+    model, processor, requests: Sequence[Request], limits: PositionLimits | None = None
+) -> tuple[list[str | None], list[int]]:
     """CTC transcripts and LLM positions of requests with any number of clips."""
     clips = [clip for request in requests for clip in request.clips]
-    found = ctc_transcribe(model, processor, clips) if clips else Transcripts([], 0.0, [], [])
+    found = ctc_transcribe(model, processor, clips, limits) if clips else Transcripts([], 0.0, [], [])
     texts, positions = iter(found.texts), iter(found.num_positions)
     joined = [" ".join(next(texts) for _ in request.clips) if request.clips else None for request in requests]
     return joined, [sum(next(positions) for _ in request.clips) for request in requests]
 
 
-def audio_of(model, processor, clips: Sequence):
+def audio_of(model, processor, clips: Sequence, limits: PositionLimits | None = None):
     """Encode clips in one padded batch. Returns: `SoundwaveAudioOutput`."""
     features = processor.log_mel(processor.load_clips(list(clips)))
     encode = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has only `forward`
-    return encode(**{name: torch.from_numpy(values).to(model.device) for name, values in features.items()})
+    inputs = {name: torch.from_numpy(values).to(model.device) for name, values in features.items()}
+    return encode(**inputs, **({} if limits is None else {"position_limits": limits}))
 
 
 @torch.inference_mode()
-def ctc_transcribe(model, processor, clips: Sequence) -> Transcripts:
+def ctc_transcribe(model, processor, clips: Sequence, limits: PositionLimits | None = None) -> Transcripts:
     """Greedy transcripts of the CTC head, without the LLM. Stage I trains only this part."""
     start = time.perf_counter()
-    audio = audio_of(model, processor, clips)
+    audio = audio_of(model, processor, clips, limits)
     ids = [
         collapse_ctc(best[:frames], model.config.audio_token_id)
         for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
@@ -171,7 +178,7 @@ System = Callable[[Sequence[Request]], Transcripts]
 
 def check_generate(options: Mapping[str, Any]):
     """Raises: `ValueError` for what is no option of `generate`, or is decided elsewhere."""
-    known = {*vars(GenerationConfig()), *CTC_OPTIONS} - {"max_new_tokens", "num_return_sequences"}
+    known = {*vars(GenerationConfig()), *CTC_OPTIONS, *POSITION_OPTIONS} - {"max_new_tokens", "num_return_sequences"}
     for name in options:
         if name.startswith("_") or name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -40,6 +40,7 @@ from .folders_soundwave import backbone_name, choose_backbones, weights_digest
 from .generation_soundwave import CACHE_NAMES
 from .loading_soundwave import from_adapter, take_adapter
 from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
+from .positions_soundwave import PositionLimits
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
 from .trained_fields_soundwave import checked_by_caller
 from .warm_start_soundwave import init_alignment
@@ -436,13 +437,20 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         with align_module_device(embeddings):
             return embeddings.weight.data
 
-    def keep_mask(self, ctc_best: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Frames that become positions, `(clips, frames)`: the first of each run, and at least one in each clip."""
+    def keep_mask(
+        self, ctc_best: torch.Tensor, mask: torch.Tensor, limits: PositionLimits | None = None
+    ) -> torch.Tensor:
+        """Frames that become positions, `(clips, frames)`: the first of each run, and at least one in each clip.
+
+        Args: limits: of the number of positions; by default none.
+        """
         keep = first_of_run(ctc_best) & mask
-        if not self.config.keep_blanks:
-            keep &= ctc_best != self.config.audio_token_id
+        is_blank = ctc_best == self.config.audio_token_id
+        own = None if limits is None else limits.keep_blanks
+        if not (self.config.keep_blanks if own is None else own):
+            keep &= ~is_blank
             keep[:, 0] |= ~keep.any(dim=1)
-        return keep
+        return keep if limits is None else limits.choose(keep, is_blank, mask.sum(dim=1), self.config.frame_seconds)
 
 
 class SoundwaveForCTC(SoundwaveAudioModel):

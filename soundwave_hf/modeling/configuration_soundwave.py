@@ -237,6 +237,11 @@ class SoundwaveConfig(PreTrainedConfig):
             if name not in known and name[:1] != "_" and near and abs(len(near[0]) - len(name)) < 2:
                 raise ValueError(f"`{part}` got an unknown field `{name}`. Did you mean `{near[0]}`?")
 
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds of an aligned frame: `stack_factor` encoder frames of 20 ms."""
+        return 0.02 * self.stack_factor
+
     @classmethod
     def own_fields(cls) -> set[str]:
         """Names of the fields that this class adds to `PreTrainedConfig`."""

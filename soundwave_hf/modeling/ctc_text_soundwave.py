@@ -1,8 +1,9 @@
 """Compares an answer's text with CTC labels.
 
-CTC targets have one of two forms. `lower`: lower case without punctuation, a space before each word. `as_written`: the
-text itself, a space before each word. The LLM writes " He was not." in both cases, so its tokens are compared with
-labels by text and not by id. Texts are bytes here, because a token may end inside a character.
+CTC targets have one of three forms. `lower`: lower case without punctuation, a space before each word.
+`lower_spelled`: the same with numbers as English words. `as_written`: the text itself, a space before each word. The
+LLM writes " He was not 42." in all cases, so its tokens are compared with labels by text and not by id. Texts are
+bytes here, because a token may end inside a character.
 """
 
 import re
@@ -12,9 +13,10 @@ from transformers import AutoTokenizer
 
 from .ctc_scores_soundwave import CTCFrames, CTCTexts
 from .folders_soundwave import locate_backbone
+from .spelled_soundwave import spell_numbers, unfinished_number
 
 
-CTC_FORMS = ("lower", "as_written")
+CTC_FORMS = ("lower", "lower_spelled", "as_written")
 WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # of SentencePiece vocabularies
 
@@ -22,20 +24,20 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # of SentencePiece vocabularie
 def ctc_form(text: str, form: str) -> str:
     """A transcript in the form of the CTC targets.
 
-    Args: form: "lower" (lower case, with apostrophes in words as the only punctuation) or "as_written".
+    Args: form: "lower" (lower case, with apostrophes in words as the only punctuation), "lower_spelled" (the same with
+    numbers as English words) or "as_written".
 
     Returns: the words with a space before each; "" for no words.
 
-    Raises: `ValueError` for another form.
+    Raises: `ValueError` for another form; `ImportError` if numbers are spelled and the library `num2words` is missing.
     """
+    if form == "lower_spelled":
+        return ctc_form(spell_numbers(text), "lower")
     if form == "lower":
         return "".join(f" {word}" for word in WORDS.findall(_plain(text)))
     if form == "as_written":
         return "".join(f" {word}" for word in text.split())
-    raise ValueError(
-        f"`ctc_text` of the config is {form!r}; joint decoding, drafts and word times take {CTC_FORMS}, since an "
-        "answer is compared with the labels while a number may be half written. Use `generate` without them."
-    )
+    raise ValueError(f"`ctc_text` of the config is {form!r}; expected one of {CTC_FORMS}.")
 
 
 def _plain(text: str) -> str:
@@ -47,11 +49,13 @@ class CTCText:
 
     Args:
         tokenizer: the LLM's tokenizer.
-        form: form of the CTC targets, "lower" or "as_written".
+        form: form of the CTC targets, one of `CTC_FORMS`.
+
+    Raises: `ValueError` for another form; `ImportError` if numbers are spelled and the library `num2words` is missing.
     """
 
     def __init__(self, tokenizer, form: str = "lower"):
-        ctc_form("", form)
+        ctc_form("1", form)
         self.tokenizer = tokenizer
         self.form = form
         self.bytes_of = vocabulary_bytes(tokenizer)  # of each token; b"" for control tokens
@@ -84,6 +88,9 @@ class CTCText:
             text = ctc_form(answer, self.form)
             return [(text + " " if text and answer[-1].isspace() else text).encode()], []
         plain = _plain(answer)
+        number = unfinished_number(plain) if self.form == "lower_spelled" else None
+        if number is not None:
+            return _number_prefixes(*number)
         text = ctc_form(answer, self.form)
         last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
         behind = plain[last.end() :] if last is not None else plain
@@ -102,13 +109,19 @@ class CTCText:
         """A word in lower case without punctuation, for comparison."""
         return ctc_form(word, "lower").strip()
 
+    def plain_words(self, text: str) -> list[str]:
+        """The words of an answer as `plain_word` gives those of a CTC transcript: one or more for "42" or "e-mail"."""
+        if self.form == "as_written":
+            return [self.plain_word(word) for word in text.split()]
+        return ctc_form(text, self.form).split()
+
     def tokens_for(self, text: bytes, at_start: bool) -> set[int]:
         """Tokens by which an answer may write a label's text: the longest that begins it, also capitalised.
 
         Args: at_start: whether the answer is empty, so that its first word has no space.
         """
         spellings = {text}
-        if self.form == "lower":
+        if self.form != "as_written":
             head = len(text) - len(text.lstrip())
             spellings.add(text[:head] + text[head : head + 1].upper() + text[head + 1 :])
         if at_start:
@@ -119,6 +132,18 @@ class CTCText:
             longest = next((self.token_of[spelling[:end]] for end in ends if spelling[:end] in self.token_of), None)
             found |= set() if longest is None else {longest}
         return found
+
+
+def _number_prefixes(before: str, begun: set[str], finished: set[str]) -> tuple[list[bytes], list[bytes]]:
+    """`prefixes` of an answer that ends inside a number. Args: see `unfinished_number`."""
+    begin = ctc_form(before, "lower_spelled")
+    texts = {begin + ctc_form(text, "lower") + " " * text.endswith(" ") for text in begun}
+    kept: list[str] = []
+    for text in sorted(texts, key=lambda text: (len(text), text)):
+        if not text.startswith(tuple(kept)):  # otherwise it would be counted twice
+            kept.append(text)
+    whole = [begin + ctc_form(text, "lower") for text in finished]
+    return [text.encode() for text in kept], [text.encode() for text in whole if not text.startswith(tuple(kept))]
 
 
 def vocabulary_bytes(tokenizer) -> list[bytes]:

@@ -65,7 +65,7 @@ class Draft:
 
     def _next_place(self, bridge: CTCText, written: str) -> int:
         """Number of draft words that the answer covers: the prefix with the fewest edits to the answer's words."""
-        words = [bridge.plain_word(word) for word in written.split()]
+        words = bridge.plain_words(written)
         if not words:
             return self.place
         compared, first = words[-COMPARED_WORDS:], max(0, self.place - COMPARED_WORDS)

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
 from .decoding_soundwave import take_ctc_decoding
+from .positions_soundwave import take_position_limits
 from .timed_generation_soundwave import TimesRequest, ctc_clips
 
 
@@ -53,11 +54,12 @@ def _mixed(values: torch.Tensor) -> torch.Tensor:
 
 
 def digest_clips(
-    input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None
+    input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None, position_limits=None
 ) -> torch.LongTensor:
     """A 64-bit digest of each clip's true frames, `(clips,)`. Padding and other clips of the batch do not change it.
 
-    It is computed on the clips' device. Features and encoder states of one recording have different digests.
+    It is computed on the clips' device. Features and encoder states of one recording have different digests, and so
+    has a clip with other `PositionLimits`.
     """
     if encoder_states is None:
         values, mask = input_features, input_features_mask  # [clips, mel_bins, frames]
@@ -69,9 +71,9 @@ def digest_clips(
     places = _mixed((channels[:, None] << 32) + frames + 1) | 1  # odd factors keep all bits of a value
     if mask is None:
         mask = torch.ones_like(values[:, 0], dtype=torch.bool)
-    digests = []
+    digests, limits = [], 0 if position_limits is None else position_limits.digest()
     for own, true in zip(bits, mask.to(values.device).bool(), strict=True):  # one by one, to limit memory
-        digests.append(_mixed((own * places * true).sum() + true.sum()))
+        digests.append(_mixed((own * places * true).sum() + true.sum() + limits))
     return torch.stack(digests)
 
 
@@ -301,6 +303,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         the sound does not support: invented words and repeated loops. Both need the answer's text: pass
         `tokenizer=processor.tokenizer` if the model's folder has no tokenizer.
 
+        `keep_blanks`, `min_positions_per_second` and `max_positions_per_second` set how many positions a clip gets:
+        see `PositionLimits`. The generation config may hold defaults. Clips in a kept cache keep their positions.
+
         Raises: `ValueError` if two caches are given, if clips, ids and cache do not fit together, for an option that
         is not possible with clips, and for word times of a row that is not a transcription request.
         """
@@ -314,6 +319,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
                 kwargs["attention_mask"] = self._mask_of(input_ids)
         rules = AnswerRules(self.config.audio_token_id)
+        if (limits := take_position_limits(self, generation_config, kwargs)) is not None:
+            kwargs["position_limits"] = limits
         decoding = take_ctc_decoding(self, generation_config, kwargs, needs_times=times is not None)
         if kwargs.get("is_transcription") is not None:  # the hook that encodes the clips sets the rules
             kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
@@ -345,6 +352,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             for name in ("input_features", "input_features_mask", "encoder_states", "encoder_mask")
             if name in model_kwargs
         }
+        limits = model_kwargs.pop("position_limits", None)
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
         request = model_kwargs.pop("is_transcription", None) or (None, None, None)
         cache = model_kwargs.get(CACHE)
@@ -366,17 +374,19 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return (
             inputs,
             input_name,
-            {**model_kwargs, **self._merge_prompt(inputs, mask, clips, has_clips, cache, request)},
+            {**model_kwargs, **self._merge_prompt(inputs, mask, clips, has_clips, cache, request, limits)},
         )
 
-    def _merge_prompt(self, inputs, mask, clips: dict, has_clips: bool, cache, request: tuple) -> dict:
+    def _merge_prompt(self, inputs, mask, clips: dict, has_clips: bool, cache, request: tuple, limits) -> dict:
         """Inputs of the model that change if a prompt or a kept cache has clips.
 
-        Args: request: mask of transcription requests, `AnswerRules` and `CTCDecoding`.
+        Args:
+            request: mask of transcription requests, `AnswerRules` and `CTCDecoding`.
+            limits: `PositionLimits` of the clips that are read now, or None.
         """
         marked, rules, decoding = request
         is_audio = inputs == self.config.audio_token_id
-        digests = digest_clips(**clips) if has_clips else inputs.new_zeros(0)
+        digests = digest_clips(**clips, position_limits=limits) if has_clips else inputs.new_zeros(0)
         caller_inputs = {**clips, "attention_mask": mask}
         prompt, cached, num_added, mask = self._continue_cache(cache, inputs, mask, digests if has_clips else None)
         # The input name stays "input_ids", so that lengths, streamers and the answer count the caller's ids.
@@ -388,7 +398,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             clips = new_clips(clips, is_audio, begin)
         is_silent = torch.zeros(0, dtype=torch.bool)
         if prompt is None or is_audio[:, begin:].any():
-            tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {})
+            tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {}, limits)
             merged |= tail
             if decoding is not None:
                 decoding.prepare(audio, inputs, marked)
@@ -460,7 +470,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         """Device for these ids: the model's, or the ids' own if the model is offloaded and its hooks move them."""
         return input_ids.device if self.device.type == "meta" else self.device
 
-    def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict) -> tuple:
+    def _merge_tail(self, input_ids, begin: int, cached: int, mask: torch.Tensor, clips: dict, limits) -> tuple:
         """Merge clips into the ids from `begin` on, behind `cached` positions in the cache.
 
         Returns: the changed inputs of the model, which clips have no speech, and the output of the audio side.
@@ -472,7 +482,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             )
         # As in the library, inputs may be on another device than the model. The merged row stays on theirs.
         device = self._device_for(input_ids)
-        audio = self.get_audio_features(**move_to_device(clips, device))
+        audio = self.get_audio_features(**move_to_device(clips, device), position_limits=limits)
         tail = self.model.merge_audio(
             *(input_ids[:, begin:].to(device), audio.pooler_output, audio.num_positions),
             attention_mask=mask[:, cached:].to(device),

@@ -56,6 +56,7 @@ from .generation_soundwave import (
 from .merging_soundwave import MergedPrompt, place_tokens
 from .no_speech_soundwave import may_be_words
 from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast, SoundwaveModelOutputWithPast
+from .positions_soundwave import PositionLimits
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces  # noqa: F401
 from .support_soundwave import CTCClip
 from .timed_generation_soundwave import ctc_clips
@@ -104,6 +105,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         num_ctc_clips: int | None = None,
         ctc_candidates: torch.Tensor | None = None,
         ctc_mask: torch.Tensor | None = None,
+        position_limits: PositionLimits | None = None,
         **kwargs,
     ) -> SoundwaveAudioOutput:
         """Encode clips, align them and shrink them to positions.
@@ -113,6 +115,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
             encoder_states, encoder_mask: outputs of `encode`, in place of the two above.
             ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask: as in `forward`.
+            position_limits (`PositionLimits`, *optional*): fewer or more positions than the CTC labels give.
             kwargs: `output_hidden_states` and `output_attentions` of the encoder, for clips within its window. With a
                 longer clip these outputs are None.
 
@@ -137,13 +140,17 @@ class SoundwaveModel(SoundwaveAudioModel):
         audio = self.label(aligned, mask, embeddings, ctc_labels, num_ctc_clips, ctc_candidates, ctc_mask)
         audio.last_hidden_state = encoded.last_hidden_state
         audio.hidden_states, audio.attentions = encoded.hidden_states, encoded.attentions
-        keep = self.keep_mask(audio.ctc_best, mask)
+        keep = self.keep_mask(audio.ctc_best, mask, position_limits)
         audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
             places = torch.argsort(~keep.flatten(), stable=True)[: len(audio.pooler_output)]  # kept frames, in order
             kept_labels = audio.ctc_best.flatten()[places]
             audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(kept_labels)
         audio.num_positions = keep.sum(dim=1)
+        if position_limits is not None:
+            audio.pooler_output, audio.num_positions = position_limits.leave_out(
+                audio.pooler_output, audio.num_positions, audio.num_frames, self.config.frame_seconds
+            )
         if output_ctc_logits:
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
         return audio
@@ -166,8 +173,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             return torch.zeros_like(audio.num_frames, dtype=torch.bool)
         is_silent = audio.no_speech_probs >= threshold
         if input_features is None:
-            frame_seconds = 0.02 * self.config.stack_factor
-            return is_silent & (audio.num_frames * frame_seconds > 1.5)
+            return is_silent & (audio.num_frames * self.config.frame_seconds > 1.5)
         return is_silent & ~may_be_words(input_features, input_features_mask).to(is_silent.device)
 
     def check_text(self, input_ids: torch.Tensor):
@@ -283,6 +289,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         shared_prefix: int = 0,
         cache: Cache | None = None,
         is_transcription: torch.Tensor | None = None,
+        position_limits: PositionLimits | None = None,
         **kwargs,
     ) -> SoundwaveModelOutputWithPast:
         """
@@ -292,25 +299,10 @@ class SoundwaveModel(SoundwaveAudioModel):
                 clips of the batch, 10 ms a frame, in the order of their audio tokens.
             input_features_mask (`torch.Tensor` of shape `(clips, mel_frames)`, *optional*): 1 at true frames.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 at true tokens.
-            position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): of text alone; those of a prompt
-                with clips are counted over its positions.
-            past_key_values, cache (`Cache`, *optional*): keys and values of what the LLM has read before; transformers
-                5.23 has the one name and 5.24 the other, and both are taken here.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): in place of `input_ids`;
-                clips stand where the embedding is that of the audio token.
-            use_cache (`bool`, *optional*): whether to return `past_key_values`; by default as in the LLM's config, but
-                False in a training step.
-            encoder_states, encoder_mask: outputs of `encode`, instead of the features and their mask.
-            ctc_labels (`torch.LongTensor` of shape `(clips, targets)`, *optional*): transcript ids, padded with -100.
-            output_ctc_logits (`bool`): whether `audio_output` has `ctc_logits`.
-            num_ctc_clips (`int`, *optional*): number of clips to average the CTC loss over (an accumulated batch).
-            ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): the tokens that compete with
-                `ctc_labels` in this step; by default the whole vocabulary.
-            ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): clips that have a transcript; the CTC loss
-                leaves the others out. By default all have one.
-            shared_prefix (`int`): in training, number of text tokens that all rows begin with; computed once.
-            is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): transcription requests; only
-                `generate` uses it.
+            position_ids, past_key_values, cache, inputs_embeds, use_cache: as in
+                `SoundwaveForConditionalGeneration.forward`.
+            encoder_states, encoder_mask, ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates: as there.
+            ctc_mask, shared_prefix, is_transcription, position_limits: as there.
 
         Returns: `SoundwaveModelOutputWithPast` with one state for each input token after the `shared_prefix`.
 
@@ -336,7 +328,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         if has_audio:
             clips = input_features, input_features_mask, encoder_states, encoder_mask
             audio = self.get_audio_features(
-                *clips, ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask
+                *clips, ctc_labels, output_ctc_logits, num_ctc_clips, ctc_candidates, ctc_mask, position_limits
             )
             if inputs_embeds is not None and input_ids is None:
                 input_ids = self.ids_of_embeddings(inputs_embeds)
@@ -363,7 +355,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         if self.training and not has_audio and past_key_values is None and num_processes() > 1:
             hidden = hidden + self.zero_of_audio_side().to(hidden.dtype)
         if merged is not None and kept is not None and not is_training:
-            kept.prompt = self._cached_prompt(prompt_ids, merged, audio, *clips)
+            kept.prompt = self._cached_prompt(prompt_ids, merged, audio, position_limits, *clips)
         if merged is not None:
             hidden = hidden.gather(1, merged.last_position[..., None].expand(-1, -1, hidden.shape[-1]))
         return SoundwaveModelOutputWithPast(
@@ -399,10 +391,10 @@ class SoundwaveModel(SoundwaveAudioModel):
                 "embedding. Pass `input_features` as well."
             )
 
-    def _cached_prompt(self, prompt_ids, merged: MergedPrompt, audio, input_features, features_mask, *encoded):
+    def _cached_prompt(self, prompt_ids, merged: MergedPrompt, audio, limits, input_features, features_mask, *encoded):
         """The prompt that `generate` needs to continue from this cache."""
         is_audio = prompt_ids == self.config.audio_token_id
-        digests = digest_clips(input_features, features_mask, *encoded)
+        digests = digest_clips(input_features, features_mask, *encoded, limits)
         is_silent = self.judge_silence(audio, input_features, features_mask)
         placed = [place_clip_values(values, is_audio) for values in (digests, is_silent)]
         num_added = merged.inputs_embeds.shape[1] - prompt_ids.shape[1]
@@ -533,6 +525,8 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
 
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+        # Otherwise loading would drop our options, such as `ctc_weight`.
+        self.generation_config._from_model_config = False
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_audio_features(self, input_features=None, input_features_mask=None, **kwargs):
@@ -573,6 +567,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         shared_prefix: int = 0,
         cache: Cache | None = None,
         is_transcription: torch.Tensor | None = None,
+        position_limits: PositionLimits | None = None,
         **kwargs,
     ) -> SoundwaveCausalLMOutputWithPast:
         """
@@ -610,6 +605,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
                 `benchmarks/training.py --stages shrink --variants ours prefix_each_row` measures what this saves.
             is_transcription (`torch.BoolTensor` of shape `(batch,)`, *optional*): transcription requests; only
                 `generate` uses it.
+            position_limits (`PositionLimits`, *optional*): fewer or more positions than the CTC labels give.
 
         Raises: `ValueError` if clips and audio tokens differ in number, ids are outside the vocabulary, shapes of
         inputs and of their masks or labels differ, a clip is empty, a prompt is longer than the LLM's context, or a
@@ -641,6 +637,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
             ctc_candidates=ctc_candidates,
             output_ctc_logits=output_ctc_logits,
             shared_prefix=shared_prefix,
+            position_limits=position_limits,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

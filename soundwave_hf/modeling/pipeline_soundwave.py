@@ -20,6 +20,7 @@ from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
 from .decoding_soundwave import CTC_OPTIONS
+from .positions_soundwave import POSITION_OPTIONS
 from .segments_soundwave import cut_samples
 from .support_soundwave import check_kind
 
@@ -39,7 +40,7 @@ CUSTOM_PIPELINES = {
 TOKENS_OF_30_SECONDS = 256  # English speech seldom needs half of that
 SHORTEST_CHUNK = 1.0  # seconds
 # Those of `generate` that are no fields of a generation config.
-OWN_OPTIONS = ("return_timestamps", "drop_unsupported", *CTC_OPTIONS)
+OWN_OPTIONS = ("return_timestamps", "drop_unsupported", *CTC_OPTIONS, *POSITION_OPTIONS)
 AUDIO_OPTIONS = ("mono", "allow_truncated", "max_seconds", "max_bytes")  # of the processor's call
 
 
@@ -206,6 +207,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 `SoundwaveProcessor.align_word_timestamps`. True means "segment".
             drop_unsupported (`bool`, *optional*): remove words that the sound does not support.
             ctc_weight, ctc_draft, draft_entropy, draft_probability (*optional*): use the CTC head, as in `generate`.
+            keep_blanks, min_positions_per_second, max_positions_per_second (*optional*): as in `generate`.
             generation_config, generate_kwargs (*optional*): as for `generate`. Its arguments may also be given
                 directly, such as `num_beams=2`. With `return_dict_in_generate` only the transcripts are used.
 

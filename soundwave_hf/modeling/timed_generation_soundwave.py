@@ -195,7 +195,7 @@ def _check_rows(model, name: str, input_ids, kwargs: dict):
 def ctc_clips(model, audio, input_features=None, input_features_mask=None, frames=None) -> list[CTCClip]:
     """`CTCClip` of each clip. Args: audio: output of `get_audio_features`; frames: its `ctc_frames`, if computed."""
     config = model.config
-    seconds = 0.02 * config.stack_factor
+    seconds = config.frame_seconds
     ends = [int(frames) * seconds for frames in audio.num_frames]
     if input_features is not None:
         lengths = [input_features.shape[-1]] * len(ends)

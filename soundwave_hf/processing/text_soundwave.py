@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 
 NUMBER = re.compile(r"(?<!\w)(\d{1,3}(?:,\d{3})+|\d+)(?:(st|nd|rd|th)\b|\.(\d+))?(?!\w)")
+MOST_DIGITS = 300  # of a number that has words; a longer one is spelled digit by digit
 
 
 def as_written(text: str) -> str:
@@ -39,11 +40,10 @@ def _spell_number(found: re.Match) -> str:
             "'lower'."
         ) from error
     digits, ordinal, decimals = found[1].replace(",", ""), found[2], found[3]
-    if ordinal:
-        return num2words(int(digits), to="ordinal")
-    if digits.startswith("0") and decimals is None:
-        return " ".join(num2words(int(digit)) for digit in digits)
-    whole = num2words(int(digits))
+    if len(digits) > MOST_DIGITS or (digits.startswith("0") and decimals is None and not ordinal):
+        whole = " ".join(num2words(int(digit)) for digit in digits)
+    else:
+        whole = num2words(int(digits), to="ordinal" if ordinal else "cardinal")
     return whole if decimals is None else " ".join([whole, "point", *(num2words(int(digit)) for digit in decimals)])
 
 

@@ -23,6 +23,7 @@ from ..atomic import atomic_file, atomic_files
 from ..data.rows import RowCheck
 from ..data.sources import check_rows, lengths_of, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
+from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint, writing_checkpoint
@@ -279,8 +280,10 @@ class SoundwaveTrainerMixin:
             self._save_trained(str(folder), state_dict)
             self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
             # The rest of the generation config is the LLM's.
-            if (weight := getattr(getattr(self._base, "generation_config", None), "ctc_weight", None)) is not None:
-                (folder / GENERATION_CONFIG_NAME).write_text(json.dumps({"ctc_weight": weight}) + "\n")
+            config = getattr(self._base, "generation_config", None)
+            defaults = {name: getattr(config, name, None) for name in ("ctc_weight", *POSITION_OPTIONS)}
+            if defaults := {name: value for name, value in defaults.items() if value is not None}:
+                (folder / GENERATION_CONFIG_NAME).write_text(json.dumps(defaults) + "\n")
             # This replaces PEFT's card, which would load the adapters onto any model of their width.
             for name, text in {**self.record, "README.md": self._card()}.items():
                 (folder / name).write_text(text, encoding="utf-8")

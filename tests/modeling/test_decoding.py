@@ -36,7 +36,7 @@ def test_labels_are_written_as_training_writes_them(form, text):
 
 
 def test_another_form_is_named():
-    with pytest.raises(ValueError, match="is 'shouted'; joint decoding"):
+    with pytest.raises(ValueError, match="is 'shouted'; expected one of"):
         CTCText(tiny_tokenizer(), "shouted")
 
 
@@ -161,6 +161,34 @@ def test_a_beam_is_no_worse_than_greedy_by_the_joint_score(model, processor):
     )
     total = sum(float(step[0].max()) for step in greedy.scores)
     assert float(beam.sequences_scores[0]) >= total / 4 - 1e-4
+
+
+@torch.no_grad()
+def test_beams_are_those_of_a_search_over_every_token(model, processor):
+    inputs, bridge, weight = ask(processor, 1.9), CTCText(processor.tokenizer, "lower"), 0.5
+    audio = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    texts = bridge.texts(model.model.ctc_frames(audio)[0])
+
+    def ctc_score(answer: tuple) -> float:
+        begun, finished = bridge.prefixes(bridge.text_of(list(answer)))
+        return np.logaddexp.reduce([*map(texts.prefix, begun), *map(texts.whole, finished)])
+
+    beams = [((), 0.0)]
+    for _ in range(3):
+        found = []
+        for answer, score in beams:
+            ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], dim=1)
+            mask = torch.ones_like(ids)
+            log_probs = model(**{**inputs, "input_ids": ids, "attention_mask": mask}).logits[0, -1].log_softmax(dim=-1)
+            before = ctc_score(answer)
+            for token in filter(bridge.writes, range(len(bridge.bytes_of))):
+                change = min(ctc_score((*answer, token)) - before, 0.0)
+                own = (1 - weight) * log_probs[token].item() + weight * max(change, -1e4)
+                found.append(((*answer, token), score + own))
+        beams = sorted(found, key=lambda beam: -beam[1])[:3]
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 3, "do_sample": False}
+    ids = model.generate(**inputs, **options, ctc_weight=weight)[:, inputs["input_ids"].shape[1] :]
+    assert ids.tolist() == [list(answer) for answer, _ in beams]
 
 
 def test_the_weight_of_the_generation_config_is_the_default_and_is_saved(model, processor, tmp_path):

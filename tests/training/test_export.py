@@ -39,9 +39,9 @@ def test_an_exported_run_loads_and_is_near_the_run(workspace, chain, tmp_path):
         torch.testing.assert_close(weights[name], parameter, rtol=1e-2, atol=1e-3)
 
 
-def test_the_weight_of_the_ctc_head_travels_with_the_adapters(workspace, chain, tmp_path):
+def test_defaults_of_decoding_travel_with_the_adapters(workspace, chain, tmp_path):
     folder = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
-    (folder / "generation_config.json").write_text('{"ctc_weight": 0.4}')
+    (folder / "generation_config.json").write_text('{"ctc_weight": 0.4, "max_positions_per_second": 6.5}')
     for options in ({}, {"merge_lora": False}):
         model = SoundwaveForConditionalGeneration.from_pretrained(folder, **options)
         assert model.generation_config.ctc_weight == 0.4
@@ -56,7 +56,8 @@ def test_the_weight_of_the_ctc_head_travels_with_the_adapters(workspace, chain, 
         bf16=False,
     )
     again = export_adapter(tmp_path / "finetuned", tmp_path / "again")
-    assert SoundwaveForConditionalGeneration.from_pretrained(again).generation_config.ctc_weight == 0.4, finetuned
+    kept = SoundwaveForConditionalGeneration.from_pretrained(again).generation_config
+    assert (kept.ctc_weight, kept.max_positions_per_second) == (0.4, 6.5), finetuned
     without = SoundwaveForConditionalGeneration.from_pretrained(chain["shrink"].folder)
     assert not hasattr(without.generation_config, "ctc_weight")
 
