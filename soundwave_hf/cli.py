@@ -179,6 +179,8 @@ def transcribe(arguments: argparse.Namespace) -> int | None:
         "chunk_length_s": arguments.chunk_seconds,
         "max_new_tokens": arguments.max_new_tokens,
         "ctc_only": arguments.ctc_only,
+        "word_times": arguments.word_times,
+        "confidence": arguments.confidence,
         "generate": read_generate(arguments),
     }
     of_files = ("output", "beside", "force", "batch_size")
@@ -217,6 +219,8 @@ def add_transcribe(verbs):
     add_placing(verb, "float32 for adapters, a checkpoint's own")
     verb.add_argument("--language", help="of the speech, as code or English name; default: English")
     verb.add_argument("--ctc-only", action="store_true", help="the CTC head's transcript, without the LLM: fast")
+    verb.add_argument("--word-times", action="store_true", help="start and end of each word; subtitles follow them")
+    verb.add_argument("--confidence", action="store_true", help="a probability of each text and timed word, in json")
     verb.add_argument("--batch-size", type=int, help="pieces transcribed together; default: 8")
     verb.add_argument(
         "--chunk-seconds", type=float, help="longest piece of a recording, and longest subtitle; default: 30, live 10"

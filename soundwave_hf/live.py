@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .evaluation.metrics import collapse_ctc
-from .evaluation.transcribe import audio_of
+from .evaluation.transcribe import audio_of, features_of
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK
 from .modeling.segments_soundwave import cut_samples
 from .processing.audio_soundwave import AudioOptions, check_rate, check_samples, import_soxr, read_array
@@ -172,7 +172,7 @@ class StreamingTranscriber:
     @torch.inference_mode()
     def _ctc(self) -> tuple[str, int]:
         """Greedy transcript of the waiting samples, and the sample after its last label (0 without labels)."""
-        audio = audio_of(self.model, self.processor, [self._clip(self._waiting)])
+        audio = audio_of(self.model, features_of(self.model, self.processor, [self._clip(self._waiting)]))
         best = audio.ctc_best[0, : audio.num_frames[0]].tolist()  # [frames]
         blank = self.model.config.audio_token_id
         labelled = [frame for frame, label in enumerate(best) if label != blank]

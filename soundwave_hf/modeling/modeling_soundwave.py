@@ -44,7 +44,6 @@ from .backbones_soundwave import (  # noqa: F401
     take_quantizer,
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
-from .ctc_scores_soundwave import CTCFrames
 from .generation_soundwave import (
     CACHE,
     CachedPrompt,
@@ -147,10 +146,6 @@ class SoundwaveModel(SoundwaveAudioModel):
         if output_ctc_logits:
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
         return audio
-
-    def ctc_frames(self, audio: SoundwaveAudioOutput) -> list[CTCFrames]:
-        """CTC log-probabilities of each clip's frames. Args: audio: output of `get_audio_features`."""
-        return self.ctc_head.score_frames(audio.aligned_states, audio.num_frames, self.token_table())
 
     @torch.no_grad()
     def judge_silence(

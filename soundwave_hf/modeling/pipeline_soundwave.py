@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .decoding_soundwave import CTC_OPTIONS
 from .segments_soundwave import cut_samples
+from .spacing_soundwave import join_texts
 from .support_soundwave import check_kind
 
 
@@ -355,7 +356,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
 
     def postprocess(self, request: Request) -> dict | list[dict]:
         # For each rank, join the texts of the pieces. Silent pieces have none.
-        answers = [{"text": " ".join(filter(None, texts))} for texts in zip(*request.texts, strict=True)]
+        answers = [{"text": join_texts(texts)} for texts in zip(*request.texts, strict=True)]
         for answer, chunks in zip(answers, zip(*request.chunks, strict=True), strict=False):
             answer["chunks"] = [chunk for piece in chunks for chunk in piece]
         return answers[0] if len(answers) == 1 else answers

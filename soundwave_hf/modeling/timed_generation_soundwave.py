@@ -127,7 +127,7 @@ class TimesRequest:
             if self.drops and not all(word.supported for word in scored):
                 answer = _without(answer, owners(pieces, [word.span for word in scored]), scored)
                 scored = [word for word in scored if word.supported]
-                text = " ".join(word.text for word in scored)
+                text = "".join(f" {word.text}" if word.is_apart else word.text for word in scored)
             texts.append(to_bytes(text).decode(errors="replace").strip())
             words.append(scored)
             answers.append(answer)
