@@ -17,6 +17,7 @@ from .evaluation.transcribe import (
     generate_texts,
     generated_texts,
 )
+from .modeling.hotwords_soundwave import refuse_control_tokens
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
 from .modeling.segments_soundwave import cut_samples
 from .modeling.timed_generation_soundwave import ctc_clips
@@ -39,6 +40,7 @@ class TranscribeOptions:
     max_new_tokens: int | None = None  # for each 30 s of a piece; 256 by default
     ctc_only: bool = False  # the CTC head's greedy transcript, without the LLM
     generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
+    hotwords: Sequence[str] | None = None  # names and terms that the LLM favours where they are heard
     word_times: bool = False  # whether segments have words with their times
     confidence: bool = False  # whether segments, and words if there are any, have a probability
 
@@ -50,7 +52,8 @@ class TranscribeOptions:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
         check_generate(self.generate or {})
-        for name in ("language", "max_new_tokens", "generate"):
+        self._check_hotwords()
+        for name in ("language", "max_new_tokens", "hotwords", "generate"):
             if self.ctc_only and getattr(self, name) is not None:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, but only the LLM uses it, and `ctc_only` runs without the "
@@ -63,6 +66,13 @@ class TranscribeOptions:
                 f"`{name}` and `ctc_draft={draft!r}` of `generate` were given, but drafts give no probabilities: "
                 "leave one of the two out."
             )
+
+    def _check_hotwords(self):
+        if self.hotwords is None:
+            return
+        if "hotwords" in (self.generate or {}):
+            raise ValueError("`hotwords` was given twice, by itself and in `generate`: leave one out.")
+        check_generate({"hotwords": self.hotwords})
 
     @property
     def is_aligned(self) -> bool:
@@ -134,6 +144,9 @@ def outcomes(
 
     Args: on_batch: called after each batch with its seconds of audio.
     """
+    hotwords = generate_options(options).get("hotwords")
+    if hotwords is not None:
+        refuse_control_tokens(hotwords, processor.tokenizer)
     group: list[Recording] = []
     for clip in clips:
         group.append(read_recording(processor, clip, options))
@@ -259,7 +272,8 @@ def request_of(model, processor, clips: list[dict], options: TranscribeOptions):
 
 
 def generate_options(options: TranscribeOptions) -> dict:
-    return {"max_new_tokens": options.most_tokens, **(options.generate or {})}
+    hotwords = {} if options.hotwords is None else {"hotwords": options.hotwords}
+    return {"max_new_tokens": options.most_tokens, **hotwords, **(options.generate or {})}
 
 
 __all__ = ["TranscribeOptions", "outcomes", "transcribe_clips"]

@@ -132,7 +132,7 @@ def text_settings(options: TranscribeOptions) -> dict:
     """What transcripts depend on besides the weights, for `request_digest`."""
     settings = asdict(options)
     del settings["batch_size"]  # changes no transcript
-    for name in ("word_times", "confidence"):
+    for name in ("hotwords", "word_times", "confidence"):
         if not settings[name]:  # records of version 0.1 do not have them
             del settings[name]
     return settings

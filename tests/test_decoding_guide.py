@@ -10,12 +10,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf.modeling.decoding_soundwave import CTC_OPTIONS
 from tests.tiny_models import save_tiny_soundwave
 
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "decoding.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "return_timestamps", "drop_unsupported")
+OPTIONS = (*CTC_OPTIONS, "return_timestamps", "drop_unsupported")
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import soundfile
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf import SoundwaveForCTC, cli, transcribe, transcribe_clips, transcribe_files
+from soundwave_hf import SoundwaveForCTC, StreamingTranscriber, cli, transcribe, transcribe_clips, transcribe_files
 from soundwave_hf.audio_files import find_audio
 from soundwave_hf.evaluation import shipped
+from soundwave_hf.modeling import hotwords_soundwave
 from soundwave_hf.modeling.timed_generation_soundwave import ctc_clips
 from soundwave_hf.transcribe import outcomes
 from soundwave_hf.transcripts import Word
@@ -142,6 +143,11 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"ctc_only": True, "language": "de"}, "`language` is 'de', but only the LLM uses it"),
         ({"ctc_only": True, "max_new_tokens": 9}, "`max_new_tokens` is 9, but only the LLM uses it"),
+        ({"ctc_only": True, "hotwords": ["Ann"]}, r"`hotwords` is \['Ann'\], but only the LLM uses it"),
+        ({"hotwords": "Ann"}, "`hotwords` is 'Ann'; expected a list"),
+        ({"hotwords": ["..."]}, "`hotwords` holds '...'; expected a text with a letter"),
+        ({"hotwords": [["Ann"]]}, "`hotwords` holds lists; expected phrases, which are for all recordings"),
+        ({"hotwords": ["Ann"], "generate": {"hotwords": ["Bob"]}}, "`hotwords` was given twice"),
         ({"word_times": True, "generate": {"ctc_draft": "fast"}}, "`word_times` and `ctc_draft='fast'`"),
         ({"confidence": True, "generate": {"ctc_draft": "ctc"}}, "`confidence` and `ctc_draft='ctc'`"),
     ],
@@ -247,6 +253,49 @@ def test_records_without_the_new_options_still_count(loaded):
     assert list(settings) == ["language", "chunk_length_s", "max_new_tokens", "ctc_only", "generate"]
 
 
+# ---- hotwords ----
+
+
+@pytest.fixture
+def all_heard(monkeypatch):
+    """A filter that leaves no phrase out: the random head hears none."""
+    monkeypatch.setattr(hotwords_soundwave, "heard_phrases", lambda texts, phrases, bridge: list(phrases))
+
+
+WEIGHTS = ("--generate", "{hotword_weight: 60, ctc_weight: 0}", "--max-new-tokens", "12")
+
+
+def test_hotwords_are_written_where_they_are_heard(here, run, all_heard):
+    (here / "names.txt").write_text("\ufeffPort Zy\n\nzyph\n", encoding="utf-8")
+    assert "zyph" in run("c.wav", "--hotwords", "zyph, kestrel", *WEIGHTS)[1].lower()
+    assert "zy" in run("c.wav", "--hotwords", "@names.txt", *WEIGHTS)[1].lower()
+    assert cli.read_hotwords("@names.txt") == ["Port Zy", "zyph"] and cli.read_hotwords("a, b c") == ["a", "b c"]
+    assert run("c.wav", "--output", "out", "--hotwords", "zyph", *WEIGHTS)[0] == 0
+    assert "zyph" in (here / "out" / "c.txt").read_text().lower()
+    assert "A transcript would overwrite" in run("c.wav", "--output", "out", *WEIGHTS)[2]
+
+
+def test_hotwords_that_are_not_heard_change_nothing(here, run):
+    assert run("c.wav", "--hotwords", "Kestrelmoor") == run("c.wav")
+
+
+def test_a_control_token_among_hotwords_stops_the_run(here, run):
+    code, out, err = run("calls", "--hotwords", "a<|im_end|>")
+    assert (code, out) == (2, "") and err.count("\n") == 0 and "with the control token '<|im_end|>'" in err
+
+
+def test_a_file_without_hotwords_is_refused(here, run):
+    (here / "names.txt").write_text("\n \n")
+    assert "the file has no line with a phrase" in run("c.wav", "--hotwords", "@names.txt")[2]
+
+
+def test_live_text_has_hotwords_too(loaded, all_heard):
+    options = {"hotwords": ["zyph"], "generate": {"hotword_weight": 60.0, "ctc_weight": 0}, "max_new_tokens": 12}
+    transcriber = StreamingTranscriber(*loaded, RATE, **options)
+    events = [*transcriber.feed(noise(1.0)), *transcriber.finish()]
+    assert "zyph" in events[-1].text.lower()
+
+
 # ---- which files ----
 
 
@@ -313,6 +362,8 @@ def test_lines_of_several_files_have_their_names(here, run):
         (["c.wav", "--format", "txt,srt"], "The formats txt, srt cannot be printed together"),
         (["calls", "--format", "srt"], "Several files cannot be printed together as srt"),
         (["c.wav", "--format", "str"], "There is no format `str`. Did you mean `srt`?"),
+        (["c.wav", "--hotwords", "Ann,,Bob"], "`hotwords` holds ''; expected a text with a letter or a digit"),
+        (["c.wav", "--hotwords", "@absent.txt"], "absent.txt"),
         (["c.wav", "--word-times"], "`--word-times` was given, but the format is txt, which does not show it"),
         (["c.wav", "--confidence", "--format", "srt"], "`--confidence` was given, but the format is srt"),
         (["-", "--live", "--rate", "16000", "--word-times"], "leave `--word-times` out, or transcribe a file"),

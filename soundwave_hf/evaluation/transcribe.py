@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ..modeling.decoding_soundwave import CTC_OPTIONS
+from ..modeling.hotwords_soundwave import check_hotwords, has_lists
 from ..modeling.spacing_soundwave import join_texts
 from ..processing.processing_soundwave import ASR_QUESTION
 from .metrics import collapse_ctc, language_code
@@ -196,6 +197,8 @@ def check_generate(options: Mapping[str, Any]):
                 f"`generate` has the option `{name}`, which is not taken here."
                 + (f" Did you mean `{near[0]}`?" if near else " The number of tokens has an option of its own.")
             )
+    if options.get("hotwords") is not None and has_lists(check_hotwords(options["hotwords"])):
+        raise ValueError("`hotwords` holds lists; expected phrases, which are for all recordings here.")
 
 
 def model_system(

@@ -153,6 +153,7 @@ class CTCTexts:
         blank = frames.blank_log_probs.cpu().double().numpy()
         self.blank = np.maximum(blank, -700.0)
         self.spelt = {b"": _Spelt({}, np.concatenate([[0.0], np.cumsum(self.blank)]))}
+        self.least = -np.inf  # texts with a lower peak are not continued
         self.begun, self.columns = {b"": 0.0}, {}
 
     def whole(self, text: bytes) -> float:
@@ -230,7 +231,7 @@ class CTCTexts:
         for length in range(1, min(self.most_bytes, len(text)) + 1):
             for label in self.places.get(text[len(text) - length :], ()):
                 before = self.spelt[text[: len(text) - length]]
-                if before.peak > -np.inf:
+                if before.peak > self.least:
                     ends[label] = _held(self.log_probs[label], before.before(label))
         peaks = {label: values.max() for label, values in ends.items()}
         best = max(peaks.values(), default=-np.inf)
@@ -241,4 +242,25 @@ class CTCTexts:
         return _Spelt(ends, _held(self.blank, reached[:-1]))
 
 
-__all__ = ["CTCFrames", "CTCTexts", "score_frames"]
+class SaidTexts(CTCTexts):
+    """Scores of texts that may be said anywhere in a clip, minus those of the likeliest labels in the same frames.
+
+    Args:
+        texts: scores of the clip.
+        least: nats; texts with a lower score at every place are not continued.
+    """
+
+    def __init__(self, texts: CTCTexts, least: float):
+        likeliest = np.maximum(texts.log_probs.max(axis=0), texts.blank)
+        self.texts, self.places, self.most_bytes = texts.texts, texts.places, texts.most_bytes
+        self.log_probs, self.blank = texts.log_probs - likeliest, texts.blank - likeliest
+        self.least = least
+        self.spelt = {b"": _Spelt({}, np.zeros(len(self.blank) + 1))}  # a text may begin at any frame
+
+    def score(self, text: bytes) -> float:
+        """Score of a text at its best place, in nats; -inf if it is below `least`."""
+        peak = float(self._spell(text).peak)
+        return peak if peak >= self.least else -np.inf
+
+
+__all__ = ["CTCFrames", "CTCTexts", "SaidTexts", "score_frames"]

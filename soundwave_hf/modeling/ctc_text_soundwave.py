@@ -42,6 +42,20 @@ def _plain(text: str) -> str:
     return text.lower().replace("’", "'")
 
 
+def lower_prefixes(answer: str) -> tuple[list[bytes], list[bytes]]:
+    """Texts in the form "lower" of an unfinished answer: those that may continue, and those that may be complete."""
+    plain = _plain(answer)
+    text = ctc_form(answer, "lower")
+    last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
+    behind = plain[last.end() :] if last is not None else plain
+    if not behind:
+        return [text.encode()], []  # the last word may continue
+    prefixes = [f"{text} ".encode()]
+    if behind == "'" and text:  # inside "don't", or a closing quote
+        prefixes.append(f"{text}'".encode())
+    return prefixes, [text.encode()]
+
+
 class CTCText:
     """Converts an LLM's tokens and answers to texts that the CTC head can score.
 
@@ -83,16 +97,7 @@ class CTCText:
         if self.form == "as_written":
             text = ctc_form(answer, self.form)
             return [(text + " " if text and answer[-1].isspace() else text).encode()], []
-        plain = _plain(answer)
-        text = ctc_form(answer, self.form)
-        last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
-        behind = plain[last.end() :] if last is not None else plain
-        if not behind:
-            return [text.encode()], []  # the last word may continue
-        prefixes = [f"{text} ".encode()]
-        if behind == "'" and text:  # inside "don't", or a closing quote
-            prefixes.append(f"{text}'".encode())
-        return prefixes, [text.encode()]
+        return lower_prefixes(answer)
 
     def whole(self, answer: str) -> bytes:
         """Label text of a finished answer."""
@@ -203,4 +208,13 @@ def _find_tokenizer(*names: str):
     )
 
 
-__all__ = ["CTC_FORMS", "CTCText", "bridge_of", "ctc_form", "find_bridge", "find_tokenizer", "vocabulary_bytes"]
+__all__ = [
+    "CTC_FORMS",
+    "CTCText",
+    "bridge_of",
+    "ctc_form",
+    "find_bridge",
+    "find_tokenizer",
+    "lower_prefixes",
+    "vocabulary_bytes",
+]

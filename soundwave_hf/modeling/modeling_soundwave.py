@@ -540,7 +540,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
 
         Arguments as in `SoundwaveModel.get_audio_features`. The text inputs of a transcription request are ignored.
         """
-        for name in ("input_ids", "attention_mask", "is_transcription"):
+        for name in ("input_ids", "attention_mask", "is_transcription", "hotwords"):
             kwargs.pop(name, None)
         audio = self.get_audio_features(input_features, input_features_mask, **kwargs)
         return ctc_clips(self, audio, input_features, input_features_mask)

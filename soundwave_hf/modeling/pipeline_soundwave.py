@@ -20,6 +20,7 @@ from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
 from .decoding_soundwave import CTC_OPTIONS
+from .hotwords_soundwave import check_hotwords, has_lists
 from .segments_soundwave import cut_samples
 from .spacing_soundwave import join_texts
 from .support_soundwave import check_kind
@@ -138,7 +139,7 @@ class Request:
 
 
 def option_of(option, number: int, name: str):
-    """The language or prompt of one clip, from a value for all clips or a list with one for each."""
+    """The language, prompt or hotwords of one clip, from a value for all clips or a list with one for each."""
     if option is None or isinstance(option, str):
         return option
     if number >= len(option):
@@ -207,6 +208,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 `SoundwaveProcessor.align_word_timestamps`. True means "segment".
             drop_unsupported (`bool`, *optional*): remove words that the sound does not support.
             ctc_weight, ctc_draft, draft_entropy, draft_probability (*optional*): use the CTC head, as in `generate`.
+            hotwords (*optional*): names and terms to favour where they are heard: a list for all clips, or one for
+                each. hotword_weight (*optional*): as in `generate`.
             generation_config, generate_kwargs (*optional*): as for `generate`. Its arguments may also be given
                 directly, such as `num_beams=2`. With `return_dict_in_generate` only the transcripts are used.
 
@@ -264,6 +267,11 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 continue
             if isinstance(clips, Clips) and len(clips) != len(option):
                 raise wrong_number(option, f"{len(clips)} clips", name)
+        hotwords = (generate_kwargs or {}).get("hotwords")
+        if hotwords is not None:
+            hotwords = check_hotwords(hotwords)
+            if has_lists(hotwords) and isinstance(clips, Clips) and len(clips) != len(hotwords):
+                raise wrong_number(hotwords, f"{len(clips)} clips", "hotwords")
         languages = [language] if language is None or isinstance(language, str) else list(dict.fromkeys(language))
         if languages:
             self.processor.apply_transcription_request(["clip"] * len(languages), language=languages, tokenize=False)
@@ -286,7 +294,9 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         if waiting:
             self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
         yield from requests
-        for name, option in (("language", language), ("prompt", prompt)):
+        hotwords = (generate_kwargs or {}).get("hotwords") or ()
+        lists = hotwords if has_lists(hotwords) else None
+        for name, option in (("language", language), ("prompt", prompt), ("hotwords", lists)):
             if option is not None and not isinstance(option, str) and len(option) > number + 1:
                 raise wrong_number(option, f"{number + 1} clips", name)
 
@@ -312,6 +322,9 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             prompt=[request.prompt for request in requests],
         ).to(self.model.device)
         options = self._generate_options(generate_kwargs or {}, max(map(len, pieces)) / rate)
+        hotwords = options.get("hotwords")
+        if hotwords is not None and has_lists(hotwords):  # one for each clip, and here for each piece
+            options["hotwords"] = [option_of(hotwords, request.number, "hotwords") for request in requests]
         outputs = self.model.generate(**batch, **{"tokenizer": self.processor.tokenizer, **options})
         chunks = getattr(outputs, "chunks", None)
         ids = getattr(outputs, "sequences", outputs)[:, batch["input_ids"].shape[1] :]  # [pieces * hypotheses, tokens]
