@@ -30,6 +30,7 @@ from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.evaluation.metrics import word_error_rate
 from soundwave_hf.evaluation.shipped import ADAPTER, EXAMPLES
 from soundwave_hf.evaluation.transcribe import generated_texts
+from soundwave_hf.modeling import hotwords_soundwave
 from soundwave_hf.modeling.ctc_text_soundwave import ctc_form, find_bridge
 from soundwave_hf.modeling.hotwords_soundwave import CTC_WEIGHT, HOTWORD_WEIGHT, phrase_scores
 
@@ -168,17 +169,20 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--voice", default="kokoro", help="kokoro, or a voice of flite, such as awb")
     parser.add_argument("--hotword-weights", type=float, nargs="+", default=[0, HOTWORD_WEIGHT])
     parser.add_argument("--ctc-weight", type=float, default=CTC_WEIGHT)
+    parser.add_argument("--least-heard", type=float, default=hotwords_soundwave.LEAST_HEARD)
     parser.add_argument("--num-beams", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--scores", action="store_true", help="measure the filter alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    hotwords_soundwave.LEAST_HEARD = options.least_heard
     model = SoundwaveForConditionalGeneration.from_pretrained(str(options.adapter), dtype=torch.float32).eval()
     processor = SoundwaveProcessor.from_pretrained(str(options.adapter))
     clips = speak(options)
     print(
         f"`{options.adapter}`, split {options.split}, voice {options.voice}, {options.clips} clips with names and "
-        f"{options.others} without, ctc_weight {options.ctc_weight:g}, beams {options.num_beams}, seed {options.seed}"
+        f"{options.others} without, ctc_weight {options.ctc_weight:g}, beams {options.num_beams}, "
+        f"threshold {options.least_heard:g}, seed {options.seed}"
     )
     print()
     if options.scores:

@@ -59,13 +59,6 @@ class TranscribeOptions:
                     f"`{name}` is {getattr(self, name)!r}, but only the LLM uses it, and `ctc_only` runs without the "
                     "LLM: leave one of the two out."
                 )
-        draft = (self.generate or {}).get("ctc_draft")
-        if self.is_aligned and draft is not None:
-            name = "word_times" if self.word_times else "confidence"
-            raise ValueError(
-                f"`{name}` and `ctc_draft={draft!r}` of `generate` were given, but drafts give no probabilities: "
-                "leave one of the two out."
-            )
 
     def _check_hotwords(self):
         if self.hotwords is None:

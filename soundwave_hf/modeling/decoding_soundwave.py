@@ -255,24 +255,19 @@ def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool
             "the inputs with `processor.apply_transcription_request`, or leave the option out."
         )
     has_drafts = own["ctc_draft"] is not None
-    _check_drafts(own, asked, needs_times, hotwords)
+    _check_drafts(own, asked, hotwords)
     decoding = CTCDecoding(model, weight, asked, has_drafts, options.get("tokenizer"), hotwords)
     if has_drafts:
         drafts = {name: own[name] for name in ("ctc_draft", "draft_entropy", "draft_probability")}
-        options["custom_generate"] = drafted(decoding, options, **drafts)
+        options["custom_generate"] = drafted(decoding, options, needs_times, **drafts)
     return decoding
 
 
-def _check_drafts(own: dict, asked: dict, needs_times: bool, hotwords: Hotwords | None):
+def _check_drafts(own: dict, asked: dict, hotwords: Hotwords | None):
     """Raises: `ValueError` for options that exclude drafts, or need them."""
     draft = own["ctc_draft"]
     if draft is None and asked.keys() & {"draft_entropy", "draft_probability"}:
         raise ValueError(f'{in_words(asked)}: the limits of drafts need `ctc_draft="fast"`.')
-    if draft is not None and needs_times:
-        raise ValueError(
-            f"{in_words(asked)}, and `return_timestamps` or `drop_unsupported` was given: drafts return ids alone. "
-            "Leave the draft out, or pass the text to `processor.align_word_timestamps`."
-        )
     if draft in ("fast", "ctc") and hotwords is not None:
         raise ValueError(
             f"{in_words(asked)}, but this draft may be the answer without the LLM, where hotwords have no effect: use "

@@ -17,7 +17,7 @@ MOST_PHRASES = 2_000
 MOST_CHARACTERS = 100
 HOTWORD_WEIGHT = 0.5  # nats for each byte; chosen by benchmarks/hotwords.py, as the next two
 CTC_WEIGHT = 0.5  # of the CTC head in rows where a phrase is heard, if neither the call nor the config gives one
-LEAST_HEARD = -1.5  # nats for each byte, by which a phrase that is heard may be less likely than the best labels
+LEAST_HEARD = -4.0  # nats for each byte, by which a phrase that is heard may be less likely than the best labels
 
 
 # ---- what the caller gives ----
@@ -122,10 +122,10 @@ class Hotwords:
 # ---- which phrases are heard ----
 
 
-def heard_phrases(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText, least: float = LEAST_HEARD) -> list[str]:
-    """The phrases that the CTC head hears anywhere in a clip. Args: least: lowest score; see `phrase_scores`."""
-    scores = phrase_scores(texts, phrases, bridge, least)
-    return [phrase for phrase, score in zip(phrases, scores, strict=True) if score >= least]
+def heard_phrases(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText) -> list[str]:
+    """The phrases that the CTC head hears anywhere in a clip, by `phrase_scores` of `LEAST_HEARD` or more."""
+    scores = phrase_scores(texts, phrases, bridge, LEAST_HEARD)
+    return [phrase for phrase, score in zip(phrases, scores, strict=True) if score >= LEAST_HEARD]
 
 
 def phrase_scores(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText, least: float) -> list[float]:

@@ -135,7 +135,7 @@ def test_a_phrase_is_heard_as_well_as_its_best_place_allows(seed):
 
 def test_phrases_that_are_said_are_heard_and_others_are_not():
     texts = BRIDGE.texts(said_clip("he met zyphrane today").frames)
-    phrases = ["Zyphrane", "zyphmoor", "met Zyphrane", "kestrelmoor", "Today", "Zyphrane met"]
+    phrases = ["Zyphrane", "zyphmoor", "met Zyphrane", "kestrelmoor", "Today", "Zyphrane kestrel"]
     assert heard_phrases(texts, phrases, BRIDGE) == ["Zyphrane", "met Zyphrane", "Today"]
     assert heard_phrases(texts, [], BRIDGE) == []
 
