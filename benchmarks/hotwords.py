@@ -149,8 +149,8 @@ def filter_table(model, processor, clips: list[Clip]) -> list[str]:
         start = time.perf_counter()
         scores = phrase_scores(bridge.texts(found.frames), clip.hotwords, bridge, min(THRESHOLDS))
         seconds += time.perf_counter() - start
-        for word, score in zip(clip.hotwords, scores, strict=True):
-            (own if word in clip.names else wrong).append(score)
+        for one in scores:
+            (own if one.phrase in clip.names else wrong).append(one.score)
     lines = [f"({len(own)} names in {len(clips)} clips; {1000 * seconds / len(clips):.0f} ms a clip)\n"]
     lines += ["| threshold | names kept | others kept a clip |", "|---|---|---|"]
     for least in THRESHOLDS:

@@ -266,7 +266,8 @@ def test_records_without_the_new_options_still_count(loaded):
 @pytest.fixture
 def all_heard(monkeypatch):
     """A filter that leaves no phrase out: the random head hears none."""
-    monkeypatch.setattr(hotwords_soundwave, "heard_phrases", lambda texts, phrases, bridge: list(phrases))
+    heard = lambda texts, phrases, bridge: [hotwords_soundwave.Heard(phrase, b" ", 0.0) for phrase in phrases]  # noqa: E731
+    monkeypatch.setattr(hotwords_soundwave, "heard_phrases", heard)
 
 
 WEIGHTS = ("--generate", "{hotword_weight: 60, ctc_weight: 0}", "--max-new-tokens", "12")

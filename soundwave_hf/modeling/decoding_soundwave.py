@@ -190,7 +190,7 @@ class CTCDecoding(LogitsProcessor):
     def _joint(self, texts: list[CTCTexts | None], prompt_length: int) -> CTCLogitsProcessor:
         trees, weight = [None] * len(texts), self.weight
         if self.hotwords is not None:
-            trees = self.hotwords.trees(texts, self.bridge)
+            texts, trees = self.hotwords.apply(texts, self.bridge)
             if not weight:  # rows without a phrase that is heard are left to the LLM alone
                 weight = self.hotwords.ctc_weight
                 texts = [own if tree is not None else None for own, tree in zip(texts, trees, strict=True)]

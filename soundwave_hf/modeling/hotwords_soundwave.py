@@ -1,8 +1,10 @@
 """Hotwords: names and terms that an answer should spell as given, if they are said.
 
 First, phrases that the CTC head does not hear anywhere in the clip are left out (the filter of arXiv 2411.06437).
-Then, decoding favours texts that contain the others: a prefix tree gives each byte of a phrase a bonus, and takes it
-back if the text goes on in another way. Phrases are compared in lower case and without punctuation, in whole words.
+Then, decoding favours the others. Where the head hears a phrase, it scores it like its own best labels (as in arXiv
+2406.07096, which replaces them). A prefix tree gives each byte of a phrase a bonus, against the LLM's low probability
+of a rare word, and takes it back if the text goes on in another way. Phrases are compared in lower case and without
+punctuation, in whole words.
 """
 
 from collections.abc import Sequence
@@ -97,8 +99,10 @@ class Hotwords:
     weight: float
     ctc_weight: float
 
-    def trees(self, texts: Sequence[CTCTexts | None], bridge: CTCText) -> list["PhraseTree | None"]:
-        """For each row, the tree of the phrases that are heard in its clip; None if there are none.
+    def apply(self, texts: Sequence[CTCTexts | None], bridge: CTCText) -> tuple[list, list["PhraseTree | None"]]:
+        """For each row, its CTC scores and the tree of the phrases that are heard in its clip; None if there are none.
+
+        In the CTC scores, a phrase is as likely as the likeliest labels where it is heard.
 
         Args: texts: CTC scores of each row's clip; None for a row without one.
 
@@ -112,34 +116,80 @@ class Hotwords:
             )
         for phrases in rows if has_lists(self.phrases) else rows[:1]:
             refuse_control_tokens(phrases, bridge.tokenizer)
-        heard = [
-            heard_phrases(own, phrases, bridge) if own is not None else []
-            for own, phrases in zip(texts, rows, strict=True)
-        ]
-        return [PhraseTree(phrases, self.weight) if phrases else None for phrases in heard]
+        scores, trees = [], []
+        for own, phrases in zip(texts, rows, strict=True):
+            heard = heard_phrases(own, phrases, bridge) if own is not None else []
+            spans = [(one.text, one.first, one.end) for one in heard]
+            scores.append(own.with_spans(spans) if spans else own)
+            trees.append(PhraseTree([one.phrase for one in heard], self.weight) if heard else None)
+        return scores, trees
 
 
 # ---- which phrases are heard ----
 
 
-def heard_phrases(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText) -> list[str]:
-    """The phrases that the CTC head hears anywhere in a clip, by `phrase_scores` of `LEAST_HEARD` or more."""
-    scores = phrase_scores(texts, phrases, bridge, LEAST_HEARD)
-    return [phrase for phrase, score in zip(phrases, scores, strict=True) if score >= LEAST_HEARD]
+@dataclass
+class Heard:
+    """A phrase that the CTC head hears in a clip.
+
+    Args:
+        phrase: as the caller wrote it.
+        text: as the CTC head writes it.
+        score: see `phrase_scores`.
+        first, end: its first frame, and the frame after its last.
+    """
+
+    phrase: str
+    text: bytes
+    score: float
+    first: int = 0
+    end: int = 0
 
 
-def phrase_scores(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText, least: float) -> list[float]:
+def heard_phrases(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText) -> list[Heard]:
+    """The phrases that the CTC head hears in a clip, with a score of `LEAST_HEARD` or more.
+
+    Of phrases that are heard in the same frames, the one with the best score is kept, with those inside of it.
+    """
+    found = phrase_scores(texts, phrases, bridge, LEAST_HEARD)
+    heard = [one for one in found if one.score >= LEAST_HEARD]
+    if not heard:
+        return []
+    least = 2 * LEAST_HEARD * max(len(one.text) for one in heard)
+    forward, backward = (SaidTexts(texts, least, is_reversed) for is_reversed in (False, True))
+    for one in heard:
+        one.first = len(texts.blank) - 1 - backward.last_frame(one.text[::-1])
+        one.end = max(forward.last_frame(one.text), one.first) + 1
+    kept: list[Heard] = []
+    for one in sorted(heard, key=lambda one: -one.score):
+        if all(_go_together(one, other) for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _go_together(one: Heard, other: Heard) -> bool:
+    is_inside = one.text in other.text or other.text in one.text
+    return is_inside or one.first >= other.end or other.first >= one.end
+
+
+def phrase_scores(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText, least: float) -> list[Heard]:
     """How well the CTC head hears each phrase at its best place in a clip, in nats for each byte; 0 is best.
 
     A score is the log-probability of all label sequences that write the phrase, minus that of the likeliest labels in
     the same frames.
 
     Args: least: scores below it may be -inf, which saves time.
+
+    Returns: the phrases without their frames.
     """
     spellings = [_spellings(phrase, bridge.form) for phrase in phrases]
     longest = max((len(text) for written in spellings for text in written), default=0)
     said = SaidTexts(texts, least * longest)
-    return [max(said.score(text) / len(text) for text in written) for written in spellings]
+    found = []
+    for phrase, written in zip(phrases, spellings, strict=True):
+        score, text = max((said.score(text) / len(text), text) for text in written)
+        found.append(Heard(phrase, text, score))
+    return found
 
 
 def _spellings(phrase: str, form: str) -> set[bytes]:
@@ -266,4 +316,4 @@ class PhraseTree:
         return _Matches(max([settled, *anywhere]), begun)
 
 
-__all__ = ["Hotwords", "PhraseTree", "check_hotword_weight", "check_hotwords", "has_lists", "phrase_scores"]
+__all__ = ["Hotwords", "PhraseTree", "check_hotword_weight", "check_hotwords", "has_lists", "heard_phrases"]

@@ -12,6 +12,7 @@ from transformers import pipeline
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form
 from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor
 from soundwave_hf.modeling.hotwords_soundwave import (
+    Heard,
     Hotwords,
     PhraseTree,
     check_hotwords,
@@ -125,7 +126,7 @@ def test_a_phrase_is_heard_as_well_as_its_best_place_allows(seed):
 
     for phrase in ("a", "ab", "aba"):
         text = b" " + phrase.encode()
-        (found,) = phrase_scores(bridge.texts(frames), [phrase], bridge, least=-100.0)
+        found = phrase_scores(bridge.texts(frames), [phrase], bridge, least=-100.0)[0].score
         assert found >= at_best_place(text) / len(text) - 1e-6
         spellings = {text, b" " + phrase.title().encode()}
         assert found == pytest.approx(
@@ -136,15 +137,37 @@ def test_a_phrase_is_heard_as_well_as_its_best_place_allows(seed):
 def test_phrases_that_are_said_are_heard_and_others_are_not():
     texts = BRIDGE.texts(said_clip("he met zyphrane today").frames)
     phrases = ["Zyphrane", "zyphmoor", "met Zyphrane", "kestrelmoor", "Today", "Zyphrane kestrel"]
-    assert heard_phrases(texts, phrases, BRIDGE) == ["Zyphrane", "met Zyphrane", "Today"]
+    heard = heard_phrases(texts, phrases, BRIDGE)
+    assert {one.phrase for one in heard} == {"Zyphrane", "met Zyphrane", "Today"}
+    # A label every second frame from frame 1: " zyphrane" are labels 7 to 15.
+    assert [(one.first, one.end) for one in heard if one.phrase == "Zyphrane"] == [(15, 32)]
     assert heard_phrases(texts, [], BRIDGE) == []
+
+
+def test_of_phrases_in_the_same_frames_the_best_is_kept():
+    texts = BRIDGE.texts(said_clip("he met zyphrane today").frames)
+    assert [one.phrase for one in heard_phrases(texts, ["Zyphrone", "Zyphrane"], BRIDGE)] == ["Zyphrane"]
+    assert [one.phrase for one in heard_phrases(texts, ["Zyphrone"], BRIDGE)] == ["Zyphrone"]
+
+
+def test_a_phrase_is_as_likely_as_the_best_labels_where_it_is_heard_and_nowhere_else():
+    texts = BRIDGE.texts(said_clip("he met zyphrane today").frames)
+    (one,) = heard_phrases(texts, ["Zyphrone"], BRIDGE)
+    both = texts.with_spans([(one.text, one.first, one.end)])
+    said, favoured = b" he met zyphrane today", b" he met zyphrone today"
+    assert both.whole(said) == pytest.approx(texts.whole(said), abs=1e-3)
+    assert texts.whole(favoured) < texts.whole(said) - 10
+    assert both.whole(favoured) == pytest.approx(texts.whole(said), abs=3)
+    assert both.prefix(b" he met zyphro") > texts.prefix(b" he met zyphro") + 10
+    for other in (b" he met zyphrow", b" he met zyphrone zyphrone today", b" zyphrone met zyphrane today"):
+        assert both.whole(other) < texts.whole(said) - 10
 
 
 @pytest.mark.parametrize("phrase", ["Zyphrane", "zyphrane"])
 def test_a_head_that_writes_case_hears_a_phrase_in_any(phrase):
     bridge = CTCText(BRIDGE.tokenizer, "as_written")
     texts = bridge.texts(said_clip("Zyphrane came", form="lower").frames)  # its labels are lower case
-    assert heard_phrases(texts, [phrase], bridge) == [phrase]
+    assert [one.phrase for one in heard_phrases(texts, [phrase], bridge)] == [phrase]
 
 
 # ---- scores of tokens ----
@@ -180,7 +203,8 @@ def test_scores_of_tokens_are_the_joint_scores_and_the_change_of_the_bonus(weigh
 def all_heard(monkeypatch):
     """A filter that leaves no phrase out: the random head hears none."""
     monkeypatch.setattr(
-        "soundwave_hf.modeling.hotwords_soundwave.heard_phrases", lambda texts, phrases, bridge: list(phrases)
+        "soundwave_hf.modeling.hotwords_soundwave.heard_phrases",
+        lambda texts, phrases, bridge: [Heard(phrase, b" ", 0.0) for phrase in phrases],
     )
 
 
@@ -332,4 +356,4 @@ def test_a_message_does_not_list_two_thousand_phrases(model, processor):
 
 def test_hotwords_of_a_call_know_how_many_rows_there_are():
     with pytest.raises(ValueError, match="`hotwords` holds 3 lists for 1 rows"):
-        Hotwords([["a"], ["b"], ["c"]], 1.0, 0.5).trees([None], BRIDGE)
+        Hotwords([["a"], ["b"], ["c"]], 1.0, 0.5).apply([None], BRIDGE)
