@@ -29,7 +29,7 @@ def ctc_form(text: str, form: str) -> str:
     Raises: `ValueError` for another form.
     """
     if form == "lower":
-        return "".join(f" {word}" for word in WORDS.findall(_plain(text)))
+        return words_of(text.lower())
     if form == "as_written":
         return "".join(f" {word}" for word in text.split())
     raise ValueError(
@@ -38,14 +38,15 @@ def ctc_form(text: str, form: str) -> str:
     )
 
 
-def _plain(text: str) -> str:
-    return text.lower().replace("’", "'")
+def words_of(text: str) -> str:
+    """A text with a space before each word and without punctuation, except apostrophes in words."""
+    return "".join(f" {word}" for word in WORDS.findall(text.replace("’", "'")))
 
 
-def lower_prefixes(answer: str) -> tuple[list[bytes], list[bytes]]:
-    """Texts in the form "lower" of an unfinished answer: those that may continue, and those that may be complete."""
-    plain = _plain(answer)
-    text = ctc_form(answer, "lower")
+def word_prefixes(answer: str) -> tuple[list[bytes], list[bytes]]:
+    """`words_of` an unfinished answer: the texts that may continue, and those that may be complete."""
+    plain = answer.replace("’", "'")
+    text = words_of(answer)
     last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
     behind = plain[last.end() :] if last is not None else plain
     if not behind:
@@ -97,7 +98,7 @@ class CTCText:
         if self.form == "as_written":
             text = ctc_form(answer, self.form)
             return [(text + " " if text and answer[-1].isspace() else text).encode()], []
-        return lower_prefixes(answer)
+        return word_prefixes(answer.lower())
 
     def whole(self, answer: str) -> bytes:
         """Label text of a finished answer."""
@@ -215,6 +216,7 @@ __all__ = [
     "ctc_form",
     "find_bridge",
     "find_tokenizer",
-    "lower_prefixes",
     "vocabulary_bytes",
+    "word_prefixes",
+    "words_of",
 ]

@@ -3,15 +3,15 @@
 First, phrases that the CTC head does not hear anywhere in the clip are left out (the filter of arXiv 2411.06437).
 Then, decoding favours the others. Where the head hears a phrase, it scores it like its own best labels (as in arXiv
 2406.07096, which replaces them). A prefix tree gives each byte of a phrase a bonus, against the LLM's low probability
-of a rare word, and takes it back if the text goes on in another way. Phrases are compared in lower case and without
-punctuation, in whole words.
+of a rare word, and takes it back if the text goes on in another way. Phrases are compared without punctuation, in
+whole words, with the case that the caller gives; words may also begin with a capital.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .ctc_scores_soundwave import CTCTexts, SaidTexts
-from .ctc_text_soundwave import CTCText, ctc_form, lower_prefixes
+from .ctc_text_soundwave import CTCText, ctc_form, word_prefixes, words_of
 from .spacing_soundwave import BEGINS, ENDS
 
 
@@ -192,10 +192,15 @@ def phrase_scores(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText, leas
     return found
 
 
+def _cases(phrase: str) -> set[str]:
+    """A phrase as written, at the beginning of a sentence, and with a capital for each word."""
+    words = phrase.split()
+    return {phrase, phrase[:1].upper() + phrase[1:], " ".join(word[:1].upper() + word[1:] for word in words)}
+
+
 def _spellings(phrase: str, form: str) -> set[bytes]:
     """The texts by which the CTC head may write a phrase."""
-    cases = {phrase, phrase.lower(), phrase[:1].upper() + phrase[1:]}
-    return {_begun(ctc_form(case, form)) for case in cases}
+    return {_begun(ctc_form(case, form)) for case in (*_cases(phrase), phrase.lower())}
 
 
 def _begun(text: str) -> bytes:
@@ -213,7 +218,7 @@ class _Node:
     Args:
         depth: number of its bytes, without the space before it.
         children: by the next byte.
-        rests: for each phrase that begins so, its remaining bytes as the caller wrote them.
+        rests: remaining bytes of each phrase that begins so.
         ends: whether it is a whole phrase.
         ends_anywhere: whether it is a whole phrase that may end inside of a text without spaces.
     """
@@ -269,33 +274,28 @@ class PhraseTree:
 
     def __init__(self, phrases: Sequence[str], weight: float):
         self.weight, self.root = weight, _Node()
-        for phrase in phrases:
-            self._add(phrase)
+        for text in dict.fromkeys(words_of(case) for phrase in phrases for case in sorted(_cases(phrase))):
+            self._add(text)
         self.matches = {b"": _Matches(0, [])}
 
-    def _add(self, phrase: str):
-        text = ctc_form(phrase, "lower")
-        begun = _begun(text)
-        written = (phrase if begun[:1] != b" " else f" {phrase}").encode()
-        written = written if len(written) == len(begun) else begun  # otherwise their bytes have other places
-        node = self.root
+    def _add(self, text: str):
+        node, begun = self.root, _begun(text)
         for place, byte in enumerate(begun):
-            if written[place:] not in node.rests:
-                node.rests.append(written[place:])
+            node.rests.append(begun[place:])
             node = node.children.setdefault(byte, _Node(place + 1 - (begun[:1] == b" ")))
         node.ends, node.ends_anywhere = True, ENDS.search(text) is not None
 
     def bonus(self, answer: str, is_whole: bool = False) -> float:
         """Bonus of an answer. Args: is_whole: whether the answer has ended."""
         if is_whole:
-            return self.weight * self._match(ctc_form(answer, "lower").encode()).whole()
-        begun, finished = lower_prefixes(answer)
+            return self.weight * self._match(words_of(answer).encode()).whole()
+        begun, finished = word_prefixes(answer)
         counts = [self._match(text).best() for text in begun] + [self._match(text).whole() for text in finished]
         return self.weight * max(counts)
 
     def continuations(self, answer: str) -> set[bytes]:
         """Texts that begin a phrase, or continue one that has begun."""
-        nodes = {id(node): node for text in lower_prefixes(answer)[0] for node, _ in self._match(text).begun}
+        nodes = {id(node): node for text in word_prefixes(answer)[0] for node, _ in self._match(text).begun}
         return {rest for node in (self.root, *nodes.values()) for rest in node.rests}
 
     def _match(self, text: bytes) -> _Matches:

@@ -39,7 +39,8 @@ from tests.modeling.test_word_times import BRIDGE, said_clip
         ("To Port Kent", 4, 4),  # the rest is taken back
         ("To Portugal", 0, 0),  # not the word "port"
         ("To Port Kestrelmoor", 16, 16),
-        ("To PORT-KESTRELMOOR, ", 16, 16),
+        ("To Port-Kestrelmoor, ", 16, 16),
+        ("To PORT Kestrelmoor", 0, 0),  # another case than given
         ("To Port Kestrelmoors", 4, 4),
         ("To Port Kestrelmoor Port", 20, 20),
         ("Ports, ports, ports.", 0, 0),
@@ -51,8 +52,14 @@ def test_each_byte_of_a_phrase_counts_until_the_text_goes_on_in_another_way(answ
     assert tree.bonus(answer, is_whole=True) == 0.5 * whole_bonus
 
 
+def test_words_may_begin_with_a_capital_and_otherwise_have_the_given_case():
+    tree = PhraseTree(["new york", "iPhone"], weight=1)
+    answers = ("new york", "New York", "New york", "NEW YORK", "iPhone", "IPhone", "iphone")
+    assert [tree.bonus(answer, is_whole=True) for answer in answers] == [8, 8, 8, 0, 6, 6, 0]
+
+
 def test_overlapping_phrases_count_once():
-    tree = PhraseTree(["new york", "york city hall"], weight=1)
+    tree = PhraseTree(["New York", "York City Hall"], weight=1)
     assert tree.bonus("New York City Hall", is_whole=True) == 14  # not 8 + 14
     assert tree.bonus("New York New York", is_whole=True) == 16
 
@@ -65,10 +72,11 @@ def test_phrases_without_spaces_match_inside_of_a_text():
 
 def test_continuations_are_the_rest_of_begun_phrases_as_written_and_all_beginnings():
     tree = PhraseTree(["Port Kestrelmoor", "portal"], weight=1)
-    starts = {b" Port Kestrelmoor", b" portal"}
+    starts = {b" Port Kestrelmoor", b" portal", b" Portal"}
     assert tree.continuations("To") == starts
-    assert tree.continuations("To por") == starts | {b"t Kestrelmoor", b"tal"}
-    assert tree.continuations("To port ") == starts | {b"Kestrelmoor", b"Port Kestrelmoor", b"portal"}
+    assert tree.continuations("To por") == starts | {b"tal"}
+    assert tree.continuations("To Por") == starts | {b"t Kestrelmoor", b"tal"}
+    assert tree.continuations("To Port ") == starts | {b"Kestrelmoor", b"Port Kestrelmoor", b"portal", b"Portal"}
 
 
 def brute_bonus(text: bytes, phrases: list[bytes], is_whole: bool) -> int:
