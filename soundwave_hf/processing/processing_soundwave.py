@@ -563,6 +563,11 @@ class SoundwaveProcessor(ProcessorMixin):
             inputs["is_transcription"] = marks(len(conversations), inputs["input_ids"])
             if hotwords is not None:
                 inputs["hotwords"] = hotwords
+        elif hotwords is not None:
+            raise ValueError(
+                "`hotwords` was given, but the output is not a dict of inputs and cannot hold them: leave `tokenize` "
+                "and `return_dict` out, or pass `hotwords` to `generate`."
+            )
         return inputs
 
     def _refuse_unknown(self, kwargs: dict):

@@ -305,6 +305,8 @@ def test_the_processor_passes_hotwords_to_generate(model, processor, all_heard):
     assert "hotwords" not in plain
     with pytest.raises(ValueError, match="`hotwords` holds 1 lists for 2 clips"):
         processor.apply_transcription_request(audio, hotwords=[["zyph"]])
+    with pytest.raises(ValueError, match="`hotwords` was given, but the output is not a dict"):
+        processor.apply_transcription_request(audio, hotwords=["zyph"], tokenize=False)
     model.get_ctc_clips(**inputs)  # ignores them, as the text
 
 
