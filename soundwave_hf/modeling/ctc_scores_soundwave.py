@@ -309,9 +309,9 @@ class SaidTexts(CTCTexts):
         peak = float(self._spell(text).peak)
         return peak if peak >= self.least else -np.inf
 
-    def last_frame(self, text: bytes) -> int:
-        """Last frame of the last label of a text, at its best place."""
-        return int(np.max(list(self._spell(text).ends.values()), axis=0).argmax()) - 1
+    def last_frames(self, text: bytes) -> np.ndarray:
+        """Scores `(frames,)` of a text whose last label ends with a frame."""
+        return np.max(list(self._spell(text).ends.values()), axis=0)[1:]
 
 
 __all__ = ["CTCFrames", "CTCTexts", "SaidTexts", "score_frames"]

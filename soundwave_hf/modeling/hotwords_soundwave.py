@@ -10,6 +10,8 @@ whole words, with the case that the caller gives; words may also begin with a ca
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from .ctc_scores_soundwave import CTCTexts, SaidTexts
 from .ctc_text_soundwave import CTCText, ctc_form, word_prefixes, words_of
 from .spacing_soundwave import BEGINS, ENDS
@@ -149,22 +151,33 @@ class Heard:
 def heard_phrases(texts: CTCTexts, phrases: Sequence[str], bridge: CTCText) -> list[Heard]:
     """The phrases that the CTC head hears in a clip, with a score of `LEAST_HEARD` or more.
 
-    Of phrases that are heard in the same frames, the one with the best score is kept, with those inside of it.
+    A phrase comes once for each place. Of phrases in the same frames, the one with the best score is kept, with those
+    inside of it.
     """
-    found = phrase_scores(texts, phrases, bridge, LEAST_HEARD)
-    heard = [one for one in found if one.score >= LEAST_HEARD]
-    if not heard:
-        return []
-    least = 2 * LEAST_HEARD * max(len(one.text) for one in heard)
-    forward, backward = (SaidTexts(texts, least, is_reversed) for is_reversed in (False, True))
-    for one in heard:
-        one.first = len(texts.blank) - 1 - backward.last_frame(one.text[::-1])
-        one.end = max(forward.last_frame(one.text), one.first) + 1
+    scores = phrase_scores(texts, phrases, bridge, LEAST_HEARD)
+    likely = [one for one in scores if one.score >= LEAST_HEARD]
+    least = 2 * LEAST_HEARD * max((len(one.text) for one in likely), default=0)
+    directions = [SaidTexts(texts, least, is_reversed) for is_reversed in (False, True)]
+    heard = [place for one in likely for place in _places(one, *directions)]
     kept: list[Heard] = []
     for one in sorted(heard, key=lambda one: -one.score):
         if all(_go_together(one, other) for other in kept):
             kept.append(one)
     return kept
+
+
+def _places(one: Heard, forward: SaidTexts, backward: SaidTexts) -> list[Heard]:
+    """A phrase at each of its places in the clip."""
+    lasts, firsts = forward.last_frames(one.text), backward.last_frames(one.text[::-1])[::-1]  # [frames]
+    found = []
+    while not found or lasts.max() >= LEAST_HEARD * len(one.text):
+        last = int(lasts.argmax())
+        fitting = np.flatnonzero(firsts[: last + 1] >= lasts[last] - 1)  # both sum over the paths of this place
+        first = int(fitting[-1]) if len(fitting) else int(firsts[: last + 1].argmax())
+        if all(first >= other.end or last < other.first for other in found):
+            found.append(Heard(one.phrase, one.text, lasts[last] / len(one.text), first, last + 1))
+        lasts[first : last + 1 + (last - first) // 2] = -np.inf
+    return found
 
 
 def _go_together(one: Heard, other: Heard) -> bool:

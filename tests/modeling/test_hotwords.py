@@ -152,6 +152,17 @@ def test_phrases_that_are_said_are_heard_and_others_are_not():
     assert heard_phrases(texts, [], BRIDGE) == []
 
 
+def test_a_phrase_that_is_said_twice_is_heard_at_both_places():
+    texts = BRIDGE.texts(said_clip("zyphrane met zyphrane").frames)
+    heard = heard_phrases(texts, ["Zyphrone"], BRIDGE)
+    assert sorted((one.first, one.end) for one in heard) == [(1, 18), (27, 44)]
+    both = texts.with_spans([(one.text, one.first, one.end) for one in heard])
+    said = b" zyphrane met zyphrane"
+    for favoured in (b" zyphrone met zyphrone", b" zyphrone met zyphrane", b" zyphrane met zyphrone"):
+        assert both.whole(favoured) == pytest.approx(texts.whole(said), abs=5) and texts.whole(favoured) < -15
+    assert both.whole(b" zyphrone met zyphrone zyphrone") < -15
+
+
 def test_of_phrases_in_the_same_frames_the_best_is_kept():
     texts = BRIDGE.texts(said_clip("he met zyphrane today").frames)
     assert [one.phrase for one in heard_phrases(texts, ["Zyphrone", "Zyphrane"], BRIDGE)] == ["Zyphrane"]
