@@ -179,6 +179,9 @@ def transcribe(arguments: argparse.Namespace) -> int | None:
         "chunk_length_s": arguments.chunk_seconds,
         "max_new_tokens": arguments.max_new_tokens,
         "ctc_only": arguments.ctc_only,
+        "hotwords": read_hotwords(arguments.hotwords),
+        "word_times": arguments.word_times,
+        "confidence": arguments.confidence,
         "generate": read_generate(arguments),
     }
     of_files = ("output", "beside", "force", "batch_size")
@@ -217,6 +220,13 @@ def add_transcribe(verbs):
     add_placing(verb, "float32 for adapters, a checkpoint's own")
     verb.add_argument("--language", help="of the speech, as code or English name; default: English")
     verb.add_argument("--ctc-only", action="store_true", help="the CTC head's transcript, without the LLM: fast")
+    verb.add_argument(
+        "--hotwords",
+        metavar="PHRASES",
+        help="names and terms to favour where they are heard: 'Kestrelmoor,Port Zyphrane', or @FILE with one a line",
+    )
+    verb.add_argument("--word-times", action="store_true", help="start and end of each word; subtitles follow them")
+    verb.add_argument("--confidence", action="store_true", help="a probability of each text and timed word, in json")
     verb.add_argument("--batch-size", type=int, help="pieces transcribed together; default: 8")
     verb.add_argument(
         "--chunk-seconds", type=float, help="longest piece of a recording, and longest subtitle; default: 30, live 10"
@@ -311,6 +321,20 @@ def read_mapping(text: str | None, option: str, example: str) -> dict:
     if not isinstance(mapping, dict):
         raise ValueError(f"`{option}` is `{text}`; expected a mapping, such as '{example}'.")
     return mapping
+
+
+def read_hotwords(text: str | None) -> list[str] | None:
+    """`"Ann,New York"` -> `["Ann", "New York"]`; `"@names.txt"` -> the lines of the file that are not empty.
+
+    Raises: ValueError where a name before or after a comma is empty, or a file has no line; OSError without the file.
+    """
+    if text is None or not text.startswith("@"):
+        return None if text is None else [phrase.strip() for phrase in text.split(",")]
+    with open(expand_path(text[1:], "`--hotwords`"), encoding="utf-8-sig") as file:
+        phrases = [line.strip() for line in file if line.strip()]
+    if not phrases:
+        raise ValueError(f"`--hotwords {text}`: the file has no line with a phrase.")
+    return phrases
 
 
 def read_columns(text: str | None) -> dict[str, str]:

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,7 @@ class StreamingTranscriber:
         pause_seconds (`float`): time without a CTC label that ends a segment.
         longest_seconds (`float`, *optional*): longest segment, 10 s by default, at most the encoder's window. Without
             a pause, the segment is cut at the quietest place of its last third.
-        language, max_new_tokens, ctc_only, generate: as in `TranscribeOptions`.
+        language, max_new_tokens, ctc_only, hotwords, generate: as in `TranscribeOptions`.
 
     Raises: `ValueError` for a value out of range.
 
@@ -89,10 +89,11 @@ class StreamingTranscriber:
         language: str | None = None,
         max_new_tokens: int | None = None,
         ctc_only: bool = False,
+        hotwords: Sequence[str] | None = None,
         generate: Mapping[str, Any] | None = None,
     ):
         self.model, self.processor = model, processor
-        given = {"max_new_tokens": max_new_tokens, "ctc_only": ctc_only, "generate": generate}
+        given = {"max_new_tokens": max_new_tokens, "ctc_only": ctc_only, "hotwords": hotwords, "generate": generate}
         self.options = TranscribeOptions(language, batch_size=1, **given)
         self.rate = processor.feature_extractor.sampling_rate  # Hz of the model
         self.sampling_rate = sampling_rate

@@ -1,6 +1,6 @@
 """Transcribe recordings of any length with a loaded model, or only its CTC head."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,18 @@ from .evaluation.transcribe import (
     batches_of_like_length,
     check_batch_size,
     check_generate,
+    ctc_texts_of,
     ctc_transcribe,
+    features_of,
+    generate_texts,
     generated_texts,
 )
+from .modeling.hotwords_soundwave import refuse_control_tokens
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
 from .modeling.segments_soundwave import cut_samples
+from .modeling.timed_generation_soundwave import ctc_clips
 from .processing.languages_soundwave import language_name
-from .transcripts import Segment, Transcript
+from .transcripts import Segment, Transcript, Word
 
 
 READ_AHEAD = 4  # batches of pieces that are read before the first of them is transcribed
@@ -35,6 +40,9 @@ class TranscribeOptions:
     max_new_tokens: int | None = None  # for each 30 s of a piece; 256 by default
     ctc_only: bool = False  # the CTC head's greedy transcript, without the LLM
     generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
+    hotwords: Sequence[str] | None = None  # names and terms that the LLM favours where they are heard
+    word_times: bool = False  # whether segments have words with their times
+    confidence: bool = False  # whether segments, and words if there are any, have a probability
 
     def __post_init__(self):
         check_batch_size(self.batch_size)
@@ -44,12 +52,25 @@ class TranscribeOptions:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
         check_generate(self.generate or {})
-        for name in ("language", "max_new_tokens", "generate"):
+        self._check_hotwords()
+        for name in ("language", "max_new_tokens", "hotwords", "generate"):
             if self.ctc_only and getattr(self, name) is not None:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, but only the LLM uses it, and `ctc_only` runs without the "
                     "LLM: leave one of the two out."
                 )
+
+    def _check_hotwords(self):
+        if self.hotwords is None:
+            return
+        if "hotwords" in (self.generate or {}):
+            raise ValueError("`hotwords` was given twice, by itself and in `generate`: leave one out.")
+        check_generate({"hotwords": self.hotwords})
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the words are aligned with the sound."""
+        return self.word_times or self.confidence
 
     @property
     def most_tokens(self) -> int:
@@ -116,6 +137,9 @@ def outcomes(
 
     Args: on_batch: called after each batch with its seconds of audio.
     """
+    hotwords = generate_options(options).get("hotwords")
+    if hotwords is not None:
+        refuse_control_tokens(hotwords, processor.tokenizer)
     group: list[Recording] = []
     for clip in clips:
         group.append(read_recording(processor, clip, options))
@@ -154,11 +178,11 @@ def transcribe_group(model, processor, group: list[Recording], options, on_batch
 
 
 def transcribe_batch(model, processor, batch: list[tuple[Recording, int]], options: TranscribeOptions):
-    """Put the text of each piece into its recording. If the model refuses a batch, each piece is tried alone."""
+    """Put what is said in each piece into its recording. If the model refuses a batch, each piece is tried alone."""
     rate = processor.feature_extractor.sampling_rate
     clips = [{"array": recording.pieces[place], "sampling_rate": rate} for recording, place in batch]
     try:
-        texts, finished = texts_of(model, processor, clips, options)
+        found = spoken_in(model, processor, clips, options)
     except (ValueError, torch.OutOfMemoryError) as error:
         if len(batch) == 1:
             batch[0][0].failure = error
@@ -166,8 +190,44 @@ def transcribe_batch(model, processor, batch: list[tuple[Recording, int]], optio
         for one in batch:
             transcribe_batch(model, processor, [one], options)
         return
-    for (recording, place), text, ended in zip(batch, texts, finished, strict=True):
-        recording.segments[place] = Segment(*recording.bounds[place], text, finished=ended)
+    for (recording, place), spoken in zip(batch, found, strict=True):
+        recording.segments[place] = spoken.segment(*recording.bounds[place])
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What is said in a piece of a recording."""
+
+    text: str
+    finished: bool = True  # whether the text ended before the limit
+    chunks: Sequence[dict] = ()  # words, as `generate` returns them; times are seconds of the piece
+    confidence: float | None = None
+
+    def segment(self, start: float, end: float) -> Segment:
+        """The segment of a piece. Args: start, end: seconds of the recording."""
+        words = tuple(word_of(chunk, start, has_confidence=self.confidence is not None) for chunk in self.chunks)
+        return Segment(start, end, self.text, words, self.confidence, self.finished)
+
+
+def word_of(chunk: dict, seconds: float, has_confidence: bool) -> Word:
+    """A word with times in the whole recording. Args: seconds: where the piece begins."""
+    start, end = chunk["timestamp"]
+    if start is not None:
+        start = round(start + seconds, 3)
+        end = max(round(end + seconds, 3), round(start + 0.001, 3))  # never without length after rounding
+    return Word(chunk["text"], start, end, chunk["probability"] if has_confidence else None)
+
+
+def spoken_in(model, processor, clips: list[dict], options: TranscribeOptions) -> list[Spoken]:
+    """What is said in each piece of one padded batch."""
+    if not options.is_aligned:
+        texts, finished = texts_of(model, processor, clips, options)
+        return [Spoken(text, ended) for text, ended in zip(texts, finished, strict=True)]
+    align = ctc_aligned if options.ctc_only else llm_aligned
+    texts, finished, chunks, probabilities = align(model, processor, clips, options)
+    chunks = chunks if options.word_times else [()] * len(texts)
+    probabilities = probabilities if options.confidence else [None] * len(texts)
+    return [Spoken(*of_piece) for of_piece in zip(texts, finished, chunks, probabilities, strict=True)]
 
 
 @torch.inference_mode()
@@ -175,8 +235,38 @@ def texts_of(model, processor, clips: list[dict], options: TranscribeOptions) ->
     """Texts of pieces in one padded batch, and whether each ended before the limit."""
     if options.ctc_only:
         return ctc_transcribe(model, processor, clips).texts, [True] * len(clips)
-    inputs = processor.apply_transcription_request(clips, language=options.language).to(model.device)
-    return generated_texts(model, processor, inputs, options.most_tokens, **(options.generate or {}))
+    return generated_texts(model, processor, request_of(model, processor, clips, options), **generate_options(options))
+
+
+@torch.inference_mode()
+def llm_aligned(model, processor, clips: list[dict], options: TranscribeOptions) -> tuple:
+    """Texts, whether each ended before the limit, words and probabilities, from one call of `generate`."""
+    inputs = request_of(model, processor, clips, options)
+    own = {**generate_options(options), "return_timestamps": "word"}
+    outputs, texts, finished = generate_texts(model, processor, inputs, **own)
+    return texts, finished, outputs.chunks, outputs.probabilities.tolist()
+
+
+@torch.inference_mode()
+def ctc_aligned(model, processor, clips: list[dict], options: TranscribeOptions) -> tuple:
+    """As `llm_aligned`, of the CTC head's transcripts, from one pass of the encoder."""
+    features = features_of(model, processor, clips)
+    audio_model = model.base_model
+    _, aligned, mask = audio_model.align(**features)
+    audio = audio_model.label(aligned, mask, audio_model.token_table())
+    texts = ctc_texts_of(model, processor, audio)
+    found = processor.align_word_timestamps(texts, ctc_clips(model, audio, **features))
+    chunks, probabilities = ([one[name] for one in found] for name in ("chunks", "probability"))
+    return texts, [True] * len(texts), chunks, probabilities
+
+
+def request_of(model, processor, clips: list[dict], options: TranscribeOptions):
+    return processor.apply_transcription_request(clips, language=options.language).to(model.device)
+
+
+def generate_options(options: TranscribeOptions) -> dict:
+    hotwords = {} if options.hotwords is None else {"hotwords": options.hotwords}
+    return {"max_new_tokens": options.most_tokens, **hotwords, **(options.generate or {})}
 
 
 __all__ = ["TranscribeOptions", "outcomes", "transcribe_clips"]

@@ -102,6 +102,42 @@ def request_digest(job: Job, settings: dict, format_name: str) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a run, and how they are loaded."""
+
+    checkpoint: str | None = None  # a whole model, by folder or hub name
+    adapter: str | os.PathLike | None = None  # without `checkpoint`; the shipped ones by default
+    encoder: str | None = None  # backbones of the adapters, as in `load_adapter`
+    llm: str | None = None
+    allow_other_backbones: bool = False
+    device: str | None = None
+    dtype: str | None = None
+
+    @cached_property
+    def folder(self) -> str:
+        return self.checkpoint or resolve_adapter(self.adapter or ADAPTER)
+
+    def settings(self) -> dict:
+        """What transcripts depend on, for `request_digest`."""
+        return weights_settings(self.folder, self.encoder, self.llm, self.dtype)
+
+    def load(self, ctc_only: bool) -> tuple:
+        """The model in eval mode and the processor."""
+        backbones = {name: getattr(self, name) for name in ("encoder", "llm", "allow_other_backbones")}
+        return load_weights(self.folder, not self.checkpoint, ctc_only, self.device, self.dtype, **backbones)
+
+
+def text_settings(options: TranscribeOptions) -> dict:
+    """What transcripts depend on besides the weights, for `request_digest`."""
+    settings = asdict(options)
+    del settings["batch_size"]  # changes no transcript
+    for name in ("hotwords", "word_times", "confidence"):
+        if not settings[name]:  # records of version 0.1 do not have them
+            del settings[name]
+    return settings
+
+
 def weights_settings(folder: str, encoder: str | None, llm: str | None, dtype: str | None) -> dict:
     """The weights and how they are loaded, for `request_digest`."""
     return {"weights": weights_of(folder), "encoder": weights_of(encoder), "llm": weights_of(llm), "dtype": dtype}
@@ -244,24 +280,34 @@ def transcribe_files(
     Raises: `ValueError` and `OSError` for bad options, inputs and outputs, before a model is loaded.
     """
     options, formats = TranscribeOptions(**options), read_formats(formats)
+    refuse_unwritten(options, formats)
     files = find_audio(inputs)
     check_rate(rate, files)
     jobs = plan_jobs(files, formats, output, beside)
     screen = None
     if output is None and not beside:
         screen = Screen(formats, alone=len(files) == len(inputs) == 1 and files[0].path == os.fspath(inputs[0]))
-    folder = checkpoint or resolve_adapter(adapter or ADAPTER)
-    settings = {} if screen else {**asdict(options), **weights_settings(folder, encoder, llm, dtype)}
-    settings.pop("batch_size", None)  # changes no transcript
+    weights = Weights(checkpoint, adapter, encoder, llm, allow_other_backbones, device, dtype)
+    settings = {} if screen else {**text_settings(options), **weights.settings()}
     jobs, skipped = split_done(jobs, settings, force)
     report = Report(skipped=skipped)
     if jobs:
-        backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-        model, processor = load_weights(folder, not checkpoint, options.ctc_only, device, dtype, **backbones)
+        model, processor = weights.load(options.ctc_only)
         run_jobs(model, processor, jobs, options, settings, rate, screen, report)
     if report.failed or not screen:
         print(report, file=sys.stderr)
     return report
+
+
+def refuse_unwritten(options: TranscribeOptions, formats: Sequence[str]):
+    """Raises: `ValueError` if no format shows the word times or the confidence that were requested."""
+    shown_by = {"word_times": ("json", "srt", "vtt", "tsv"), "confidence": ("json",)}
+    for name, known in shown_by.items():
+        if getattr(options, name) and not set(known) & set(formats):
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` was given, but the format is {','.join(formats)}, which does not show "
+                f"it: add one of {', '.join(known)} to `--format`, or leave the option out."
+            )
 
 
 def check_rate(rate: int | None, files: Sequence[AudioFile]):
@@ -393,6 +439,11 @@ def transcribe_live(
     from .live import LiveScreen, StreamingTranscriber, transcribe_pipe
 
     checked, formats = TranscribeOptions(**options), read_formats(formats)
+    for name in ("word_times", "confidence"):
+        if options.pop(name, False):
+            raise ValueError(
+                f"`--live` prints text alone: leave `--{name.replace('_', '-')}` out, or transcribe a file."
+            )
     if list(inputs) != [STANDARD_INPUT]:
         raise ValueError("`--live` transcribes standard input: give only `-` instead of files.")
     if rate is None:
@@ -404,9 +455,8 @@ def transcribe_live(
     refuse_terminal()
     if formats not in (("txt",), ("json",)):
         raise ValueError(f"The format is {','.join(formats)}, but `--live` prints only txt or json: give one of them.")
-    folder = checkpoint or resolve_adapter(adapter or ADAPTER)
-    backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-    model, processor = load_weights(folder, not checkpoint, checked.ctc_only, device, dtype, **backbones)
+    weights = Weights(checkpoint, adapter, encoder, llm, allow_other_backbones, device, dtype)
+    model, processor = weights.load(checked.ctc_only)
     transcriber = StreamingTranscriber(model, processor, rate, longest_seconds=chunk_length_s, **options)
     transcribe_pipe(transcriber, sys.stdin.buffer, LiveScreen(as_json=formats == ("json",)))
 

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .modeling.spacing_soundwave import join_texts
+
 
 LINE_CHARACTERS = 42  # longest line of a subtitle, a common limit
 CUE_CHARACTERS = 2 * LINE_CHARACTERS  # two lines, if words have times
@@ -57,7 +59,7 @@ class Transcript:
     @classmethod
     def of_segments(cls, segments: Sequence[Segment], seconds: float) -> "Transcript":
         """A transcript whose text joins the texts of the segments."""
-        return cls(" ".join(filter(None, (one_line(segment.text) for segment in segments))), tuple(segments), seconds)
+        return cls(join_texts(one_line(segment.text) for segment in segments), tuple(segments), seconds)
 
 
 def check_times(start: float, end: float):
@@ -100,23 +102,38 @@ def milliseconds(seconds: float) -> int:
 
 def cues_of_words(segment: Segment) -> Iterator[Cue]:
     """Cues of at most two lines. A word without times joins the words before it."""
-    groups: list[list[Word]] = []
-    for word in segment.words:
-        joins = groups and len(joined([*groups[-1], word])) <= CUE_CHARACTERS
+    groups: list[list[tuple[Word, str]]] = []
+    for word, text in zip(segment.words, spaced(segment), strict=True):
+        joins = groups and len(joined([*groups[-1], (word, text)])) <= CUE_CHARACTERS
         if groups and (joins or word.start is None):
-            groups[-1].append(word)
+            groups[-1].append((word, text))
         else:
-            groups.append([word])
+            groups.append([(word, text)])
     # Every group but the first begins with a word that has times.
-    first_end = groups[1][0].start if len(groups) > 1 else segment.end
+    first_end = groups[1][0][0].start if len(groups) > 1 else segment.end
     for group in groups:
-        timed = [word for word in group if word.start is not None]
+        timed = [word for word, _ in group if word.start is not None]
         start = timed[0].start if timed else segment.start
         yield cue(start, timed[-1].end if timed else first_end, joined(group))
 
 
-def joined(words: Sequence[Word]) -> str:
-    return " ".join(word.text.strip() for word in words)
+def spaced(segment: Segment) -> list[str]:
+    """The text of each word, after a space if the segment's text has one there."""
+    whole, place, found, before = one_line(segment.text), 0, [], ""
+    for word in segment.words:
+        text = one_line(word.text)
+        begin = whole.find(text, place)
+        if begin < 0:  # the segment's text has other words
+            is_apart = join_texts([before, text]) != before + text
+        else:
+            is_apart, place = " " in whole[place:begin], begin + len(text)
+        found.append(f" {text}" if is_apart else text)
+        before = text
+    return found
+
+
+def joined(words: Sequence[tuple[Word, str]]) -> str:
+    return "".join(text for _, text in words).strip()
 
 
 def wrapped(text: str) -> str:

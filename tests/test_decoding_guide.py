@@ -59,10 +59,3 @@ def test_it_names_what_a_chunk_holds(known):
 
 def test_it_tells_of_each_option():
     assert all(f"`{name}`" in GUIDE for name in OPTIONS)
-
-
-@pytest.mark.parametrize("option", [{"return_timestamps": "word"}, {"drop_unsupported": True}])
-def test_drafts_with_word_times_are_refused_as_it_says(known, option):
-    inputs = known["processor"].apply_transcription_request(str(known["home"] / "speech.wav"))
-    with pytest.raises(ValueError, match="`ctc_draft` is 'lossless'"):
-        known["model"].generate(**inputs, ctc_draft="lossless", max_new_tokens=3, **option)

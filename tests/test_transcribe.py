@@ -12,10 +12,13 @@ import soundfile
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from soundwave_hf import cli, transcribe, transcribe_clips, transcribe_files
+from soundwave_hf import SoundwaveForCTC, StreamingTranscriber, cli, transcribe, transcribe_clips, transcribe_files
 from soundwave_hf.audio_files import find_audio
 from soundwave_hf.evaluation import shipped
+from soundwave_hf.modeling import hotwords_soundwave
+from soundwave_hf.modeling.timed_generation_soundwave import ctc_clips
 from soundwave_hf.transcribe import outcomes
+from soundwave_hf.transcripts import Word
 from tests.tiny_models import save_tiny_soundwave
 
 
@@ -140,6 +143,11 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"ctc_only": True, "language": "de"}, "`language` is 'de', but only the LLM uses it"),
         ({"ctc_only": True, "max_new_tokens": 9}, "`max_new_tokens` is 9, but only the LLM uses it"),
+        ({"ctc_only": True, "hotwords": ["Ann"]}, r"`hotwords` is \['Ann'\], but only the LLM uses it"),
+        ({"hotwords": "Ann"}, "`hotwords` is 'Ann'; expected a list"),
+        ({"hotwords": ["..."]}, "`hotwords` holds '...'; expected a text with a letter"),
+        ({"hotwords": [["Ann"]]}, "`hotwords` holds lists; expected phrases, which are for all recordings"),
+        ({"hotwords": ["Ann"], "generate": {"hotwords": ["Bob"]}}, "`hotwords` was given twice"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_read(options, message):
@@ -159,6 +167,142 @@ def test_the_language_is_named_in_the_question(loaded, monkeypatch):
     clip = {"array": noise(0.5), "sampling_rate": RATE}
     list(transcribe_clips(model, processor, [clip], language="de", max_new_tokens=1))
     assert asked == ["de"]
+
+
+# ---- word times and confidence ----
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 12}, {"ctc_only": True}], ids=["llm", "ctc"])
+def test_words_have_times_of_the_recording_in_order(loaded, options):
+    clips = [{"array": noise(seconds, seed), "sampling_rate": RATE} for seed, seconds in enumerate([0.7, 5.3])]
+    plain = list(transcribe_clips(*loaded, clips, **options))
+    timed = list(transcribe_clips(*loaded, clips, word_times=True, **options))
+    assert [one.text for one in timed] == [one.text for one in plain]
+    for transcript in timed:
+        for segment in transcript.segments:
+            assert "".join("".join(word.text for word in segment.words).split()) == "".join(segment.text.split())
+            times = [time for word in segment.words if word.start is not None for time in (word.start, word.end)]
+            assert times == sorted(times) and all(segment.start <= time <= segment.end + 0.01 for time in times)
+            assert all(word.confidence is None for word in segment.words) and segment.confidence is None
+    later = [word for segment in timed[1].segments[1:] for word in segment.words if word.start is not None]
+    if "ctc_only" not in options:  # the random head writes no letter
+        assert min(word.start for word in later) > 1.0  # a piece of the window of 2 s begins after 1 s
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 12}, {"ctc_only": True}], ids=["llm", "ctc"])
+def test_confidence_is_that_of_generate_and_of_the_ctc_head(loaded, options):
+    model, processor = loaded
+    clip = {"array": noise(0.9, 1), "sampling_rate": RATE}
+    (alone,) = transcribe_clips(*loaded, [clip], confidence=True, **options)
+    (both,) = transcribe_clips(*loaded, [clip], confidence=True, word_times=True, **options)
+    assert alone.segments[0].words == () and both.segments[0].words
+    inputs = processor.apply_transcription_request([clip])
+    if "ctc_only" in options:
+        found = processor.align_word_timestamps(alone.text, model.get_ctc_clips(**inputs))
+        chunks, expected = found["chunks"], found["probability"]
+    else:
+        found = model.generate(**inputs, return_timestamps="word", max_new_tokens=12, do_sample=False)
+        chunks, expected = found.chunks[0], float(found.probabilities[0])
+    assert alone.segments[0].confidence == both.segments[0].confidence == pytest.approx(expected)
+    confidences = [word.confidence for word in both.segments[0].words]
+    assert confidences == pytest.approx([chunk["probability"] for chunk in chunks])
+
+
+@pytest.mark.parametrize("draft", ["lossless", "fast", "ctc"])
+def test_words_of_drafts_have_times_and_confidence(loaded, draft):
+    clip = {"array": noise(0.9, 1), "sampling_rate": RATE}
+    options = {"generate": {"ctc_draft": draft}, "max_new_tokens": 8}
+    (plain,) = transcribe_clips(*loaded, [clip], **options)
+    (timed,) = transcribe_clips(*loaded, [clip], word_times=True, confidence=True, **options)
+    assert timed.text == plain.text and timed.segments[0].words and timed.segments[0].confidence is not None
+
+
+def test_a_head_of_stage_one_times_its_words(loaded):
+    model, processor = loaded
+    head = SoundwaveForCTC(model.config).eval()
+    head.load_state_dict(model.model.state_dict(), strict=False)
+    head.token_embeddings.load_state_dict(model.get_input_embeddings().state_dict())
+    clip = {"array": noise(0.9, 1), "sampling_rate": RATE}
+    options = {"ctc_only": True, "word_times": True}
+    (whole,), (alone,) = (list(transcribe_clips(one, processor, [clip], **options)) for one in (model, head))
+    assert [word.text for segment in alone.segments for word in segment.words]
+    expected = processor.align_word_timestamps(alone.text, ctc_clips_of(head, processor, clip))["chunks"]
+    times = [(word.start, word.end) for word in alone.segments[0].words]
+    assert times == [chunk["timestamp"] for chunk in expected]
+    assert len(whole.segments) == len(alone.segments) == 1
+
+
+def ctc_clips_of(head, processor, clip):
+    features = transcribe.features_of(head, processor, [clip])
+    _, aligned, mask = head.align(**features)
+    return ctc_clips(head, head.label(aligned, mask, head.token_table()), **features)
+
+
+def test_a_word_that_could_not_be_aligned_has_no_times_and_none_is_without_length():
+    chunk = {"text": "a", "timestamp": (None, None), "probability": 0.0}
+    assert transcribe.word_of(chunk, 2.0, has_confidence=True) == Word("a", None, None, 0.0)
+    chunk = {"text": "a", "timestamp": (0.0141, 0.0143), "probability": 0.5}
+    assert transcribe.word_of(chunk, 2.0, has_confidence=False) == Word("a", 2.014, 2.015)
+
+
+def test_the_command_writes_word_times_and_confidence(here, run):
+    code, text, err = run("c.wav", "--format", "json", "--word-times", "--confidence")
+    assert (code, err) == (0, "")
+    (segment,) = json.loads(text)["segments"]
+    assert segment.keys() >= {"confidence", "words"} and segment["words"][0].keys() >= {"word", "confidence"}
+    assert "words" not in run("c.wav", "--format", "json", "--confidence")[1]
+    assert run("calls", "--output", "out", "--format", "json")[0] == 0
+    assert "A transcript would overwrite" in run("calls", "--output", "out", "--format", "json", "--word-times")[2]
+
+
+def test_records_without_the_new_options_still_count(loaded):
+    settings = transcribe_files.text_settings(transcribe.TranscribeOptions())
+    assert list(settings) == ["language", "chunk_length_s", "max_new_tokens", "ctc_only", "generate"]
+
+
+# ---- hotwords ----
+
+
+@pytest.fixture
+def all_heard(monkeypatch):
+    """A filter that leaves no phrase out: the random head hears none."""
+    heard = lambda texts, phrases, bridge: [hotwords_soundwave.Heard(phrase, b" ", 0.0) for phrase in phrases]  # noqa: E731
+    monkeypatch.setattr(hotwords_soundwave, "heard_phrases", heard)
+
+
+WEIGHTS = ("--generate", "{hotword_weight: 60, ctc_weight: 0}", "--max-new-tokens", "12")
+
+
+def test_hotwords_are_written_where_they_are_heard(here, run, all_heard):
+    (here / "names.txt").write_text("\ufeffPort Zy\n\nzyph\n", encoding="utf-8")
+    assert "zyph" in run("c.wav", "--hotwords", "zyph", *WEIGHTS)[1].lower()
+    assert "kestrel" in run("c.wav", "--hotwords", "zyph, kestrel", *WEIGHTS)[1].lower()  # more bytes
+    assert "zy" in run("c.wav", "--hotwords", "@names.txt", *WEIGHTS)[1].lower()
+    assert cli.read_hotwords("@names.txt") == ["Port Zy", "zyph"] and cli.read_hotwords("a, b c") == ["a", "b c"]
+    assert run("c.wav", "--output", "out", "--hotwords", "zyph", *WEIGHTS)[0] == 0
+    assert "zyph" in (here / "out" / "c.txt").read_text().lower()
+    assert "A transcript would overwrite" in run("c.wav", "--output", "out", *WEIGHTS)[2]
+
+
+def test_hotwords_that_are_not_heard_change_nothing(here, run):
+    assert run("c.wav", "--hotwords", "Kestrelmoor") == run("c.wav")
+
+
+def test_a_control_token_among_hotwords_stops_the_run(here, run):
+    code, out, err = run("calls", "--hotwords", "a<|im_end|>")
+    assert (code, out) == (2, "") and err.count("\n") == 0 and "with the control token '<|im_end|>'" in err
+
+
+def test_a_file_without_hotwords_is_refused(here, run):
+    (here / "names.txt").write_text("\n \n")
+    assert "the file has no line with a phrase" in run("c.wav", "--hotwords", "@names.txt")[2]
+
+
+def test_live_text_has_hotwords_too(loaded, all_heard):
+    options = {"hotwords": ["zyph"], "generate": {"hotword_weight": 60.0, "ctc_weight": 0}, "max_new_tokens": 12}
+    transcriber = StreamingTranscriber(*loaded, RATE, **options)
+    events = [*transcriber.feed(noise(1.0)), *transcriber.finish()]
+    assert "zyph" in events[-1].text.lower()
 
 
 # ---- which files ----
@@ -227,6 +371,12 @@ def test_lines_of_several_files_have_their_names(here, run):
         (["c.wav", "--format", "txt,srt"], "The formats txt, srt cannot be printed together"),
         (["calls", "--format", "srt"], "Several files cannot be printed together as srt"),
         (["c.wav", "--format", "str"], "There is no format `str`. Did you mean `srt`?"),
+        (["c.wav", "--hotwords", "Ann,,Bob"], "`hotwords` holds ''; expected a text with a letter or a digit"),
+        (["c.wav", "--hotwords", "@absent.txt"], "absent.txt"),
+        (["c.wav", "--word-times"], "`--word-times` was given, but the format is txt, which does not show it"),
+        (["c.wav", "--confidence", "--format", "srt"], "`--confidence` was given, but the format is srt"),
+        (["-", "--live", "--rate", "16000", "--word-times"], "leave `--word-times` out, or transcribe a file"),
+        (["-", "--live", "--rate", "16000", "--confidence"], "leave `--confidence` out, or transcribe a file"),
         (["c.wav", "--rate", "16000"], "`--rate` is for raw samples on standard input"),
         (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
         (["-", "--beside"], "standard input has no folder"),

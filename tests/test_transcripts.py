@@ -144,3 +144,23 @@ def test_formats_are_named_alone_together_or_all():
 def test_an_unknown_format_is_refused_with_the_closest(written, hint):
     with pytest.raises(ValueError, match=rf"{hint}.*Choose from txt, json, srt, vtt, tsv, or `all`"):
         read_formats(written)
+
+
+def test_texts_of_languages_without_spaces_are_joined_without_them():
+    segments = [Segment(0, 1, "今天天气"), Segment(1, 2, "很好。"), Segment(2, 3, "Hello"), Segment(3, 4, "再见")]
+    assert Transcript.of_segments(segments, 4).text == "今天天气很好。 Hello 再见"
+    assert Transcript.of_segments([Segment(0, 1, "สวัสดี"), Segment(1, 2, "ครับ")], 2).text == "สวัสดีครับ"
+    assert Transcript.of_segments([Segment(0, 1, "안녕"), Segment(1, 2, "하세요")], 2).text == "안녕 하세요"
+
+
+def test_words_are_joined_as_in_the_text_of_their_segment():
+    def shown(text: str, *words: str) -> str:
+        timed = tuple(Word(word, number, number + 0.5) for number, word in enumerate(words))
+        return FORMATS["tsv"](Transcript.of_segments([Segment(0, 9, text, timed)], 9)).splitlines()[1].split("\t")[2]
+
+    assert shown("我用Python写 代码。", "我", "用", "Python", "写", "代", "码。") == "我用Python写 代码。"
+    assert shown("Ann  is\nhere", "Ann", "is", "here") == "Ann is here"
+    assert shown("x", "我", "很", "ok", "ja") == "我很 ok ja"  # other words than the text's
+    many = tuple(Word("字", number / 10, number / 10 + 0.05) for number in range(100))
+    rows = FORMATS["tsv"](Transcript.of_segments([Segment(0, 10, "字" * 100, many)], 10)).splitlines()[1:]
+    assert [len(row.split("\t")[2]) for row in rows] == [84, 16]

@@ -58,7 +58,11 @@ class Clips:
 
     def refresh(self) -> None:
         began = time.monotonic()
-        new = [row for row in all_clips(finished_rows) if row["audio"] not in self.samples and row["audio"] not in self.bad]
+        new = [
+            row
+            for row in all_clips(finished_rows)
+            if row["audio"] not in self.samples and row["audio"] not in self.bad
+        ]
         new = [row for row in new if row["seconds"] <= LONGEST_SECONDS]
         with ThreadPoolExecutor(8) as pool:
             for row, samples in zip(new, pool.map(read_clip, [row["audio"] for row in new]), strict=True):

@@ -14,7 +14,9 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ..modeling.decoding_soundwave import CTC_OPTIONS
+from ..modeling.hotwords_soundwave import check_hotwords, has_lists
 from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
+from ..modeling.spacing_soundwave import join_texts
 from ..processing.processing_soundwave import ASR_QUESTION
 from .metrics import collapse_ctc, language_code
 from .rows import SAMPLING_RATE, Request, decoded_groups
@@ -111,12 +113,18 @@ def generated_texts(
         max_new_tokens: for each encoder window of the longest clip.
         options: of `generate`; greedy by default.
     """
+    _, texts, ended = generate_texts(model, processor, inputs, max_new_tokens, **options)
+    return texts, ended
+
+
+def generate_texts(model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKENS, **options) -> tuple:
+    """The output of `generate`, and what `generated_texts` returns."""
     options = {"do_sample": False, "tokenizer": processor.tokenizer, **options}
     limit = max_new_tokens * windows_of(inputs, processor)
-    ids = model.generate(**inputs, max_new_tokens=limit, **options)
-    new_ids = ids[:, inputs["input_ids"].shape[1] :]
+    outputs = model.generate(**inputs, max_new_tokens=limit, **options)
+    new_ids = getattr(outputs, "sequences", outputs)[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
-    return [text.strip() for text in texts], finished(model, new_ids, limit)
+    return outputs, [text.strip() for text in texts], finished(model, new_ids, limit)
 
 
 def windows_of(inputs, processor) -> int:
@@ -142,28 +150,37 @@ def ctc_of_requests(
     clips = [clip for request in requests for clip in request.clips]
     found = ctc_transcribe(model, processor, clips, limits) if clips else Transcripts([], 0.0, [], [])
     texts, positions = iter(found.texts), iter(found.num_positions)
-    joined = [" ".join(next(texts) for _ in request.clips) if request.clips else None for request in requests]
+    joined = [join_texts(next(texts) for _ in request.clips) if request.clips else None for request in requests]
     return joined, [sum(next(positions) for _ in request.clips) for request in requests]
 
 
-def audio_of(model, processor, clips: Sequence, limits: PositionLimits | None = None):
-    """Encode clips in one padded batch. Returns: `SoundwaveAudioOutput`."""
+def features_of(model, processor, clips: Sequence) -> dict[str, torch.Tensor]:
+    """`input_features` and `input_features_mask` of clips, in one padded batch on the model's device."""
     features = processor.log_mel(processor.load_clips(list(clips)))
+    return {name: torch.from_numpy(values).to(model.device) for name, values in features.items()}
+
+
+def audio_of(model, features: dict[str, torch.Tensor], limits: PositionLimits | None = None):
+    """Encode the features of clips. Returns: `SoundwaveAudioOutput`."""
     encode = getattr(model, "get_audio_features", model)  # `SoundwaveForCTC` has only `forward`
-    inputs = {name: torch.from_numpy(values).to(model.device) for name, values in features.items()}
-    return encode(**inputs, **({} if limits is None else {"position_limits": limits}))
+    return encode(**features, **({} if limits is None else {"position_limits": limits}))
+
+
+def ctc_texts_of(model, processor, audio) -> list[str]:
+    """Greedy transcripts of the CTC head. Args: audio: what `audio_of` returns."""
+    ids = [
+        collapse_ctc(best[:frames], model.config.audio_token_id)
+        for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
+    ]
+    return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
 
 @torch.inference_mode()
 def ctc_transcribe(model, processor, clips: Sequence, limits: PositionLimits | None = None) -> Transcripts:
     """Greedy transcripts of the CTC head, without the LLM. Stage I trains only this part."""
     start = time.perf_counter()
-    audio = audio_of(model, processor, clips, limits)
-    ids = [
-        collapse_ctc(best[:frames], model.config.audio_token_id)
-        for best, frames in zip(audio.ctc_best.tolist(), audio.num_frames.tolist(), strict=True)
-    ]
-    texts = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+    audio = audio_of(model, features_of(model, processor, clips), limits)
+    texts = ctc_texts_of(model, processor, audio)
     return Transcripts(texts, time.perf_counter() - start, texts, audio.num_positions.tolist())
 
 
@@ -186,6 +203,8 @@ def check_generate(options: Mapping[str, Any]):
                 f"`generate` has the option `{name}`, which is not taken here."
                 + (f" Did you mean `{near[0]}`?" if near else " The number of tokens has an option of its own.")
             )
+    if options.get("hotwords") is not None and has_lists(check_hotwords(options["hotwords"])):
+        raise ValueError("`hotwords` holds lists; expected phrases, which are for all recordings here.")
 
 
 def model_system(

@@ -36,6 +36,7 @@ from .backbones_soundwave import (
     refuse_unsettable,
 )
 from .configuration_soundwave import SoundwaveConfig
+from .ctc_scores_soundwave import CTCFrames
 from .folders_soundwave import backbone_name, choose_backbones, weights_digest
 from .generation_soundwave import CACHE_NAMES
 from .loading_soundwave import from_adapter, take_adapter
@@ -436,6 +437,10 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             raise ImportError("The LLM's embeddings are offloaded, which needs `accelerate`: install it.") from error
         with align_module_device(embeddings):
             return embeddings.weight.data
+
+    def ctc_frames(self, audio: SoundwaveAudioOutput) -> list[CTCFrames]:
+        """CTC log-probabilities of each clip's frames. Args: audio: the output of the audio side."""
+        return self.ctc_head.score_frames(audio.aligned_states, audio.num_frames, self.token_table())
 
     def keep_mask(
         self, ctc_best: torch.Tensor, mask: torch.Tensor, limits: PositionLimits | None = None

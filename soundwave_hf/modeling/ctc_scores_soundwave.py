@@ -141,19 +141,53 @@ class CTCTexts:
     def __init__(self, frames: CTCFrames, bytes_of: Sequence[bytes], byte_labels: Sequence[int]):
         best = frames.top_ids[frames.top_log_probs >= np.log(LEAST_PROBABILITY)].unique().tolist()
         labels = {label for label in (*best, *byte_labels) if bytes_of[label]}
-        self.labels = sorted(labels, key=lambda label: bytes_of[label])
-        self.texts = [bytes_of[label] for label in self.labels]  # sorted, so that equal beginnings are adjacent
+        labels = sorted(labels, key=lambda label: bytes_of[label])
+        log_probs = frames.columns(labels).T.cpu().double().numpy()
+        blank = frames.blank_log_probs.cpu().double().numpy()
+        texts = [bytes_of[label] for label in labels]
+        self._set(texts, np.maximum(log_probs, -700.0), np.maximum(blank, -700.0))
+
+    @classmethod
+    def _of(cls, texts: list[bytes], log_probs: np.ndarray, blank: np.ndarray) -> "CTCTexts":
+        found = cls.__new__(cls)
+        found._set(texts, log_probs, blank)
+        return found
+
+    def _set(self, texts: list[bytes], log_probs: np.ndarray, blank: np.ndarray):
+        """Args: texts: of each label, sorted; log_probs `(labels, frames)`, blank `(frames,)`: finite."""
+        self.texts = texts  # sorted, so that equal beginnings are adjacent
         self.most_bytes = max(map(len, self.texts))
-        log_probs = frames.columns(self.labels).T.cpu().double().numpy()
-        self.log_probs = np.maximum(log_probs, -700.0)  # [labels, frames], finite
-        self.probs = np.exp(self.log_probs)
+        self.log_probs, self.probs, self.blank = log_probs, np.exp(log_probs), blank
         self.places = {}  # text -> indices of its labels
         for place, text in enumerate(self.texts):
             self.places.setdefault(text, []).append(place)
-        blank = frames.blank_log_probs.cpu().double().numpy()
-        self.blank = np.maximum(blank, -700.0)
+        self.spans = {}  # label -> first frame, frame after the last, and log-probability of all: see `with_spans`
         self.spelt = {b"": _Spelt({}, np.concatenate([[0.0], np.cumsum(self.blank)]))}
+        self.least = -np.inf  # texts with a lower peak are not continued
         self.begun, self.columns = {b"": 0.0}, {}
+
+    def likeliest(self) -> np.ndarray:
+        """Log-probability of the likeliest label or the blank at each frame, `(frames,)`."""
+        return np.maximum(self.log_probs.max(axis=0), self.blank)
+
+    def with_spans(self, spans: Sequence[tuple[bytes, int, int]]) -> "CTCTexts":
+        """The same scores with additional labels, each as likely as the likeliest labels in one span of frames.
+
+        Such a label takes all frames of its span.
+
+        Args: spans: text of a label, its first frame and the frame after its last.
+        """
+        likeliest = self.likeliest()
+        rows = np.full((len(spans), len(self.blank)), -700.0)
+        for row, (_, first, _) in zip(rows, spans, strict=True):
+            row[first] = likeliest[first]
+        texts = [*self.texts, *(text for text, _, _ in spans)]
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        log_probs = np.concatenate([self.log_probs, rows])[order]
+        found = CTCTexts._of([texts[place] for place in order], log_probs, self.blank)
+        for number, (_, first, end) in enumerate(spans, start=len(self.texts)):
+            found.spans[order.index(number)] = first, end, likeliest[first:end].sum()
+        return found
 
     def whole(self, text: bytes) -> float:
         """Log-probability that the transcript is this text."""
@@ -225,13 +259,22 @@ class CTCTexts:
             self.spelt[text[:end]] = self._spell_last(text[:end])
         return self.spelt[text]
 
+    def _ends_of(self, label: int, before: _Spelt) -> np.ndarray:
+        """Log-probability `(frames + 1,)` that a text and then a label are complete after so many frames."""
+        if label not in self.spans:
+            return _held(self.log_probs[label], before.before(label))
+        first, end, log_prob = self.spans[label]
+        ends = np.full(len(self.blank) + 1, -np.inf)
+        ends[end] = before.total[first] + log_prob
+        return ends
+
     def _spell_last(self, text: bytes) -> _Spelt:
         ends = {}
         for length in range(1, min(self.most_bytes, len(text)) + 1):
             for label in self.places.get(text[len(text) - length :], ()):
                 before = self.spelt[text[: len(text) - length]]
-                if before.peak > -np.inf:
-                    ends[label] = _held(self.log_probs[label], before.before(label))
+                if before.peak > self.least:
+                    ends[label] = self._ends_of(label, before)
         peaks = {label: values.max() for label, values in ends.items()}
         best = max(peaks.values(), default=-np.inf)
         ends = {label: values for label, values in ends.items() if peaks[label] >= best - NEGLIGIBLE}
@@ -241,4 +284,34 @@ class CTCTexts:
         return _Spelt(ends, _held(self.blank, reached[:-1]))
 
 
-__all__ = ["CTCFrames", "CTCTexts", "score_frames"]
+class SaidTexts(CTCTexts):
+    """Scores of texts that may be said anywhere in a clip, minus those of the likeliest labels in the same frames.
+
+    Args:
+        texts: scores of the clip.
+        least: nats; texts with a lower score at every place are not continued.
+        is_reversed: whether frames and texts run backwards.
+    """
+
+    def __init__(self, texts: CTCTexts, least: float, is_reversed: bool = False):
+        order = slice(None, None, -1 if is_reversed else 1)
+        likeliest = texts.likeliest()
+        self.places, self.most_bytes = texts.places, texts.most_bytes
+        if is_reversed:
+            self.places = {text[::-1]: places for text, places in texts.places.items()}
+        self.log_probs = (texts.log_probs - likeliest)[:, order]
+        self.blank = (texts.blank - likeliest)[order]
+        self.least, self.spans = least, {}
+        self.spelt = {b"": _Spelt({}, np.zeros(len(self.blank) + 1))}  # a text may begin at any frame
+
+    def score(self, text: bytes) -> float:
+        """Score of a text at its best place, in nats; -inf if it is below `least`."""
+        peak = float(self._spell(text).peak)
+        return peak if peak >= self.least else -np.inf
+
+    def last_frames(self, text: bytes) -> np.ndarray:
+        """Scores `(frames,)` of a text whose last label ends with a frame."""
+        return np.max(list(self._spell(text).ends.values()), axis=0)[1:]
+
+
+__all__ = ["CTCFrames", "CTCTexts", "SaidTexts", "score_frames"]

@@ -34,14 +34,29 @@ def ctc_form(text: str, form: str) -> str:
     if form == "lower_spelled":
         return ctc_form(spell_numbers(text), "lower")
     if form == "lower":
-        return "".join(f" {word}" for word in WORDS.findall(_plain(text)))
+        return words_of(text.lower())
     if form == "as_written":
         return "".join(f" {word}" for word in text.split())
     raise ValueError(f"`ctc_text` of the config is {form!r}; expected one of {CTC_FORMS}.")
 
 
-def _plain(text: str) -> str:
-    return text.lower().replace("’", "'")
+def words_of(text: str) -> str:
+    """A text with a space before each word and without punctuation, except apostrophes in words."""
+    return "".join(f" {word}" for word in WORDS.findall(text.replace("’", "'")))
+
+
+def word_prefixes(answer: str) -> tuple[list[bytes], list[bytes]]:
+    """`words_of` an unfinished answer: the texts that may continue, and those that may be complete."""
+    plain = answer.replace("’", "'")
+    text = words_of(answer)
+    last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
+    behind = plain[last.end() :] if last is not None else plain
+    if not behind:
+        return [text.encode()], []  # the last word may continue
+    prefixes = [f"{text} ".encode()]
+    if behind == "'" and text:  # inside "don't", or a closing quote
+        prefixes.append(f"{text}'".encode())
+    return prefixes, [text.encode()]
 
 
 class CTCText:
@@ -87,19 +102,10 @@ class CTCText:
         if self.form == "as_written":
             text = ctc_form(answer, self.form)
             return [(text + " " if text and answer[-1].isspace() else text).encode()], []
-        plain = _plain(answer)
-        number = unfinished_number(plain) if self.form == "lower_spelled" else None
-        if number is not None:
-            return _number_prefixes(*number)
-        text = ctc_form(answer, self.form)
-        last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
-        behind = plain[last.end() :] if last is not None else plain
-        if not behind:
-            return [text.encode()], []  # the last word may continue
-        prefixes = [f"{text} ".encode()]
-        if behind == "'" and text:  # inside "don't", or a closing quote
-            prefixes.append(f"{text}'".encode())
-        return prefixes, [text.encode()]
+        if self.form != "lower_spelled":
+            return word_prefixes(answer.lower())
+        number = unfinished_number(answer.lower())
+        return word_prefixes(spell_numbers(answer).lower()) if number is None else _number_prefixes(*number)
 
     def whole(self, answer: str) -> bytes:
         """Label text of a finished answer."""
@@ -228,4 +234,14 @@ def _find_tokenizer(*names: str):
     )
 
 
-__all__ = ["CTC_FORMS", "CTCText", "bridge_of", "ctc_form", "find_bridge", "find_tokenizer", "vocabulary_bytes"]
+__all__ = [
+    "CTC_FORMS",
+    "CTCText",
+    "bridge_of",
+    "ctc_form",
+    "find_bridge",
+    "find_tokenizer",
+    "vocabulary_bytes",
+    "word_prefixes",
+    "words_of",
+]

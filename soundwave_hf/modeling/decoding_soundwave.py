@@ -1,5 +1,6 @@
 """Joint decoding: the LLM's next tokens, rescored with the CTC head's scores."""
 
+import reprlib
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -9,11 +10,12 @@ from transformers.generation import LogitsProcessor
 from .ctc_scores_soundwave import CTCTexts
 from .ctc_text_soundwave import CTCText, find_bridge
 from .drafts_soundwave import Draft, draft_of, drafted
+from .hotwords_soundwave import CTC_WEIGHT, HOTWORD_WEIGHT, Hotwords, PhraseTree, check_hotword_weight, check_hotwords
 
 
 LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score
 # Options of `generate` that use the CTC head.
-CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability")
+CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 
 
@@ -21,9 +23,9 @@ class CTCLogitsProcessor(LogitsProcessor):
     """Scores each next token by the LLM and the CTC head (one-pass joint decoding, P17-1048).
 
     A token's score is `(1 - weight) * log p_LLM(token) + weight * (F(answer + token) - F(answer))`, where `F` is the
-    CTC log-probability of all transcripts that begin with an answer, or, after the end token, that equal it. Tokens
-    that cannot be among the best get -inf. Scores depend only on a row's clip and text, so beams may be reordered and
-    drafts cut between two calls.
+    CTC log-probability of all transcripts that begin with an answer, or, after the end token, that equal it. With a
+    `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get -inf. Scores depend only
+    on a row's clip and text, so beams may be reordered and drafts cut between two calls.
 
     Args:
         texts: one for each row of the prompt; None for a row that is not changed.
@@ -31,6 +33,7 @@ class CTCLogitsProcessor(LogitsProcessor):
         weight: weight of the CTC head, from 0 to less than 1.
         prompt_length: tokens of a row before its answer.
         end_ids: tokens that end an answer.
+        trees (*optional*): the favoured phrases of each row; None for a row without some.
 
     Raises: `ValueError` for a weight out of range.
 
@@ -51,56 +54,69 @@ class CTCLogitsProcessor(LogitsProcessor):
         weight: float,
         prompt_length: int,
         end_ids: Sequence[int],
+        trees: Sequence[PhraseTree | None] | None = None,
     ):
         self.texts, self.bridge = list(texts), bridge
+        self.trees = [None] * len(self.texts) if trees is None else list(trees)
         self.weight = check_weight(weight)
         self.prompt_length = prompt_length
         self.end_ids = set(end_ids)
 
     def for_row(self, row: int) -> "CTCLogitsProcessor":
         """The same for one row of the prompt alone."""
-        return CTCLogitsProcessor(
-            self.texts[row : row + 1], self.bridge, self.weight, self.prompt_length, self.end_ids
-        )
+        own = slice(row, row + 1)
+        given = self.bridge, self.weight, self.prompt_length, self.end_ids
+        return CTCLogitsProcessor(self.texts[own], *given, self.trees[own])
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         copies = len(input_ids) // len(self.texts)  # beams or samples of a row
         log_probs = scores.float().log_softmax(dim=-1)
         joint = torch.full_like(log_probs, -torch.inf)
         for row, answer in enumerate(input_ids[:, self.prompt_length :].tolist()):
-            text = self.texts[row // copies]
-            if text is None:
+            own = row // copies
+            if self.texts[own] is None:
                 joint[row] = scores[row]
                 continue
-            found = self._score_row(text, answer, log_probs[row], num_kept=2 * copies if copies > 1 else 1)
+            found = self._score_row(own, answer, log_probs[row], num_kept=2 * copies if copies > 1 else 1)
             tokens = torch.tensor(list(found), device=joint.device)
             joint[row, tokens] = torch.tensor(list(found.values()), device=joint.device, dtype=joint.dtype)
         return joint.to(scores.dtype)
 
-    def _score_row(self, texts: CTCTexts, answer: list[int], log_probs: torch.Tensor, num_kept: int) -> dict:
+    def _score_row(self, row: int, answer: list[int], log_probs: torch.Tensor, num_kept: int) -> dict:
         """Joint scores of the tokens that may be among the `num_kept` best."""
-        candidates = self._candidates(texts, answer, log_probs)
-        before = self._score(texts, answer)
+        texts = self.texts[row]
+        candidates = [(token, (1 - self.weight) * value) for token, value in self._candidates(row, answer, log_probs)]
+        if (tree := self.trees[row]) is not None:
+            before = self._bonus(tree, answer)
+            candidates = [(token, own + self._bonus(tree, [*answer, token]) - before) for token, own in candidates]
+            candidates.sort(key=lambda pair: -pair[1])
+        before = self._score(texts, answer) if self.weight else 0.0
         found, best = {}, []
-        for token, log_prob in candidates:  # the LLM's likeliest first; no CTC score is above 0
-            own = (1 - self.weight) * log_prob
+        for token, own in candidates:  # the likeliest first; no CTC score is above 0
             if len(best) == num_kept and own <= best[-1]:
                 break
-            change = self._score(texts, [*answer, token]) - before
+            change = self._score(texts, [*answer, token]) - before if self.weight else 0.0
             found[token] = own + self.weight * max(min(change, 0.0), -1e4)
             best = sorted([*best, found[token]], reverse=True)[:num_kept]
         return found
 
-    def _candidates(self, texts: CTCTexts, answer: list[int], log_probs: torch.Tensor) -> list[tuple[int, float]]:
+    def _candidates(self, row: int, answer: list[int], log_probs: torch.Tensor) -> list[tuple[int, float]]:
+        """Tokens with their log-probability by the LLM, the likeliest first."""
         tokens = set(log_probs.topk(min(LLM_CANDIDATES, len(log_probs))).indices.tolist()) | self.end_ids
         written = self.bridge.text_of(answer)
+        following = set(self.trees[row].continuations(written)) if self.trees[row] is not None else set()
         for prefix in self.bridge.prefixes(written)[0]:
-            for text in texts.continuations(prefix, CTC_CANDIDATES):
-                tokens |= self.bridge.tokens_for(text, at_start=not written)
+            following |= set(self.texts[row].continuations(prefix, CTC_CANDIDATES))
+        for text in following:
+            tokens |= self.bridge.tokens_for(text, at_start=not written)
         tokens = {token for token in tokens if token in self.end_ids or self.bridge.writes(token)}
         places = torch.tensor(sorted(tokens), device=log_probs.device)
         pairs = zip(places.tolist(), log_probs[places].tolist(), strict=True)
         return sorted(((token, value) for token, value in pairs if value > -torch.inf), key=lambda pair: -pair[1])
+
+    def _bonus(self, tree: PhraseTree, answer: list[int]) -> float:
+        is_whole = bool(answer) and answer[-1] in self.end_ids
+        return tree.bonus(self.bridge.text_of(answer[:-1] if is_whole else answer), is_whole)
 
     def _score(self, texts: CTCTexts, answer: list[int]) -> float:
         """`F` of an answer."""
@@ -120,10 +136,19 @@ class CTCDecoding(LogitsProcessor):
         asked: the options that the caller gave. With some, each row must be a transcription of one clip.
         needs_drafts: whether to make drafts of the CTC transcripts.
         tokenizer (*optional*): the LLM's tokenizer; by default `find_tokenizer` looks for it.
+        hotwords (*optional*): phrases to favour where they are heard.
     """
 
-    def __init__(self, model, weight: float, asked: dict, needs_drafts: bool = False, tokenizer=None):
-        self.model, self.weight, self.asked = model, weight, asked
+    def __init__(
+        self,
+        model,
+        weight: float,
+        asked: dict,
+        needs_drafts: bool = False,
+        tokenizer=None,
+        hotwords: Hotwords | None = None,
+    ):
+        self.model, self.weight, self.asked, self.hotwords = model, weight, asked, hotwords
         self.needs_drafts, self.tokenizer = needs_drafts, tokenizer
         self.joint = self.drafts = self.bridge = self.frames = None
 
@@ -137,7 +162,7 @@ class CTCDecoding(LogitsProcessor):
 
         Raises: `ValueError` if the caller gave an option and a row is not a transcription of one clip.
         """
-        if not (self.weight or self.needs_drafts):
+        if not (self.weight or self.needs_drafts or self.hotwords):
             return
         num_clips = (input_ids == self.model.config.audio_token_id).sum(dim=1)
         is_scored = torch.as_tensor(marked, device=num_clips.device).bool() & (num_clips == 1)
@@ -156,11 +181,20 @@ class CTCDecoding(LogitsProcessor):
         clip_of = (num_clips.cumsum(dim=0) - num_clips).tolist()
         clips = [clip if own else None for clip, own in zip(clip_of, is_scored.tolist(), strict=True)]
         self.frames = frames = self.model.model.ctc_frames(audio)
-        if self.weight:
+        if self.weight or self.hotwords:
             texts = [None if clip is None else self.bridge.texts(frames[clip]) for clip in clips]
-            self.joint = CTCLogitsProcessor(texts, self.bridge, self.weight, input_ids.shape[1], [])
+            self.joint = self._joint(texts, input_ids.shape[1])
         if self.needs_drafts:
             self.drafts = [None if clip is None else self._draft(audio, frames, clip) for clip in clips]
+
+    def _joint(self, texts: list[CTCTexts | None], prompt_length: int) -> CTCLogitsProcessor:
+        trees, weight = [None] * len(texts), self.weight
+        if self.hotwords is not None:
+            texts, trees = self.hotwords.apply(texts, self.bridge)
+            if not weight:  # rows without a phrase that is heard are left to the LLM alone
+                weight = self.hotwords.ctc_weight
+                texts = [own if tree is not None else None for own, tree in zip(texts, trees, strict=True)]
+        return CTCLogitsProcessor(texts, self.bridge, weight, prompt_length, [], trees)
 
     def _draft(self, audio, frames: list, clip: int) -> Draft:
         best = audio.ctc_best[clip, : len(frames[clip])].tolist()
@@ -189,7 +223,7 @@ class CTCDecoding(LogitsProcessor):
 
 
 def in_words(options: dict) -> str:
-    return " and ".join(f"`{name}` is {value!r}" for name, value in options.items())
+    return " and ".join(f"`{name}` is {reprlib.repr(value)}" for name, value in options.items())
 
 
 def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool = False) -> CTCDecoding:
@@ -203,8 +237,9 @@ def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool
     """
     config = generation_config or model.generation_config
     own = {name: options.pop(name, None) for name in CTC_OPTIONS}
+    hotwords = _take_hotwords(own, config)
     asked = {name: value for name, value in own.items() if value}
-    weight = own.pop("ctc_weight")
+    weight = own["ctc_weight"]
     weight = check_weight(getattr(config, "ctc_weight", None) or 0 if weight is None else weight)
     do_sample = options.get("do_sample")
     if config.do_sample if do_sample is None else do_sample:
@@ -220,17 +255,40 @@ def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool
             "the inputs with `processor.apply_transcription_request`, or leave the option out."
         )
     has_drafts = own["ctc_draft"] is not None
-    if has_drafts and needs_times:
-        raise ValueError(
-            f"{in_words(asked)}, and `return_timestamps` or `drop_unsupported` was given: drafts return ids alone. "
-            "Leave the draft out, or pass the text to `processor.align_word_timestamps`."
-        )
-    if asked and not has_drafts and asked.keys() - {"ctc_weight"}:
-        raise ValueError(f'{in_words(asked)}: the limits of drafts need `ctc_draft="fast"`.')
-    decoding = CTCDecoding(model, weight, asked, has_drafts, options.get("tokenizer"))
+    _check_drafts(own, asked, hotwords)
+    decoding = CTCDecoding(model, weight, asked, has_drafts, options.get("tokenizer"), hotwords)
     if has_drafts:
-        options["custom_generate"] = drafted(decoding, options, **own)
+        drafts = {name: own[name] for name in ("ctc_draft", "draft_entropy", "draft_probability")}
+        options["custom_generate"] = drafted(decoding, options, needs_times, **drafts)
     return decoding
+
+
+def _check_drafts(own: dict, asked: dict, hotwords: Hotwords | None):
+    """Raises: `ValueError` for options that exclude drafts, or need them."""
+    draft = own["ctc_draft"]
+    if draft is None and asked.keys() & {"draft_entropy", "draft_probability"}:
+        raise ValueError(f'{in_words(asked)}: the limits of drafts need `ctc_draft="fast"`.')
+    if draft in ("fast", "ctc") and hotwords is not None:
+        raise ValueError(
+            f"{in_words(asked)}, but this draft may be the answer without the LLM, where hotwords have no effect: use "
+            '`ctc_draft="lossless"`, or leave one of them out.'
+        )
+
+
+def _take_hotwords(own: dict, config) -> Hotwords | None:
+    """The hotwords of a call; None without some, or with weight 0. Then `own` does not hold them any more."""
+    phrases, weight = own["hotwords"], own["hotword_weight"]
+    phrases = [] if phrases is None else check_hotwords(phrases)
+    if weight is not None and own["hotwords"] is None:
+        raise ValueError(f"`hotword_weight` is {weight!r}, but `hotwords` was not given: give both, or neither.")
+    weight = getattr(config, "hotword_weight", None) if weight is None else weight
+    weight = check_hotword_weight(HOTWORD_WEIGHT if weight is None else weight)
+    if not weight or not any(phrases):
+        own["hotwords"] = own["hotword_weight"] = None
+        return None
+    own["hotwords"] = phrases
+    default = getattr(config, "ctc_weight", None) if own["ctc_weight"] is None else own["ctc_weight"]
+    return Hotwords(phrases, weight, CTC_WEIGHT if default is None else default)
 
 
 def check_weight(weight) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers.generation import (
     EosTokenCriteria,
+    GenerateDecoderOnlyOutput,
     GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
@@ -23,6 +24,7 @@ from .ctc_text_soundwave import CTCText
 DRAFTS = ("lossless", "fast", "ctc")
 MOST_ENTROPY = 0.7  # nats; `tau` of arXiv 2603.11243
 LEAST_PROBABILITY = 0.2  # `gamma` there
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that drafts do not have
 COMPARED_WORDS = 8  # last words of the answer, compared with the draft around the current place
 SHORTEST_DRAFT = 4  # tokens
 
@@ -92,10 +94,12 @@ def draft_of(bridge: CTCText, labels: list[int], entropy: float) -> Draft:
     return Draft(text.split(), entropy)
 
 
-def drafted(decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_probability=None) -> "DraftedDecoding":
+def drafted(
+    decoding, given: dict, needs_times: bool, ctc_draft: str, draft_entropy=None, draft_probability=None
+) -> "DraftedDecoding":
     """The decoding with drafts for the options of `generate`.
 
-    Args: given: the other options of `generate`.
+    Args: given: the other options of `generate`; needs_times: as in `DraftedDecoding`.
 
     Raises: `ValueError` for an unknown mode, a limit below 0, or options that exclude each other.
     """
@@ -111,7 +115,7 @@ def drafted(decoding, given: dict, ctc_draft: str, draft_entropy=None, draft_pro
             raise ValueError(f'`{name}` is {value!r}; expected a number of 0 or more, with `ctc_draft="fast"`.')
     entropy = MOST_ENTROPY if draft_entropy is None else draft_entropy
     probability = LEAST_PROBABILITY if draft_probability is None else draft_probability
-    return DraftedDecoding(decoding, ctc_draft, entropy, probability)
+    return DraftedDecoding(decoding, ctc_draft, entropy, probability, needs_times)
 
 
 class DraftedDecoding:
@@ -121,10 +125,12 @@ class DraftedDecoding:
         decoding: `CTCDecoding`, which has a draft or None for each row after `prepare`.
         mode: one of `DRAFTS`.
         most_entropy, least_probability: limits of the mode "fast".
+        needs_times: whether word times, or the support of words, are added to the answer: then the output is one of
+            the library's, with the ids as `sequences`.
     """
 
-    def __init__(self, decoding, mode: str, most_entropy: float, least_probability: float):
-        self.decoding, self.mode = decoding, mode
+    def __init__(self, decoding, mode: str, most_entropy: float, least_probability: float, needs_times: bool = False):
+        self.decoding, self.mode, self.needs_times = decoding, mode, needs_times
         self.most_entropy, self.least_probability = most_entropy, least_probability
 
     def __call__(
@@ -137,7 +143,7 @@ class DraftedDecoding:
         synced_gpus: bool = False,
         streamer=None,
         **inputs,
-    ) -> torch.LongTensor:
+    ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         self._refuse(generation_config, stopping_criteria, synced_gpus, streamer)
         silent = inputs.get("silent_rows")
         drafts = self.decoding.drafts or [None] * len(input_ids)
@@ -155,14 +161,16 @@ class DraftedDecoding:
         pad = next(iter([*ends, 0])) if pad is None else pad
         longest = max(len(row.answer) for row in rows)
         answers = [row.answer + [pad] * (longest - len(row.answer)) for row in rows]
-        return torch.cat([input_ids, torch.tensor(answers, device=input_ids.device, dtype=input_ids.dtype)], dim=1)
+        ids = torch.cat([input_ids, torch.tensor(answers, device=input_ids.device, dtype=input_ids.dtype)], dim=1)
+        return GenerateDecoderOnlyOutput(sequences=ids) if self.needs_times else ids
 
     def _refuse(self, config: GenerationConfig, criteria: StoppingCriteriaList, synced_gpus: bool, streamer):
         known = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
         refused = [
             ("num_beams", config.num_beams, (config.num_beams or 1) > 1),
             ("do_sample", True, config.do_sample),
-            ("return_dict_in_generate", True, config.return_dict_in_generate),
+            ("return_dict_in_generate", True, config.return_dict_in_generate and not self.needs_times),
+            *((name, True, getattr(config, name)) for name in OUTPUTS),
             ("use_cache", False, not config.use_cache),
             ("streamer", streamer, streamer is not None),
             ("synced_gpus", True, synced_gpus),

@@ -44,7 +44,6 @@ from .backbones_soundwave import (  # noqa: F401
     take_quantizer,
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
-from .ctc_scores_soundwave import CTCFrames
 from .generation_soundwave import (
     CACHE,
     CachedPrompt,
@@ -154,10 +153,6 @@ class SoundwaveModel(SoundwaveAudioModel):
         if output_ctc_logits:
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
         return audio
-
-    def ctc_frames(self, audio: SoundwaveAudioOutput) -> list[CTCFrames]:
-        """CTC log-probabilities of each clip's frames. Args: audio: output of `get_audio_features`."""
-        return self.ctc_head.score_frames(audio.aligned_states, audio.num_frames, self.token_table())
 
     @torch.no_grad()
     def judge_silence(
@@ -539,7 +534,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
 
         Arguments as in `SoundwaveModel.get_audio_features`. The text inputs of a transcription request are ignored.
         """
-        for name in ("input_ids", "attention_mask", "is_transcription"):
+        for name in ("input_ids", "attention_mask", "is_transcription", "hotwords"):
             kwargs.pop(name, None)
         audio = self.get_audio_features(input_features, input_features_mask, **kwargs)
         return ctc_clips(self, audio, input_features, input_features_mask)

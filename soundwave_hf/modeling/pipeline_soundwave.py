@@ -20,8 +20,10 @@ from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
 from .decoding_soundwave import CTC_OPTIONS
+from .hotwords_soundwave import check_hotwords, has_lists
 from .positions_soundwave import POSITION_OPTIONS
 from .segments_soundwave import cut_samples
+from .spacing_soundwave import join_texts
 from .support_soundwave import check_kind
 
 
@@ -138,7 +140,7 @@ class Request:
 
 
 def option_of(option, number: int, name: str):
-    """The language or prompt of one clip, from a value for all clips or a list with one for each."""
+    """The language, prompt or hotwords of one clip, from a value for all clips or a list with one for each."""
     if option is None or isinstance(option, str):
         return option
     if number >= len(option):
@@ -208,6 +210,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             drop_unsupported (`bool`, *optional*): remove words that the sound does not support.
             ctc_weight, ctc_draft, draft_entropy, draft_probability (*optional*): use the CTC head, as in `generate`.
             keep_blanks, min_positions_per_second, max_positions_per_second (*optional*): as in `generate`.
+            hotwords (*optional*): names and terms to favour where they are heard: a list for all clips, or one for
+                each. hotword_weight (*optional*): as in `generate`.
             generation_config, generate_kwargs (*optional*): as for `generate`. Its arguments may also be given
                 directly, such as `num_beams=2`. With `return_dict_in_generate` only the transcripts are used.
 
@@ -265,6 +269,11 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 continue
             if isinstance(clips, Clips) and len(clips) != len(option):
                 raise wrong_number(option, f"{len(clips)} clips", name)
+        hotwords = (generate_kwargs or {}).get("hotwords")
+        if hotwords is not None:
+            hotwords = check_hotwords(hotwords)
+            if has_lists(hotwords) and isinstance(clips, Clips) and len(clips) != len(hotwords):
+                raise wrong_number(hotwords, f"{len(clips)} clips", "hotwords")
         languages = [language] if language is None or isinstance(language, str) else list(dict.fromkeys(language))
         if languages:
             self.processor.apply_transcription_request(["clip"] * len(languages), language=languages, tokenize=False)
@@ -287,7 +296,9 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         if waiting:
             self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
         yield from requests
-        for name, option in (("language", language), ("prompt", prompt)):
+        hotwords = (generate_kwargs or {}).get("hotwords") or ()
+        lists = hotwords if has_lists(hotwords) else None
+        for name, option in (("language", language), ("prompt", prompt), ("hotwords", lists)):
             if option is not None and not isinstance(option, str) and len(option) > number + 1:
                 raise wrong_number(option, f"{number + 1} clips", name)
 
@@ -313,6 +324,9 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             prompt=[request.prompt for request in requests],
         ).to(self.model.device)
         options = self._generate_options(generate_kwargs or {}, max(map(len, pieces)) / rate)
+        hotwords = options.get("hotwords")
+        if hotwords is not None and has_lists(hotwords):  # one for each clip, and here for each piece
+            options["hotwords"] = [option_of(hotwords, request.number, "hotwords") for request in requests]
         outputs = self.model.generate(**batch, **{"tokenizer": self.processor.tokenizer, **options})
         chunks = getattr(outputs, "chunks", None)
         ids = getattr(outputs, "sequences", outputs)[:, batch["input_ids"].shape[1] :]  # [pieces * hypotheses, tokens]
@@ -357,7 +371,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
 
     def postprocess(self, request: Request) -> dict | list[dict]:
         # For each rank, join the texts of the pieces. Silent pieces have none.
-        answers = [{"text": " ".join(filter(None, texts))} for texts in zip(*request.texts, strict=True)]
+        answers = [{"text": join_texts(texts)} for texts in zip(*request.texts, strict=True)]
         for answer, chunks in zip(answers, zip(*request.chunks, strict=True), strict=False):
             answer["chunks"] = [chunk for piece in chunks for chunk in piece]
         return answers[0] if len(answers) == 1 else answers

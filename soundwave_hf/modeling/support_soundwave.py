@@ -85,6 +85,7 @@ class ScoredWord:
             without frames.
         supported: whether `support` reaches the threshold and the word is not a repeated copy in a loop.
         llm_log_prob: total log-probability of its tokens by the LLM, if known.
+        is_apart: whether a space comes before it.
     """
 
     text: str
@@ -95,6 +96,7 @@ class ScoredWord:
     support: float = -math.inf
     supported: bool = False
     llm_log_prob: float | None = None
+    is_apart: bool = True
 
     @property
     def aligned(self) -> bool:
@@ -117,12 +119,12 @@ def score_words(clip: CTCClip, text: str, bridge: CTCText, least_support: float)
         least_support (`float`): nats; see `ScoredWord.support`.
     """
     written = written_words(text, bridge)
-    scored = [ScoredWord(word.text, word.span) for word in written]
+    scored = [ScoredWord(word.text, word.span, is_apart=word.is_apart) for word in written]
     said = [number for number, word in enumerate(written) if word.labels]
     _score(clip, written, scored, said, bridge, least_support)
     extra = _copies_without_frames(scored, [tuple(word.labels) for word in written])
     if extra:  # which took frames of the copies that were said
-        scored = [ScoredWord(word.text, word.span) for word in written]
+        scored = [ScoredWord(word.text, word.span, is_apart=word.is_apart) for word in written]
         _score(clip, written, scored, [number for number in said if number not in extra], bridge, least_support)
     return scored
 
@@ -262,7 +264,7 @@ def segment_chunks(words: list[ScoredWord]) -> list[dict]:
 def _segment_chunk(words: list[ScoredWord]) -> dict:
     times = [(word.start, word.end) for word in words if word.aligned]
     return {
-        "text": " ".join(word.text for word in words),
+        "text": "".join(f" {word.text}" if word.is_apart else word.text for word in words).strip(),
         "timestamp": (times[0][0], times[-1][1]) if times else (None, None),
         "aligned": len(times) == len(words),
         "supported": any(word.supported for word in words),

@@ -45,6 +45,11 @@ class TokenLogProbs(LogitsProcessor):
 
     def __init__(self):
         self.steps = {}  # row length before a step -> tokens, values; refused drafts are overwritten
+        self.rows = {}  # with drafts, which are checked row by row: the log-probabilities of each row
+
+    def for_row(self, row: int) -> "TokenLogProbs":
+        """The same for one row of the batch alone."""
+        return self.rows.setdefault(row, TokenLogProbs())
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         log_probs = scores.float().log_softmax(dim=-1)
@@ -54,6 +59,8 @@ class TokenLogProbs(LogitsProcessor):
 
     def of_sequences(self, sequences: torch.LongTensor, begin: int, beam_indices=None) -> list[list[float]]:
         """Log-probability of each token from `begin` on. Tokens after the last step have none."""
+        if self.rows:
+            return [self.rows[row].of_sequences(sequences[row : row + 1], begin)[0] for row in range(len(sequences))]
         found = [[] for _ in sequences]
         for place in range(begin, sequences.shape[1]):
             if place not in self.steps:
@@ -127,7 +134,7 @@ class TimesRequest:
             if self.drops and not all(word.supported for word in scored):
                 answer = _without(answer, owners(pieces, [word.span for word in scored]), scored)
                 scored = [word for word in scored if word.supported]
-                text = " ".join(word.text for word in scored)
+                text = "".join(f" {word.text}" if word.is_apart else word.text for word in scored)
             texts.append(to_bytes(text).decode(errors="replace").strip())
             words.append(scored)
             answers.append(answer)

@@ -14,6 +14,7 @@ import torch
 from .alignment_soundwave import Alignment, align_labels
 from .ctc_scores_soundwave import CTCFrames
 from .ctc_text_soundwave import CTCText, ctc_form
+from .spacing_soundwave import word_spans
 
 
 LEFT_OUT_LOG_PROB = -15.0  # nats for each label; an unspoken label with a frame has about -10
@@ -57,35 +58,70 @@ def to_bytes(text: str) -> bytes:
 
 @dataclass
 class WrittenWord:
-    """A word of a transcript: its text, begin and end in the transcript's bytes, and its CTC labels."""
+    """A word of a transcript.
+
+    Args:
+        text: with case and punctuation.
+        span: begin and end in the transcript's bytes.
+        labels: its CTC labels.
+        is_apart: whether a space comes before it. In scripts without spaces, words follow each other directly.
+    """
 
     text: str
     span: tuple[int, int]
     labels: list[int]
+    is_apart: bool = True
 
 
 def written_words(text: str, bridge: CTCText) -> list[WrittenWord]:
-    """The words of a text with their CTC labels, split at spaces. Punctuation without a word joins a neighbour."""
-    words, spoken, end = [], [], 0
-    for piece in text.split():
-        begin = text.index(piece, end)
-        end = begin + len(piece)
-        span = len(to_bytes(text[:begin])), len(to_bytes(text[:end]))
-        piece = to_bytes(piece).decode(errors="replace")
-        said = ctc_form(piece, bridge.form) if any(map(str.isalnum, piece)) else ""
-        if words and not (said and spoken[-1]):
-            words[-1] = WrittenWord(f"{words[-1].text} {piece}", (words[-1].span[0], span[1]), [])
-            spoken[-1] += said
-        else:
-            words.append(WrittenWord(piece, span, []))
-            spoken.append(said)
+    """The words of a text with their CTC labels; see `word_spans`. Punctuation without a word joins a neighbour."""
+    words, spoken = [], []
+    for spans in word_spans(text):
+        pieces = [to_bytes(text[begin:end]).decode(errors="replace") for begin, end in spans]
+        for number, said in enumerate(_said(pieces, bridge.form)):
+            begin, end = (len(to_bytes(text[:place])) for place in spans[number])
+            if words and not (said and spoken[-1]):
+                words[-1] = _joined(words[-1], WrittenWord(pieces[number], (begin, end), [], number == 0))
+                spoken[-1] += said
+            else:
+                words.append(WrittenWord(pieces[number], (begin, end), [], number == 0))
+                spoken.append(said)
     labels = bridge.labels("".join(spoken))
     ends = np.cumsum([0, *(len(said.encode()) for said in spoken)]).tolist()
     of_word = owners([bridge.bytes_of[label] for label in labels], list(pairwise(ends)))
     for label, word in zip(labels, of_word, strict=True):
         if word is not None:
             words[word].labels.append(label)
-    return words
+    return _with_labels(words)
+
+
+def _said(pieces: list[str], form: str) -> list[str]:
+    """The CTC text of each piece of a run without spaces; "" for punctuation alone. Joined, they are the run's."""
+    if len(pieces) == 1:
+        return [ctc_form(pieces[0], form) if any(map(str.isalnum, pieces[0])) else ""]
+    whole, said, place = ctc_form("".join(pieces), form), [], 0
+    for piece in pieces:
+        own = ctc_form(piece, form).strip()
+        end = max(whole.find(own, place), place) + len(own)
+        said.append(whole[place:end])
+        place = end
+    return [*said[:-1], said[-1] + whole[place:]]
+
+
+def _joined(word: WrittenWord, other: WrittenWord) -> WrittenWord:
+    text = f"{word.text} {other.text}" if other.is_apart else word.text + other.text
+    return WrittenWord(text, (word.span[0], other.span[1]), word.labels + other.labels, word.is_apart)
+
+
+def _with_labels(words: list[WrittenWord]) -> list[WrittenWord]:
+    """Join a word without spaces to the next one if a label covers both."""
+    found = []
+    for word in words:
+        is_covered = found and not found[-1].labels and not word.is_apart
+        if is_covered:
+            word = _joined(found.pop(), word)
+        found.append(word)
+    return found
 
 
 def count_letters(labels: list[int], bridge: CTCText) -> np.ndarray:

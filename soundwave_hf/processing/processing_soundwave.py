@@ -80,6 +80,13 @@ def transcription_question(prompt: str | None, language: str | None) -> str:
     return f"{question} The speech is in {language.title()}."
 
 
+def check_lists(name: str, lists, clips: int):
+    """Raises: `ValueError` if there are lists, and their number is not that of the clips."""
+    is_nested = lists is not None and not isinstance(lists, str) and any(not isinstance(own, str) for own in lists)
+    if is_nested and len(lists) != clips:
+        raise ValueError(f"`{name}` holds {len(lists)} lists for {clips} clips: give one for each, or one for all.")
+
+
 def marks(rows: int, input_ids):
     """A mask `(rows,)` that is true for each row, with the type of the ids: tensor, array or list."""
     if isinstance(input_ids, (torch.Tensor, np.ndarray)):
@@ -497,6 +504,7 @@ class SoundwaveProcessor(ProcessorMixin):
         prompt: str | list[str | None] | None = None,
         tokenize: bool = True,
         *,
+        hotwords: list[str] | list[list[str]] | None = None,
         model_id: str | None = None,
         format: str | list[str] | None = None,
         task: str | None = None,
@@ -513,6 +521,7 @@ class SoundwaveProcessor(ProcessorMixin):
                 question names the language, except English, the language of the training data.
             prompt: question instead of "What does the person say?", one for all or one per clip.
             tokenize: `False` returns the prompts as strings and does not read the audio.
+            hotwords: names and terms for `generate` to favour where they are heard, one list for all or one per clip.
             model_id, format: arguments of Voxtral's request (model, container of arrays). They have no effect here.
             task: "transcribe", as in scripts for Whisper. Other tasks raise an error.
             kwargs: passed to [`~SoundwaveProcessor.apply_chat_template`], such as `sampling_rate` in Hz.
@@ -541,6 +550,7 @@ class SoundwaveProcessor(ProcessorMixin):
         given = self._resolve_audio_loading_params(options)["array_sampling_rate"]
         if kwargs.get("sampling_rate") is None and given is None and any(map(lacks_rate, clips)):
             kwargs["sampling_rate"] = self._assume_rate()
+        check_lists("hotwords", hotwords, len(clips))
         languages = prepare_language_inputs(language_names(language), len(clips), LANGUAGE_NAMES, return_code=False)
         prompts = prepare_prompt_input(prompt, len(clips), input_name="prompt")
         conversations = []
@@ -551,6 +561,13 @@ class SoundwaveProcessor(ProcessorMixin):
         inputs = self.apply_chat_template(conversations, tokenize=tokenize, **{**usual, **kwargs})
         if isinstance(inputs, BatchFeature):
             inputs["is_transcription"] = marks(len(conversations), inputs["input_ids"])
+            if hotwords is not None:
+                inputs["hotwords"] = hotwords
+        elif hotwords is not None:
+            raise ValueError(
+                "`hotwords` was given, but the output is not a dict of inputs and cannot hold them: leave `tokenize` "
+                "and `return_dict` out, or pass `hotwords` to `generate`."
+            )
         return inputs
 
     def _refuse_unknown(self, kwargs: dict):

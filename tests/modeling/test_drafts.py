@@ -160,7 +160,39 @@ def test_drafts_that_cannot_be_used_are_refused(model, processor, options, messa
         answers(model, ask(processor, 0.5), **options)
 
 
-@pytest.mark.parametrize("times", [{"return_timestamps": "word"}, {"drop_unsupported": True}])
-def test_drafts_have_no_word_times(model, processor, times):
-    with pytest.raises(ValueError, match=r"`ctc_draft` is 'fast', and `return_timestamps` .*align_word_timestamps"):
-        answers(model, ask(processor, 0.5), ctc_draft="fast", **times)
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_words_of_lossless_drafts_have_the_times_and_scores_of_greedy_ones(model, processor, weight):
+    inputs = ask(processor, *SECONDS)
+    options = {**GREEDY, "ctc_weight": weight, "return_timestamps": "word"}
+    plain = model.generate(**inputs, **options)
+    drafted = model.generate(**inputs, ctc_draft="lossless", **options)
+    assert torch.equal(drafted.sequences, plain.sequences) and drafted.texts == plain.texts
+    torch.testing.assert_close(drafted.probabilities, plain.probabilities, rtol=1e-3, atol=1e-6)
+    for found, expected in zip(drafted.chunks, plain.chunks, strict=True):
+        assert [chunk["timestamp"] for chunk in found] == [chunk["timestamp"] for chunk in expected]
+        known = [chunk["llm_probability"] for chunk in found]
+        assert known == pytest.approx([chunk["llm_probability"] for chunk in expected], rel=1e-3, abs=1e-6)
+
+
+def test_words_of_a_draft_that_the_llm_did_not_check_have_no_probability_by_it(model, processor, monkeypatch):
+    monkeypatch.setattr(CTCDecoding, "_draft", lambda *given: Draft(["He", "was."], entropy=1.0))
+    inputs = ask(processor, *SECONDS)
+    ids = model.generate(**inputs, **GREEDY, ctc_draft="ctc")
+    output = model.generate(**inputs, **GREEDY, ctc_draft="ctc", return_timestamps="word")
+    assert torch.equal(output.sequences, ids)
+    assert output.texts == ["He was."] * 3 and all(len(chunks) == 2 for chunks in output.chunks)
+    assert all(chunk["llm_probability"] is None for chunks in output.chunks for chunk in chunks)
+    unsure = model.generate(**inputs, **GREEDY, ctc_draft="fast", draft_entropy=0, return_timestamps="word")
+    assert all(chunk["llm_probability"] > 0 for chunks in unsure.chunks for chunk in chunks)
+
+
+def test_unsupported_words_of_drafts_can_be_left_out(model, processor):
+    inputs = ask(processor, *SECONDS)
+    plain = model.generate(**inputs, **GREEDY, drop_unsupported=True)
+    assert torch.equal(model.generate(**inputs, **GREEDY, ctc_draft="lossless", drop_unsupported=True), plain)
+
+
+@pytest.mark.parametrize("name", ["output_scores", "output_logits", "output_attentions", "output_hidden_states"])
+def test_outputs_that_drafts_do_not_have_are_refused_with_word_times_too(model, processor, name):
+    with pytest.raises(ValueError, match=f"`{name}` is True"):
+        answers(model, ask(processor, 0.5), ctc_draft="lossless", return_timestamps="word", **{name: True})

@@ -17,7 +17,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConf
 from transformers.pipelines.pt_utils import KeyDataset
 
 from soundwave_hf.modeling import pipeline_soundwave
-from soundwave_hf.modeling.pipeline_soundwave import SoundwaveSpeechRecognitionPipeline, cut_samples
+from soundwave_hf.modeling.pipeline_soundwave import Request, SoundwaveSpeechRecognitionPipeline, cut_samples
 from tests.tiny_models import save_tiny_soundwave
 
 
@@ -387,3 +387,9 @@ def test_what_it_cannot_do_is_refused(transcribe):
         transcribe(speech(1.0), batch_size=0)
     with pytest.raises(FileNotFoundError, match="absent.wav"):
         transcribe("absent.wav")
+
+
+def test_pieces_in_a_script_without_spaces_are_joined_without_them():
+    request = Request(0, [30.0, 9.0, 5.0], None, None, texts=[["今天", "今日"], ["", "は"], ["很好。", "いい"]])
+    found = SoundwaveSpeechRecognitionPipeline.postprocess(None, request)
+    assert found == [{"text": "今天很好。"}, {"text": "今日はいい"}]

@@ -8,7 +8,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 import soundwave_hf
 from soundwave_hf.modeling import timed_generation_soundwave
 from soundwave_hf.modeling.ctc_scores_soundwave import CTCFrames
-from soundwave_hf.modeling.ctc_text_soundwave import CTCText
+from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form
 from soundwave_hf.modeling.support_soundwave import CTCClip, find_loops, score_words, segment_chunks
 from soundwave_hf.modeling.word_times_soundwave import (
     count_letters,
@@ -78,6 +78,45 @@ def test_marks_join_the_word_before_them_and_hold_no_label():
     assert said == [b" he", b" was", b" not", b" ill disposed"]
     assert [word.span for word in words] == [(0, 4), (5, 8), (9, 16), (17, 34)]  # a dash has three bytes
     assert written_words("", BRIDGE) == [] and written_words("...", BRIDGE)[0].labels == []
+
+
+def test_each_character_of_a_script_without_spaces_is_a_word():
+    words = written_words("我用Python写「代码」。 是的", BRIDGE)
+    assert [word.text for word in words] == ["我", "用", "Python", "写", "「代", "码」。", "是", "的"]
+    assert [word.is_apart for word in words] == [True, *[False] * 5, True, False]
+    said = b"".join(BRIDGE.bytes_of[label] for word in words for label in word.labels)
+    assert said.decode() == ctc_form("我用Python写「代码」。 是的", "lower") == " 我用python写 代码 是的"
+    spans = [word.span for word in words]
+    assert [(end - begin) for begin, end in spans] == [3, 3, 6, 3, 6, 9, 3, 3]
+
+
+def test_a_thai_word_keeps_its_marks():
+    assert [word.text for word in written_words("ที่นี่", BRIDGE)] == ["ที่", "นี่"]
+
+
+@pytest.mark.parametrize("form", ["lower", "as_written"])
+def test_characters_that_one_label_writes_are_one_word(form):
+    class Words(CTCText):
+        """Labels of two characters."""
+
+        def __init__(self):
+            self.form, self.bytes_of = form, [" 你".encode(), "好吗".encode(), "。".encode(), b""]
+
+        def labels(self, text):
+            assert text == {"lower": " 你好吗", "as_written": " 你好吗。"}[form]
+            return [0, 1] if form == "lower" else [0, 1, 2]
+
+    words = written_words("你好吗。", Words())
+    assert [(word.text, word.labels[:1], word.span) for word in words] == [
+        ("你", [0], (0, 3)),
+        ("好吗。", [1], (3, 12)),
+    ]
+
+
+def test_segments_of_a_script_without_spaces_have_none():
+    words = score_words(said_clip("他很好"), "他很好。", BRIDGE, -9.0)
+    assert [word.text for word in words] == ["他", "很", "好。"] and all(word.supported for word in words)
+    assert [segment["text"] for segment in segment_chunks(words)] == ["他很好。"]
 
 
 def test_pieces_belong_to_the_word_of_their_last_byte():
