@@ -1,8 +1,8 @@
 """The three stages in one process on a GPU: `python gpu_train.py --minutes 2.5 2.5 0.7`.
 
-The recipes, models, losses and trainers are those of `soundwave-hf train`. Two things differ. Clips stay in memory, and
-augmentation and log-mel are computed on the GPU: data loader processes give a GPU too few clips. And each stage lasts
-for the minutes asked for: the learning rate follows the time. New clips of `all_clips` are read while stage I trains.
+The recipes, models, losses and trainers are those of `soundwave-hf train`. Two things differ. Clips stay in memory,
+and augmentation and log-mel are computed on the GPU: data loader processes give a GPU too few clips. And each stage
+lasts for the minutes asked for: the learning rate follows the time. Stage I reads new clips as they come.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Which clips each stage hears: `python training_sets.py plan`, `speak`, `write`, in this order.
 
 `plan` chooses the texts that flite speaks: those that `natural_speech.py` leaves to it. `speak` makes their clips.
-`write` lists what is there in stage1.jsonl, stage2.jsonl and instruct.jsonl, below `$SOUNDWAVE_HOME`/data/small. Stages
-I and II hear different texts, so that in Stage II the CTC head errs as it will on new speech.
+`write` lists what is there in stage1.jsonl, stage2.jsonl and instruct.jsonl, below `$SOUNDWAVE_HOME`/data/small.
+Stages I and II hear different texts, so that in Stage II the CTC head errs as it will on new speech.
 """
 
 import argparse
