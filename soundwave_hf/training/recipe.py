@@ -128,6 +128,9 @@ class RecipeArguments:
                 raise ValueError(f"`{name}` is {value!r}; give true or false.")
         if self.check_audio not in (None, True, False, "skip"):
             raise ValueError(f"`check_audio` is {self.check_audio!r}; give true, false or `skip`.")
+        for name in ("columns", "repeat"):
+            if not isinstance(value := getattr(self, name), dict):
+                raise ValueError(f"`{name}` is {value!r}; give `key: value` pairs, or leave it out.")
         counts = {name: getattr(self, name) for name in ("eval_samples", "early_stopping_patience")}
         for name, value in {**counts, **{f"repeat.{source}": times for source, times in self.repeat.items()}}.items():
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -286,6 +286,14 @@ def test_an_override_may_begin_a_section(write):
     assert (recipe.repeat, recipe.model) == ({"s0": 2}, {"ctc_loss_weight": 0.5})
 
 
+@pytest.mark.parametrize("section", ["repeat", "model", "lora", "augment", "columns", "quantization"])
+@pytest.mark.parametrize("value", ["null", "3", "[a]"])
+def test_a_section_that_is_no_mapping_is_refused(write, section, value):
+    """`repeat:` without a value is null in YAML."""
+    with pytest.raises(ValueError, match=rf"`{section}`.* is .*; give `key: value` pairs"):
+        read_recipe(write(stage="shrink"), {section: value})
+
+
 def test_an_override_may_replace_a_whole_section(write):
     recipe, _ = read_recipe(write(augment={"speed": 0.3}), {"augment": "{noise: 0.5}"})
     assert recipe.augment == Augmentation(noise=0.5)
