@@ -22,7 +22,7 @@ from instructions import instruction_rows
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
-from training_sets import SPLITS, all_clips, quiet_sound, small_folder, split_of
+from training_sets import INSTRUCTED_CLIPS, SPLITS, all_clips, quiet_sound, small_folder, split_of
 from transformers import TrainerCallback
 
 from soundwave_hf import SoundwaveDataCollator, SoundwaveProcessor
@@ -331,7 +331,7 @@ def train_stage(number: int, clips: Clips, rows, seconds: float, options, refres
         overrides["model.ctc_text"] = options.ctc_text
     else:
         overrides["start_from"] = str(runs / f"{options.name}{number - 1}")
-    ((recipe, arguments),) = load_recipes(Path(__file__).parent / "recipes" / f"{name}.yaml", overrides)
+    ((recipe, arguments),) = load_recipes(Path(__file__).parent / "recipes" / "gpu" / f"{name}.yaml", overrides)
     stage = STAGES[recipe.stage]
     processor = SoundwaveProcessor.from_backbones(
         *recipe.backbones, adapter=recipe.start_folder, ctc_text=recipe.model.get("ctc_text")
@@ -360,7 +360,7 @@ def instruct_rows(clips: Clips) -> list[dict]:
     asked = [row for row in clips.rows if row["source"] == "natural-question" and row["text"] in answers]
     spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in asked]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
-    return instruction_rows(speech, spoken, random.Random(3)) + texts
+    return instruction_rows(speech, spoken, random.Random(3), INSTRUCTED_CLIPS) + texts
 
 
 def main() -> None:

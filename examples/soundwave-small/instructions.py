@@ -223,7 +223,7 @@ def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
     return [{**clip, "question": rng.choice(SPOKEN_QUESTION_REQUESTS), "task": "spoken_question"} for clip in clips]
 
 
-def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 3000) -> list[dict]:
+def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 1200) -> list[dict]:
     """All rows in random order: `each` questions about clips, four times as many transcripts, every spoken question.
 
     Transcripts are most of it, so that a model which learns to answer does not forget to write down; of the telephone
@@ -234,8 +234,9 @@ def instruction_rows(train: list[dict], questions: list[dict], rng: random.Rando
     """
     spoken = [clip for clip in train if clip["text"]]
     human = [clip for clip in spoken if clip["source"] == "human-prompt"]
-    others = [clip for clip in spoken if clip["source"] != "human-prompt"]
-    sentences = [clip for clip in others if clip["source"] not in ("words", "human-pseudo")]
+    # By what was spoken, not by Whisper.
+    others = [clip for clip in spoken if clip["source"] not in ("human-prompt", "human-pseudo")]
+    sentences = [clip for clip in others if clip["source"] != "words"]
     asked = rng.sample(sentences, min(each, len(sentences)))
     places = {clip["audio"] for clip in asked}
     others = [clip for clip in others if clip["audio"] not in places]

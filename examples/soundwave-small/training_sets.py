@@ -27,6 +27,7 @@ FLITE_TEXTS, WORD_SEQUENCES = 30_000, 4_000
 LONGEST_SHARE = {"bible": 0.2}  # of the texts that flite speaks: one old book is not how people talk
 FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 2_300
 NO_SPEECH_CLIPS = 300  # of each of stages I and II
+INSTRUCTED_CLIPS = 3_000  # that stage III asks a question about; see `instruction_rows`
 SPLITS = ("stage1", "stage2")
 
 
@@ -71,7 +72,8 @@ def word_rows(count: int, seed: int) -> list[dict]:
 
 
 def plan(seed: int) -> None:
-    """Write flite.jsonl: text, source, voice, seed and path of each clip."""
+    """Write flite.jsonl (text, source, voice, seed and path of each clip) and the list of the telephone prompts."""
+    write_human(soundwave_home() / "data" / "demo")
     names = [name for name, voice in VOICES.items() if voice.engine == "flite" and voice.share]
     shares = [VOICES[name].share for name in names]
     rows = []
@@ -171,7 +173,8 @@ def write(seed: int) -> None:
     rng = random.Random(seed + 3)
     spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
-    rows = instruction_rows(stages["stage2"], spoken, rng) + [{**row, "task": "text"} for row in texts]
+    rows = instruction_rows(stages["stage2"], spoken, rng, INSTRUCTED_CLIPS)
+    rows += [{**row, "task": "text"} for row in texts]
     write_rows(folder / "instruct.jsonl", rng.sample(rows, len(rows)))
 
 

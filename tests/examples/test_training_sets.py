@@ -1,0 +1,59 @@
+"""Which clips each stage hears, and the everyday questions: `training_sets.py`, `chat_questions.py`."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import soundfile
+import training_sets
+from chat_questions import chat_questions
+
+
+def test_a_text_is_in_one_stage_in_every_voice():
+    texts = [f"Sentence number {number}." for number in range(400)]
+    first = [training_sets.split_of(text) for text in texts]
+    assert first == [training_sets.split_of(text) for text in texts]
+    assert 160 < first.count("stage1") < 240
+
+
+def test_quiet_sounds_are_short_and_differ():
+    sounds = [training_sets.quiet_sound(np.random.default_rng(number)) for number in range(20)]
+    assert all(16_000 <= len(sound) <= 8 * 16_000 and sound.dtype == np.int16 for sound in sounds)
+    assert any(not sound.any() for sound in sounds) and sum(sound.any() for sound in sounds) > 10
+
+
+def test_the_stages_share_no_text(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    monkeypatch.setattr(training_sets, "NO_SPEECH_CLIPS", 2)
+    folder = training_sets.small_folder() / "natural"
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(24):
+        audio = f"{number}.flac"
+        soundfile.write(folder / audio, np.zeros(16_000, dtype=np.int16), 16_000)
+        text, source = f"The clip has the number {number}.", "natural-question" if number > 20 else "natural-wordnet"
+        rows.append({"audio": audio, "text": text, "seconds": 1.0, "voice": "af_sky", "source": source})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    answers = [{"question": rows[21]["text"], "answer": "Yes."}, {"question": "What is ice?", "answer": "Cold water."}]
+    answered = training_sets.small_folder() / "answers.jsonl"
+    answered.write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
+    training_sets.write(seed=0)
+    first, second, instruct = (
+        [json.loads(line) for line in (training_sets.small_folder() / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("stage1", "stage2", "instruct")
+    )
+    spoken = [{row["text"] for row in part if row["text"]} for part in (first, second)]
+    assert not spoken[0] & spoken[1] and len(spoken[0] | spoken[1]) == 21
+    assert [sum(row["text"] == "" for row in part) for part in (first, second)] == [2, 2]
+    # A question whose answer is known is asked in speech and in text; one without an answer is not asked.
+    assert [row["answer"] for row in instruct if row.get("text") == rows[21]["text"]] == ["Yes."]
+    assert {row["question"] for row in instruct if "audio" not in row} == {rows[21]["text"], "What is ice?"}
+    assert not any(row.get("text") in (rows[22]["text"], rows[23]["text"]) for row in instruct)
+
+
+def test_chat_questions_differ_and_end_the_list():
+    questions = chat_questions(500, random.Random(0))
+    assert len(set(questions)) == 500
+    with pytest.raises(ValueError, match="count arrived as 100000"):
+        chat_questions(100_000, random.Random(0))
