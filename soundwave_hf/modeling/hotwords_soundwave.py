@@ -19,7 +19,7 @@ from .spacing_soundwave import BEGINS, ENDS
 
 MOST_PHRASES = 2_000
 MOST_CHARACTERS = 100
-HOTWORD_WEIGHT = 1.0  # nats for each byte; chosen by benchmarks/hotwords.py, as the next two
+HOTWORD_WEIGHT = 1.0  # nats for each byte; chosen by benchmarks/hotwords.py, as `LEAST_HEARD`
 CTC_WEIGHT = 0.5  # of the CTC head in rows where a phrase is heard, if neither the call nor the config gives one
 LEAST_HEARD = -3.0  # nats for each byte, by which a phrase that is heard may be less likely than the best labels
 
