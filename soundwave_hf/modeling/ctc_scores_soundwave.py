@@ -244,6 +244,8 @@ class CTCTexts:
             if bound + np.log(len(column)) < best - NEGLIGIBLE:
                 break
             score = np.logaddexp.reduce(spelt.total[:-1] + column)
+            if score == -np.inf:  # more labels than frames
+                continue
             for label, ends in spelt.ends.items():  # a label needs a blank before it is repeated
                 if first <= label < end:
                     repeated = np.logaddexp.reduce(ends[:-1] + self.log_probs[label])

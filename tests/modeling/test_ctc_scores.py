@@ -49,6 +49,18 @@ def test_texts_have_the_summed_probability_of_all_paths_that_write_them(seed):
         assert math.exp(scores.prefix(text)) == pytest.approx(begun, rel=1e-4), text
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("num_frames", [1, 2, 3])
+def test_texts_that_need_every_frame_or_more_have_a_number_too(num_frames):
+    """A repeated label needs a blank between: "bb" has three frames or none."""
+    frames, log_probs = frames_of(num_frames)
+    texts = brute_force(log_probs.double())
+    scores = CTCTexts(frames, BYTES, [1, 3, 4])
+    for text in (b"bb", b"bbb", b" a a", b"aa", b"bab", b" ab ab"):
+        begun = sum(p for written, found in texts.items() if written.startswith(text) for _, p in found)
+        assert math.exp(scores.prefix(text)) == pytest.approx(begun, rel=1e-4, abs=1e-12), text
+
+
 def test_continuations_are_ordered_by_how_likely_they_follow():
     frames, log_probs = frames_of(4, seed=1)
     scores = CTCTexts(frames, BYTES, [1, 3, 4])
