@@ -27,10 +27,9 @@ HOPS_PER_SECOND = 100
 SMOOTHED_HOPS = 10  # 0.1 s: loudness is averaged over this time to find the quietest place of a pause
 READ_BYTES = 2**16
 MOST_PENDING = 8  # segments that may wait for the LLM; with more, `feed` blocks, and partial text with it
-# Partial text encodes only the last seconds: labels older than this are kept,
-SETTLED_SECONDS = 1.5
-# and this much audio before the others is encoded with them.
-CONTEXT_SECONDS = 2.0
+# Partial text encodes only the last seconds.
+SETTLED_SECONDS = 1.5  # labels older than this are final
+CONTEXT_SECONDS = 2.0  # of audio before the open labels, encoded with them
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,8 @@ class StreamingTranscriber:
         frames_per_second = self.rate / self._frame
         begin = max(0, len(self._settled) - round(CONTEXT_SECONDS * frames_per_second))
         best = self._settled + self._labels(self._waiting[begin * self._frame :], len(self._settled) - begin)
-        num_settled = len(best) - round(SETTLED_SECONDS * frames_per_second)
+        num_heard = min(len(best), len(self._waiting) // self._frame)  # without the silence that the processor adds
+        num_settled = num_heard - round(SETTLED_SECONDS * frames_per_second)
         self._settled = best[: max(len(self._settled), num_settled)]
         blank = self.model.config.audio_token_id
         labelled = [frame for frame, label in enumerate(best) if label != blank]

@@ -65,7 +65,7 @@ def chat_questions(count: int, rng: random.Random) -> list[str]:
     found = [form.format(thing) for thing in _split(THINGS) for form in ABOUT_THINGS]
     found += [form.format(deed) for deed in _split(DEEDS) for form in ABOUT_DEEDS]
     if count > len(found):
-        raise ValueError(f"count arrived as {count} and there are {len(found)} questions. Ask for at most that many.")
+        raise ValueError(f"`count` is {count}, but there are only {len(found)} questions. Ask for at most that many.")
     return rng.sample(found, count)
 
 

@@ -35,7 +35,7 @@ from soundwave_hf.training.stages import STAGES
 from soundwave_hf.training.trainer import ScoringCollator, SoundwaveTrainer
 
 
-RATE, HOP, WINDOW, TRAILING = 16_000, 160, 400, 1e-10
+RATE, HOP, WINDOW, LEAST_POWER = 16_000, 160, 400, 1e-10
 LONGEST_SECONDS, REFRESH_SECONDS, POOL_BATCHES, MAX_BATCH_SECONDS = 14.0, 20, 30, 900.0
 
 
@@ -48,7 +48,6 @@ class Clips:
     def __init__(self):
         self.samples: dict[str, np.ndarray] = {}
         self.rows: list[dict] = []
-        self.bad: set[str] = set()
         for split in SPLITS:
             for number in range(300):
                 name = f"no-speech/{split}/{number}"
@@ -58,16 +57,11 @@ class Clips:
 
     def refresh(self) -> None:
         began = time.monotonic()
-        new = [
-            row
-            for row in all_clips(finished_rows)
-            if row["audio"] not in self.samples and row["audio"] not in self.bad
-        ]
-        new = [row for row in new if row["seconds"] <= LONGEST_SECONDS]
+        listed = [row for row in all_clips(finished_rows) if row["seconds"] <= LONGEST_SECONDS]
+        new = [row for row in listed if row["audio"] not in self.samples]
         with ThreadPoolExecutor(8) as pool:
             for row, samples in zip(new, pool.map(read_clip, [row["audio"] for row in new]), strict=True):
                 if samples is None:
-                    self.bad.add(row["audio"])
                     continue
                 self.samples[row["audio"]] = samples
                 self.rows.append({**row, "split": split_of(row["text"])})
@@ -231,7 +225,7 @@ def log_mel(samples: torch.Tensor, lengths: torch.Tensor, extractor, trailing_si
     samples = torch.nn.functional.pad(samples, (0, max(0, padded - samples.shape[1])))[:, :padded]
     stft = torch.stft(samples, WINDOW, HOP, window=torch.hann_window(WINDOW, device=device), return_complex=True)
     filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32, device=device)
-    features = (filters.T @ stft[..., :-1].abs().square()).clamp(min=TRAILING).log10()
+    features = (filters.T @ stft[..., :-1].abs().square()).clamp(min=LEAST_POWER).log10()
     features = torch.maximum(features, features.amax(dim=(1, 2), keepdim=True) - 8.0)
     frames = -(-kept // HOP)
     features = ((features + 4.0) / 4.0)[..., : int(frames.max())]
@@ -293,7 +287,7 @@ class TimedTrainer(SoundwaveTrainer):
         warm = self.args.warmup_steps
 
         def rate(step: int) -> float:
-            return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * self.share_done()))
+            return min(1.0, (step + 1) / max(warm, 1)) * 0.5 * (1 + math.cos(math.pi * self.share_done()))
 
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
         return self.lr_scheduler

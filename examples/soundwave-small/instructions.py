@@ -234,7 +234,7 @@ def instruction_rows(train: list[dict], questions: list[dict], rng: random.Rando
     """
     spoken = [clip for clip in train if clip["text"]]
     human = [clip for clip in spoken if clip["source"] == "human-prompt"]
-    # By what was spoken, not by Whisper.
+    # Clips whose text is what was spoken: Whisper's own transcripts are left out.
     others = [clip for clip in spoken if clip["source"] not in ("human-prompt", "human-pseudo")]
     sentences = [clip for clip in others if clip["source"] != "words"]
     asked = rng.sample(sentences, min(each, len(sentences)))

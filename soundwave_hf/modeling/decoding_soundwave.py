@@ -3,14 +3,19 @@
 import reprlib
 from collections.abc import Sequence
 from itertools import groupby
+from numbers import Real
 
 import torch
 from transformers.generation import LogitsProcessor
+from transformers.utils import logging
 
 from .ctc_scores_soundwave import CTCTexts
 from .ctc_text_soundwave import CTCText, find_bridge
 from .drafts_soundwave import Draft, draft_of, drafted
 from .hotwords_soundwave import CTC_WEIGHT, HOTWORD_WEIGHT, Hotwords, PhraseTree, check_hotword_weight, check_hotwords
+
+
+logger = logging.get_logger(__name__)
 
 
 LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score
@@ -78,6 +83,9 @@ class CTCLogitsProcessor(LogitsProcessor):
                 joint[row] = scores[row]
                 continue
             found = self._score_row(own, answer, log_probs[row], num_kept=2 * copies if copies > 1 else 1)
+            if not found:  # only control tokens are allowed here
+                joint[row] = log_probs[row]
+                continue
             tokens = torch.tensor(list(found), device=joint.device)
             joint[row, tokens] = torch.tensor(list(found.values()), device=joint.device, dtype=joint.dtype)
         return joint.to(scores.dtype)
@@ -177,7 +185,12 @@ class CTCDecoding(LogitsProcessor):
             )
         if not is_scored.any():
             return
-        self.bridge = find_bridge(self.model, self.tokenizer)
+        try:
+            self.bridge = find_bridge(self.model, self.tokenizer)
+        except ValueError as error:
+            if self.asked:
+                raise
+            return logger.warning_once(f"The LLM transcribes alone, without `ctc_weight` {self.weight}: {error}")
         clip_of = (num_clips.cumsum(dim=0) - num_clips).tolist()
         clips = [clip if own else None for clip, own in zip(clip_of, is_scored.tolist(), strict=True)]
         self.frames = frames = self.model.model.ctc_frames(audio)
@@ -200,6 +213,10 @@ class CTCDecoding(LogitsProcessor):
         best = audio.ctc_best[clip, : len(frames[clip])].tolist()
         labels = [label for label, _ in groupby(best) if label != self.model.config.audio_token_id]
         return draft_of(self.bridge, labels, float(frames[clip].entropy.max()))
+
+    def needs_frames(self, rules) -> bool:
+        """Whether the call scores text by the frames of its clips. Args: rules: `AnswerRules`, or None."""
+        return bool(self.weight or self.asked or getattr(rules, "keeps_clips", False))
 
     def refuse_without_clips(self):
         """Raises: `ValueError` if the caller gave an option and this call has no clips."""
@@ -235,14 +252,12 @@ def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool
 
     Raises: `ValueError` for an option out of range, or options that exclude each other.
     """
-    config = generation_config or model.generation_config
+    configs = [generation_config, model.generation_config]
     own = {name: options.pop(name, None) for name in CTC_OPTIONS}
-    hotwords = _take_hotwords(own, config)
+    hotwords = _take_hotwords(own, configs)
     asked = {name: value for name, value in own.items() if value}
-    weight = own["ctc_weight"]
-    weight = check_weight(getattr(config, "ctc_weight", None) or 0 if weight is None else weight)
-    do_sample = options.get("do_sample")
-    if config.do_sample if do_sample is None else do_sample:
+    weight = check_weight(given_option("ctc_weight", own, configs) or 0)
+    if given_option("do_sample", options, configs):
         if asked:
             raise ValueError(
                 f"{in_words(asked)} and `do_sample` is True, but the CTC head needs a search for the best transcript. "
@@ -275,19 +290,25 @@ def _check_drafts(own: dict, asked: dict, hotwords: Hotwords | None):
         )
 
 
-def _take_hotwords(own: dict, config) -> Hotwords | None:
+def given_option(name: str, options: dict, configs: list):
+    """The value of an option: from the call, or else from the first generation config that has one."""
+    values = [options.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in values if value is not None), None)
+
+
+def _take_hotwords(own: dict, configs: list) -> Hotwords | None:
     """The hotwords of a call; None without some, or with weight 0. Then `own` does not hold them any more."""
     phrases, weight = own["hotwords"], own["hotword_weight"]
     phrases = [] if phrases is None else check_hotwords(phrases)
     if weight is not None and own["hotwords"] is None:
         raise ValueError(f"`hotword_weight` is {weight!r}, but `hotwords` was not given: give both, or neither.")
-    weight = getattr(config, "hotword_weight", None) if weight is None else weight
+    weight = given_option("hotword_weight", own, configs)
     weight = check_hotword_weight(HOTWORD_WEIGHT if weight is None else weight)
     if not weight or not any(phrases):
         own["hotwords"] = own["hotword_weight"] = None
         return None
     own["hotwords"] = phrases
-    default = getattr(config, "ctc_weight", None) if own["ctc_weight"] is None else own["ctc_weight"]
+    default = given_option("ctc_weight", own, configs)
     return Hotwords(phrases, weight, CTC_WEIGHT if default is None else default)
 
 
@@ -296,11 +317,11 @@ def check_weight(weight) -> float:
 
     Raises: `ValueError` unless it is a number from 0 to less than 1.
     """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1:
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < 1:
         raise ValueError(
             f"`ctc_weight` is {weight!r}; expected a number from 0 (the LLM alone) to less than 1, such as 0.3."
         )
     return float(weight)
 
 
-__all__ = ["CTC_OPTIONS", "CTCDecoding", "CTCLogitsProcessor", "check_weight", "take_ctc_decoding"]
+__all__ = ["CTC_OPTIONS", "CTCDecoding", "CTCLogitsProcessor", "check_weight", "given_option", "take_ctc_decoding"]

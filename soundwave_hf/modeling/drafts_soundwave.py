@@ -190,6 +190,7 @@ class _Row:
     def __init__(self, search: DraftedDecoding, draft, prompt, processors, ends: list[int], room: int, silent: bool):
         self.search, self.draft, self.prompt, self.processors = search, draft, prompt, processors
         self.ends, self.room = ends, room
+        self.llm_processors = LogitsProcessorList(p for p in processors if not hasattr(p, "for_row"))
         self.answer, self.is_finished = [], room < 1
         self.checked = self._next_draft() if draft is not None and not silent else []
         is_sure = search.mode == "fast" and draft is not None and draft.entropy <= search.most_entropy
@@ -218,11 +219,12 @@ class _Row:
         """
         for place, scores in enumerate(logits.float()):
             ids = torch.cat([self.prompt, torch.tensor(self.answer, device=self.prompt.device, dtype=torch.long)])
-            scores = self.processors(ids[None], scores[None])[0]
+            of_llm, scores = scores, self.processors(ids[None], scores[None])[0]
             token = int(scores.argmax())
             wanted = self.checked[place] if place < len(self.checked) else None
             if wanted is not None and self.search.mode == "fast" and token != wanted:
-                token = wanted if scores.softmax(dim=-1)[wanted] >= self.search.least_probability else token
+                probabilities = self.llm_processors(ids[None], of_llm[None])[0].softmax(dim=-1)  # not the joint score
+                token = wanted if probabilities[wanted] >= self.search.least_probability else token
             self._take(token)
             if self.is_finished or token != wanted:
                 break

@@ -400,17 +400,30 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if prompt is None or is_audio[:, begin:].any():
             tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {}, limits)
             merged |= tail
-            if decoding is not None:
-                decoding.prepare(audio, inputs, marked)
-            if rules is not None and rules.keeps_clips:
-                features = clips.get("input_features"), clips.get("input_features_mask")
-                rules.clips = ctc_clips(self, audio, *features, frames=decoding.frames)
+            self._prepare_decoding(audio, inputs, clips, request)
+        elif (
+            has_clips and decoding is not None and decoding.needs_frames(rules)
+        ):  # the cache holds the positions alone
+            clips = {name: value for name, value in caller_inputs.items() if name != "attention_mask"}
+            audio = self.get_audio_features(**move_to_device(clips, self._device_for(inputs)), position_limits=limits)
+            self._prepare_decoding(audio, inputs, clips, request)
+        elif decoding is not None:
+            decoding.refuse_without_clips()
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
         if rules is not None:
             merged |= {"answer_rules": rules, "ctc_decoding": decoding}
             merged["silent_rows"] = self._find_silent(marked, is_audio, merged["prompt_is_silent"])
         return merged
+
+    def _prepare_decoding(self, audio, inputs: torch.Tensor, clips: dict, request: tuple):
+        """Give the audio side's output to what scores text by it: joint decoding, drafts, word times."""
+        marked, rules, decoding = request
+        if decoding is not None:
+            decoding.prepare(audio, inputs, marked)
+        if rules is not None and rules.keeps_clips:
+            features = clips.get("input_features"), clips.get("input_features_mask")
+            rules.clips = ctc_clips(self, audio, *features, frames=decoding.frames)
 
     def _continue_cache(self, cache, inputs: torch.Tensor, mask, digests: torch.Tensor | None) -> tuple:
         """Continue from a kept cache. It is cropped to the shared ids, or emptied if it has other clips.

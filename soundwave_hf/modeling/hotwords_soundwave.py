@@ -7,7 +7,7 @@ of a rare word, and takes it back if the text goes on in another way. Phrases ar
 whole words, with the case that the caller gives; words may also begin with a capital.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +37,8 @@ def check_hotwords(hotwords) -> list[str] | list[list[str]]:
 
     Raises: `ValueError` for a phrase that is no text, is too long or has no letter, and for too many phrases.
     """
-    if isinstance(hotwords, (str, bytes, dict)) or not hasattr(hotwords, "__iter__"):
+    # An iterator would be empty for whoever reads it next.
+    if isinstance(hotwords, (str, bytes, dict, Iterator)) or not hasattr(hotwords, "__iter__"):
         raise ValueError(
             f"`hotwords` is {hotwords!r}; expected a list of phrases, such as ['Kestrelmoor'], or a list for each row."
         )
@@ -104,7 +105,7 @@ class Hotwords:
     def apply(self, texts: Sequence[CTCTexts | None], bridge: CTCText) -> tuple[list, list["PhraseTree | None"]]:
         """For each row, its CTC scores and the tree of the phrases that are heard in its clip; None if there are none.
 
-        In the CTC scores, a phrase is as likely as the likeliest labels where it is heard.
+        In the CTC scores, in the frames where a phrase is heard, it gets the score of the best labels there.
 
         Args: texts: CTC scores of each row's clip; None for a row without one.
 

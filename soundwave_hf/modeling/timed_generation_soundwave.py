@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, LogitsProcessor
 
 from .ctc_text_soundwave import bridge_of, find_tokenizer
+from .decoding_soundwave import given_option
 from .support_soundwave import (
     CHUNKS,
     LEAST_SUPPORT,
@@ -100,7 +101,7 @@ class TimesRequest:
         """
         configs = [config, model.generation_config]
         kind, drops, returns_dict = (
-            _given(name, kwargs, configs)
+            given_option(name, kwargs, configs)
             for name in ("return_timestamps", "drop_unsupported", "return_dict_in_generate")
         )
         for name in ("return_timestamps", "drop_unsupported"):
@@ -159,12 +160,6 @@ class TimesRequest:
         rows = [answer + [pad] * (length - len(answer)) for answer in answers]
         answer_ids = torch.tensor(rows, dtype=sequences.dtype, device=sequences.device).reshape(len(rows), length)
         return torch.cat([sequences[:, :begin], answer_ids], dim=1)
-
-
-def _given(name: str, kwargs: dict, configs: list):
-    """The value of an option, from the call or else from the generation configs."""
-    values = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
-    return next((value for value in values if value is not None), None)
 
 
 def _without(answer: list[int], owner: list[int | None], words: list[ScoredWord]) -> list[int]:

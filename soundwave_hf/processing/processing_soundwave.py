@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -81,8 +82,10 @@ def transcription_question(prompt: str | None, language: str | None) -> str:
 
 
 def check_lists(name: str, lists, clips: int):
-    """Raises: `ValueError` if there are lists, and their number is not that of the clips."""
-    is_nested = lists is not None and not isinstance(lists, str) and any(not isinstance(own, str) for own in lists)
+    """Raises: `ValueError` for no list, and if there are several and their number is not that of the clips."""
+    if isinstance(lists, (str, Iterator)):
+        raise ValueError(f"`{name}` is {lists!r}; expected a list of texts, or a list for each clip.")
+    is_nested = lists is not None and any(not isinstance(own, str) for own in lists)
     if is_nested and len(lists) != clips:
         raise ValueError(f"`{name}` holds {len(lists)} lists for {clips} clips: give one for each, or one for all.")
 

@@ -281,7 +281,8 @@ class SoundwaveTrainerMixin:
             self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
             # The rest of the generation config is the LLM's.
             config = getattr(self._base, "generation_config", None)
-            defaults = {name: getattr(config, name, None) for name in ("ctc_weight", *POSITION_OPTIONS)}
+            kept = ("ctc_weight", "hotword_weight", *POSITION_OPTIONS)
+            defaults = {name: getattr(config, name, None) for name in kept}
             if defaults := {name: value for name, value in defaults.items() if value is not None}:
                 (folder / GENERATION_CONFIG_NAME).write_text(json.dumps(defaults) + "\n")
             # This replaces PEFT's card, which would load the adapters onto any model of their width.

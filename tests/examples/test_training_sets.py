@@ -55,5 +55,5 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
 def test_chat_questions_differ_and_end_the_list():
     questions = chat_questions(500, random.Random(0))
     assert len(set(questions)) == 500
-    with pytest.raises(ValueError, match="count arrived as 100000"):
+    with pytest.raises(ValueError, match="`count` is 100000, but there are only"):
         chat_questions(100_000, random.Random(0))

@@ -1,16 +1,17 @@
 """Joint decoding against its formula over every path, and as `generate` runs it."""
 
+import logging
 import math
 
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, pipeline
+from transformers import DynamicCache, GenerationConfig, pipeline
 
 from soundwave_hf import SoundwaveForConditionalGeneration, transcribe_clips
 from soundwave_hf.evaluation.transcribe import model_system, run_rows
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
-from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor
+from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor, check_weight
 from soundwave_hf.processing.text_soundwave import ctc_target
 from tests.modeling.test_ctc_scores import BYTES, brute_force, frames_of
 from tests.tiny import tiny_tokenizer
@@ -204,6 +205,55 @@ def test_the_weight_of_the_generation_config_is_the_default_and_is_saved(model, 
         assert answers(loaded, inputs, ctc_weight=None, tokenizer=processor.tokenizer) == explicit
     finally:
         model.generation_config = before
+
+
+def test_a_generation_config_of_the_call_keeps_the_defaults_it_does_not_set(model, processor, monkeypatch):
+    inputs = ask(processor, 1.9)
+    plain, joint = (answers(model, inputs, ctc_weight=weight) for weight in (None, 0.9))
+    assert plain != joint
+    monkeypatch.setattr(model.generation_config, "ctc_weight", 0.9, raising=False)
+    own = GenerationConfig(max_new_tokens=6)
+    assert answers(model, inputs, ctc_weight=None, generation_config=own) == joint
+    assert answers(model, inputs, ctc_weight=0, generation_config=own) == plain
+    own.ctc_weight = 0.0
+    assert answers(model, inputs, ctc_weight=None, generation_config=own) == plain
+    monkeypatch.setattr(model.generation_config, "do_sample", True)
+    with pytest.raises(ValueError, match="`do_sample` is True"):
+        model.generate(**inputs, ctc_weight=0.5, generation_config=GenerationConfig(max_new_tokens=6))
+
+
+def test_a_default_weight_without_a_tokenizer_leaves_the_llm_alone_and_says_so(model, processor, monkeypatch, caplog):
+    inputs = ask(processor, 1.9)
+    plain = answers(model, inputs, ctc_weight=None)
+    monkeypatch.setattr(model, "name_or_path", "")
+    monkeypatch.setattr(model.generation_config, "ctc_weight", 0.9, raising=False)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert answers(model, inputs, ctc_weight=None) == plain
+    assert "The LLM transcribes alone, without `ctc_weight` 0.9" in caplog.text
+
+
+def test_a_kept_cache_that_holds_the_clip_changes_no_answer(model, processor):
+    inputs = ask(processor, 1.9)
+    cache = DynamicCache()
+    first, second = (
+        model.generate(**inputs, ctc_weight=0.9, max_new_tokens=6, do_sample=False, past_key_values=cache).tolist()
+        for _ in range(2)
+    )
+    assert first == second
+    options = {"return_timestamps": "word", "past_key_values": DynamicCache(), "max_new_tokens": 6, "do_sample": False}
+    first, second = (model.generate(**inputs, **options) for _ in range(2))
+    assert first.chunks == second.chunks and first.texts == second.texts
+
+
+def test_where_only_control_tokens_are_allowed_they_are_taken(model, processor):
+    inputs = ask(processor, 1.9)
+    allowed = {"prefix_allowed_tokens_fn": lambda row, ids: [processor.tokenizer.eos_token_id]}
+    found = answers(model, inputs, **allowed, eos_token_id=processor.tokenizer.eos_token_id)
+    assert found == [[processor.tokenizer.eos_token_id]]
+
+
+def test_numbers_of_numpy_are_weights():
+    assert check_weight(np.float32(0.5)) == 0.5
 
 
 def test_rows_that_ask_for_something_else_are_left_alone_by_a_default_weight(model, processor):
