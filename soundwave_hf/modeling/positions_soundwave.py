@@ -54,7 +54,10 @@ class PositionLimits:
             )
 
     def bounds(self, num_frames: int, frame_seconds: float) -> tuple[int, int]:
-        """Lowest and highest number of positions of a clip. If rounding makes the lowest larger than the highest, the highest is used."""
+        """Lowest and highest number of positions of a clip.
+
+        If rounding makes the lowest larger than the highest, the highest is used.
+        """
         seconds, small = num_frames * frame_seconds, 1e-6
         highest, lowest = self.max_positions_per_second, self.min_positions_per_second
         most = max(1, math.floor(highest * seconds + small)) if highest else num_frames
