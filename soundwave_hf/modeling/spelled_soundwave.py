@@ -80,7 +80,9 @@ def _grown(digits: str, lengths: tuple[int, ...] | None = None) -> frozenset[str
     Args: lengths: how many digits may follow; by default 0 to 2, and more up to `LIKELY_DIGITS` in all.
     """
     own = _digits_in_words(digits)
-    if digits.startswith("0") or len(digits) > MOST_DIGITS - 3:
+    if digits.startswith("0"):  # such a number is spelled digit by digit
+        return frozenset({own})
+    if len(digits) > MOST_DIGITS - 3:
         return frozenset({own} if lengths is None else ())
     if lengths is None:
         lengths = range(max(3, LIKELY_DIGITS - len(digits) + 1))

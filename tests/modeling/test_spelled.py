@@ -39,6 +39,7 @@ TEXTS = [
     "1,05 and 12,345 or $1,231-fold 5's",
     "It was 1999 and 1231 and 2,020 and 100000.",
     "No numbers.",
+    "Press 0,123 or 0,12 now.",
 ]
 
 
