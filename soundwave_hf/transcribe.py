@@ -62,6 +62,10 @@ class TranscribeOptions:
 
     def _check_hotwords(self):
         if self.hotwords is None:
+            if "hotword_weight" in (self.generate or {}) and "hotwords" not in self.generate:
+                raise ValueError(
+                    "`generate` has `hotword_weight`, but there are no `hotwords`: give both, or neither."
+                )
             return
         if "hotwords" in (self.generate or {}):
             raise ValueError("`hotwords` was given twice, by itself and in `generate`: leave one out.")

@@ -281,7 +281,7 @@ def test_hotwords_are_written_where_they_are_heard(here, run, all_heard):
     assert cli.read_hotwords("@names.txt") == ["Port Zy", "zyph"] and cli.read_hotwords("a, b c") == ["a", "b c"]
     assert run("c.wav", "--output", "out", "--hotwords", "zyph", *WEIGHTS)[0] == 0
     assert "zyph" in (here / "out" / "c.txt").read_text().lower()
-    assert "A transcript would overwrite" in run("c.wav", "--output", "out", *WEIGHTS)[2]
+    assert "A transcript would overwrite" in run("c.wav", "--output", "out")[2]
 
 
 def test_hotwords_that_are_not_heard_change_nothing(here, run):
@@ -373,6 +373,10 @@ def test_lines_of_several_files_have_their_names(here, run):
         (["c.wav", "--format", "str"], "There is no format `str`. Did you mean `srt`?"),
         (["c.wav", "--hotwords", "Ann,,Bob"], "`hotwords` holds ''; expected a text with a letter or a digit"),
         (["c.wav", "--hotwords", "@absent.txt"], "absent.txt"),
+        (["c.wav", "--generate", "{ctc_weight: 3}"], "`ctc_weight` is 3; expected a number from 0"),
+        (["c.wav", "--generate", "{hotword_weight: 2}"], "`hotword_weight`, but there are no `hotwords`"),
+        (["c.wav", "--generate", "{max_positions_per_second: -1}"], "`max_positions_per_second` is -1"),
+        (["c.wav", "--generate", "{return_timestamps: true}"], "an option of their own: `word_times`"),
         (["c.wav", "--word-times"], "`--word-times` was given, but the format is txt, which does not show it"),
         (["c.wav", "--confidence", "--format", "srt"], "`--confidence` was given, but the format is srt"),
         (["-", "--live", "--rate", "16000", "--word-times"], "leave `--word-times` out, or transcribe a file"),

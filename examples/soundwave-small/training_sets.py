@@ -19,6 +19,7 @@ from instructions import instruction_rows
 from spoken_questions import spoken_questions
 from voices import SAMPLING_RATE, VOICES, Utterance, clip_seconds, speak_all, write_clip
 
+from soundwave_hf.data.card import count_rows
 from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.paths import soundwave_home
 
@@ -170,6 +171,8 @@ def write(seed: int) -> None:
     stages = {split: [row for row in speech if split_of(row["text"]) == split] for split in SPLITS}
     for split, rows in stages.items():
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
+    for (source,), (count, seconds) in count_rows(clips, ("source",)).items():
+        print(f"{source}: {count} clips, {seconds / 3600:.2f} h")
     rng = random.Random(seed + 3)
     spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]

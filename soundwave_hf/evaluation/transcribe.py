@@ -13,13 +13,21 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from ..modeling.decoding_soundwave import CTC_OPTIONS
-from ..modeling.hotwords_soundwave import check_hotwords, has_lists
+from ..modeling.decoding_soundwave import CTC_OPTIONS, check_weight
+from ..modeling.hotwords_soundwave import check_hotword_weight, check_hotwords, has_lists
 from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
 from ..modeling.spacing_soundwave import join_texts
 from ..processing.processing_soundwave import ASR_QUESTION
 from .metrics import collapse_ctc, language_code
 from .rows import SAMPLING_RATE, Request, decoded_groups
+
+
+# Options of `generate` that have a name of their own here.
+OWN_OPTIONS = {
+    "max_new_tokens": "The number of tokens has an option of its own.",
+    "num_return_sequences": "Each clip gets one text.",
+    "return_timestamps": "Word times have an option of their own: `word_times` (`--word-times`).",
+}
 
 
 WINDOW_SECONDS = 30.0  # of the Whisper encoder
@@ -199,12 +207,13 @@ def check_generate(options: Mapping[str, Any]):
     for name in options:
         if name.startswith("_") or name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"`generate` has the option `{name}`, which is not taken here."
-                + (f" Did you mean `{near[0]}`?" if near else " The number of tokens has an option of its own.")
-            )
+            hint = OWN_OPTIONS.get(name) or (f"Did you mean `{near[0]}`?" if near else "Leave it out.")
+            raise ValueError(f"`generate` has the option `{name}`, which is not taken here. {hint}")
     if options.get("hotwords") is not None and has_lists(check_hotwords(options["hotwords"])):
         raise ValueError("`hotwords` holds lists; expected phrases, which are for all recordings here.")
+    check_weight(options.get("ctc_weight") or 0)
+    check_hotword_weight(options.get("hotword_weight") or 0)
+    PositionLimits(**{name: options[name] for name in POSITION_OPTIONS if options.get(name) is not None})
 
 
 def model_system(
