@@ -25,20 +25,22 @@ PACKAGES = (
 )
 
 
-def debian_root() -> Path:
+def debian_root(*more: str) -> Path:
     """Folder that stands for `/` of the unpacked packages; filled at the first call.
 
+    Args: more: names of packages beside `PACKAGES`.
     Raises: RuntimeError where `apt-get` and `dpkg-deb` are missing or a package does not arrive.
     """
     root = soundwave_home() / "data" / "debian"
-    missing = [names for names in PACKAGES if not any((root / ".unpacked" / name).exists() for name in names)]
+    wanted = (*PACKAGES, *((name,) for name in more))
+    missing = [names for names in wanted if not any((root / ".unpacked" / name).exists() for name in names)]
     if not missing:
         return root
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise RuntimeError(
                 f"`{tool}` is not on this machine, and the training data is built from Debian packages "
-                f"({', '.join(names[0] for names in PACKAGES)}). Build it on Debian or Ubuntu (root is not needed), "
+                f"({', '.join(names[0] for names in wanted)}). Build it on Debian or Ubuntu (root is not needed), "
                 f"or unpack those packages into {root} and create an empty file {root}/.unpacked/NAME for each."
             )
     (root / ".unpacked").mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,6 @@ import random
 import re
 import signal
 import sys
-import tempfile
 import time
 import zipfile
 from collections import Counter
@@ -35,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from debian_packages import debian_root, unpack_package, update_package_lists
+from debian_packages import debian_root
 from game_archives import SKY_SPEECH, SkyDisk, code_tables, queen_subtitles, read_queen, sky_sound, sky_subtitles
 from human_speech import is_plausible
 from natural_speech import only_one
@@ -104,13 +103,7 @@ class Line:
 
 def game_packages() -> Path:
     """`debian_root()` with the packages of this file unpacked as well; the games' data compared with known hashes."""
-    root = debian_root()
-    missing = [name for name in PACKAGES if not (root / ".unpacked" / name).exists()]
-    if missing:
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
-            options = update_package_lists(Path(temporary))
-            for name in missing:
-                unpack_package((name,), options, Path(temporary), root)
+    root = debian_root(*PACKAGES)
     check_contents(root, DIGESTS, "Debian packages")
     return root
 

@@ -18,15 +18,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from instructions import instruction_rows
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
-from training_sets import INSTRUCTED_CLIPS, SPLITS, all_clips, quiet_sound, small_folder, split_of
+from training_sets import SPLITS, all_clips, instruct_rows, quiet_sound, split_of
 from transformers import TrainerCallback
 
 from soundwave_hf import SoundwaveDataCollator, SoundwaveProcessor
-from soundwave_hf.data.manifest import read_rows
 from soundwave_hf.data.rows import conversation_of
 from soundwave_hf.processing.processing_soundwave import ASR_QUESTION
 from soundwave_hf.training.build import build_model
@@ -347,16 +345,6 @@ def train_stage(number: int, clips: Clips, rows, seconds: float, options, refres
     say(f"stage {number}: {trainer.state.global_step} steps in {time.monotonic() - trainer.began:.0f} s")
 
 
-def instruct_rows(clips: Clips) -> list[dict]:
-    """Stage III: requests about the clips of Stage II, spoken questions with their answers, the same in text."""
-    answers = {row["question"]: row["answer"] for row in read_rows(small_folder() / "answers.jsonl")}
-    speech = [row for row in clips.rows if row["split"] == "stage2" and row["source"] != "natural-question"]
-    asked = [row for row in clips.rows if row["source"] == "natural-question" and row["text"] in answers]
-    spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in asked]
-    texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
-    return instruction_rows(speech, spoken, random.Random(3), INSTRUCTED_CLIPS) + texts
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, nargs=3, default=[10.0, 10.0, 1.0], help="of stages I, II, III")
@@ -377,7 +365,7 @@ def main() -> None:
     sources = {1: speech("stage1"), 2: speech("stage2")}
     for number in options.stages:
         if number == 3:
-            rows = instruct_rows(clips)
+            rows = instruct_rows(clips.rows, seed=0)
             say(json.dumps({"stage 3 rows": len(rows)}))
             sources[3] = lambda rows=rows: rows
         refresh = clips.refresh if number == 1 else None

@@ -13,7 +13,6 @@ import random
 import re
 import struct
 import sys
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from build_data import Sizes, spoken_texts
-from debian_packages import debian_root, unpack_package, update_package_lists
+from debian_packages import debian_root
 from human_speech import all_prompt_names, held_out_texts, unused_prompt_words
 from name_sentences import name_sentences
 from sentences import (
@@ -70,14 +69,7 @@ class Text:
 
 def text_packages() -> Path:
     """`debian_root()` with the packages of this file unpacked as well."""
-    root = debian_root()
-    missing = [name for name in PACKAGES if not (root / ".unpacked" / name).exists()]
-    if missing:
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
-            options = update_package_lists(Path(temporary))
-            for name in missing:
-                unpack_package((name,), options, Path(temporary), root)
-    return root
+    return debian_root(*PACKAGES)
 
 
 def wordnet_examples(folder: Path) -> Iterator[str]:

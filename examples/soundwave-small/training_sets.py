@@ -165,20 +165,26 @@ def write(seed: int) -> None:
     """Write stage1.jsonl, stage2.jsonl and instruct.jsonl of the clips that are there."""
     folder = small_folder()
     clips = all_clips()
-    answers = {row["question"]: row["answer"] for row in read_rows(folder / "answers.jsonl")}
-    questions = [row for row in clips if row["source"] == "natural-question"]
     speech = [row for row in clips if row["source"] != "natural-question"]
     stages = {split: [row for row in speech if split_of(row["text"]) == split] for split in SPLITS}
     for split, rows in stages.items():
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
     for (source,), (count, seconds) in count_rows(clips, ("source",)).items():
         print(f"{source}: {count} clips, {seconds / 3600:.2f} h")
+    write_rows(folder / "instruct.jsonl", instruct_rows(clips, seed))
+
+
+def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
+    """Stage III: requests about the clips of Stage II, spoken questions with their answers, the same in text."""
+    answers = {row["question"]: row["answer"] for row in read_rows(small_folder() / "answers.jsonl")}
+    questions = [row for row in clips if row["source"] == "natural-question"]
+    speech = [row for row in clips if row["source"] != "natural-question" and split_of(row["text"]) == "stage2"]
     rng = random.Random(seed + 3)
     spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
-    rows = instruction_rows(stages["stage2"], spoken, rng, INSTRUCTED_CLIPS)
+    rows = instruction_rows(speech, spoken, rng, INSTRUCTED_CLIPS)
     rows += [{**row, "task": "text"} for row in texts]
-    write_rows(folder / "instruct.jsonl", rng.sample(rows, len(rows)))
+    return rng.sample(rows, len(rows))
 
 
 def main() -> None:

@@ -28,8 +28,6 @@ OWN_OPTIONS = {
     "num_return_sequences": "Each clip gets one text.",
     "return_timestamps": "Word times have an option of their own: `word_times` (`--word-times`).",
 }
-
-
 WINDOW_SECONDS = 30.0  # of the Whisper encoder
 MAX_NEW_TOKENS = 120  # 30 s of English speech seldom need more
 
@@ -203,7 +201,7 @@ System = Callable[[Sequence[Request]], Transcripts]
 
 def check_generate(options: Mapping[str, Any]):
     """Raises: `ValueError` for what is no option of `generate`, or is decided elsewhere."""
-    known = {*vars(GenerationConfig()), *CTC_OPTIONS, *POSITION_OPTIONS} - {"max_new_tokens", "num_return_sequences"}
+    known = {*vars(GenerationConfig()), *CTC_OPTIONS, *POSITION_OPTIONS} - OWN_OPTIONS.keys()
     for name in options:
         if name.startswith("_") or name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -401,9 +401,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {}, limits)
             merged |= tail
             self._prepare_decoding(audio, inputs, clips, request)
-        elif (
-            has_clips and decoding is not None and decoding.needs_frames(rules)
-        ):  # the cache holds the positions alone
+        elif has_clips and decoding is not None and decoding.needs_frames(rules):
+            # The cache holds the positions alone, not the frames.
             clips = {name: value for name, value in caller_inputs.items() if name != "attention_mask"}
             audio = self.get_audio_features(**move_to_device(clips, self._device_for(inputs)), position_limits=limits)
             self._prepare_decoding(audio, inputs, clips, request)

@@ -261,10 +261,15 @@ def segment_chunks(words: list[ScoredWord]) -> list[dict]:
     return [_segment_chunk(segment) for segment in segments]
 
 
+def text_of(words: list[ScoredWord]) -> str:
+    """The text of words, with a space before those that are apart."""
+    return "".join(f" {word.text}" if word.is_apart else word.text for word in words).strip()
+
+
 def _segment_chunk(words: list[ScoredWord]) -> dict:
     times = [(word.start, word.end) for word in words if word.aligned]
     return {
-        "text": "".join(f" {word.text}" if word.is_apart else word.text for word in words).strip(),
+        "text": text_of(words),
         "timestamp": (times[0][0], times[-1][1]) if times else (None, None),
         "aligned": len(times) == len(words),
         "supported": any(word.supported for word in words),
@@ -284,4 +289,5 @@ __all__ = [
     "clip_probability",
     "find_loops",
     "score_words",
+    "text_of",
 ]

@@ -17,6 +17,7 @@ from .support_soundwave import (
     check_kind,
     clip_probability,
     score_words,
+    text_of,
 )
 from .word_times_soundwave import owners, sound_seconds, to_bytes
 
@@ -135,7 +136,7 @@ class TimesRequest:
             if self.drops and not all(word.supported for word in scored):
                 answer = _without(answer, owners(pieces, [word.span for word in scored]), scored)
                 scored = [word for word in scored if word.supported]
-                text = "".join(f" {word.text}" if word.is_apart else word.text for word in scored)
+                text = text_of(scored)
             texts.append(to_bytes(text).decode(errors="replace").strip())
             words.append(scored)
             answers.append(answer)
