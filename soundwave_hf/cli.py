@@ -2,8 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from .cli_options import (
+    add_backbones,
+    add_placing,
+    add_verb,
+    given_backbones,
+    given_placing,
+    read_columns,
+    read_mapping,
+)
 from .paths import expand_path
 from .training.secret_values import hide_secrets, names_secret
 
@@ -19,57 +28,7 @@ PATH_OPTIONS += ("output", "transcripts", "against")
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"
 GENERATE_HELP = "options of `generate`, such as '{ctc_weight: 0.3, num_beams: 4}'; default: greedy"
-BAD_CLIPS = 1  # exit code of a check that found some
 FAILED = 2  # exit code where some files could not be transcribed
-
-
-# ---- options that several verbs have ----
-
-
-def add_verb(verbs, run: Callable, summary: str, usage: str | None = None) -> argparse.ArgumentParser:
-    """A verb that `run` carries out, with the options that all verbs have. Args: summary: its line in `--help`."""
-    verb = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage, allow_abbrev=False)
-    verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    verb.set_defaults(run=run)
-    return verb
-
-
-def add_backbones(verb: argparse.ArgumentParser):
-    """`--encoder`, `--llm` and `--allow-other-backbones`: what adapters belong to."""
-    for name in ("--encoder", "--llm"):
-        verb.add_argument(name, metavar="NAME", help="what the adapters belong to; default: what they name")
-    verb.add_argument(
-        "--allow-other-backbones",
-        action="store_true",
-        help="take backbones of the same widths that the adapters were not trained on",
-    )
-
-
-def given_backbones(arguments: argparse.Namespace) -> dict[str, str | bool]:
-    """Those of `--encoder` and `--llm` that were given; the adapters name the others."""
-    given = {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}
-    return given | ({"allow_other_backbones": True} if arguments.allow_other_backbones else {})
-
-
-def add_placing(verb: argparse.ArgumentParser, dtype: str):
-    """`--device` and `--dtype` of the model that a verb runs. Args: dtype: its default, in words."""
-    verb.add_argument("--device", help="where the model runs, such as cuda or cuda:1; default: cpu")
-    verb.add_argument("--dtype", help=f"of its weights, such as bfloat16; default: {dtype}")
-
-
-def given_placing(arguments: argparse.Namespace) -> dict[str, str]:
-    """Those of `--device` and `--dtype` that were given, checked.
-
-    Raises: ValueError where this machine has no such device, or there is no such dtype.
-    """
-    given = {name: value for name in ("device", "dtype") if (value := getattr(arguments, name)) is not None}
-    if given:
-        from .modeling.backbones_soundwave import as_dtype
-        from .modeling.loading_soundwave import as_device
-
-        as_device(given.get("device", "cpu"))
-        as_dtype(given.get("dtype"))
-    return given
 
 
 # ---- the verbs: each with the function that adds its options ----
@@ -310,19 +269,6 @@ def add_evaluate(verbs):
     verb.add_argument("--transcripts", metavar="FILE", help="JSON lines to write the text of each clip to")
 
 
-def read_mapping(text: str | None, option: str, example: str) -> dict:
-    """The value of an option that is a YAML mapping; an empty one where the option is not given."""
-    import yaml
-
-    try:
-        mapping = yaml.safe_load(text or "{}")
-    except yaml.YAMLError as error:
-        raise ValueError(f"`{option}` cannot be read as YAML: {error}") from error
-    if not isinstance(mapping, dict):
-        raise ValueError(f"`{option}` is `{text}`; expected a mapping, such as '{example}'.")
-    return mapping
-
-
 def read_hotwords(text: str | None) -> list[str] | None:
     """`"Ann,New York"` -> `["Ann", "New York"]`; `"@names.txt"` -> the lines of the file that are not empty.
 
@@ -337,58 +283,28 @@ def read_hotwords(text: str | None) -> list[str] | None:
     return phrases
 
 
-def read_columns(text: str | None) -> dict[str, str]:
-    """`"{sentence: text}"` -> `{"sentence": "text"}`: names of the user's columns and ours."""
-    return read_mapping(text, "--columns", "{sentence: text}")
-
-
 def read_generate(arguments: argparse.Namespace) -> dict | None:
     return read_mapping(arguments.generate, "--generate", "{ctc_weight: 0.3}") or None
 
 
-def data(arguments: argparse.Namespace) -> int | None:
-    if arguments.what == "check":
-        return check_data(arguments)
+def data(arguments: argparse.Namespace):
+    """`data` alone, and `data demo` of 0.1.0. Raises: ValueError that says what replaced it."""
     raise ValueError(
         "The data of the small model is built by its example now: `python examples/soundwave-small/build_data.py` in "
-        "a checkout of this repository (`make train` calls it). `soundwave-hf data check SOURCE` checks your own."
+        "a checkout of this repository (`make train` calls it). `soundwave-hf data check SOURCE` checks your own; "
+        "`soundwave-hf data --help` lists what else there is."
     )
 
 
 def add_data(verbs):
-    verb = add_verb(
-        verbs,
-        data,
-        "check the clips of your data",
-        usage="soundwave-hf data [-h] [--debug] check SOURCE [--columns C] [--skip OUT] [--max-seconds S]",
-    )
-    verb.add_argument(
-        "what",
-        choices=("demo", "check"),
-        nargs="?",
-        default="demo",
-        help="check: read every clip of SOURCE; demo: says where the data of the shipped weights come from",
-    )
-    verb.add_argument("source", metavar="SOURCE", nargs="?", help="what `data` of a recipe takes")
-    verb.add_argument("--columns", metavar="MAPPING", help="their names and ours: '{sentence: text}'")
-    verb.add_argument("--skip", metavar="OUT", help="write the rows without bad clips there (.jsonl or .parquet)")
-    verb.add_argument("--max-seconds", type=float, help="longest clip that is accepted")
+    """`data` with its own verbs, in `cli_data`."""
+    from .cli_data import ADD_DATA_VERBS
 
-
-def check_data(arguments: argparse.Namespace) -> int | None:
-    import yaml
-
-    from .data.check import check_source
-
-    if arguments.source is None:
-        raise ValueError("`soundwave-hf data check` needs a SOURCE: a file, a folder, or the name of a data set.")
-    columns = read_columns(arguments.columns)
-    try:
-        source = yaml.safe_load(arguments.source)
-    except yaml.YAMLError as error:
-        raise ValueError(f"SOURCE cannot be read as YAML: {error}") from error
-    bad = check_source(source, columns, arguments.skip, arguments.max_seconds)
-    return BAD_CLIPS if bad and arguments.skip is None else None
+    verb = add_verb(verbs, data, "check, clean, build and look at the data of a training run")
+    actions = verb.add_subparsers(title="verbs", metavar="VERB")
+    actions.add_parser("demo", allow_abbrev=False).set_defaults(run=data)
+    for add in ADD_DATA_VERBS:
+        add(actions)
 
 
 def backbones(arguments: argparse.Namespace):
@@ -402,7 +318,7 @@ def backbones(arguments: argparse.Namespace):
 
 def add_removed(verbs):
     """Verbs that are gone: `--help` does not list them."""
-    verbs.add_parser("backbones", allow_abbrev=False).set_defaults(run=backbones, debug=False)
+    verbs.add_parser("backbones", allow_abbrev=False).set_defaults(run=backbones, verb="backbones")
 
 
 ADD_VERBS = (
@@ -480,7 +396,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.run not in (train, plan, backbones):
-        parser.error(f"`{arguments.run.__name__}` does not know {hide_secrets(' '.join(rest))}")
+        parser.error(f"`{arguments.verb}` does not know {hide_secrets(' '.join(rest))}")
     arguments.overrides = rest
     try:
         expand_options(arguments)
@@ -489,9 +405,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print("Stopped.", file=sys.stderr)
         return 130
     except Exception as error:
-        if arguments.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ in NAMED_ERRORS):
+        if getattr(arguments, "debug", False) or not (
+            isinstance(error, USER_ERRORS) or type(error).__name__ in NAMED_ERRORS
+        ):
             raise
-        print(f"soundwave-hf {arguments.run.__name__}: {hide_secrets(own_words(error))}", file=sys.stderr)
+        print(f"soundwave-hf {arguments.verb}: {hide_secrets(own_words(error))}", file=sys.stderr)
         return 2
     return code or 0
 

@@ -221,3 +221,16 @@ def test_a_verb_is_needed(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main([])
     assert "VERB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["data", "--debug", "check", "none.jsonl"], ["data", "check", "--debug", "none.jsonl"]]
+)
+def test_debug_of_a_verb_of_data_counts_on_both_sides(words):
+    with pytest.raises(FileNotFoundError, match="none.jsonl"):
+        cli.main(words)
+
+
+def test_errors_name_the_verb_of_data(capsys):
+    assert cli.main(["data", "check", "none.jsonl"]) == 2
+    assert capsys.readouterr().err.startswith("soundwave-hf data check: There is no data manifest `none.jsonl`")
