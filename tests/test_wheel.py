@@ -57,7 +57,7 @@ def test_it_holds_each_recipe_and_the_shipped_weights(installed):
 
 def test_its_commands_run_and_name_the_recipes(installed, tmp_path):
     assert "train" in run(["-m", "soundwave_hf.cli", "--help"], tmp_path, installed)
-    with pytest.raises(AssertionError, match="give a YAML file, or one of finetune, llama-3.1-8b/1_align"):
+    with pytest.raises(AssertionError, match="give a YAML file, or one of finetune, tiny, whisper-large-v3"):
         command(["train", "nowhere"], tmp_path, installed)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config, WhisperConfig
 
 from ..data.backbones import backbone_folder, resolve_backbone
 from ..data.sources import looks_local, open_rows, transcripts
@@ -34,15 +34,20 @@ from .watch import describe_duration
 
 GIB = 2**30
 KEPT_FREE = 0.08  # of a GPU's memory: for CUDA, NCCL and fragmentation
-# Configs of large backbones, and of one that the hub gives only after agreement to a licence.
+# Configs of the backbones of this package's recipes, so that they can be planned without the hub.
+LARGE_ENCODER = WhisperConfig(
+    num_mel_bins=128,
+    d_model=1280,
+    encoder_layers=32,
+    encoder_attention_heads=20,
+    encoder_ffn_dim=5120,
+    dtype=torch.float16,
+)
 KNOWN_SIZES = {
-    "openai/whisper-large-v3": WhisperConfig(  # its encoder
-        num_mel_bins=128,
-        d_model=1280,
-        encoder_layers=32,
-        encoder_attention_heads=20,
-        encoder_ffn_dim=5120,
-        dtype=torch.float16,
+    "openai/whisper-large-v3": LARGE_ENCODER,
+    "openai/whisper-large-v3-turbo": LARGE_ENCODER,  # only its decoder is smaller
+    "openai/whisper-small": WhisperConfig(
+        d_model=768, encoder_layers=12, encoder_attention_heads=12, encoder_ffn_dim=3072, dtype=torch.float32
     ),
     "meta-llama/Llama-3.1-8B-Instruct": LlamaConfig(
         vocab_size=128_256,
@@ -52,6 +57,29 @@ KNOWN_SIZES = {
         num_attention_heads=32,
         num_key_value_heads=8,
         max_position_embeddings=131_072,
+        dtype=torch.bfloat16,
+    ),
+    "Qwen/Qwen3-1.7B": Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=True,
+        dtype=torch.bfloat16,
+    ),
+    "Qwen/Qwen2.5-0.5B-Instruct": Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=True,
         dtype=torch.bfloat16,
     ),
 }

@@ -213,7 +213,8 @@ class RecipeArguments:
 
 
 def find_recipe(name: str | os.PathLike) -> Path:
-    """The file of a recipe: a path, or the name of a recipe of this package (`finetune`, `llama-3.1-8b/1_align`).
+    """The file of a recipe: a path, or the name of a recipe of this package (`finetune`,
+    `whisper-small_qwen2.5-0.5b/1_align`).
 
     Raises: `FileNotFoundError` that lists the names.
     """
@@ -227,6 +228,8 @@ def find_recipe(name: str | os.PathLike) -> Path:
         if found.parent.name != "accelerate"  # those are for `accelerate launch`
     }
     wanted = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    if wanted.startswith("llama-3.1-8b/"):  # the name in version 0.1.0
+        wanted = f"whisper-large-v3_{wanted}"
     if wanted in ours:
         return ours[wanted]
     moved = (

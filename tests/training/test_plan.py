@@ -260,7 +260,7 @@ def llama_plans(tmp_path_factory) -> dict[str, Plan]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOUNDWAVE_HOME", str(tmp_path_factory.mktemp("home")))
         return {
-            name: Plan(*read_recipe(RECIPES / "llama-3.1-8b" / f"{name}.yaml"), Gpus.read("8x80GB"))
+            name: Plan(*read_recipe(RECIPES / "whisper-large-v3_llama-3.1-8b" / f"{name}.yaml"), Gpus.read("8x80GB"))
             for name in ("1_align", "2_shrink", "3_instruct")
         }
 

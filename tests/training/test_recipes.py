@@ -1,20 +1,25 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, WhisperFeatureExtractor
 from transformers.trainer import TRAINER_STATE_NAME
 
 from soundwave_hf import cli
 from soundwave_hf.data.backbones import SHIPPED_BACKBONES, resolve_backbone
-from soundwave_hf.data.tiny import TINY_BACKBONES
+from soundwave_hf.data.tiny import TINY_BACKBONES, byte_tokenizer
 from soundwave_hf.modeling.backbones_soundwave import TRAINED_FILE
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.mixture import Mixture
-from soundwave_hf.training.run import read_recipe, read_recipes, read_rows, run_recipe
+from soundwave_hf.training.plan import Gpus, Plan
+from soundwave_hf.training.recipe import find_recipe
+from soundwave_hf.training.run import read_recipe, read_recipes, read_rows, run_recipe, train
+from tests.tiny_models import save_tiny_whisper
 from tests.training.workspace import write_manifest
 
 
@@ -22,6 +27,8 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 OF_SMALL = RECIPES.parent / "examples" / "soundwave-small" / "recipes"
 SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate")
 SHIPPED += sorted(OF_SMALL.glob("*.yaml"))
+PAPER = "whisper-large-v3_llama-3.1-8b"
+PAIRS = ("whisper-large-v3-turbo_qwen3-1.7b", "whisper-small_qwen2.5-0.5b")  # for one GPU
 LAUNCH = "accelerate launch --config_file recipes/accelerate/ddp.yaml -m soundwave_hf.cli"
 ROW = {"audio": "clips/0.wav", "text": "Yes.", "seconds": 1.0, "source": "a"}
 
@@ -59,7 +66,7 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path):
-    command = LAUNCH if path.parent.name == "llama-3.1-8b" else "soundwave-hf"
+    command = LAUNCH if path.parent.name == PAPER else "soundwave-hf"
     options = " --data my.csv --output_dir runs/mine" if path.stem == "finetune" else ""
     inside = path.is_relative_to(RECIPES)
     name = path.relative_to(RECIPES).with_suffix("") if inside else path.relative_to(RECIPES.parent)
@@ -81,7 +88,7 @@ def test_every_key_of_a_shipped_recipe_is_read(path, monkeypatch, tmp_path):
     [("1_align", 6000, 1e-4, 32 * 8), ("2_shrink", 6000, 3e-5, 16 * 8), ("3_instruct", 4000, 3e-5, 8 * 4)],
 )
 def test_the_recipes_of_llama_have_the_values_of_the_paper(name, steps, rate, clips):
-    recipe, arguments = read_recipe(RECIPES / "llama-3.1-8b" / f"{name}.yaml")
+    recipe, arguments = read_recipe(RECIPES / PAPER / f"{name}.yaml")
     assert (recipe.encoder, recipe.llm) == ("openai/whisper-large-v3", "meta-llama/Llama-3.1-8B-Instruct")
     assert (arguments.max_steps, arguments.learning_rate) == (steps, rate)
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == clips
@@ -148,7 +155,8 @@ def test_numbers_of_a_recipe_are_numbers_however_they_are_written(write):
 def test_the_shipped_recipes_are_these():
     names = {str(path.relative_to(RECIPES)) for path in SHIPPED if path.is_relative_to(RECIPES)}
     stages = {"1_align.yaml", "2_shrink.yaml", "3_instruct.yaml"}
-    assert names == {f"llama-3.1-8b/{name}" for name in stages} | {"tiny.yaml", "finetune.yaml"}
+    pairs = {f"{pair}/{name}" for pair in (PAPER, *PAIRS) for name in stages}
+    assert names == pairs | {"tiny.yaml", "finetune.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +248,8 @@ def test_what_is_not_there_is_named_and_nothing_is_written(write, tmp_path, chan
 
 def test_a_missing_recipe_is_named():
     with pytest.raises(
-        FileNotFoundError, match="no recipe `nowhere.yaml`: give a YAML file, or one of finetune, llama-3.1-8b/1_align"
+        FileNotFoundError,
+        match="no recipe `nowhere.yaml`: give a YAML file, or one of finetune, tiny, whisper-large-v3",
     ):
         read_recipe("nowhere.yaml")
 
@@ -376,3 +385,68 @@ def test_the_command_answers_a_mistake_without_a_traceback(write, tmp_path, caps
     printed = capsys.readouterr().err
     assert "soundwave-hf train: " in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+# A tiny LLM of the family of each pair's LLM, and the mel bins of its encoder.
+TINY_OF_PAIR = {
+    PAPER: (LlamaConfig, 128),
+    "whisper-large-v3-turbo_qwen3-1.7b": (Qwen3Config, 128),
+    "whisper-small_qwen2.5-0.5b": (Qwen2Config, 80),
+}
+
+
+def tiny_backbones_of(pair: str, folder: Path) -> dict[str, str]:
+    """`encoder` and `llm` of a pair's families, of width 32, with random weights."""
+    config_class, mel_bins = TINY_OF_PAIR[pair]
+    encoder = save_tiny_whisper(
+        folder / "encoder", num_mel_bins=mel_bins, d_model=32, encoder_ffn_dim=64, max_source_positions=1500
+    )
+    WhisperFeatureExtractor(feature_size=mel_bins).save_pretrained(encoder)
+    tokenizer = byte_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 1024}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": tokenizer.eos_token_id}
+    sizes |= {"head_dim": 8} if pair != "whisper-small_qwen2.5-0.5b" else {}
+    tied = pair != PAPER
+    config = config_class(vocab_size=len(tokenizer), tie_word_embeddings=tied, initializer_range=0.5, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    return {"encoder": encoder, "llm": str(folder / "llm")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", TINY_OF_PAIR)
+def test_the_stages_of_a_pair_train_tiny_backbones_of_its_families(pair, workspace, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    smaller = tiny_backbones_of(pair, tmp_path) | {"max_steps": 2, "warmup_steps": 1, "dataloader_num_workers": 0}
+    smaller |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "bf16": False, "use_cpu": True}
+    smaller |= {"logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False}
+    for name in ("1_align", "2_shrink", "3_instruct"):
+        rows = "instruct.jsonl" if name == "3_instruct" else "train.jsonl"
+        folder = train(f"{pair}/{name}", **smaller, data=str(workspace.data / rows))
+        state = json.loads((Path(folder) / TRAINER_STATE_NAME).read_text())
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+
+
+@pytest.mark.parametrize("pair", [PAPER, *PAIRS])
+def test_the_recipes_of_a_pair_follow_each_other(pair, monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    recipes = [read_recipe(RECIPES / pair / f"{name}.yaml") for name in ("1_align", "2_shrink", "3_instruct")]
+    assert [recipe.stage for recipe, _ in recipes] == ["align", "shrink", "instruct"]
+    assert len({(recipe.encoder, recipe.llm) for recipe, _ in recipes}) == 1
+    assert [recipe.start_from for recipe, _ in recipes[1:]] == [options.output_dir for _, options in recipes[:2]]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("gpus", ["1x24GB", "1x80GB"])
+def test_the_recipes_for_one_gpu_fit_it(pair, gpus, monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    for name in ("1_align", "2_shrink", "3_instruct"):
+        assert Plan(*read_recipe(RECIPES / pair / f"{name}.yaml"), Gpus.read(gpus)).fits(sharded=False)
+
+
+def test_the_name_of_version_0_1_finds_the_recipes_of_the_paper():
+    for name in ("llama-3.1-8b/2_shrink", "recipes/llama-3.1-8b/2_shrink.yaml"):
+        assert find_recipe(name) == find_recipe(f"{PAPER}/2_shrink")

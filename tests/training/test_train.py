@@ -127,7 +127,10 @@ def test_a_recipe_that_has_moved_is_named_by_its_new_place(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["accelerate/ddp", "../README.md", "nowhere"])
 def test_what_is_no_recipe_of_the_package_is_not_found(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="give a YAML file, or one of finetune, llama-3.1-8b/1_align"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="give a YAML file, or one of finetune, tiny, whisper-large-v3",
+    ):
         find_recipe(name)
 
 
