@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from soundwave_hf import cli
+from soundwave_hf import __version__, cli
 from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.evaluation.evaluate import Scores, score_table
 from soundwave_hf.evaluation.shipped import ADAPTER, ENCODER, LLM
@@ -82,3 +83,9 @@ def test_the_lines_that_transcribe_write_nothing_else(tmp_path, monkeypatch):
     ran = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=REPOSITORY)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.endswith("\n")
+
+
+def test_citation_and_changelog_know_this_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert f"## {__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
