@@ -2,7 +2,7 @@
 
 import argparse
 
-from .cli_options import add_verb, read_columns
+from .cli_options import add_verb, read_columns, read_mapping
 
 
 BAD_CLIPS = 1  # exit code of a check that found some
@@ -42,4 +42,50 @@ def add_check(verbs):
     verb.add_argument("--max-seconds", type=float, help="longest clip that is accepted")
 
 
-ADD_DATA_VERBS = (add_check,)
+def stats(arguments: argparse.Namespace):
+    from .data.mixture import Mixture
+    from .data.stats import check_output, collect_stats, describe_stats, write_stats
+
+    for path in arguments.output:
+        check_output(path)
+    if arguments.epochs < 1:
+        raise ValueError(f"`--epochs` is {arguments.epochs}; give 1 or more.")
+    source, columns, options, llm = read_source(arguments.source), read_columns(arguments.columns), {}, arguments.llm
+    mixture = read_mapping(arguments.mixture, "--mixture", "{temperature: 1, step: 5}")
+    if unknown := mixture.keys() - {"temperature", "step"}:
+        raise ValueError(f"`--mixture` has {sorted(unknown)}; its keys are temperature and step.")
+    mixture = Mixture(**mixture) if arguments.mixture else None
+    if isinstance(source, str) and source.endswith((".yaml", ".yml")):
+        from .training.recipe import read_recipe
+
+        recipe, _ = read_recipe(source)
+        source, options, llm = recipe.sources, {"repeat": recipe.repeat}, llm or recipe.llm
+        mixture = mixture or recipe.mixture
+    found = collect_stats(source, columns, llm and read_tokenizer(llm), **options)
+    report = found.report(mixture, arguments.epochs)
+    print(describe_stats(report), flush=True)
+    for path in arguments.output:
+        write_stats(report, path)
+
+
+def read_tokenizer(llm: str):
+    """The tokenizer of an LLM by folder or hub name."""
+    from transformers import AutoTokenizer
+
+    from .data.backbones import resolve_backbone
+
+    return AutoTokenizer.from_pretrained(resolve_backbone(llm, weights=False))
+
+
+def add_stats(verbs):
+    verb = add_verb(verbs, stats, "hours, lengths, speakers, languages, tasks and target tokens of SOURCE or a recipe")
+    add_source(verb)
+    verb.add_argument("--llm", metavar="NAME", help="count targets in the tokens of this LLM; default: in characters")
+    verb.add_argument("--mixture", metavar="MAPPING", help="show its shares: '{temperature: 1, step: 5}'")
+    verb.add_argument("--epochs", type=int, default=5, help="of the mixture that are shown; default: %(default)s")
+    verb.add_argument(
+        "--output", metavar="FILE", action="append", default=[], help="also write .json or .png; may come twice"
+    )
+
+
+ADD_DATA_VERBS = (add_check, add_stats)
