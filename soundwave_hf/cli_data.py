@@ -2,7 +2,15 @@
 
 import argparse
 
-from .cli_options import add_verb, read_columns, read_mapping
+from .cli_options import (
+    add_backbones,
+    add_placing,
+    add_verb,
+    given_backbones,
+    given_placing,
+    read_columns,
+    read_mapping,
+)
 
 
 BAD_CLIPS = 1  # exit code of a check that found some
@@ -58,6 +66,8 @@ def stats(arguments: argparse.Namespace):
     if isinstance(source, str) and source.endswith((".yaml", ".yml")):
         from .training.recipe import read_recipe
 
+        if columns:
+            raise ValueError("`--columns` was given, and the recipe has its own `columns`: leave one of them out.")
         recipe, _ = read_recipe(source)
         source, options, llm = recipe.sources, {"repeat": recipe.repeat}, llm or recipe.llm
         mixture = mixture or recipe.mixture
@@ -88,4 +98,45 @@ def add_stats(verbs):
     )
 
 
-ADD_DATA_VERBS = (add_check, add_stats)
+def show(arguments: argparse.Namespace) -> int | None:
+    from .data.show import llm_processor, show_row
+
+    has_weights = arguments.model is not None or arguments.adapter is not None
+    placing = given_placing(arguments)
+    for name in ("encoder", "llm"):
+        if arguments.model and getattr(arguments, name):
+            raise ValueError(
+                f"`--{name}` says what adapters belong to, and `--model` has its own: leave one of them out."
+            )
+    if not has_weights and (arguments.encoder or arguments.allow_other_backbones or placing):
+        raise ValueError(
+            "`--encoder`, `--allow-other-backbones`, `--device` and `--dtype` need weights: give `--adapter` or "
+            "`--model`."
+        )
+    model = processor = None
+    if has_weights:
+        from .evaluation.shipped import load_weights
+
+        backbones = given_backbones(arguments) if arguments.adapter else {}
+        folder = arguments.adapter or arguments.model
+        model, processor = load_weights(folder, arguments.adapter is not None, ctc_only=True, **placing, **backbones)
+    elif arguments.llm is not None:
+        processor = llm_processor(arguments.llm)
+    source, columns = read_source(arguments.source), read_columns(arguments.columns)
+    usable = show_row(source, arguments.row, columns, processor, model, arguments.output)
+    return None if usable else BAD_CLIPS
+
+
+def add_show(verbs):
+    verb = add_verb(verbs, show, "one row as the model will see it, with a picture of its clip")
+    add_source(verb)
+    verb.add_argument("row", metavar="ROW", help="its number from 0, its `id`, or the path of its clip")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
+    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones")
+    add_backbones(verb)
+    add_placing(verb, "float32 for adapters, a checkpoint's own")
+    verb.add_argument("--output", metavar="FILE", help="PNG of the clip: with weights, also CTC peaks and positions")
+
+
+ADD_DATA_VERBS = (add_check, add_stats, add_show)
