@@ -139,4 +139,39 @@ def add_show(verbs):
     verb.add_argument("--output", metavar="FILE", help="PNG of the clip: with weights, also CTC peaks and positions")
 
 
-ADD_DATA_VERBS = (add_check, add_stats, add_show)
+def card(arguments: argparse.Namespace):
+    import dataclasses
+
+    from .data.card import read_facts, write_card
+
+    facts = read_facts(arguments.folder).with_licenses(read_source(arguments.licenses) if arguments.licenses else None)
+    if arguments.title is not None:
+        facts = dataclasses.replace(facts, title=arguments.title)
+    print(f"The card is in {write_card(arguments.folder, facts)}.", flush=True)
+
+
+def add_card(verbs):
+    verb = add_verb(verbs, card, "write the dataset card of a folder of rows: counts, sources, licences")
+    verb.add_argument("folder", metavar="FOLDER", help="what `data clean` or `data build` wrote, or files of rows")
+    verb.add_argument(
+        "--licenses", metavar="MAPPING", help="of the sources: '{librispeech: cc-by-4.0}', or one for all: cc-by-4.0"
+    )
+    verb.add_argument("--title", help="of the card; default: the folder's name")
+
+
+def push(arguments: argparse.Namespace):
+    from .data.publish import push_folder
+
+    address = push_folder(arguments.folder, arguments.repo, arguments.private or None, arguments.revision)
+    print(f"Pushed to {address}.", flush=True)
+
+
+def add_push(verbs):
+    verb = add_verb(verbs, push, "push a folder with its card to the hub, clips inside")
+    verb.add_argument("folder", metavar="FOLDER", help="folder with a card")
+    verb.add_argument("repo", metavar="USER/REPO", help="data set on the hub; it is created if it is missing")
+    verb.add_argument("--private", action="store_true", help="make a new repository private")
+    verb.add_argument("--revision", metavar="BRANCH", help="branch to push to; default: main")
+
+
+ADD_DATA_VERBS = (add_check, add_stats, add_show, add_card, add_push)

@@ -26,7 +26,8 @@ def each_row(source, columns: Mapping | None = None) -> Iterator[tuple[str, dict
         elif found.kind in OWN_KINDS:
             yield from own_rows(found.files, found.kind, each, cut=False)
         else:
-            stream, folder = under_our_names(undecoded(library_stream(found)[0]), each), folder_of(found)
+            stream, folder = library_stream(found)[0], folder_of(found)
+            stream = under_our_names(undecoded(stream), each, keep_others=True)
             for index, row in enumerate(stream):
                 if folder is not None and isinstance(row.get("audio"), str):
                     row = {**row, "audio": at_folder(row["audio"], folder)}

@@ -116,8 +116,11 @@ def tar_rows(
 # ---- what `datasets` loads ----
 
 
-def under_our_names(rows, source: Source):
-    """A `Dataset` or stream with our column names. Other columns are left out."""
+def under_our_names(rows, source: Source, keep_others: bool = False):
+    """A `Dataset` or stream with our column names.
+
+    Args: keep_others: whether to keep the columns that are not among `COLUMNS`.
+    """
     names = rows.column_names
     if names is None:  # a stream without column names
         names = list(next(iter(rows), {}))
@@ -132,10 +135,11 @@ def under_our_names(rows, source: Source):
         )
     rows = rows.remove_columns(dropped) if dropped else rows
     rows = rows.rename_columns(pairs) if pairs else rows
-    known = [name for name in (pairs.get(name, name) for name in kept) if name in COLUMNS]
+    renamed = [pairs.get(name, name) for name in kept]
+    known = [name for name in renamed if name in COLUMNS]
     if missing := missing_columns(known):
         raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
-    return rows.select_columns(known)
+    return rows.select_columns(renamed if keep_others else known)
 
 
 def missing_columns(names: Sequence[str]) -> list[str]:

@@ -60,6 +60,9 @@ class DataStats:
     rows: int = 0
     clips: int = 0
     text_rows: int = 0
+    transcribed: int = 0  # rows of a clip and its transcript
+    translated: int = 0  # rows with `translation`
+    asked: int = 0  # rows of a clip with `answer` or `messages`
     lengths: Spread = field(default_factory=lambda: Spread(0.01))
     rates: Spread = field(default_factory=lambda: Spread(0.1))
     histogram: Counter = field(default_factory=Counter)
@@ -88,6 +91,10 @@ class DataStats:
         if not clips_of(row):
             self.text_rows += 1
             return
+        is_asked = row.get("answer") is not None or row.get("messages") is not None
+        self.asked += is_asked
+        self.transcribed += not is_asked
+        self.translated += row.get("translation") is not None
         if row.get("speaker"):
             self.speakers[str(row["speaker"])] += seconds
         self.lengths.add(seconds)
