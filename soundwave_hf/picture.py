@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -143,14 +144,26 @@ def _text_of(tokenizer, token_id: int) -> str:
 # ---- drawing ----
 
 
-def draw_clip(picture: ClipPicture):
-    """A matplotlib `Figure` of a clip. No display is needed, and matplotlib's global state is not changed."""
+def check_matplotlib():
+    """Raises: `ImportError` that says how to install matplotlib, if it is missing."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("A picture needs matplotlib: `pip install 'soundwave-hf[train]'`.")
+
+
+def new_figure(width: float, height: float):
+    """A matplotlib `Figure` of so many inches. It belongs to no window, and no global state is changed."""
+    check_matplotlib()
     from matplotlib.figure import Figure
 
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_clip(picture: ClipPicture):
+    """A matplotlib `Figure` of a clip. No display is needed, and matplotlib's global state is not changed."""
     width = max(STRIP_SECONDS, picture.seconds / MOST_STRIPS)
     count = max(1, int(np.ceil(round(picture.seconds / width, 6))))
     width = min(width, picture.seconds)
-    figure = Figure(figsize=(STRIP_INCHES[0], 0.5 + STRIP_INCHES[1] * count), layout="constrained")
+    figure = new_figure(STRIP_INCHES[0], 0.5 + STRIP_INCHES[1] * count)
     panels = figure.subplots(2 * count, 1, squeeze=False, gridspec_kw={"height_ratios": [1.4, 2] * count}).flatten()
     limit = max(0.01, float(np.abs(picture.samples).max(initial=0)))
     for number in range(count):
@@ -204,4 +217,4 @@ def save_picture(picture: ClipPicture, path: str | os.PathLike):
         draw_clip(picture).savefig(part, dpi=DOTS_PER_INCH, format="png")
 
 
-__all__ = ["ClipPicture", "Peak", "draw_clip", "look_at_clip", "save_picture"]
+__all__ = ["ClipPicture", "Peak", "check_matplotlib", "draw_clip", "look_at_clip", "new_figure", "save_picture"]

@@ -88,3 +88,9 @@ def test_tokens_with_dollar_signs_are_drawn_as_they_are(tmp_path):
 def test_a_model_needs_its_processor(tiny):
     with pytest.raises(ValueError, match="arrived without its `processor`"):
         look_at_clip(noise(1.0), model=tiny[0])
+
+
+def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("soundwave_hf.picture.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="needs matplotlib: `pip install"):
+        draw_clip(ClipPicture(np.zeros(1600, np.float32), 16_000, np.zeros((4, 10), np.float32)))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..picture import ClipPicture, look_at_clip, save_picture
+from ..picture import ClipPicture, check_matplotlib, look_at_clip, save_picture
 from ..processing.processing_soundwave import ASR_QUESTION
 from .each_row import cut_segment, each_row
 from .rows import RowCheck, clips_of, conversation_of, transcripts_of
@@ -115,6 +115,8 @@ def show_row(
     """
     if output is not None and Path(output).suffix != ".png":
         raise ValueError(f"`--output` is `{output}`; give a file that ends in .png.")
+    if output is not None:
+        check_matplotlib()
     number, name, row = find_row(source, wanted, columns)
     try:
         (RowCheck() if processor is None else RowCheck.of(processor, ("ce",)))(row, name)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..atomic import atomic_file
+from ..picture import check_matplotlib, new_figure
 from .each_row import each_row, is_segment
 from .lengths import clip_seconds
 from .mixture import Mixture
@@ -300,16 +301,19 @@ def write_stats(report: Mapping, path: str | os.PathLike):
 
 
 def check_output(path: str | os.PathLike):
-    """Raises: `ValueError` if statistics cannot be written to a file of this name."""
+    """Refuse a file that statistics cannot be written to.
+
+    Raises: `ValueError` for another ending; `ImportError` for a picture without matplotlib.
+    """
     if Path(path).suffix not in FORMATS:
         raise ValueError(f"`--output` is `{path}`; give a file that ends in .json or .png.")
+    if Path(path).suffix == ".png":
+        check_matplotlib()
 
 
 def draw_stats(report: Mapping):
     """A matplotlib `Figure`: lengths, hours by source, task and language, and the shares of a mixture."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = new_figure(11, 7)
     panels = figure.subplots(2, 3 if report["mixture"] else 2).flatten()
     bins = report["histogram"]
     panels[0].bar([_bin(each) for each in bins], [each["hours"] for each in bins], color="tab:blue")
