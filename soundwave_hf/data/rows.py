@@ -9,7 +9,7 @@ from pathlib import Path
 from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
 
 
-COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
+COLUMNS = ("audio", "text", "language", "seconds", "source", "task", "question", "answer", "messages")
 BARE_KEYS = ("audio", "path", "url", "bytes")  # keys of an audio part whose value is a clip by itself
 # Names that other data sets use. They are never assumed: an error suggests the `columns` to write.
 COMMON_NAMES = {

@@ -125,7 +125,7 @@ def _table(rows: list[dict]) -> Dataset:
     if any(isinstance(row.get("audio"), Mapping) for row in rows):
         rows = [row | {"audio": _as_stored(row.get("audio"))} for row in rows]
     columns = dict.fromkeys(key for row in rows for key in row)
-    kinds = {key: Value("string") for key in ("source", "task", "question", "answer")}
+    kinds = {key: Value("string") for key in ("source", "task", "question", "answer", "language")}
     kinds |= {"seconds": Value("float64"), "messages": MESSAGES}
     kinds = {key: kind for key, kind in kinds.items() if key in columns}
     table = Dataset.from_list([{**dict.fromkeys(columns), **row} for row in rows])
