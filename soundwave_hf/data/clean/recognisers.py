@@ -114,7 +114,11 @@ class WhisperRecogniser:
         from transformers.modeling_outputs import BaseModelOutput
 
         states = BaseModelOutput(last_hidden_state=self.encode(clips))
-        ids = self.model.generate(encoder_outputs=states, **self._options(languages))
+        # One window is one call. Without this, a timestamp that Whisper writes unasked would begin a second window,
+        # which needs features and not encoder states.
+        ids = self.model.generate(
+            encoder_outputs=states, force_unique_generate_call=True, **self._options(languages)
+        )
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
     @torch.inference_mode()
@@ -136,7 +140,8 @@ class WhisperRecogniser:
 @lru_cache(maxsize=4)
 def load_whisper(model: str, device: str) -> WhisperRecogniser:
     """A Whisper by hub name or folder, once in each process: two filters with the same model share it."""
-    return WhisperRecogniser(resolve_backbone(model), str(as_device(device)))
+    device = str(as_device(device))  # refuses a wrong device before anything is downloaded
+    return WhisperRecogniser(resolve_backbone(model), device)
 
 
 class _ByWhisper(ThresholdFilter):
@@ -280,7 +285,13 @@ class CTCScorer:
         if find_adapter(name) is not None:
             model, self.processor = SoundwaveForCTC.from_pretrained(name, dtype="float32"), load_processor(name)
         else:
-            whole = SoundwaveForConditionalGeneration.from_pretrained(name, dtype="float32")
+            try:
+                whole = SoundwaveForConditionalGeneration.from_pretrained(name, dtype="float32")
+            except OSError as error:
+                raise FileNotFoundError(
+                    f"No trained CTC head was found in `{folder}` ({error}). Give a folder that `soundwave-hf train` or "
+                    "`export` wrote, or a hub name of one; the shipped head is `weights/soundwave-small`."
+                ) from error
             model, self.processor = whole.model, SoundwaveProcessor.from_pretrained(name)
         self.model = model.to(device).eval()
         self.processor.ctc_target("1")  # refuses a missing num2words now, and not at the first number
