@@ -148,8 +148,8 @@ class SoundwaveProcessor(ProcessorMixin):
         require_sampling_rate (`bool`, *optional*, defaults to `False`): refuse an array without a rate. Otherwise it
             is taken as 16 kHz, with a warning, as in the library's processors. `from_backbones` sets True.
         ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`, *optional*, defaults to `"lower"`): form of the CTC
-            targets: with case and punctuation; lower case without punctuation; the same with numbers as
-            words. `SoundwaveConfig.ctc_text` of the model has the same value.
+            targets: with case and punctuation; lower case without punctuation; the same with numbers as words, by
+            default English. `SoundwaveConfig.ctc_text` of the model has the same value.
 
     Raises: `ValueError` if the tokenizer has no token `audio_token`, the silence fills the encoder's window, or
         `ctc_text` is unknown.

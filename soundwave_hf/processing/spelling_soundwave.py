@@ -28,7 +28,13 @@ GERMAN_MONTHS = "Januar|Jänner|Februar|März|April|Mai|Juni|Juli|August|Septemb
 # "am 3. Mai", "der 3. Mai": after some words the ordinal ends in "n".
 GERMAN_DATE = re.compile(rf"(?<![\w.,])((?i:am|dem|den|vom|zum|beim|im)\s+)?(\d{{1,2}})\.(?=\s+(?:{GERMAN_MONTHS})\b)")
 YEARS = {"da", "de", "nl", "no"}  # languages that say 1999 as "nineteen hundred ninety-nine"
+WHOLE_DECIMALS = {"id", "it", "ja", "ru"}  # languages where num2words has no such word and is right all the same
 CURRENCIES = {"€": "EUR", "$": "USD", "£": "GBP"}
+# Languages where num2words says amounts rightly; in the others some are in another currency ("ar") or order ("kn").
+AMOUNTS = {
+    *("be", "ca", "cs", "de", "es", "fi", "fr", "fr_BE", "fr_CH", "it", "lt", "lv", "nl", "pl", "pt", "ru", "sk"),
+    *("sr", "uk"),
+}
 # "5 Mio. €": such a word is said between the number and the currency.
 MILLIONS = r"\s*(?:mio|mill|mil[hj]|mln|mrd|billi|bil[hj]|trill|tausend|duizend|thousand|mila?\b)"
 
@@ -39,7 +45,7 @@ def spell_numbers(text: str, language: str | None = None) -> str:
     In all languages that num2words has: whole numbers, decimals, and a number with a leading zero digit by digit.
     English: "21st" too; a year is read as a number and a currency's sign stays, because joint decoding compares
     answers with these words. Other languages: ordinals where they are marked ("1er", "2ª", "2de", "3. Mai"); amounts
-    in euros, dollars and pounds ("2,50 €"); years from 1100 to 1999 where they are said in hundreds (German, Dutch,
+    of money ("2,50 €") in those of `AMOUNTS`, else the sign stays; years from 1100 to 1999 where they are said in hundreds (German, Dutch,
     Danish, Norwegian). Words are in the form that num2words gives, without agreement with the noun.
 
     Args: language: code, with or without a region ("pt-BR"), or English name; by default English.
@@ -95,13 +101,13 @@ def _pattern(key: str) -> re.Pattern:
 
 
 def _other(found: re.Match, key: str) -> str:
-    """Words of what `_pattern` found. A sign stays where a word such as "Millionen" follows the number."""
+    """Words of what `_pattern` found. The sign of a currency stays where a word such as "Millionen" follows."""
     parts = found.groupdict()
     digits, decimals, more = re.sub(r"\D", "", parts["whole"]), parts["decimals"], parts["more"] or ""
     signs = parts["sign"], parts["unit"]
-    if any(signs) and not more:
-        rest = f" {parts['unit']}" if all(signs) else ""
-        return _amount(digits, decimals, CURRENCIES[signs[0] or signs[1]], key) + rest
+    currency = CURRENCIES.get(signs[0] or signs[1])
+    if key in AMOUNTS and currency in _converters()[key].CURRENCY_FORMS and not all(signs) and not more:
+        return _amount(digits, decimals, currency, key)
     words = _number(digits, decimals, parts.get("ordinal"), parts.get("feminine"), key, parts["whole"] == digits)
     return f"{signs[0] or ''}{words}{signs[1] or ''}{more}"
 
@@ -119,16 +125,13 @@ def _number(digits: str, decimals: str | None, ordinal, feminine, key: str, is_p
 
 
 def _decimal(digits: str, decimals: str, key: str) -> str:
-    """Words of a decimal: the digits one by one where the language has one word for the mark."""
+    """Words of a decimal: the digits one by one where num2words has one word for the mark."""
     mark = getattr(_converters()[key], "pointword", None)
-    if isinstance(mark, str) and mark.strip().isalpha():
+    if isinstance(mark, str) and any(map(str.isalpha, mark)):
         return " ".join([_words(int(digits), key), mark.strip(), _each_digit(decimals, key)])
-    words, whole, shifted = (
-        _words(float(f"{int(digits)}.{part}"), key) for part in (decimals.rstrip("0") or "0", "0", f"0{decimals}")
-    )
-    if int(decimals) and words in (whole, shifted):  # num2words drops digits in some languages
+    if key not in WHOLE_DECIMALS:  # some of the others read 3.05 as 3.5
         raise _no_words(f"{digits}.{decimals}", key)
-    return words if int(decimals) else _words(int(digits), key)
+    return _words(float(f"{int(digits)}.{decimals}"), key)
 
 
 def _amount(digits: str, decimals: str | None, currency: str, key: str) -> str:

@@ -136,10 +136,17 @@ def test_the_error_rate_is_jiwers_on_the_text_of_the_librarys_pipeline(whisper, 
 
 
 def test_a_transcript_of_what_whisper_hears_has_no_errors_and_each_wrong_word_counts(whisper, clips, monkeypatch):
-    monkeypatch.setattr(recognisers.WhisperRecogniser, "transcribe", lambda self, some, codes: [
-        ("Good morning to all of you, dear friends: 10!", "en") for _ in some
-    ])
-    said = ["good morning TO all of you dear friends ten", "good evening to all of you dear friends ten", "zehn", "[laughter]"]
+    monkeypatch.setattr(
+        recognisers.WhisperRecogniser,
+        "transcribe",
+        lambda self, some, codes: [("Good morning to all of you, dear friends: 10!", "en") for _ in some],
+    )
+    said = [
+        "good morning TO all of you dear friends ten",
+        "good evening to all of you dear friends ten",
+        "zehn",
+        "[laughter]",
+    ]
     values = WhisperWER(model=whisper).measure([clip(text) for text in said])
     assert values == [0, pytest.approx(1 / 9), 9, 9]
     assert [WhisperWER(model=whisper).keeps(value) for value in (0, 0.1, 0.11)] == [True, True, False]

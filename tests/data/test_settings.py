@@ -39,7 +39,12 @@ def test_a_file_changes_keys_turns_filters_off_and_names_models(tmp_path, monkey
     monkeypatch.setenv("HERE", str(tmp_path))
     for given in (path, str(path), "$HERE/filters.yaml"):
         found = by_name(given)
-        assert found.pop("whisper") == {"model": "openai/whisper-base", "max_wer": 0.2, "batch_size": 8, "device": "cpu"}
+        assert found.pop("whisper") == {
+            "model": "openai/whisper-base",
+            "max_wer": 0.2,
+            "batch_size": 8,
+            "device": "cpu",
+        }
         changed = {"seconds": {"min_seconds": 1, "max_seconds": 30}, "empty_text": {"allow_empty": True}}
         assert found == {**{name: keys for name, keys in DEFAULTS.items() if name != "clipping"}, **changed}
     path.write_text("# all defaults\n")
@@ -69,7 +74,11 @@ def test_all_filters_can_be_named_and_turned_off():
         ({"silence": {"max_share": 60}}, ValueError, "`silence` has `max_share: 60`; expected a number from 0 to 1"),
         ({"whisper": True}, ValueError, "`whisper` needs `model`: give it, such as `whisper: {model: NAME}`"),
         ({"ctc": {"min_log_prob": -2}}, ValueError, "`ctc` needs `model`"),
-        ({"ctc": {"model": "x", "min_log_prob": 2}}, ValueError, "`min_log_prob: 2`; expected a number from -100 to 0"),
+        (
+            {"ctc": {"model": "x", "min_log_prob": 2}},
+            ValueError,
+            "`min_log_prob: 2`; expected a number from -100 to 0",
+        ),
         ({"language": {"model": "x", "wanted": "gernam"}}, ValueError, "'gernam'. Did you mean 'german'"),
         ({"language": {"model": "x", "wanted": "auto"}}, ValueError, "`wanted: auto`; expected a language"),
         ({"whisper": {"model": ""}}, TypeError, "`whisper` has `model: ''`; expected text"),

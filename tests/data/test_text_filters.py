@@ -45,7 +45,10 @@ def test_an_empty_transcript_is_dropped_unless_it_is_empty_on_purpose():
 
 @pytest.mark.parametrize("judge", [each() for each in TEXT_FILTERS[1:]], ids=lambda judge: judge.name)
 def test_the_other_filters_do_not_apply_to_an_empty_transcript(judge):
-    assert judge.measure([clip(""), clip(" ... "), clip("Good morning, all of you out there today.")])[:2] == [None, None]
+    assert judge.measure([clip(""), clip(" ... "), clip("Good morning, all of you out there today.")])[:2] == [
+        None,
+        None,
+    ]
     assert judge.measure([]) == []
 
 
@@ -109,7 +112,11 @@ def test_values_do_not_depend_on_the_other_clips():
     [
         (lambda: Words(max_words=0), ValueError, "`words` has `max_words: 0`; expected 1 or more"),
         (lambda: Words(max_words=2.5), TypeError, "`words` has `max_words: 2.5`; expected a whole number"),
-        (lambda: Words(min_words=9, max_words=8), ValueError, "`min_words: 9` above `max_words: 8`, so it would keep no"),
+        (
+            lambda: Words(min_words=9, max_words=8),
+            ValueError,
+            "`min_words: 9` above `max_words: 8`, so it would keep no",
+        ),
         (lambda: FrequentWord(max_share=1.5), ValueError, "`max_share: 1.5`; expected a number from 0 to 1"),
         (lambda: EmptyText(allow_empty="yes"), TypeError, "`allow_empty: 'yes'`; expected true or false"),
         (lambda: FramesPerCharacter(max_frames=float("nan")), ValueError, "`max_frames: nan`; expected 1 or more"),

@@ -116,9 +116,7 @@ class WhisperRecogniser:
         states = BaseModelOutput(last_hidden_state=self.encode(clips))
         # One window is one call. Without this, a timestamp that Whisper writes unasked would begin a second window,
         # which needs features and not encoder states.
-        ids = self.model.generate(
-            encoder_outputs=states, force_unique_generate_call=True, **self._options(languages)
-        )
+        ids = self.model.generate(encoder_outputs=states, force_unique_generate_call=True, **self._options(languages))
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
     @torch.inference_mode()
