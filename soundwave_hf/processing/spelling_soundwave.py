@@ -45,8 +45,9 @@ def spell_numbers(text: str, language: str | None = None) -> str:
     In all languages that num2words has: whole numbers, decimals, and a number with a leading zero digit by digit.
     English: "21st" too; a year is read as a number and a currency's sign stays, because joint decoding compares
     answers with these words. Other languages: ordinals where they are marked ("1er", "2ª", "2de", "3. Mai"); amounts
-    of money ("2,50 €") in those of `AMOUNTS`, else the sign stays; years from 1100 to 1999 where they are said in hundreds (German, Dutch,
-    Danish, Norwegian). Words are in the form that num2words gives, without agreement with the noun.
+    of money ("2,50 €") in those of `AMOUNTS`, while in the others the sign stays; years from 1100 to 1999 where they
+    are said in hundreds (German, Dutch, Danish, Norwegian). Words have the form that num2words gives, without
+    agreement with the noun.
 
     Args: language: code, with or without a region ("pt-BR"), or English name; by default English.
 

@@ -9,14 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from ...evaluation.metrics import edits_by_clip, main_metric
 from ...modeling.loading_soundwave import as_device
+from ...paths import find_weights
 from ...processing.languages_soundwave import TO_LANGUAGE_CODE, language_name
 from ...processing.text_soundwave import known_code
-from ...paths import find_weights
 from ..backbones import resolve_backbone
 from .filter import Clip
 from .options import ThresholdFilter, number
@@ -63,6 +62,10 @@ class WhisperRecogniser:
         config = self.model.generation_config
         return getattr(config, "is_multilingual", True) and bool(getattr(config, "lang_to_id", None))
 
+    def knows(self, code: str | None) -> bool:
+        """Whether the model has a token for a language. Not every Whisper has one for "yue"."""
+        return self.is_multilingual and f"<|{code}|>" in self.model.generation_config.lang_to_id
+
     @torch.inference_mode()
     def encode(self, clips: Sequence[Clip]) -> torch.Tensor:
         """Encoder states `(clips, frames, width)` of the first window of each clip."""
@@ -89,11 +92,13 @@ class WhisperRecogniser:
         return [names[number] for number in ids.tolist()]
 
     def transcribe(self, clips: Sequence[Clip], languages: Sequence[str | None]) -> list[tuple[str, str]]:
-        """Greedy transcripts and the code of the language of each, detected where `languages` has None."""
-        codes = list(languages)
-        if unknown := [place for place, code in enumerate(codes) if code is None]:
-            found = self.languages([clips[place] for place in unknown]) if self.is_multilingual else ["en"]
-            for place, code in zip(unknown, found * (1 if self.is_multilingual else len(unknown)), strict=True):
+        """Greedy transcripts and the code of the language of each. The language is detected where `languages` has None
+        or one that this Whisper does not know; a Whisper for English hears English."""
+        codes = [code if self.knows(code) else None for code in languages]
+        if not self.is_multilingual:
+            codes = ["en"] * len(clips)
+        elif unknown := [place for place, code in enumerate(codes) if code is None]:
+            for place, code in zip(unknown, self.languages([clips[place] for place in unknown]), strict=True):
                 codes[place] = code
         texts: list[str] = [""] * len(clips)
         short = [place for place, clip in enumerate(clips) if len(clip.samples) <= self.window]
@@ -114,9 +119,11 @@ class WhisperRecogniser:
         from transformers.modeling_outputs import BaseModelOutput
 
         states = BaseModelOutput(last_hidden_state=self.encode(clips))
-        # One window is one call. Without this, a timestamp that Whisper writes unasked would begin a second window,
-        # which needs features and not encoder states.
-        ids = self.model.generate(encoder_outputs=states, force_unique_generate_call=True, **self._options(languages))
+        # A timestamp that Whisper writes unasked would begin a second window, which needs features, not states.
+        first = getattr(self.model.generation_config, "no_timestamps_token_id", self.model.config.vocab_size) + 1
+        timestamps = range(first, self.model.config.vocab_size)
+        suppressed = [*(self.model.generation_config.suppress_tokens or ()), *timestamps]
+        ids = self.model.generate(encoder_outputs=states, suppress_tokens=suppressed, **self._options(languages))
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
     @torch.inference_mode()
@@ -153,12 +160,6 @@ class _ByWhisper(ThresholdFilter):
         load_whisper(self.model, self.device)
 
 
-def whisper_code(language) -> str | None:
-    """Whisper's code of a row's language; None without one, or if Whisper does not know it."""
-    code = known_code(language)
-    return code if code in LANGUAGES else None
-
-
 @dataclass
 class WhisperWER(_ByWhisper):
     """Errors of a Whisper's greedy transcript against the row's transcript, after Whisper's normaliser.
@@ -181,13 +182,17 @@ class WhisperWER(_ByWhisper):
     batch_size: int = number(8, least=1)
     device: str = "cpu"
 
+    def load(self):
+        error_rate("a", "a", "en")  # refuses a missing jiwer now, and not after the first batch
+        super().load()
+
     def measure(self, clips: Sequence[Clip]) -> list[float | None]:
         values: list[float | None] = [None] * len(clips)
         spoken = [index for index, clip in enumerate(clips) if clip.text.strip()]
         for batch in batches_of([clips[index] for index in spoken], self.batch_size):
             places = [spoken[index] for index in batch]
             some = [clips[place] for place in places]
-            heard = self.recogniser.transcribe(some, [whisper_code(clip.row.get("language")) for clip in some])
+            heard = self.recogniser.transcribe(some, [known_code(clip.row.get("language")) for clip in some])
             for place, (text, code) in zip(places, heard, strict=True):
                 values[place] = error_rate(clips[place].text, text, code)
         return values
@@ -234,8 +239,13 @@ class WhisperLanguage(_ByWhisper):
         super().load()
         if not self.recogniser.is_multilingual:
             raise ValueError(
-                f"`language` has `model: {self.model}`, which knows only English: name a multilingual Whisper, such as "
-                "openai/whisper-base."
+                f"`language` has `model: {self.model}`, which knows only English: name a multilingual Whisper, such "
+                "as openai/whisper-base."
+            )
+        if self.wanted is not None and not self.recogniser.knows(code := self._code(self.wanted)):
+            raise ValueError(
+                f"`language` has `wanted: {self.wanted}`, and `{self.model}` does not know {code!r}: name a Whisper "
+                "that does (openai/whisper-large-v3 has the most languages)."
             )
 
     def measure(self, clips: Sequence[Clip]) -> list[str | None]:
@@ -249,8 +259,11 @@ class WhisperLanguage(_ByWhisper):
         return values
 
     def _wanted(self, clip: Clip) -> str | None:
-        """Code of the language that a clip should have; as written if Whisper does not know it, so it never fits."""
-        language = clip.row.get("language") if self.wanted is None else self.wanted
+        """Code of the language that a clip should have; as written if it is unknown, so that none fits."""
+        return self._code(clip.row.get("language") if self.wanted is None else self.wanted)
+
+    @staticmethod
+    def _code(language) -> str | None:
         try:
             name = language_name(language)
         except (TypeError, ValueError):
@@ -287,8 +300,8 @@ class CTCScorer:
                 whole = SoundwaveForConditionalGeneration.from_pretrained(name, dtype="float32")
             except OSError as error:
                 raise FileNotFoundError(
-                    f"No trained CTC head was found in `{folder}` ({error}). Give a folder that `soundwave-hf train` or "
-                    "`export` wrote, or a hub name of one; the shipped head is `weights/soundwave-small`."
+                    f"No trained CTC head was found in `{folder}` ({error}). Give a folder that `soundwave-hf train` "
+                    "or `export` wrote, or a hub name of one; the shipped head is `weights/soundwave-small`."
                 ) from error
             model, self.processor = whole.model, SoundwaveProcessor.from_pretrained(name)
         self.model = model.to(device).eval()
