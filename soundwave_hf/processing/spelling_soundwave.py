@@ -149,7 +149,7 @@ def _amount(digits: str, decimals: str | None, currency: str, key: str) -> str:
 def _words(number, key: str, to: str = "cardinal", **options) -> str:
     """Raises: `ValueError` if num2words has no words for the number. Its languages fail in many ways."""
     try:
-        words = _num2words()(number, lang=key, to=to, **options)
+        words = _library().num2words(number, lang=key, to=to, **options)
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise _no_words(number, key, to) from error
     if not words or not words.strip():
@@ -186,15 +186,13 @@ def _key_of(language: str | None) -> str:
 
 
 def _converters() -> dict:
-    _num2words()
-    from num2words import CONVERTER_CLASSES
-
-    return CONVERTER_CLASSES
+    return _library().CONVERTER_CLASSES
 
 
-def _num2words():
+def _library():
+    # Inside `try`, because transformers refuses code from the Hub if a package is missing that it imports elsewhere.
     try:
-        from num2words import num2words
+        import num2words
     except ImportError as error:
         raise ImportError(
             "`ctc_text` is 'lower_spelled', which needs the library num2words: `pip install num2words`, or give "
