@@ -10,7 +10,8 @@ from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
 
 
 COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
-COLUMNS += ("language", "speaker", "translation")  # training ignores these; other verbs of `data` use them
+COLUMNS += ("language",)  # of the transcript, for number words
+COLUMNS += ("speaker", "translation")  # training ignores these; other verbs of `data` use them
 BARE_KEYS = ("audio", "path", "url", "bytes")  # keys of an audio part whose value is a clip by itself
 # Names that other data sets use. They are never assumed: an error suggests the `columns` to write.
 COMMON_NAMES = {

@@ -1,18 +1,17 @@
 """Scores as pure functions of texts and numbers: no model, no file."""
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 
 import numpy as np
 
+from ..processing.text_soundwave import SPACELESS_LANGUAGES, check_ctc_text, normalize_text
+
 
 NEEDS_EXTRA = "Scoring needs `jiwer` and `whisper-normalizer`: `pip install 'soundwave-hf[evaluate]'`."
 UNITS = ("words", "characters")
-# Languages without spaces between words. Their main metric is the character error rate (Whisper's paper, 4.2).
-SPACELESS_LANGUAGES = {"bo", "ja", "km", "lo", "my", "th", "yue", "zh"}
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 
@@ -39,7 +38,7 @@ def language_code(language: str | None) -> str:
 
 
 def main_metric(language: str | None) -> str:
-    """`"cer"` for languages that are written without spaces between words, `"wer"` for all others."""
+    """`"cer"` for languages written without spaces between words (Whisper's paper, 4.2), `"wer"` for all others."""
     return "cer" if language_code(language) in SPACELESS_LANGUAGES else "wer"
 
 
@@ -63,14 +62,23 @@ def _normalizer(is_english: bool) -> Callable[[str], str]:
     return EnglishTextNormalizer() if is_english else BasicTextNormalizer(preserve_marks=True)
 
 
-def as_written(text: str) -> str:
-    """The text with its case and marks, in Unicode normal form C."""
-    return unicodedata.normalize("NFC", text)
+def text_form(normalize: bool | str, language: str | None = None) -> Callable[[str], str]:
+    """The change of a text before it is compared.
+
+    Args: normalize: `True` for Whisper's normaliser; `False` for the text as written; or a policy of
+        `normalize_text`, such as "lower_spelled", the form that a CTC head learned.
+    Raises: ValueError for an unknown policy.
+    """
+    if normalize is True:
+        return text_normalizer(language)
+    policy = "as_written" if normalize is False else normalize
+    check_ctc_text(policy)
+    return partial(normalize_text, policy=policy, language=language)
 
 
-def _ready_texts(texts: Sequence[str], unit: str, language: str | None, normalize: bool) -> list[str]:
+def _ready_texts(texts: Sequence[str], unit: str, language: str | None, normalize: bool | str) -> list[str]:
     """Texts in the form that is compared: single spaces between words; none for characters of spaceless languages."""
-    change = text_normalizer(language) if normalize else as_written
+    change = text_form(normalize, language)
     space = "" if unit == "characters" and language_code(language) in SPACELESS_LANGUAGES else " "
     return [space.join(change(text).split()) for text in texts]
 
@@ -133,7 +141,7 @@ def edits_by_clip(
     hypotheses: Sequence[str],
     unit: str = "words",
     language: str | None = None,
-    normalize: bool = True,
+    normalize: bool | str = True,
 ) -> list[tuple[ErrorCounts, list[Edit]]]:
     """Counts and differences of each clip, by jiwer's alignment (fewest edits).
 
@@ -141,8 +149,9 @@ def edits_by_clip(
         references, hypotheses: one text for each clip, in the same order; an empty reference means silence.
         unit: `words`, split at spaces, or `characters`, where a space counts except in languages without spaces.
         language: code or English name; chooses the normaliser, English by default.
-        normalize: `False` compares the texts as written, with case and marks.
-    Raises: ValueError for lists of different lengths and for an unknown unit.
+        normalize: `False` compares the texts as written, with case and marks; a policy of `normalize_text`, such as
+            "lower_spelled", compares them in the form of CTC targets.
+    Raises: ValueError for lists of different lengths, an unknown unit and an unknown policy.
     """
     try:
         import jiwer
@@ -182,7 +191,7 @@ def error_counts(
     hypotheses: Sequence[str],
     unit: str = "words",
     language: str | None = None,
-    normalize: bool = True,
+    normalize: bool | str = True,
 ) -> ErrorCounts:
     """Errors of a whole set; arguments as in `edits_by_clip`."""
     by_clip = edits_by_clip(references, hypotheses, unit, language, normalize)
@@ -190,11 +199,11 @@ def error_counts(
 
 
 def word_error_rate(
-    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool = True
+    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool | str = True
 ) -> float:
     """Word edits divided by reference words of a whole set, both sides normalised by Whisper's normaliser.
 
-    Args: as in `edits_by_clip`; with `normalize=False`, case and marks count.
+    Args: as in `edits_by_clip`; with `normalize=False`, case and marks count; with a policy, its form is compared.
     Returns: a share: 0.25 is one error in four words. It can be above 1, if many words were inserted.
     Raises: ValueError if the numbers of texts differ, or the normalised references have no word.
     """
@@ -202,7 +211,7 @@ def word_error_rate(
 
 
 def character_error_rate(
-    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool = True
+    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool | str = True
 ) -> float:
     """Like `word_error_rate`, for characters. A space between words counts, except in languages without spaces."""
     return _error_rate(references, hypotheses, "characters", language, normalize)

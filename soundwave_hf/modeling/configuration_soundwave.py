@@ -88,8 +88,8 @@ class SoundwaveConfig(PreTrainedConfig):
         no_speech_threshold (`float`, *optional*): a transcription request returns an empty transcript if the CTC
             head gives the blank at least this probability at every frame of the clip. None and 0 switch this off.
         ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`): form of the CTC transcript: with case and
-            punctuation; lower case without punctuation; the same with numbers as English words. The processor has the
-            same value and makes the targets.
+            punctuation; lower case without punctuation; the same with numbers as words. The processor has the same
+            value and makes the targets.
         label_peak (`float`): share of a label's letters that are spoken before the frame where the CTC head scores it
             highest, for word times. `benchmarks/word_times.py` measures it.
 

@@ -155,12 +155,15 @@ class _CTCOfColumns(torch.autograd.Function):
     def forward(ctx, log_probs, targets, valid, lengths):
         # For long clips float32 is too inexact for the posteriors. Apple's GPUs have no float64.
         exact = torch.float32 if log_probs.device.type == "mps" else torch.float64
-        with torch.enable_grad():
-            leaf = log_probs.detach().to(exact).requires_grad_()
+        needs_grad = ctx.needs_input_grad[0]
+        with torch.set_grad_enabled(needs_grad):
+            leaf = log_probs.detach().to(exact).requires_grad_(needs_grad)
             losses = nn.functional.ctc_loss(leaf, targets, *lengths, reduction="none")
-            (grad,) = torch.autograd.grad(losses.sum(), leaf)
+            grad = torch.autograd.grad(losses.sum(), leaf)[0] if needs_grad else None
         losses = losses.detach().to(log_probs.dtype)
         feasible = torch.isfinite(losses)
+        if not needs_grad:
+            return torch.where(feasible, losses, 0.0), feasible
         counts = valid.T & feasible  # [frames, clips]
         posterior = torch.where(counts[..., None], leaf.detach().exp() - grad, 0.0).to(log_probs.dtype)
         ctx.save_for_backward(posterior)

@@ -7,6 +7,7 @@ bytes here, because a token may end inside a character.
 """
 
 import re
+import unicodedata
 from functools import lru_cache
 
 from transformers import AutoTokenizer
@@ -17,7 +18,8 @@ from .spelled_soundwave import spell_numbers, unfinished_number
 
 
 CTC_FORMS = ("lower", "lower_spelled", "as_written")
-WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+JOINERS = "\u200c\u200d"  # inside words of Persian and of Indian languages
+UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))  # soft hyphen, word joiner, byte order mark
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # of SentencePiece vocabularies
 
 
@@ -26,6 +28,8 @@ def ctc_form(text: str, form: str) -> str:
 
     Args: form: "lower" (lower case, with apostrophes in words as the only punctuation), "lower_spelled" (the same with
     numbers as English words) or "as_written".
+
+    All in Unicode normal form C: "é" is one character.
 
     Returns: the words with a space before each; "" for no words.
 
@@ -36,20 +40,33 @@ def ctc_form(text: str, form: str) -> str:
     if form == "lower":
         return words_of(text.lower())
     if form == "as_written":
-        return "".join(f" {word}" for word in text.split())
+        return "".join(f" {word}" for word in unicodedata.normalize("NFC", text).split())
     raise ValueError(f"`ctc_text` of the config is {form!r}; expected one of {CTC_FORMS}.")
 
 
 def words_of(text: str) -> str:
     """A text with a space before each word and without punctuation, except apostrophes in words."""
-    return "".join(f" {word}" for word in WORDS.findall(text.replace("’", "'")))
+    return "".join(f" {word}" for word in word_pattern().findall(_plain(text)))
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text).translate(UNSEEN).replace("’", "'")
+
+
+@lru_cache(maxsize=1)
+def word_pattern() -> re.Pattern:
+    """Letters, digits and their combining marks, with apostrophes inside: the same as in the processor's targets."""
+    # Python's `\w` leaves combining marks out. None is below U+0300 or, except variation selectors, above U+1FFFF.
+    marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
+    letter = rf"[^\W_][{marks}{JOINERS}]*"
+    return re.compile(rf"(?:{letter})+(?:'(?:{letter})+)*")
 
 
 def word_prefixes(answer: str) -> tuple[list[bytes], list[bytes]]:
     """`words_of` an unfinished answer: the texts that may continue, and those that may be complete."""
-    plain = answer.replace("’", "'")
+    plain = _plain(answer)
     text = words_of(answer)
-    last = next(iter(reversed(list(WORDS.finditer(plain)))), None)
+    last = next(iter(reversed(list(word_pattern().finditer(plain)))), None)
     behind = plain[last.end() :] if last is not None else plain
     if not behind:
         return [text.encode()], []  # the last word may continue

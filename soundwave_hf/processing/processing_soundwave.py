@@ -49,7 +49,7 @@ from .llm_tokenizer_soundwave import (
     read_config,
     read_llm_tokenizer,
 )
-from .text_soundwave import check_ctc_text, ctc_target
+from .text_soundwave import check_ctc_text, normalize_text
 
 
 logger = logging.get_logger(__name__)
@@ -148,8 +148,8 @@ class SoundwaveProcessor(ProcessorMixin):
         require_sampling_rate (`bool`, *optional*, defaults to `False`): refuse an array without a rate. Otherwise it
             is taken as 16 kHz, with a warning, as in the library's processors. `from_backbones` sets True.
         ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`, *optional*, defaults to `"lower"`): form of the CTC
-            targets: with case and punctuation; lower case without punctuation; the same with numbers as English
-            words. `SoundwaveConfig.ctc_text` of the model has the same value.
+            targets: with case and punctuation; lower case without punctuation; the same with numbers as words, by
+            default English. `SoundwaveConfig.ctc_text` of the model has the same value.
 
     Raises: `ValueError` if the tokenizer has no token `audio_token`, the silence fills the encoder's window, or
         `ctc_text` is unknown.
@@ -340,9 +340,12 @@ class SoundwaveProcessor(ProcessorMixin):
                 )
         super().validate_inputs(text=text, audio=audio, **kwargs)
 
-    def ctc_target(self, text: str) -> str:
-        """A transcript in the form of the CTC targets, by the processor's `ctc_text`."""
-        return ctc_target(text, self.ctc_text)
+    def ctc_target(self, text: str, language: str | None = None) -> str:
+        """A transcript in the form of the CTC targets, by the processor's `ctc_text`.
+
+        Args: language: of the transcript, see `normalize_text`; with "lower_spelled" it decides the words of numbers.
+        """
+        return normalize_text(text, self.ctc_text, language)
 
     def load_clips(
         self, clips: list, sampling_rate: int | None = None, *, first: int = 0, **options

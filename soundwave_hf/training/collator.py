@@ -126,8 +126,9 @@ class SoundwaveDataCollator:
         return (self.seed, self.epoch, row["row"], *([place] if place else []))
 
     def _transcripts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        texts = [text for row in rows for text in transcripts_of(row)]
-        targets = [self._token_ids(self.processor.ctc_target(text or "")) for text in texts]
+        spoken = [(text, row.get("language")) for row in rows for text in transcripts_of(row)]
+        texts = [text for text, _ in spoken]
+        targets = [self._token_ids(self.processor.ctc_target(text or "", language)) for text, language in spoken]
         batch = {"ctc_labels": pad_sequence(targets, batch_first=True, padding_value=-100)}
         if "ce" not in self.losses:  # the name that `Trainer` looks for
             batch["labels"] = batch["ctc_labels"]

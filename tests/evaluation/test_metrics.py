@@ -299,3 +299,13 @@ def test_a_paired_comparison_sees_what_two_intervals_hide():
 def test_a_difference_that_chance_gives_has_a_large_p_value():
     found = paired_bootstrap([1, 0] * 20, [0, 1] * 20, [4] * 40)
     assert found.value == 0 and found.low < 0 < found.high and found.p_value > 0.9
+
+
+def test_texts_can_be_compared_in_the_form_of_ctc_targets():
+    said, found = ["Am 3. Mai."], ["am dritten MAI"]
+    assert word_error_rate(said, found, "de", normalize="lower_spelled") == 0
+    assert word_error_rate(said, found, "de", normalize="lower") == 1 / 3  # "3" is not "dritten"
+    assert word_error_rate(said, found, "de", normalize=False) == 1
+    assert character_error_rate(["你 好"], ["你好"], "zh", normalize="lower") == 0
+    with pytest.raises(ValueError, match="`ctc_text` is 'whisper'; expected one of 'as_written', 'lower'"):
+        word_error_rate(said, found, normalize="whisper")

@@ -10,7 +10,9 @@ from transformers import AutoConfig, WhisperFeatureExtractor
 
 from soundwave_hf import SoundwaveCollator, SoundwaveProcessor
 from soundwave_hf.modeling.ctc_text_soundwave import CTC_FORMS, ctc_form
-from soundwave_hf.processing.text_soundwave import CTC_TEXTS, ctc_target
+from soundwave_hf.modeling.spacing_soundwave import UNSPACED
+from soundwave_hf.processing import spelling_soundwave, text_soundwave
+from soundwave_hf.processing.text_soundwave import CTC_TEXTS, ctc_target, normalize_text
 from soundwave_hf.training.collator import ctc_text
 from tests.tiny import tiny_processor, tiny_tokenizer
 
@@ -34,6 +36,16 @@ OLD = Path(__file__).parents[1] / "fixtures" / "0.1"  # folders of a version tha
         ("你好 world", " 你好 world"),
         ("?!...", ""),
         ("", ""),
+        # Combining marks are parts of words: vowels of Hindi, Thai, Burmese and Tamil, points of Hebrew and Arabic.
+        ("नमस्ते, दुनिया!", " नमस्ते दुनिया"),
+        ("สวัสดีครับ ที่นี่", " สวัสดีครับ ที่นี่"),
+        ("မင်္ဂလာပါ။", " မင်္ဂလာပါ"),
+        ("வணக்கம்!", " வணக்கம்"),
+        ("שָׁלוֹם", " שָׁלוֹם"),
+        ("e\u0301cole E\u0301te\u0301", " école été"),
+        ("می\u200cخواهم", " می\u200cخواهم"),  # the joiner is inside the word
+        ("co\u00adoperate \ufeffnow", " cooperate now"),
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af", " 한글"),
     ],
 )
 def test_lower_gives_one_spelling_a_word(text, expected):
@@ -71,6 +83,155 @@ def test_lower_spelled_says_numbers_in_words(text, expected):
     assert ctc_target(text, "lower_spelled") == expected
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        # whole numbers, with the marks of thousands of the language
+        (
+            "de",
+            "42 Hunde und 1.250.000 Katzen",
+            " zweiundvierzig hunde und eine million zweihundertfünfzigtausend katzen",
+        ),
+        ("fr", "80 ou 1 250 000", " quatre vingts ou un million deux cent cinquante mille"),
+        ("es", "21 y 1.250", " veintiuno y mil doscientos cincuenta"),
+        ("ru", "в 5 домах", " в пять домах"),
+        ("ja", "3個と21人。", " 三個と二十一人"),
+        ("th", "42 คน", " สี่สิบสองคน"),
+        ("ko", "3개", " 삼개"),
+        # decimals: a comma, or a point where the language has one
+        ("de", "3,05 Prozent", " drei komma null fünf prozent"),
+        ("fr", "3,14 et 10,50", " trois virgule un quatre et dix virgule cinq zéro"),
+        ("es", "3,5 km", " tres punto cinco km"),
+        ("it", "3,05", " tre virgola zero cinque"),
+        ("ru", "3,05", " три целых пять сотых"),
+        ("ko", "1,250.5", " 천이백오십 점 오"),
+        # ordinals
+        ("de", "Am 3. Mai, der 21. Juni.", " am dritten mai der einundzwanzigste juni"),
+        ("de", "Es waren 21. Dann ging er.", " es waren einundzwanzig dann ging er"),
+        ("fr", "le 1er, la 1re, le 21e, la 2ème", " le premier la première le vingt et unième la deuxième"),
+        ("es", "el 1º, la 2ª, el 1er día", " el primero la segunda el primero día"),
+        ("nl", "de 2de keer", " de tweede keer"),
+        ("pt-BR", "a 1ª vez", " a primeira vez"),
+        # years: in hundreds in German and others, as a number in French and Spanish
+        ("de", "von 1999 bis 2024", " von neunzehnhundertneunundneunzig bis zweitausendvierundzwanzig"),
+        ("de", "1.999 Mark", " eintausendneunhundertneunundneunzig mark"),
+        ("fr", "en 1999", " en mille neuf cent quatre vingt dix neuf"),
+        ("es", "en 1999", " en mil novecientos noventa y nueve"),
+        # amounts of money
+        ("de", "2,50 € oder 5 €", " zwei euro und fünfzig cent oder fünf euro"),
+        ("fr", "2,20 € et 5 $", " deux euros et vingt centimes et cinq dollars"),
+        ("es", "$5 o £2,20", " cinco dólares o dos libras con veinte peniques"),
+        ("de", "3 Mio. €", " drei mio"),  # the currency is said last, which the order of the signs hides
+        ("pt-BR", "R$ 5", " r cinco"),  # reais, not dollars
+        ("sv", "5 €", " fem"),  # num2words has no amounts here: the sign is a mark
+        ("ar", "5 €", " خمسة"),
+        # a leading zero, other names of a language, and no number at all
+        ("de", "Zimmer 007", " zimmer null null sieben"),
+        ("German", "Call 9", " call neun"),
+        ("de-AT", "9", " neun"),
+        ("en-IN", "100000", " one lakh"),
+        ("en_GB", "911", " nine hundred and eleven"),
+        ("auto", "9", " nine"),
+        ("hi", "कोई संख्या नहीं", " कोई संख्या नहीं"),
+        ("tr", "5'te", " beş'te"),
+    ],
+)
+def test_numbers_are_words_of_the_language(language, text, expected):
+    assert normalize_text(text, "lower_spelled", language) == expected
+
+
+def test_french_of_belgium_and_switzerland_has_its_own_numbers():
+    assert normalize_text("70", "lower_spelled", "fr") == " soixante dix"
+    assert (
+        normalize_text("70", "lower_spelled", "fr-CH") == normalize_text("70", "lower_spelled", "fr_BE") == " septante"
+    )
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "message"),
+    [
+        ("hi", "कमरा 9", "num2words has no number words for 'hi'; it has am, ar, .*, vi. Give 'lower'"),
+        ("zh", "第 9", "no number words for 'zh'"),
+        ("gernam", "9", "Unsupported language: 'gernam'. Did you mean 'german'"),
+        ("vi", "3,05", "num2words has no words for 3.05 .* in the language 'vi': write it out"),
+        ("ar", "3,05", "num2words has no words for 3.05"),
+        ("de", "1,234 €", "num2words has no words for 1.234 EUR"),
+    ],
+)
+def test_a_number_without_words_is_refused_and_never_shortened(language, text, message):
+    with pytest.raises(ValueError, match=message):
+        normalize_text(text, "lower_spelled", language)
+
+
+def test_amounts_of_euros_are_said_in_every_language_that_has_them():
+    for language in spelling_soundwave.AMOUNTS:
+        words = normalize_text("2,50 €", "lower_spelled", language).split()
+        two, fifty = (normalize_text(number, "lower_spelled", language).strip() for number in ("2", "50"))
+        assert len(words) >= 4 and words[0][:1] == two[:1] and fifty in " ".join(words), language
+
+
+def test_every_language_of_num2words_spells_whole_numbers():
+    from num2words import CONVERTER_CLASSES
+
+    for language in CONVERTER_CLASSES:
+        words = {normalize_text(f"{number}", "lower_spelled", language) for number in (7, 42, 90)}
+        assert len(words) == 3 and not any(map(str.isdecimal, "".join(words))), language
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("zh", "你好 世界 OK go 再见。", " 你好世界 ok go 再见"),
+        ("Japanese", "お は よう", " おはよう"),
+        ("th", "สวัสดี ครับ", " สวัสดีครับ"),
+        (None, "你好 世界", " 你好 世界"),
+        ("en", "你好 世界", " 你好 世界"),
+        ("ko", "안녕 하세요", " 안녕 하세요"),
+        ("tr", "IŞIK İstanbul", " ışık istanbul"),
+        ("en", "ISLE", " isle"),
+        ("xx", "ISLE", " isle"),  # a language that only numbers need
+    ],
+)
+def test_lower_knows_languages_without_spaces_and_the_turkish_i(language, text, expected):
+    assert normalize_text(text, "lower", language) == expected
+    assert normalize_text(text, "as_written", language) == f" {text}"
+
+
+def test_training_cleaning_and_scoring_call_the_same_function(monkeypatch, tmp_path):
+    """Each takes another text if the function does."""
+    from soundwave_hf.data.clean import text_filters
+    from soundwave_hf.evaluation import metrics
+    from soundwave_hf.processing import processing_soundwave
+
+    modules = (processing_soundwave, text_filters, metrics)
+    assert all(module.normalize_text is normalize_text for module in modules)
+    asked = []
+
+    def marked(text, policy, language=None):
+        asked.append((policy, language))
+        return f" <{text}>"
+
+    for module in modules:
+        monkeypatch.setattr(module, "normalize_text", marked)
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(), tiny_tokenizer(), ctc_text="lower_spelled")
+    row = {"audio": {"array": [0.0] * 16000, "sampling_rate": 16000}, "text": "9", "language": "de"}
+    labels = SoundwaveCollator(processor, losses=("ctc",))([row])["ctc_labels"][0].tolist()
+    assert labels == processor.tokenizer(" <9>", add_special_tokens=False).input_ids
+    assert text_filters.num_characters("9") == 3
+    (edits,) = metrics.edits_by_clip(["9"], ["8"], language="de", normalize="lower_spelled")
+    assert edits[1][0].reference == "<9>"
+    assert asked == [("lower_spelled", "de"), ("as_written", None), *[("lower_spelled", "de")] * 2]
+
+
+def test_training_targets_are_in_the_language_of_the_row():
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(), tiny_tokenizer(), ctc_text="lower_spelled")
+    clip = {"array": [0.0] * 16000, "sampling_rate": 16000}
+    rows = [{"audio": clip, "text": "9", **given} for given in ({"language": "de"}, {}, {"language": None})]
+    labels = SoundwaveCollator(processor, losses=("ctc",))(rows)["ctc_labels"]
+    texts = [processor.tokenizer.decode(row[row >= 0].tolist()) for row in labels]
+    assert texts == [" neun", " nine", " nine"]
+
+
 def test_without_num2words_numbers_are_refused_and_other_texts_are_not(monkeypatch):
     monkeypatch.setitem(sys.modules, "num2words", None)
     with pytest.raises(ImportError, match="library num2words: `pip install num2words`, or"):
@@ -93,11 +254,21 @@ def test_the_models_config_knows_the_same_policies():
 
 
 @pytest.mark.parametrize(
-    "text", ["It's  Don’t -- 7:30, e-mail snake_case!", "École d'été", "'Tis dogs' tails", "你好", ""]
+    "text",
+    [
+        "It's  Don’t -- 7:30, e-mail snake_case!",
+        "École d'été",
+        "'Tis dogs' tails",
+        "你好",
+        "",
+        "नमस्ते, ที่นี่ می\u200cخواهم",
+        "E\u0301cole co\u00adoperate",
+    ],
 )
 @pytest.mark.parametrize("form", CTC_FORMS)
 def test_the_bridge_of_the_model_has_the_same_forms(text, form):
     assert ctc_form(text, form) == ctc_target(text, form)
+    assert text_soundwave.UNSPACED == UNSPACED
 
 
 # ---- in the processor ----

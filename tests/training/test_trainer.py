@@ -36,6 +36,7 @@ PROCESSOR_FILES = {
     "text_soundwave.py",
     "llm_tokenizer_soundwave.py",
     "processing_soundwave.py",
+    "spelling_soundwave.py",
     "sources_soundwave.py",
     "processor_config.json",
     "tokenizer.json",

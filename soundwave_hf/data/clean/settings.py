@@ -1,0 +1,128 @@
+"""The YAML file of the filters: `{filter: {key: value} | false}`."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from ...paths import expand_path
+from .filter import Filter
+from .sound_filters import SOUND_FILTERS
+from .text_filters import TEXT_FILTERS
+
+
+NAME = "The settings of the filters"  # what errors call a mapping
+
+
+def filter_classes() -> dict[str, type[Filter]]:
+    """All filters by name, in the order in which they run: those without a model first."""
+    from .recognisers import RECOGNISERS
+
+    return {each.name: each for each in (*TEXT_FILTERS, *SOUND_FILTERS, *RECOGNISERS)}
+
+
+def read_settings(settings: Mapping | str | os.PathLike | None = None) -> list[Filter]:
+    """The filters of a cleaning run.
+
+    Args: settings: a mapping, or the path of a YAML file with one, from a filter's name to its keys. A filter that is
+        not named has its defaults, the paper's values where the paper has one. `false` turns a filter off. `whisper`,
+        `language` and `ctc` need a model and are off until they are named with one:
+
+        ```yaml
+        seconds: {min_seconds: 1}
+        clipping: false
+        whisper: {model: openai/whisper-base, max_wer: 0.1}
+        ctc: {model: weights/soundwave-small}
+        ```
+
+    Raises: `ValueError` for an unknown filter or key (it suggests the closest valid one), a value out of range and a
+        file that is not such YAML; `TypeError` for a value of another type; `FileNotFoundError`.
+    """
+    given, where = _read(settings)
+    classes = filter_classes()
+    for name in given:
+        if name not in classes:
+            raise ValueError(f"{where}: there is no filter `{name}`. {_closest(name, classes)}")
+    filters = [_make(own, given.get(name, _default(own)), where) for name, own in classes.items()]
+    return [each for each in filters if each is not None]
+
+
+def _read(settings) -> tuple[Mapping, str]:
+    """The mapping, and what errors call it."""
+    if settings is None:
+        return {}, NAME
+    if isinstance(settings, Mapping):
+        return settings, NAME
+    path = Path(expand_path(settings, NAME))
+    where = f"`{path}`"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {where} with the settings of the filters.")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where} cannot be read as YAML: {error}") from error
+    if values is None:
+        return {}, where
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} holds {values!r}; expected lines such as `seconds: {{min_seconds: 1}}`.")
+    return values, where
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that is written twice is an error, not the last value."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        if twice := [key for index, key in enumerate(keys) if key in keys[:index]]:
+            raise yaml.YAMLError(f"`{twice[0]}` is written twice in{node.start_mark}".replace("in  in", "in"))
+        return super().construct_mapping(node, deep)
+
+
+def _default(own: type[Filter]) -> Mapping | bool:
+    """The setting of a filter that is not named: off if it needs a key."""
+    return False if _required(own) else {}
+
+
+def _required(own: type[Filter]) -> list[str]:
+    missing = dataclasses.MISSING
+    return [
+        field.name
+        for field in dataclasses.fields(own)
+        if field.default is missing and field.default_factory is missing
+    ]
+
+
+def _make(own: type[Filter], keys, where: str) -> Filter | None:
+    if keys is False:
+        return None
+    known = [field.name for field in dataclasses.fields(own)]
+    keys = {} if keys is True else keys
+    if not isinstance(keys, Mapping):
+        raise TypeError(
+            f"{where}: `{own.name}` is {'null' if keys is None else repr(keys)}; expected keys such as "
+            f"`{own.name}: {{{known[0]}: ...}}`, `true` for the defaults, or `false` to turn the filter off."
+        )
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"{where}: `{own.name}` has no key `{key}`. {_closest(key, known)}")
+    if lacking := [name for name in _required(own) if name not in keys]:
+        raise ValueError(
+            f"{where}: `{own.name}` needs `{lacking[0]}`: give it, such as `{own.name}: {{{lacking[0]}: NAME}}`, "
+            f"or turn the filter off with `{own.name}: false`."
+        )
+    try:
+        return own(**keys)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _closest(name, known) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"Did you mean `{near[0]}`? " if near else ""
+    return f"{hint}Known are {', '.join(known)}."
+
+
+__all__ = ["filter_classes", "read_settings"]
