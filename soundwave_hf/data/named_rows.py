@@ -30,7 +30,7 @@ def own_rows(files: Sequence[str], kind: str, source: Source) -> Iterator[tuple[
             row = row if kind == "json" else number_fields(row, name)
         yield name, row
     if seen:
-        _refuse_unseen(source, seen)
+        refuse_unseen(source, seen)
 
 
 def _read_at_folder(file: str, kind: str, columns: Mapping) -> Iterator[tuple[str, dict]]:
@@ -61,7 +61,7 @@ def with_constants(row: dict, source: Source) -> dict:
     return row
 
 
-def _refuse_unseen(source: Source, names: Sequence[str]):
+def refuse_unseen(source: Source, names: Sequence[str]):
     """Raises: `ValueError` if `columns` maps a column that is not among the names."""
     for theirs in source.columns:
         if theirs not in names:
@@ -89,12 +89,15 @@ def tar_rows(shards: Sequence[str], found: Found, check: RowCheck, states: Seque
 # ---- what `datasets` loads ----
 
 
-def under_our_names(rows, source: Source):
-    """A `Dataset` or stream with our column names. Other columns are left out."""
+def under_our_names(rows, source: Source, keep_others: bool = False):
+    """A `Dataset` or stream with our column names.
+
+    Args: keep_others: whether to keep the columns that are not among `COLUMNS`.
+    """
     names = rows.column_names
     if names is None:  # a stream without column names
         names = list(next(iter(rows), {}))
-    _refuse_unseen(source, names)
+    refuse_unseen(source, names)
     dropped = [theirs for theirs, ours in source.columns.items() if ours is None]
     pairs = {theirs: ours for theirs, ours in source.columns.items() if ours is not None and ours != theirs}
     kept = [name for name in names if name not in dropped]
@@ -105,10 +108,11 @@ def under_our_names(rows, source: Source):
         )
     rows = rows.remove_columns(dropped) if dropped else rows
     rows = rows.rename_columns(pairs) if pairs else rows
-    known = [name for name in (pairs.get(name, name) for name in kept) if name in COLUMNS]
+    renamed = [pairs.get(name, name) for name in kept]
+    known = [name for name in renamed if name in COLUMNS]
     if missing := missing_columns(known):
         raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
-    return rows.select_columns(known)
+    return rows.select_columns(renamed if keep_others else known)
 
 
 def missing_columns(names: Sequence[str]) -> list[str]:
@@ -158,6 +162,7 @@ __all__ = [
     "own_rows",
     "load_saved",
     "parts_of",
+    "refuse_unseen",
     "tar_rows",
     "under_our_names",
     "undecoded",

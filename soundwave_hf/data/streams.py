@@ -117,14 +117,15 @@ def _add_unseen(opened: Streams, found: Found, by_task: bool, check: RowCheck):
         options = {"shards": list(found.files), "found": found, "check": check}
         stream, size = Stream.from_generator(tar_rows, gen_kwargs=options), None
     else:
-        stream, size = _library_stream(found)
+        stream, size = library_stream(found)
         stream = under_our_names(undecoded(stream), source)
         stream = stream.map(_Finish(source, check), with_indices=True)
     opened.add(task, stream, size or UNKNOWN_SIZE)
     opened.count(source.source or source.path, size or 0, float("nan"))
 
 
-def _library_stream(found: Found) -> tuple[Stream, int | None]:
+def library_stream(found: Found) -> tuple[Stream, int | None]:
+    """The rows of a source that the library reads, as a stream, and their number if it is known."""
     if found.kind == "saved":
         rows = load_saved(found)
         return rows.to_iterable_dataset(num_shards=max(1, min(len(found.files), len(rows)))), len(rows)
@@ -145,4 +146,4 @@ class _Finish:
         return with_seconds(with_constants(row, self.source), name)
 
 
-__all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "open_streams"]
+__all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "library_stream", "open_streams"]
