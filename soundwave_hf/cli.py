@@ -23,7 +23,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # is full or a file broken off.
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
-PATH_OPTIONS += ("output", "transcripts", "against", "folder")
+PATH_OPTIONS += ("output", "transcripts", "against", "filters", "folder", "parts")
 
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"

@@ -50,6 +50,79 @@ def add_check(verbs):
     verb.add_argument("--max-seconds", type=float, help="longest clip that is accepted")
 
 
+def clean(arguments: argparse.Namespace):
+    from .data.clean.run import clean as clean_source
+
+    report = clean_source(
+        read_source(arguments.source),
+        arguments.output,
+        arguments.filters,
+        columns=read_columns(arguments.columns),
+        against=[read_source(text) for text in arguments.against],
+        processes=arguments.processes,
+        shard=read_shard(arguments.shard),
+        block_rows=arguments.block_rows,
+    )
+    print_cleaned(report, arguments.output)
+
+
+def read_shard(text: str | None) -> tuple[int, int] | None:
+    """`"2/8"` -> `(2, 8)`. Raises: ValueError for another form."""
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not slash or not (index.isdecimal() and count.isdecimal()):
+        raise ValueError(f"`--shard` is `{text}`; expected i/n with i from 1 to n, such as 1/8 to 8/8.")
+    return int(index), int(count)
+
+
+def print_cleaned(report: dict, folder: str):
+    """The table of a report, or what to do with a shard."""
+    if "filters" in report:
+        from .data.clean.report import table
+
+        end = f"The kept rows are in {folder}." if report["kept"] else f"No row is kept: {folder}/dropped says why."
+        print(f"{table(report)}\n{end}", flush=True)
+        return
+    index, count = report["shard"]
+    print(
+        f"Shard {index}/{count} is complete: {report['rows']:,} rows. When all shards are, join them with "
+        "`soundwave-hf data merge PART ... OUT`.",
+        flush=True,
+    )
+
+
+def add_clean(verbs):
+    verb = add_verb(verbs, clean, "write the rows of SOURCE that filters keep, and a report, to a folder")
+    add_source(verb)
+    verb.add_argument("output", metavar="OUT", help="folder to write; a run that was stopped goes on there")
+    verb.add_argument("--filters", metavar="FILE", help="YAML file of filters and thresholds; default: the package's")
+    verb.add_argument(
+        "--against",
+        metavar="SOURCE",
+        nargs="+",
+        default=[],
+        help="evaluation sets: rows that repeat their recordings or texts are dropped",
+    )
+    verb.add_argument("--processes", type=int, default=1, metavar="N", help="on this machine; default: %(default)s")
+    verb.add_argument("--shard", metavar="I/N", help="judge the I-th of N shares of the rows; `data merge` joins them")
+    verb.add_argument(
+        "--block-rows", type=int, default=256, help="rows of each file of the result; default: %(default)s"
+    )
+
+
+def merge(arguments: argparse.Namespace):
+    from .data.clean.run import merge as merge_shards
+
+    print_cleaned(merge_shards(arguments.parts, arguments.output), arguments.output)
+
+
+def add_merge(verbs):
+    verb = add_verb(verbs, merge, "join the folders of all shards of `data clean`")
+    verb.add_argument("parts", metavar="PART", nargs="+", help="the folders that `data clean --shard` wrote")
+    verb.add_argument("output", metavar="OUT", help="folder to write")
+
+
 def stats(arguments: argparse.Namespace):
     from .data.mixture import Mixture
     from .data.stats import check_output, collect_stats, describe_stats, write_stats
@@ -174,4 +247,4 @@ def add_push(verbs):
     verb.add_argument("--revision", metavar="BRANCH", help="branch to push to; default: main")
 
 
-ADD_DATA_VERBS = (add_check, add_stats, add_show, add_card, add_push)
+ADD_DATA_VERBS = (add_check, add_clean, add_merge, add_stats, add_show, add_card, add_push)

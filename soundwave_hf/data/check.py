@@ -60,7 +60,7 @@ def _bad_clips(row: Mapping, number: int, max_seconds: float | None) -> Iterator
     said = row.get("seconds") if len(clips) == 1 else None
     for place, clip in enumerate(clips):
         if (why := what_is_wrong(clip, said, max_seconds)) is not None:
-            yield BadClip(number, _name_of(clip, place), *why)
+            yield BadClip(number, name_of_clip(clip, place), *why)
 
 
 def what_is_wrong(clip, said_seconds: float | None = None, max_seconds: float | None = None) -> tuple[str, str] | None:
@@ -68,20 +68,34 @@ def what_is_wrong(clip, said_seconds: float | None = None, max_seconds: float | 
 
     Args: said_seconds: the length that its row states.
     """
+    return read_clip(clip, said_seconds, max_seconds)[1]
+
+
+def read_clip(
+    clip, said_seconds: float | None = None, max_seconds: float | None = None
+) -> tuple[np.ndarray | None, tuple[str, str] | None]:
+    """The samples of a clip (mono, 16 kHz; None if it cannot be read), and what is wrong with it.
+
+    Args: said_seconds: the length that its row states.
+    """
     try:
         samples = load_clip(clip, "The clip", None, RATE, SHORTEST_SECONDS)
     except FileNotFoundError as error:
-        return "missing", str(error)
+        return None, ("missing", str(error))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        return _kind_of(str(error)), str(error)
+        return None, (_kind_of(str(error)), str(error))
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # a decoder met what it was not written for: a broken file does not stop a long run
+        return None, ("unreadable", f"{type(error).__name__}: {error}")
     seconds, peak = len(samples) / RATE, float(np.abs(samples).max())
     if peak < SILENT_PEAK:
-        return "silent", f"Its loudest sample is {peak:.1g}."
+        return samples, ("silent", f"Its loudest sample is {peak:.1g}.")
     if max_seconds is not None and seconds > max_seconds:
-        return "too long", f"It lasts {seconds:.1f} s and the limit is {max_seconds:g} s."
+        return samples, ("too long", f"It lasts {seconds:.1f} s and the limit is {max_seconds:g} s.")
     if said_seconds is not None and abs(seconds - said_seconds) > max(LENGTH_TOLERANCE, 0.1 * seconds):
-        return "other length", f"Its row says {said_seconds:g} s and it lasts {seconds:.1f} s."
-    return None
+        return samples, ("other length", f"Its row says {said_seconds:g} s and it lasts {seconds:.1f} s.")
+    return samples, None
 
 
 def _kind_of(message: str) -> str:
@@ -89,7 +103,8 @@ def _kind_of(message: str) -> str:
     return next((kind for word, kind in words.items() if word in message), "unreadable")
 
 
-def _name_of(clip, place: int) -> str:
+def name_of_clip(clip, place: int) -> str:
+    """The path of a clip; its place in the row if it has none."""
     path = clip.get("path") if isinstance(clip, Mapping) else clip
     return str(path) if isinstance(path, str | os.PathLike) else f"clip {place}"
 
@@ -166,4 +181,14 @@ def _as_json(value):
     return value
 
 
-__all__ = ["BadClip", "check_clips", "check_source", "describe_bad_clips", "find_bad_clips", "what_is_wrong"]
+__all__ = [
+    "RATE",
+    "BadClip",
+    "check_clips",
+    "check_source",
+    "describe_bad_clips",
+    "find_bad_clips",
+    "name_of_clip",
+    "read_clip",
+    "what_is_wrong",
+]

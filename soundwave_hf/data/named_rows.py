@@ -36,7 +36,7 @@ def own_rows(files: Sequence[str], kind: str, source: Source, cut: bool = True) 
             row = row if kind in ("json", "layout", "recordings") else number_fields(row, name)
         yield name, row
     if seen:
-        _refuse_unseen(source, seen)
+        refuse_unseen(source, seen)
 
 
 def layout_rows(files: Sequence[str], layout: str, cut: bool) -> Iterator[tuple[str, dict]]:
@@ -84,7 +84,7 @@ def with_constants(row: dict, source: Source) -> dict:
     return row
 
 
-def _refuse_unseen(source: Source, names: Sequence[str]):
+def refuse_unseen(source: Source, names: Sequence[str]):
     """Raises: `ValueError` if `columns` maps a column that is not among the names."""
     for theirs in source.columns:
         if theirs not in names:
@@ -124,7 +124,7 @@ def under_our_names(rows, source: Source, keep_others: bool = False):
     names = rows.column_names
     if names is None:  # a stream without column names
         names = list(next(iter(rows), {}))
-    _refuse_unseen(source, names)
+    refuse_unseen(source, names)
     dropped = [theirs for theirs, ours in source.columns.items() if ours is None]
     pairs = {theirs: ours for theirs, ours in source.columns.items() if ours is not None and ours != theirs}
     kept = [name for name in names if name not in dropped]
@@ -190,6 +190,7 @@ __all__ = [
     "load_saved",
     "own_rows",
     "parts_of",
+    "refuse_unseen",
     "tar_rows",
     "under_our_names",
     "undecoded",

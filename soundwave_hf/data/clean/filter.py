@@ -14,14 +14,14 @@ class Clip:
 
     Args:
         row (`dict`): the row with our column names (`audio`, `text`, `language` ...), `audio` not decoded.
-        text (`str`): its transcript.
+        text (`str`, *optional*): its transcript; None only where a row has none and the filter has no `reads_text`.
         samples (`np.ndarray` of shape `(length,)`, float32, *optional*): mono, 16 kHz; None where no filter that runs
             reads samples.
         seconds (`float`): of the recording.
     """
 
     row: dict
-    text: str
+    text: str | None
     seconds: float
     samples: np.ndarray | None = None
 
@@ -36,6 +36,7 @@ class Filter(ABC):
     name: ClassVar[str]  # key of the YAML file, column of the report, reason of a dropped row
     unit: ClassVar[str]  # of its values, for the report
     reads_samples: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = True  # false: it also judges clips without a transcript, such as spoken questions
 
     @abstractmethod
     def measure(self, clips: Sequence[Clip]) -> list[float | str | None]:

@@ -18,8 +18,8 @@ def number(default, least: float = -math.inf, most: float = math.inf):
     return dataclasses.field(**given, metadata={"least": least, "most": most})
 
 
-class ThresholdFilter(Filter):
-    """A filter that checks its fields when it is made.
+class Thresholds:
+    """A dataclass that checks its fields when it is made. `name` is what errors call it.
 
     Raises: `TypeError` for a value of another type, `ValueError` for one out of range or a minimum above its maximum.
     """
@@ -58,10 +58,14 @@ class ThresholdFilter(Filter):
         return float(value) if kind is float else value
 
 
+class ThresholdFilter(Thresholds, Filter):
+    """A filter that checks its fields when it is made."""
+
+
 def _range(least: float, most: float) -> str:
     if math.isinf(most):
         return "a finite number" if math.isinf(least) else f"{least:g} or more"
     return f"{most:g} or less" if math.isinf(least) else f"a number from {least:g} to {most:g}"
 
 
-__all__ = ["ThresholdFilter", "number"]
+__all__ = ["ThresholdFilter", "Thresholds", "number"]

@@ -225,6 +225,7 @@ class WhisperLanguage(_ByWhisper):
 
     name: ClassVar[str] = "language"
     unit: ClassVar[str] = "language code"
+    reads_text: ClassVar[bool] = False
     model: str = field()
     wanted: str | None = None
     batch_size: int = number(8, least=1)

@@ -35,6 +35,7 @@ def frame_levels(samples: np.ndarray) -> np.ndarray:
 
 class _OfSamples(ThresholdFilter):
     reads_samples: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = False
 
     def measure(self, clips: Sequence[Clip]) -> list[float]:
         return [float(self.of(clip.samples)) for clip in clips]
@@ -49,6 +50,7 @@ class Seconds(ThresholdFilter):
 
     name: ClassVar[str] = "seconds"
     unit: ClassVar[str] = "s"
+    reads_text: ClassVar[bool] = False
     min_seconds: float = number(3, least=0)
     max_seconds: float = number(30, least=0)
 
