@@ -42,4 +42,17 @@ def add_check(verbs):
     verb.add_argument("--max-seconds", type=float, help="longest clip that is accepted")
 
 
-ADD_DATA_VERBS = (add_check,)
+def build(arguments: argparse.Namespace):
+    from .data.build.run import build as run_build
+
+    run_build(arguments.recipe, arguments.output, arguments.processes)
+
+
+def add_build(verbs):
+    verb = add_verb(verbs, build, "make rows from other rows: splice sounds and speakers, ask about labels, speak texts")
+    verb.add_argument("recipe", metavar="RECIPE", help="YAML file with the steps, see docs/data.md")
+    verb.add_argument("output", metavar="OUT", help="folder to write; the same command continues a stopped run")
+    verb.add_argument("--processes", type=int, default=1, help="the result does not depend on them; default: 1")
+
+
+ADD_DATA_VERBS = (add_check, add_build)

@@ -37,7 +37,7 @@ def samples_of(row: Mapping, name: str) -> np.ndarray:
 
 
 def active_level(samples: np.ndarray) -> float:
-    """Root mean square of the frames of 25 ms that are within 30 dB of the loudest one, so that pauses do not count."""
+    """Root mean square of the frames of 25 ms within 30 dB of the loudest one: pauses do not count."""
     padded = np.pad(samples, (0, -len(samples) % FRAME))
     powers = np.square(padded.reshape(-1, FRAME), dtype=np.float64).mean(axis=1)  # [frames]
     return float(np.sqrt(powers[powers >= powers.max() / 1000].mean()))
@@ -50,7 +50,7 @@ def at_level(samples: np.ndarray, level: float) -> np.ndarray:
 
 
 def join(parts: Sequence[np.ndarray], pauses: Sequence[float]) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Put clips one after another. A negative pause lets a clip begin before the end of the one before; both are heard.
+    """Put clips one after another. With a negative pause the next one begins early; both are heard.
 
     Args: pauses: seconds before the second clip, the third ...
     Returns: samples `(samples,)`, and start and end of each clip in seconds.
@@ -61,8 +61,8 @@ def join(parts: Sequence[np.ndarray], pauses: Sequence[float]) -> tuple[np.ndarr
         begin = starts[-1] + len(parts[place]) + round(pause * RATE)
         if begin < starts[-1]:
             raise ValueError(
-                f"A pause of {pause:g} s after a clip of {len(parts[place]) / RATE:.2f} s would let the next clip begin "
-                "first: use a shorter overlap."
+                f"A pause of {pause:g} s after a clip of {len(parts[place]) / RATE:.2f} s would let the next one "
+                "begin first: use a shorter overlap."
             )
         starts.append(begin)
     mixed = np.zeros(max(start + len(part) for start, part in zip(starts, parts, strict=True)), np.float32)

@@ -60,8 +60,8 @@ def _check_round_trip(tokenizer, tokens: Sequence[str], llm: str):
         back = tokenizer.decode(ids)
         if ids.count(tokenizer.convert_tokens_to_ids(token)) != 1 or back != text:
             raise ValueError(
-                f"The tokenizer of `{llm}` turns {text!r} with the new token {token!r} into {back!r}; expected the same "
-                "text. Leave the labels in its own tokens: they need no change."
+                f"The tokenizer of `{llm}` turns {text!r} with the new token {token!r} into {back!r}; expected the "
+                "same text. Leave the labels in its own tokens: they need no change."
             )
 
 
