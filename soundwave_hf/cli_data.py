@@ -49,7 +49,7 @@ def build(arguments: argparse.Namespace):
 
 
 def add_build(verbs):
-    verb = add_verb(verbs, build, "make rows from other rows: splice sounds and speakers, ask about labels, speak texts")
+    verb = add_verb(verbs, build, "make rows from other rows: splice sounds and speakers, ask questions, speak texts")
     verb.add_argument("recipe", metavar="RECIPE", help="YAML file with the steps, see docs/data.md")
     verb.add_argument("output", metavar="OUT", help="folder to write; the same command continues a stopped run")
     verb.add_argument("--processes", type=int, default=1, help="the result does not depend on them; default: 1")

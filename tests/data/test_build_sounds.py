@@ -90,7 +90,10 @@ def test_a_sound_that_cannot_be_used_is_named(change, message):
 
 def test_an_utterance_without_a_text_is_named():
     speech = {"audio": clip(1.0), "text": "a"}
-    with pytest.raises(NotBuilt, match=r"A row has `text` None; expected a transcript. Its columns are \['audio'\]"):
+    with pytest.raises(
+        NotBuilt,
+        match=r"the second utterance of A row has `text` None; expected a transcript. Its columns are \['audio'\]",
+    ):
         splice_sound(speech, {"audio": clip(1.0), "label": "cough"}, {"audio": clip(1.0)})
 
 
@@ -135,7 +138,7 @@ def test_a_conversation_says_who_says_what():
     assert made["speakers"] == 3 and made["seconds"] == 1 + 0.5 + 2 - 0.25 + 1
     assert [(turn["start"], turn["end"]) for turn in made["turns"]] == [(0, 1), (1.5, 3.5), (3.25, 4.25)]
     samples = made["audio"]["array"]
-    assert active_level(samples[: RATE]) == pytest.approx(active_level(samples[2 * RATE : 3 * RATE]), rel=0.02)
+    assert active_level(samples[:RATE]) == pytest.approx(active_level(samples[2 * RATE : 3 * RATE]), rel=0.02)
 
 
 def test_texts_of_scripts_without_spaces_are_joined_without_one():

@@ -56,11 +56,12 @@ def splice_speakers(
             f"{len(rows)} utterances and {len(pauses)} pauses arrived; expected 2 to {len(ORDINALS)} utterances and a "
             "pause between each two."
         )
-    speakers = [speaker_of(row, name) for row in rows]
+    names = [name, *(f"the {ordinal} utterance of {name}" for ordinal in ORDINALS[1 : len(rows)])]
+    speakers = [speaker_of(row, each) for row, each in zip(rows, names, strict=True)]
     if len(set(speakers)) < len(speakers):
         raise NotBuilt(f"{name} would have the speakers {speakers}; expected a different one for each utterance.")
-    texts = [text_of(row, name) for row in rows]
-    parts = [samples_of(row, name) for row in rows]
+    texts = [text_of(row, each) for row, each in zip(rows, names, strict=True)]
+    parts = [samples_of(row, each) for row, each in zip(rows, names, strict=True)]
     parts = [parts[0], *(at_level(part, active_level(parts[0])) for part in parts[1:])]
     refuse_overlaps(parts, pauses, name)
     samples, spans = join(parts, pauses)

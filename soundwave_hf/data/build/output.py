@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Audio, Dataset, Features, List, Value
 
 from ...atomic import atomic_file, atomic_folder
-from ..tables import MESSAGES
+from ..tables import CLIP, MESSAGES
 from .clips import as_clip, flac_bytes, samples_of
 from .draws import NotBuilt
 
@@ -95,7 +95,7 @@ class ShardWriter:
         return {"audio": os.path.relpath(audio_folder / file.name, self.folder)}
 
     def _write_parquet(self, shard: int, rows: Sequence[tuple[int, Mapping]], skipped: list) -> int:
-        features = Features({name: KINDS.get(name, Value("string")) for name in self.columns})
+        features = {name: KINDS.get(name, Value("string")) for name in self.columns}
         stored = []
         for number, row in rows:
             try:
@@ -106,7 +106,7 @@ class ShardWriter:
             stored.append({name: _as_kind(row.get(name), features[name]) for name in features} | clip)
         if not stored:
             return 0
-        table = Dataset.from_list(stored, features=Features({**features, "audio": Audio(decode=False)}))
+        table = Dataset.from_list(stored, features=Features({**features, "audio": CLIP}))
         with atomic_file(self.manifest(shard)) as part:
             table.cast_column("audio", Audio()).to_parquet(part)
         return len(stored)

@@ -102,10 +102,9 @@ def _build_step(plan: BuildRecipe, step: Step, folder: Path, processes: int) -> 
     count = -(-step.size // plan.shard_rows)
     writer = ShardWriter(folder, step.name, plan.format, step.output_columns)
     lacking = [shard for shard in range(count) if not writer.marker(shard).is_file()]
-    bar = tqdm(total=count, initial=count - len(lacking), desc=step.name, unit="shard", disable=count < 2)
-    for _ in _shards(plan, step, writer, lacking, processes):
-        bar.update()
-    bar.close()
+    with tqdm(total=count, initial=count - len(lacking), desc=step.name, unit="shard", disable=count < 2) as bar:
+        for _ in _shards(plan, step, writer, lacking, processes):
+            bar.update()
     markers = [json.loads(writer.marker(shard).read_text(encoding="utf-8")) for shard in range(count)]
     built = Built(step.name, sum(m["rows"] for m in markers), [skip for m in markers for skip in m["skipped"]])
     if not built.rows:
@@ -121,6 +120,8 @@ def _build_step(plan: BuildRecipe, step: Step, folder: Path, processes: int) -> 
 
 def _shards(plan: BuildRecipe, step: Step, writer: ShardWriter, lacking: list[int], processes: int) -> Iterator[int]:
     if processes == 1 or len(lacking) < 2:
+        if lacking:
+            step.load()
         for shard in lacking:
             write_shard(step, writer, shard, plan.shard_rows)
             yield shard
@@ -141,6 +142,7 @@ _worker: dict = {}  # of a process of the pool: its step, opened once
 def _start_worker(values: dict, folder: Path, place: int, writer: ShardWriter, shard_rows: int):
     step = read_build_recipe(values, folder).steps[place]
     step.open()
+    step.load()
     _worker.update(step=step, writer=writer, shard_rows=shard_rows)
 
 

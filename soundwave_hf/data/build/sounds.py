@@ -48,12 +48,13 @@ def splice_sound(first: Mapping, sound: Mapping, second: Mapping, name: str = "A
     Returns: a row with `audio` (samples at 16 kHz), `text`, `seconds`, `source` of the first, and `label`.
     Raises: `NotBuilt` if a clip, a text or the label is missing, or a clip is empty or silent.
     """
-    texts = [text_of(row, name) for row in (first, second)]
+    last = f"the second utterance of {name}"
+    texts = [text_of(first, name), text_of(second, last)]
     token = sound_token(label_of(sound, f"the sound of {name}"))
     opening = samples_of(first, name)
     level = active_level(opening)
     cut = loudest_window(samples_of(sound, f"the sound of {name}"), RATE)
-    parts = [opening, at_level(cut, level), at_level(samples_of(second, name), level)]
+    parts = [opening, at_level(cut, level), at_level(samples_of(second, last), level)]
     samples, _ = join(parts, [0.0, 0.0])
     row = {"audio": as_clip(samples), "text": f"{texts[0]} {token} {texts[1]}", "seconds": len(samples) / RATE}
     return row | {"label": sound["label"]} | kept(first, "source")

@@ -58,6 +58,9 @@ class Step(ABC):
         """Open what the step reads, once in each process. Raises: the errors of `LabelledRows`."""
         self.opened.need(*self.needs)
 
+    def load(self):  # noqa: B027 - most steps have nothing to load
+        """Load a model, once in each process that makes rows."""
+
     @cached_property
     def opened(self) -> LabelledRows:
         return LabelledRows(self.data, self.columns, f"`data` of step `{self.name}`")
@@ -298,8 +301,7 @@ class WordTimesStep(Step):
 
     adds = ("words", "seconds")
 
-    def open(self):
-        super().open()
+    def load(self):
         import torch
 
         from ...modeling.modeling_soundwave import SoundwaveForConditionalGeneration
