@@ -1,14 +1,17 @@
 """`soundwave-hf data build`: recipes, shards, restarts, several processes, and what training reads of it."""
 
 import hashlib
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, Dataset, load_dataset
+from setuptools import find_namespace_packages
 
 from soundwave_hf.cli import main
 from soundwave_hf.data.build import run
@@ -383,3 +386,35 @@ def test_the_verb_names_a_missing_recipe(tmp_path, capsys):
 def test_the_number_of_processes_is_checked(data):
     with pytest.raises(ValueError, match="`--processes` is 0"):
         build(recipe_of(data), data / "out", processes=0)
+
+
+def test_a_part_of_a_split_is_a_source(data):
+    speech = str(data / "speech.jsonl")
+    assert [row["text"] for row in LabelledRows({"path": speech, "split": "train[2:4]"})] == ["Text 2.", "Text 3."]
+    assert len(LabelledRows({"path": speech, "split": "train[:50%]+train[-1:]"})) == 7
+
+
+def test_a_tar_is_a_source(data):
+    with tarfile.open(data / "a.tar", "w") as tar:
+        for name, content in {"x.wav": (data / "speech-0.wav").read_bytes(), "x.json": b'{"mood": "sad"}'}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    rows = LabelledRows(str(data / "a.tar"), {"wav": "audio", "json.mood": "emotion"})
+    assert rows[0]["emotion"] == "sad" and rows[0]["audio"]["bytes"][:4] == b"RIFF"
+
+
+def test_a_stream_is_refused(data):
+    with pytest.raises(ValueError, match="has `streaming: true`, and rows are read by number here"):
+        LabelledRows({"path": str(data / "speech.jsonl"), "streaming": True})
+
+
+def test_an_empty_list_of_sources_is_refused():
+    with pytest.raises(ValueError, match="`data` is an empty list"):
+        LabelledRows([])
+
+
+def test_the_wordings_are_part_of_the_package():
+    assert "soundwave_hf.data.build.wordings" in find_namespace_packages(
+        str(Path(__file__).parents[2]), include=["soundwave_hf*"]
+    )

@@ -95,6 +95,8 @@ def test_a_program_that_is_not_there_stops_the_run():
         ({"command": "say {out} {pitch}"}, "has the placeholder {pitch}; known: text, text_file"),
         ({"command": "say '{out}"}, "cannot be read: No closing quotation"),
         ({"command": "say {out} {"}, "cannot be read"),
+        ({"command": "sh -c 'say {text} > {out}'"}, "is a part of an argument, which a shell or a program could read"),
+        ({"command": "say --text={text} {out}"}, "make it an argument by itself, or use `{text_file}`"),
         ({"command": "say {out} {voice}"}, "names {voice}, and there are no `voices`"),
         ({"command": "say {out}", "speed": [1.2, 0.8]}, r"`speed` is \[1.2, 0.8\]"),
         ({"command": "say {out}", "speed": 1}, "give the lowest and the highest"),

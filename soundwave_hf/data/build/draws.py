@@ -6,6 +6,7 @@ from functools import lru_cache
 
 
 BLOCK = 1000  # draws in which every choice comes as often as its share says
+LARGE = 10_000  # orders of more rows are not all kept in memory
 
 
 class NotBuilt(ValueError):
@@ -23,12 +24,16 @@ def cycled(size: int, number: int, *identity) -> int:
     Args: number: counts from 0.
     """
     turn, place = divmod(number, size)
-    return _order(size, "/".join(map(str, (*identity, "turn", turn))))[place]
+    order = _order if size <= LARGE else _large_order
+    return order(size, "/".join(map(str, (*identity, "turn", turn))))[place]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _order(size: int, identity: str) -> tuple[int, ...]:
     return tuple(random.Random(identity).sample(range(size), size))
+
+
+_large_order = lru_cache(maxsize=2)(_order.__wrapped__)
 
 
 class Shares:

@@ -1,11 +1,13 @@
 """Rows with all their columns, labels too: what builders read. Training reads only the columns of `rows.COLUMNS`."""
 
 import difflib
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 
+import datasets
 from datasets import Dataset
 
 from ..locate import OWN_KINDS, Found, find, list_sources
@@ -85,18 +87,40 @@ def _read_one(source, columns: Mapping):
     own = source.get("columns", columns) if isinstance(source, Mapping) else columns
     training, labels = split_columns(own)
     given = {**source, "columns": training} if isinstance(source, Mapping) else source
-    (found,) = [find(each) for each in list_sources([given], training)]
-    if found.kind == "webdataset":  # cached on disk, because its rows hold their clips
-        options = {"found": found, "labels": labels}
-        return Dataset.from_generator(_own_rows, gen_kwargs=options)
+    (each,) = list_sources([given], training)
+    if each.streaming:
+        raise ValueError(f"`{each.path}` has `streaming: true`, and rows are read by number here: leave it out.")
+    found = find(each)
     if found.kind in OWN_KINDS:
-        seen: set[str] = set()
-        rows = list(_own_rows(found, labels, seen))
-        _refuse_absent(labels, seen, source)
-        return rows
+        return _of_splits(found, labels)
     rows = undecoded(load_saved(found) if found.kind == "saved" else _library_rows(found))
     _refuse_absent({**training, **labels}, set(rows.column_names), source)
     return _renamed(rows, {**training, **labels}, found)
+
+
+def _of_splits(found: Found, labels: Mapping):
+    """Rows of files that `readers` reads: one split, or parts of several (`train[:10%]+validation`)."""
+    by_split = found.splits or {found.split: found.files}
+    wanted = {part.partition("[")[0].strip() for part in found.split.split("+")}
+    wanted = by_split.keys() if "all" in wanted else wanted
+    whole = {name: _own_rows_of(Found(found.source, found.kind, by_split[name]), labels) for name in wanted}
+    if found.split in whole:
+        return whole[found.split]
+    sizes = {name: len(rows) for name, rows in whole.items()}
+    parts = datasets.ReadInstruction.from_spec(found.split).to_absolute(sizes)
+    numbers = [(part.splitname, range(*slice(part.from_, part.to).indices(sizes[part.splitname]))) for part in parts]
+    return [whole[name][number] for name, of_part in numbers for number in of_part]
+
+
+def _own_rows_of(found: Found, labels: Mapping):
+    if found.kind == "webdataset":  # cached on disk, because its rows hold their clips
+        # Part of the library's cache key: a changed tar of the same name is read again.
+        states = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in found.files]
+        return Dataset.from_generator(_tar_rows, gen_kwargs={"found": found, "labels": labels, "states": states})
+    seen: set[str] = set()
+    rows = list(_own_rows(found, labels, seen))
+    _refuse_absent(labels, seen, found.source.path)
+    return rows
 
 
 def split_columns(columns: Mapping) -> tuple[dict, dict]:
@@ -122,6 +146,10 @@ def _own_rows(found: Found, labels: Mapping, seen: set[str] | None = None) -> It
         if seen is not None:
             seen.update(row)
         yield rename(row, labels, name)
+
+
+def _tar_rows(found: Found, labels: Mapping, states: Sequence) -> Iterator[dict]:
+    return _own_rows(found, labels)
 
 
 def _refuse_absent(columns: Mapping, names: set[str], source):

@@ -29,7 +29,7 @@ class Synthesizer:
 
     Args:
         command (`str`, *optional*): a program and its options, without a shell: `flite -voice {voice} -o {out}`. It
-            must write `{out}`, a WAV file. The text comes on standard input, or where `{text}` (as one argument) or
+            must write `{out}`, a WAV file. The text comes on standard input, or where `{text}` (a whole argument) or
             `{text_file}` (the path of a file) stands. `{speed}` is 1 for the voice's own speed, `{stretch}` is
             1 / speed, `{words_per_minute}` is 175 x speed.
         function (`str`, *optional*): `module:function`, called with text, voice and speed; it returns samples
@@ -89,6 +89,11 @@ def _read_command(command: str) -> tuple[str, ...]:
         raise ValueError(f"`command` is {command!r}, which cannot be read: {error}.") from error
     if unknown := found - set(PLACEHOLDERS):
         raise ValueError(f"`command` has the placeholder {{{min(unknown)}}}; known: {', '.join(PLACEHOLDERS)}.")
+    if any("{text}" in word and word != "{text}" for word in arguments):
+        raise ValueError(
+            f"`command` is {command!r}, where `{{text}}` is a part of an argument, which a shell or a program could "
+            "read as code: make it an argument by itself, or use `{text_file}`."
+        )
     if "out" not in found:
         raise ValueError(f"`command` is {command!r} and does not say where the sound goes: add `{{out}}`, a WAV file.")
     return arguments
@@ -99,7 +104,7 @@ def run_command(arguments: Sequence[str], text: str, voice: str | None, speed: f
 
     Raises: `FileNotFoundError` if there is no such program; `NotBuilt` if it fails, takes too long or writes no sound.
     """
-    if any("{text}" in word for word in arguments) and text.startswith("-"):
+    if "{text}" in arguments and text.startswith("-"):
         raise NotBuilt(
             f"The text {text!r} begins with a dash, and a program could take it for an option: use "
             "`{text_file}`, or standard input."

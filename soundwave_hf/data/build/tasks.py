@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ...processing.languages_soundwave import language_name
 from .draws import NotBuilt
-from .grounding import ABSENT_ANSWER, LONGEST_PHRASE, draw_phrase, find_phrase, fold, say_intervals, words_of
+from .grounding import ABSENT_ANSWER, Word, draw_phrase, find_phrase, fold, say_intervals, words_of
 from .sounds import kept
 from .wordings import choice_lines, fill, read_wordings
 
@@ -200,35 +200,70 @@ def task_row(
     Returns: a row with `messages`, `task`, and, unless it is text only, `audio`, `text` and `seconds`; `source`.
     Raises: `NotBuilt` if the row lacks what is needed; `ValueError` for a form that the task does not have.
     """
-    kind, rng = _task(task), rng or random.Random(number)
+    rng = rng or random.Random(number)
     _check_request(task, form, chain_of_thought, text_only)
-    text_only = text_only or (row.get("audio") is None and kind.reads_text)
+    text_only = text_only or (row.get("audio") is None and _task(task).reads_text)
     if not text_only and row.get("audio") is None:
         raise NotBuilt(f"{name} has no `audio`, which the task {task} needs. Its columns are {sorted(row)}.")
-    values = {place: str(row.get(column) or "").strip() for place, column in kind.placeholders.items()}
-    if task == "grounding":
-        answer = _Grounding.drawn(row, other, rng, name)
-        label, pool, values = answer.label, answer.others, {"phrase": answer.phrase}
-    else:
-        label = label_of(row, task, name)
-    if task == "translation":
-        values["language"] = language_label(row["target_language"], f"`target_language` of {name}")
+    asked = _Asked.of(row, task, pool, other, rng, name)
     wordings = task_wordings(task)
-    question = fill(wordings.wordings[number % len(wordings.wordings)], values, name)
+    question = fill(wordings.wordings[number % len(wordings.wordings)], asked.values, name)
+    reply = asked.label
     if form == "choice":
-        options, right = draw_options(label, pool, rng, name)
+        options, right = draw_options(asked.label, asked.pool, rng, name)
         question += "\n" + fill(rng.choice(choice_lines()), {"options": option_list(options)}, name)
-        reply = f"{LETTERS[right]}. {label}"
-    elif form == "sentence":
-        absent = task == "grounding" and not answer.intervals
-        reply = fill(rng.choice(wordings.absent if absent else wordings.sentences), {**values, "label": label}, name)
-    else:
-        reply = label
+        reply = f"{LETTERS[right]}. {asked.label}"
+    if form == "sentence":
+        sentences = wordings.absent if asked.label == ABSENT_ANSWER else wordings.sentences
+        reply = fill(rng.choice(sentences), {**asked.values, "label": asked.label}, name)
     if chain_of_thought:
         reply = f"{quoted(_transcript(row, task, name))} {reply}"
-    alone = task == "spoken_instruction" and rng.random() < ALONE_SHARE
-    content = _asked(row, task, "" if alone else question, text_only, name)
-    return _as_row(row, task, content, reply, text_only)
+    if task == "spoken_instruction" and rng.random() < ALONE_SHARE:
+        question = ""
+    return _as_row(row, task, _user_parts(row, task, question, text_only, name), reply, text_only)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a row is asked: the label, the labels of a choice, and the values of placeholders."""
+
+    label: str
+    pool: Sequence[str]
+    values: dict[str, str]
+
+    @classmethod
+    def of(cls, row: Mapping, task: str, pool, other: Mapping | None, rng: random.Random, name: str) -> "_Asked":
+        if task == "grounding":
+            return cls.interval(row, other, rng, name)
+        label = label_of(row, task, name)
+        values = {place: str(row.get(column) or "").strip() for place, column in _task(task).placeholders.items()}
+        if task == "translation":
+            values["language"] = language_label(row["target_language"], f"`target_language` of {name}")
+        return cls(label, pool, values)
+
+    @classmethod
+    def interval(cls, row: Mapping, other: Mapping | None, rng: random.Random, name: str) -> "_Asked":
+        """The interval of a phrase of the row, or, for one row in ten, of a phrase of the other row that is not said
+        in this one. Other options are intervals of other phrases."""
+        words = words_of(row, name)
+        phrase = None
+        if other is not None and rng.random() < ABSENT_SHARE:
+            phrase = _absent_phrase(words, words_of(other, f"the other row of {name}"), rng)
+        phrase = phrase or draw_phrase(words, rng)
+        label = say_intervals(find_phrase(words, phrase))
+        spans = [find_phrase(words, draw_phrase(words, rng)) for _ in range(3 * len(LETTERS))]
+        others = sorted({say_intervals(span) for span in spans} - {label})
+        if label != ABSENT_ANSWER and rng.random() < 0.5:  # so that this option does not tell that it is right
+            others = [ABSENT_ANSWER, *rng.sample(others, min(2, len(others)))]
+        return cls(label, others, {"phrase": phrase})
+
+
+def _absent_phrase(words: Sequence[Word], others: Sequence[Word], rng: random.Random) -> str | None:
+    for _ in range(DRAWS):
+        phrase = draw_phrase(others, rng, 2)
+        if not find_phrase(words, phrase):
+            return phrase
+    return None
 
 
 def _check_request(task: str, form: str, chain_of_thought: bool, text_only: bool):
@@ -252,7 +287,7 @@ def _transcript(row: Mapping, task: str, name: str) -> str:
     return text.strip()
 
 
-def _asked(row: Mapping, task: str, question: str, text_only: bool, name: str) -> list[dict]:
+def _user_parts(row: Mapping, task: str, question: str, text_only: bool, name: str) -> list[dict]:
     """The parts of the user's turn."""
     if not text_only:
         return [{"type": "audio"}, *([{"type": "text", "text": question}] if question else [])]
@@ -270,45 +305,6 @@ def _as_row(row: Mapping, task: str, content: list[dict], reply: str, text_only:
     ]
     columns = ("source",) if text_only else ("audio", "text", "seconds", "source")
     return {**kept(row, *columns), "task": task, "messages": messages}
-
-
-# ---- grounding ----
-
-
-@dataclass(frozen=True)
-class _Grounding:
-    """A phrase to find, when it is said, and other intervals for a choice."""
-
-    phrase: str
-    intervals: list[tuple[float, float]]
-    others: list[str]
-
-    @property
-    def label(self) -> str:
-        return say_intervals(self.intervals)
-
-    @classmethod
-    def drawn(cls, row: Mapping, other: Mapping | None, rng: random.Random, name: str) -> "_Grounding":
-        """A phrase of the row, or, for one row in ten, a phrase of the other row that is not said in this one."""
-        words = words_of(row, name)
-        phrase = None
-        if other is not None and rng.random() < ABSENT_SHARE:
-            phrase = _absent_phrase(words, words_of(other, f"the other row of {name}"), rng)
-        phrase = phrase or draw_phrase(words, rng)
-        intervals = find_phrase(words, phrase)
-        spans = [find_phrase(words, draw_phrase(words, rng, LONGEST_PHRASE)) for _ in range(3 * len(LETTERS))]
-        others = sorted({say_intervals(span) for span in spans} - {say_intervals(intervals)})
-        if intervals and rng.random() < 0.5:  # so that this option does not tell that it is the right one
-            others = [ABSENT_ANSWER, *rng.sample(others, min(2, len(others)))]
-        return cls(phrase, intervals, others)
-
-
-def _absent_phrase(words, others, rng: random.Random) -> str | None:
-    for _ in range(DRAWS):
-        phrase = draw_phrase(others, rng, 2)
-        if not find_phrase(words, phrase):
-            return phrase
-    return None
 
 
 __all__ = [
