@@ -231,6 +231,30 @@ def test_rows_that_cannot_be_made_are_counted_and_listed(data, capsys):
     assert "| sounds | " in (data / "out" / "README.md").read_text()
 
 
+def test_a_label_that_is_not_listed_is_left_out(data):
+    step = {"build": "tasks", "data": str(data / "speech.jsonl"), "tasks": "emotion", "forms": "choice"}
+    (built,) = build({"steps": [step | {"labels": {"emotion": ["happy", "sad", "calm"]}}]}, data / "out")
+    assert built.rows == 9 and len(built.skipped) == 3
+    assert "has the label 'angry', which is not in `labels`: ['happy', 'sad', 'calm']" in built.skipped[0]["reason"]
+
+
+def test_an_error_of_a_process_reaches_the_user(data):
+    write_source(data, "texts", [{"text": f"Hi {number}."} for number in range(4)])
+    step = {"build": "spoken", "data": str(data / "texts.jsonl"), "command": "no-such-voice {out}"}
+    with pytest.raises(FileNotFoundError, match="There is no program `no-such-voice`"):
+        build({"steps": [step], "shard_rows": 1}, data / "out", processes=2)
+    with pytest.raises(ValueError, match="`function` is 'no_such:say', which cannot be imported"):
+        build(
+            {"steps": [step | {"command": None, "function": "no_such:say"}], "shard_rows": 1}, data / "2", processes=2
+        )
+
+
+def test_a_sound_needs_two_utterances(data):
+    write_source(data, "speech", SPEECH[:1])
+    with pytest.raises(ValueError, match="has one row, and a sound stands between two"):
+        build({"steps": recipe_of(data)["steps"][:1]}, data / "out")
+
+
 def test_a_step_without_a_single_row_is_an_error(data):
     write_source(data, "speech", [{"audio": clip(0.3), "text": "a", "emotion": "sad"}])
     step = {"build": "tasks", "data": str(data / "speech.jsonl"), "tasks": "emotion", "forms": ["choice"]}

@@ -101,6 +101,7 @@ def test_a_program_that_is_not_there_stops_the_run():
         ({"command": "say {out}", "speed": [1.2, 0.8]}, r"`speed` is \[1.2, 0.8\]"),
         ({"command": "say {out}", "speed": 1}, "give the lowest and the highest"),
         ({"command": "say {out}", "voices": "slt"}, "`voices` is 'slt'; give a list"),
+        ({"command": "say {out}", "voices": {"slt": 0}}, "a weight over 0 for each name"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -197,6 +197,14 @@ def test_options_that_differ_only_in_case_or_marks_are_one():
         )
 
 
+def test_a_long_list_of_labels_gives_different_options_too():
+    pool = [f"label {number}" for number in range(1000)]
+    drawn = {tuple(sorted(draw_options("label 5", pool, random.Random(seed))[0])) for seed in range(50)}
+    assert len(drawn) == 50 and all(len(set(options)) == 4 and "label 5" in options for options in drawn)
+    alike = ["yes", "no", *(f"yes{'!' * number}" for number in range(1, 100))]
+    assert sorted(draw_options("yes", alike, random.Random(0))[0]) == ["no", "yes"]
+
+
 @pytest.mark.parametrize("pool", [[], ["happy"], ["Happy.", "happy"]])
 def test_a_choice_needs_another_label(pool):
     with pytest.raises(NotBuilt, match="has the label 'happy', and the only options are"):

@@ -47,7 +47,7 @@ class Shares:
     """
 
     def __init__(self, weights: Mapping, *identity):
-        bad = {choice: weight for choice, weight in weights.items() if not _is_weight(weight)}
+        bad = {choice: weight for choice, weight in weights.items() if not is_weight(weight)}
         if bad or not weights:
             raise ValueError(f"The weights are {dict(weights)}; give at least one choice, each with a number over 0.")
         total = sum(weights.values())
@@ -67,7 +67,7 @@ class Shares:
         return self.choices[choice], block * self.quotas[choice] + rank
 
 
-def _is_weight(weight) -> bool:
+def is_weight(weight) -> bool:
     return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < float("inf")
 
 
@@ -94,4 +94,4 @@ def _dealt(quotas: tuple[int, ...], identity: str) -> list[tuple[int, int]]:
     return [(choice, rank) for _, choice, rank in sorted(places)]
 
 
-__all__ = ["BLOCK", "NotBuilt", "Shares", "cycled", "row_random"]
+__all__ = ["BLOCK", "NotBuilt", "Shares", "cycled", "is_weight", "row_random"]

@@ -136,17 +136,20 @@ def _shards(plan: BuildRecipe, step: Step, writer: ShardWriter, lacking: list[in
             raise
 
 
-_worker: dict = {}  # of a process of the pool: its step, opened once
+_worker: dict = {}  # of a process of the pool: what it works on, and its step, opened once
 
 
 def _start_worker(values: dict, folder: Path, place: int, writer: ShardWriter, shard_rows: int):
-    step = read_build_recipe(values, folder).steps[place]
-    step.open()
-    step.load()
-    _worker.update(step=step, writer=writer, shard_rows=shard_rows)
+    _worker.clear()
+    _worker.update(values=values, folder=folder, place=place, writer=writer, shard_rows=shard_rows)
 
 
 def _work(shard: int) -> int:
+    if "step" not in _worker:  # here, because an error in `_start_worker` would not reach the user
+        step = read_build_recipe(_worker["values"], _worker["folder"]).steps[_worker["place"]]
+        step.open()
+        step.load()
+        _worker["step"] = step
     write_shard(_worker["step"], _worker["writer"], shard, _worker["shard_rows"])
     return shard
 

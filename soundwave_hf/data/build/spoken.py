@@ -13,7 +13,7 @@ import numpy as np
 
 from ...processing.audio_soundwave import load_clip
 from .clips import RATE, SILENT_PEAK, as_clip
-from .draws import NotBuilt
+from .draws import NotBuilt, is_weight
 from .sounds import text_of
 from .wordings import placeholders
 
@@ -54,10 +54,11 @@ class Synthesizer:
         low_high = list(self.speed) if isinstance(self.speed, list | tuple) else []
         if len(low_high) != 2 or not all(_is_speed(value) for value in low_high) or low_high[0] > low_high[1]:
             raise ValueError(f"`speed` is {self.speed!r}; give the lowest and the highest, such as [0.9, 1.1].")
-        if not isinstance(self.voices, list | tuple | Mapping) or not all(
-            isinstance(voice, str) and voice for voice in self.voices
-        ):
-            raise ValueError(f"`voices` is {self.voices!r}; give a list of names, or a weight for each name.")
+        named = isinstance(self.voices, list | tuple | Mapping)
+        names = named and all(isinstance(voice, str) and voice for voice in self.voices)
+        weights = list(self.voices.values()) if isinstance(self.voices, Mapping) else []
+        if not names or not all(is_weight(weight) for weight in weights):
+            raise ValueError(f"`voices` is {self.voices!r}; give a list of names, or a weight over 0 for each name.")
         if self.command is not None:
             object.__setattr__(self, "arguments", _read_command(self.command))
             if any("{voice}" in word for word in self.arguments) and not self.voices:

@@ -116,6 +116,10 @@ class SoundsStep(Step):
     def open(self):
         super().open()
         self.opened_sounds.need("audio", "label")
+        if len(self.opened) < 2:
+            raise ValueError(
+                f"{self.opened.what} has one row, and a sound stands between two: give at least two rows."
+            )
 
     @cached_property
     def opened_sounds(self) -> LabelledRows:
@@ -276,6 +280,8 @@ class TasksStep(Step):
         if (clips := len(clips_of(row))) > 1:
             raise NotBuilt(f"{name} has {clips} clips; a task is about one.")
         other = self.opened[rng.randrange(len(self.opened))] if task == "grounding" else None
+        if dealt["form"] == "choice":
+            self._refuse_unlisted(row, task, name)
         pools = self.pools.get(task, {})
         wordings = len(task_wordings(task).wordings)
         return task_row(
@@ -288,6 +294,11 @@ class TasksStep(Step):
             name=name,
             **dealt,
         )
+
+    def _refuse_unlisted(self, row: Mapping, task: str, name: str):
+        """Raises: `NotBuilt` if the recipe lists the labels of a task, and this row has another one."""
+        if task in self.labels and (label := label_of(row, task, name)) not in self.pools[task][None]:
+            raise NotBuilt(f"{name} has the label {label!r}, which is not in `labels`: {self.pools[task][None]}.")
 
 
 @dataclass

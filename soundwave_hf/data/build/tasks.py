@@ -21,6 +21,7 @@ LETTERS = "ABCD"
 NUMBERS = ("no one", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ABSENT_SHARE = 0.1  # of grounding rows: they ask for a phrase that is not said
 ALONE_SHARE = 0.5  # of spoken instructions: the clip without a written request
+SAMPLED = 16  # labels of a long list of which the options are drawn
 DRAWS = 20  # tries to find a phrase of another row that is not said in this one
 
 
@@ -148,8 +149,12 @@ def draw_options(label: str, pool: Sequence[str], rng: random.Random, name: str 
     Args: pool: labels of the task. Those that differ from another only in case or marks are left out.
     Raises: `NotBuilt` if the pool has no label besides the right one.
     """
-    others = {_key(other): other for other in reversed(pool)}
+    few = rng.sample(pool, SAMPLED) if len(pool) > 4 * SAMPLED else pool
+    others = {_key(other): other for other in reversed(few)}
     others.pop(_key(label), None)
+    if len(others) < len(LETTERS) and few is not pool:  # they differ only in case or marks
+        others = {_key(other): other for other in reversed(pool)}
+        others.pop(_key(label), None)
     if not others:
         raise NotBuilt(
             f"{name} has the label {label!r}, and the only options are {list(pool)}; a choice needs another label. "
