@@ -153,7 +153,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         out, start = folder / step["build"], time.perf_counter()
         (built,) = build({"seed": options.seed, "steps": [step]}, out, options.processes)
         seconds = time.perf_counter() - start
-        lines.append(f"| {built.name} | {built.rows} | {len(built.skipped)} | {built.rows / seconds:.0f} |")
+        rate = built.rows / seconds
+        lines.append(f"| {built.name} | {built.rows} | {len(built.skipped)} | {rate:.{0 if rate > 10 else 2}f} |")
         everything += built_rows(out, built.name)
     counts = {name: render_all(everything, template) for name, template in TEMPLATES.items()}
     lines.append("")

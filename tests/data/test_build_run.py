@@ -13,6 +13,7 @@ import soundfile
 from datasets import Audio, Dataset, load_dataset
 from setuptools import find_namespace_packages
 
+from soundwave_hf import SoundwaveDataCollator
 from soundwave_hf.cli import main
 from soundwave_hf.data.build import run
 from soundwave_hf.data.build.labelled import LabelledRows
@@ -20,6 +21,7 @@ from soundwave_hf.data.build.recipe import read_build_recipe
 from soundwave_hf.data.build.run import build
 from soundwave_hf.data.sources import open_rows
 from tests.data.build_rows import clip, write_source
+from tests.tiny import tiny_processor
 
 
 SPEECH = [
@@ -442,3 +444,12 @@ def test_the_wordings_are_part_of_the_package():
     assert "soundwave_hf.data.build.wordings" in find_namespace_packages(
         str(Path(__file__).parents[2]), include=["soundwave_hf*"]
     )
+
+
+@pytest.mark.parametrize("step", ["sounds", "talks", "tasks"])
+def test_the_collator_makes_batches_of_what_is_built(data, step):
+    build(recipe_of(data), data / "out")
+    rows = open_rows(str(data / "out" / f"{step}-*.jsonl"))
+    batch = SoundwaveDataCollator(tiny_processor())([rows[number] for number in range(4)])
+    assert batch["input_ids"].shape[0] == 4 and (batch["labels"] != -100).any(dim=1).all()
+    assert batch["input_features"].shape[0] == 4 and (batch["ctc_labels"] >= 0).any(dim=1).all()

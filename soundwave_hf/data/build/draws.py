@@ -83,13 +83,11 @@ def _quotas(shares: Sequence[float]) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def _dealt(quotas: tuple[int, ...], identity: str) -> list[tuple[int, int]]:
-    """Choice and rank of each draw of a block. The draws of one choice are spread evenly over the block."""
+    """Choice and rank of each draw of a block. The draws of one choice are spread over the block, without a period:
+    data often have one."""
     rng = random.Random(identity)
-    starts = [rng.random() for _ in quotas]
     places = [
-        ((rank + start) / quota, choice, rank)
-        for choice, (quota, start) in enumerate(zip(quotas, starts, strict=True))
-        for rank in range(quota)
+        ((rank + rng.random()) / quota, choice, rank) for choice, quota in enumerate(quotas) for rank in range(quota)
     ]
     return [(choice, rank) for _, choice, rank in sorted(places)]
 
