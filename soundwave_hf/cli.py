@@ -14,7 +14,7 @@ from .cli_options import (
     read_mapping,
 )
 from .paths import expand_path
-from .training.secret_values import hide_secrets, names_secret
+from .secret_values import hide_secrets, names_secret
 
 
 # Errors that a user can fix. Any other error is a fault of this package and keeps its traceback.
@@ -23,7 +23,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # is full or a file broken off.
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
-PATH_OPTIONS += ("output", "transcripts", "against")
+PATH_OPTIONS += ("output", "transcripts", "against", "folder")
 
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"

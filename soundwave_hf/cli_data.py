@@ -2,7 +2,15 @@
 
 import argparse
 
-from .cli_options import add_verb, read_columns
+from .cli_options import (
+    add_backbones,
+    add_placing,
+    add_verb,
+    given_backbones,
+    given_placing,
+    read_columns,
+    read_mapping,
+)
 
 
 BAD_CLIPS = 1  # exit code of a check that found some
@@ -55,4 +63,128 @@ def add_build(verbs):
     verb.add_argument("--processes", type=int, default=1, help="the result does not depend on them; default: 1")
 
 
-ADD_DATA_VERBS = (add_check, add_build)
+def stats(arguments: argparse.Namespace):
+    from .data.mixture import Mixture
+    from .data.stats import check_output, collect_stats, describe_stats, write_stats
+
+    for path in arguments.output:
+        check_output(path)
+    if arguments.epochs < 1:
+        raise ValueError(f"`--epochs` is {arguments.epochs}; give 1 or more.")
+    source, columns, options, llm = read_source(arguments.source), read_columns(arguments.columns), {}, arguments.llm
+    mixture = read_mapping(arguments.mixture, "--mixture", "{temperature: 1, step: 5}")
+    if unknown := mixture.keys() - {"temperature", "step"}:
+        raise ValueError(f"`--mixture` has {sorted(unknown)}; its keys are temperature and step.")
+    mixture = Mixture(**mixture) if arguments.mixture else None
+    if isinstance(source, str) and source.endswith((".yaml", ".yml")):
+        from .training.recipe import read_recipe
+
+        if columns:
+            raise ValueError("`--columns` was given, and the recipe has its own `columns`: leave one of them out.")
+        recipe, _ = read_recipe(source)
+        source, options, llm = recipe.sources, {"repeat": recipe.repeat}, llm or recipe.llm
+        mixture = mixture or recipe.mixture
+    found = collect_stats(source, columns, llm and read_tokenizer(llm), **options)
+    report = found.report(mixture, arguments.epochs)
+    print(describe_stats(report), flush=True)
+    for path in arguments.output:
+        write_stats(report, path)
+
+
+def read_tokenizer(llm: str):
+    """The tokenizer of an LLM by folder or hub name."""
+    from transformers import AutoTokenizer
+
+    from .data.backbones import resolve_backbone
+
+    return AutoTokenizer.from_pretrained(resolve_backbone(llm, weights=False))
+
+
+def add_stats(verbs):
+    verb = add_verb(verbs, stats, "hours, lengths, speakers, languages, tasks and target tokens of SOURCE or a recipe")
+    add_source(verb)
+    verb.add_argument("--llm", metavar="NAME", help="count targets in the tokens of this LLM; default: in characters")
+    verb.add_argument("--mixture", metavar="MAPPING", help="show its shares: '{temperature: 1, step: 5}'")
+    verb.add_argument("--epochs", type=int, default=5, help="of the mixture that are shown; default: %(default)s")
+    verb.add_argument(
+        "--output", metavar="FILE", action="append", default=[], help="also write .json or .png; may come twice"
+    )
+
+
+def show(arguments: argparse.Namespace) -> int | None:
+    from .data.show import llm_processor, show_row
+
+    has_weights = arguments.model is not None or arguments.adapter is not None
+    placing = given_placing(arguments)
+    for name in ("encoder", "llm"):
+        if arguments.model and getattr(arguments, name):
+            raise ValueError(
+                f"`--{name}` says what adapters belong to, and `--model` has its own: leave one of them out."
+            )
+    if not has_weights and (arguments.encoder or arguments.allow_other_backbones or placing):
+        raise ValueError(
+            "`--encoder`, `--allow-other-backbones`, `--device` and `--dtype` need weights: give `--adapter` or "
+            "`--model`."
+        )
+    model = processor = None
+    if has_weights:
+        from .evaluation.shipped import load_weights
+
+        backbones = given_backbones(arguments) if arguments.adapter else {}
+        folder = arguments.adapter or arguments.model
+        model, processor = load_weights(folder, arguments.adapter is not None, ctc_only=True, **placing, **backbones)
+    elif arguments.llm is not None:
+        processor = llm_processor(arguments.llm)
+    source, columns = read_source(arguments.source), read_columns(arguments.columns)
+    usable = show_row(source, arguments.row, columns, processor, model, arguments.output)
+    return None if usable else BAD_CLIPS
+
+
+def add_show(verbs):
+    verb = add_verb(verbs, show, "one row as the model will see it, with a picture of its clip")
+    add_source(verb)
+    verb.add_argument("row", metavar="ROW", help="its number from 0, its `id`, or the path of its clip")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
+    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones")
+    add_backbones(verb)
+    add_placing(verb, "float32 for adapters, a checkpoint's own")
+    verb.add_argument("--output", metavar="FILE", help="PNG of the clip: with weights, also CTC peaks and positions")
+
+
+def card(arguments: argparse.Namespace):
+    import dataclasses
+
+    from .data.card import read_facts, write_card
+
+    facts = read_facts(arguments.folder).with_licenses(read_source(arguments.licenses) if arguments.licenses else None)
+    if arguments.title is not None:
+        facts = dataclasses.replace(facts, title=arguments.title)
+    print(f"The card is in {write_card(arguments.folder, facts)}.", flush=True)
+
+
+def add_card(verbs):
+    verb = add_verb(verbs, card, "write the dataset card of a folder of rows: counts, sources, licences")
+    verb.add_argument("folder", metavar="FOLDER", help="what `data clean` or `data build` wrote, or files of rows")
+    verb.add_argument(
+        "--licenses", metavar="MAPPING", help="of the sources: '{librispeech: cc-by-4.0}', or one for all: cc-by-4.0"
+    )
+    verb.add_argument("--title", help="of the card; default: the folder's name")
+
+
+def push(arguments: argparse.Namespace):
+    from .data.publish import push_folder
+
+    address = push_folder(arguments.folder, arguments.repo, arguments.private or None, arguments.revision)
+    print(f"Pushed to {address}.", flush=True)
+
+
+def add_push(verbs):
+    verb = add_verb(verbs, push, "push a folder with its card to the hub, clips inside")
+    verb.add_argument("folder", metavar="FOLDER", help="folder with a card")
+    verb.add_argument("repo", metavar="USER/REPO", help="data set on the hub; it is created if it is missing")
+    verb.add_argument("--private", action="store_true", help="make a new repository private")
+    verb.add_argument("--revision", metavar="BRANCH", help="branch to push to; default: main")
+
+
+ADD_DATA_VERBS = (add_check, add_stats, add_show, add_card, add_push, add_build)

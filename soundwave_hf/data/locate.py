@@ -6,16 +6,20 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
 
 from ..paths import expand_path
+from .layouts import find_layout, find_splits
 from .readers import KINDS, kind_of
 from .rows import check_columns
 
 
-OWN_KINDS = ("json", "csv", "webdataset", "audiofolder")  # read by `readers`; the library `datasets` reads the others
+# Read by `readers` and `layouts`; the library `datasets` reads the others. "layout" is a corpus of whole clips.
+OWN_KINDS = ("json", "csv", "webdataset", "audiofolder", "layout", "recordings")
+HOLD_AUDIO = ("webdataset", "recordings")  # kinds whose rows hold clips: of a tar, or cut from longer recordings
 FILES_IN_ORDER = re.compile(r"[*?\[]")
 # The digest of a file over `WHOLE_BYTES` reads so many blocks of it.
 WHOLE_BYTES, BLOCKS, BLOCK_BYTES = 1 << 30, 64, 1 << 20
@@ -28,6 +32,7 @@ class Source:
     Args:
         path (`str`): a file, a pattern of files, a folder, or the name of a data set on the hub.
         config, split, revision, data_files, data_dir: as in `load_dataset`, where `config` is called `name`.
+        layout (`str`, *optional*): how the corpus in the folder `path` is arranged, one of `layouts.LAYOUTS`.
         streaming (`bool`, *optional*): whether its rows are read while they are used.
         columns (`dict`): `their_name: our_name`.
         source, task (`str`, *optional*): defaults for rows without these columns.
@@ -43,12 +48,18 @@ class Source:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     source: str | None = None
     task: str | None = None
+    layout: str | None = None
 
     def __post_init__(self):
         check_columns(self.columns)
-        for name in ("path", "config", "split", "revision", "data_dir", "source", "task"):
+        for name in ("path", "config", "split", "revision", "data_dir", "source", "task", "layout"):
             if (value := getattr(self, name)) is not None and (not isinstance(value, str) or not value):
                 raise ValueError(f"`{name}` of `data` is {value!r}; expected text.")
+        if self.layout is not None:
+            find_layout(self.layout)
+            for name in ("data_files", "data_dir", "revision"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` was given, and a layout finds its own files: leave `{name}` out.")
         if self.streaming not in (None, True, False):
             raise ValueError(f"`streaming` of `data` is {self.streaming!r}; give true or false.")
 
@@ -79,7 +90,7 @@ class Source:
                 f"A source of `data` has {what}: its keys are `path` (or `name`), {', '.join(known[1:])}."
             )
         source = cls(**{"columns": columns or {}, **value})
-        if not looks_local(source.path):
+        if source.layout is None and not looks_local(source.path):
             return source
         return replace(source, path=expand_path(source.path, "`path` of `data`"))
 
@@ -133,6 +144,8 @@ def find(source: Source) -> Found:
     Raises: `FileNotFoundError` if it does not exist; `ValueError` for a split or config that does not exist.
     """
     path = Path(source.path)
+    if source.layout is not None:
+        return _find_layout(source)
     if path.is_dir() and (path / "dataset_dict.json").is_file():
         names = datasets.load_from_disk(str(path)).keys()
         return Found(source, "saved", _arrow_files(path), _choose_split(source, list(names)))
@@ -141,6 +154,16 @@ def find(source: Source) -> Found:
     if path.is_file() or FILES_IN_ORDER.search(source.path) or kind_of(source.path):
         return _find_files(source, find_files(source.path))
     return _find_built(source)
+
+
+def _find_layout(source: Source) -> Found:
+    splits = find_splits(source.layout, source.path, source.config)
+    split = _choose_split(source, list(splits))
+    # Whether rows are cut is asked of all splits: `split` may name several.
+    cuts = any(find_layout(source.layout).cuts(files) for files in splits.values())
+    named = {part.partition("[")[0].strip() for part in split.split("+")}
+    files = tuple(file for name, files in splits.items() if name in named or "all" in named for file in files)
+    return Found(source, "recordings" if cuts else "layout", files, split, splits=splits)
 
 
 def find_files(path: str | os.PathLike) -> list[Path]:
@@ -229,10 +252,13 @@ def digest_source(source: Source) -> dict[str, str]:
     if not found.files or "://" in found.files[0]:
         digests = {source.path: getattr(found.builder, "hash", None) or source.revision or "unknown"}
     else:
-        digests = {os.path.basename(file): file_digest(file) for file in found.files}
+        # Files of a layout may have equal names in different folders.
+        name = partial(os.path.relpath, start=source.path) if source.layout else os.path.basename
+        digests = {name(file): file_digest(file) for file in found.files}
     parts = {"config": source.config, "split": found.split, "source": source.source, "task": source.task}
     chosen = {key: value for key, value in parts.items() if value not in (None, "train")}
     chosen |= {"columns": dict(source.columns)} if source.columns else {}
+    chosen |= {"layout": source.layout} if source.layout else {}
     return digests | ({"read as": json.dumps(chosen, sort_keys=True)} if chosen else {})
 
 
@@ -260,6 +286,7 @@ def describe_source(source: Source) -> str:
 
 
 __all__ = [
+    "HOLD_AUDIO",
     "OWN_KINDS",
     "Found",
     "Source",

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import datasets
 from datasets import Audio, Dataset, DatasetDict, List
 
+from .cuts import Cutter
+from .layouts import find_layout
 from .lengths import with_seconds
 from .locate import Found, Source
 from .readers import number_fields, read_audio_folder, read_file
@@ -15,22 +17,43 @@ from .rows import COLUMNS, RowCheck, at_folder, rename, stored_messages, suggest
 # ---- files that `readers` reads ----
 
 
-def own_rows(files: Sequence[str], kind: str, source: Source) -> Iterator[tuple[str, dict]]:
-    """Rows of files with our column names and absolute paths; each with the name that errors use."""
-    named = (
-        read_audio_folder(files)
-        if kind == "audiofolder"
-        else ((name, row) for file in files for name, row in _read_at_folder(file, kind, source.columns))
-    )
+def own_rows(files: Sequence[str], kind: str, source: Source, cut: bool = True) -> Iterator[tuple[str, dict]]:
+    """Rows of files with our column names and absolute paths; each with the name that errors use.
+
+    Args: cut: whether segments of recordings are cut; otherwise `audio` holds `path`, `start`, `end` and `channel`.
+    """
+    if kind == "audiofolder":
+        named = read_audio_folder(files)
+    elif kind in ("layout", "recordings"):
+        named = layout_rows(files, source.layout, cut)
+    else:
+        named = ((name, row) for file in files for name, row in _read_at_folder(file, kind, source.columns))
     seen: set[str] = set()
     for name, row in named:
         if isinstance(row, dict):
             seen.update(row)
             row = with_constants(rename(row, source.columns, name), source)
-            row = row if kind == "json" else number_fields(row, name)
+            row = row if kind in ("json", "layout", "recordings") else number_fields(row, name)
         yield name, row
     if seen:
         _refuse_unseen(source, seen)
+
+
+def layout_rows(files: Sequence[str], layout: str, cut: bool) -> Iterator[tuple[str, dict]]:
+    """Rows of a corpus. Every row has all columns of the layout, with null where a value is unknown."""
+    known = find_layout(layout)
+    cut, number = cut and known.cuts(files), 0
+    with Cutter() as cutter:
+        for name, row in known.read(files):
+            number += 1
+            row = {**dict.fromkeys(known.columns), **row}
+            if cut:  # all clips in one form
+                is_whole = isinstance(row["audio"], str)
+                stored = {"bytes": None, "path": row["audio"]}
+                row["audio"] = stored if is_whole else cutter.cut(row["audio"], row["id"], name)
+            yield name, row
+    if not number:
+        raise ValueError(f"`{files[0]}` is empty: it needs at least one clip.")
 
 
 def _read_at_folder(file: str, kind: str, columns: Mapping) -> Iterator[tuple[str, dict]]:
@@ -76,21 +99,28 @@ def checked_rows(found: Found, check: RowCheck) -> Iterator[tuple[str, dict]]:
         yield name, row
 
 
-def tar_rows(shards: Sequence[str], found: Found, check: RowCheck, states: Sequence = ()) -> Iterator[dict]:
-    """Rows of tars, with their lengths.
+def tar_rows(
+    shards: Sequence[str | tuple[str, ...]], found: Found, check: RowCheck, states: Sequence = ()
+) -> Iterator[dict]:
+    """Rows of tars, or clips cut from recordings, with their lengths.
 
-    Args: states: sizes and times of the files. `datasets` includes them in its cache key.
+    Args: shards: files that are read alone, or tuples of files that are read together; states: sizes and times of the
+        files. `datasets` includes them in its cache key.
     """
     for shard in shards:
-        for name, row in checked_rows(Found(found.source, found.kind, (shard,)), check):
+        files = (shard,) if isinstance(shard, str) else tuple(shard)
+        for name, row in checked_rows(Found(found.source, found.kind, files), check):
             yield with_seconds({key: value for key, value in row.items() if key in COLUMNS}, name)
 
 
 # ---- what `datasets` loads ----
 
 
-def under_our_names(rows, source: Source):
-    """A `Dataset` or stream with our column names. Other columns are left out."""
+def under_our_names(rows, source: Source, keep_others: bool = False):
+    """A `Dataset` or stream with our column names.
+
+    Args: keep_others: whether to keep the columns that are not among `COLUMNS`.
+    """
     names = rows.column_names
     if names is None:  # a stream without column names
         names = list(next(iter(rows), {}))
@@ -105,10 +135,11 @@ def under_our_names(rows, source: Source):
         )
     rows = rows.remove_columns(dropped) if dropped else rows
     rows = rows.rename_columns(pairs) if pairs else rows
-    known = [name for name in (pairs.get(name, name) for name in kept) if name in COLUMNS]
+    renamed = [pairs.get(name, name) for name in kept]
+    known = [name for name in renamed if name in COLUMNS]
     if missing := missing_columns(known):
         raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
-    return rows.select_columns(known)
+    return rows.select_columns(renamed if keep_others else known)
 
 
 def missing_columns(names: Sequence[str]) -> list[str]:
@@ -155,8 +186,9 @@ def load_saved(found: Found) -> Dataset:
 __all__ = [
     "checked_rows",
     "missing_columns",
-    "own_rows",
+    "layout_rows",
     "load_saved",
+    "own_rows",
     "parts_of",
     "tar_rows",
     "under_our_names",

@@ -10,6 +10,7 @@ from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
 
 
 COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
+COLUMNS += ("language", "speaker", "translation")  # training ignores these; other verbs of `data` use them
 BARE_KEYS = ("audio", "path", "url", "bytes")  # keys of an audio part whose value is a clip by itself
 # Names that other data sets use. They are never assumed: an error suggests the `columns` to write.
 COMMON_NAMES = {
@@ -211,6 +212,11 @@ def _check_audio(audio, name: str):
     for clip in _as_clips(audio):
         if isinstance(clip, bool | int | float) or (isinstance(clip, str | bytes) and not clip.strip()):
             raise ValueError(f"{name} has `audio` {_short(clip)}; expected a path, bytes or samples.")
+        if isinstance(clip, Mapping) and (part := [key for key in ("start", "end") if clip.get(key) is not None]):
+            raise ValueError(
+                f"{name} has `audio` with `{part[0]}`, and a clip is a whole file: describe segments of recordings in "
+                "a `layout` (kaldi, lhotse), which cuts them."
+            )
         if isinstance(clip, Mapping) and all(clip.get(key) is None for key in KEYS):
             raise ValueError(f"{name} has `audio` {_short(dict(clip))}, which holds no clip; expected path or bytes.")
 

@@ -1,5 +1,6 @@
 """Streams of rows, which are read while they are used: one stream for each task, or one for all rows."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +8,11 @@ from dataclasses import dataclass, field
 import datasets
 from datasets import IterableDataset as Stream
 
+from .layouts import find_layout
 from .lengths import with_seconds
-from .locate import Found, Source, find, list_sources
+from .locate import HOLD_AUDIO, Found, Source, find, list_sources
 from .named_rows import checked_rows, load_saved, own_rows, tar_rows, undecoded, under_our_names, with_constants
-from .rows import RowCheck
+from .rows import RowCheck, at_folder
 
 
 EVERY_ROW = "every row"  # name of the stream if rows are not separated by task
@@ -55,8 +57,8 @@ def open_streams(
 ) -> Streams:
     """One stream for each task. Its shards are the files that have rows of the task.
 
-    JSON, CSV and audio folders are read completely first, so that a bad row is found before the first step. Rows of
-    tars, Parquet and the hub are checked when they are read.
+    JSON, CSV, audio folders and layouts of whole clips are read completely first, so that a bad row is found before
+    the first step. Rows of tars, segments of recordings, Parquet and the hub are checked when they are read.
 
     Args: by_task: whether to separate rows by `task`, or by `source` if they have no `task`; otherwise there is one
         stream. The other arguments are as in `open_rows`.
@@ -68,7 +70,7 @@ def open_streams(
         found = find(each)
         if "[" in found.split or "+" in found.split:
             raise ValueError(f"`split` is {found.split!r}, but a stream has no parts: name one whole split.")
-        if found.kind in ("json", "csv", "audiofolder"):
+        if found.kind in ("json", "csv", "audiofolder", "layout"):
             _add_files(opened, found, by_task, check)
         else:
             _add_unseen(opened, found, by_task, check)
@@ -81,8 +83,7 @@ def open_streams(
 def _add_files(opened: Streams, found: Found, by_task: bool, check: RowCheck):
     """Add streams of files whose rows are counted first."""
     counts: dict[str, Counter] = {}
-    shards = [found.files] if found.kind == "audiofolder" else [(file,) for file in found.files]
-    for shard in shards:
+    for shard in shards_of(found):
         for name, row in checked_rows(Found(found.source, found.kind, shard), check):
             counts.setdefault(_task_of(row, by_task, name), Counter())[shard] += 1
             seconds = row.get("seconds")
@@ -92,6 +93,14 @@ def _add_files(opened: Streams, found: Found, by_task: bool, check: RowCheck):
     for task, by_shard in counts.items():
         options = {"shards": [*by_shard], "task": task if by_task else None, "found": found}
         opened.add(task, Stream.from_generator(_rows_of_task, gen_kwargs=options), by_shard.total())
+
+
+def shards_of(found: Found) -> list[tuple[str, ...]]:
+    """Groups of files that can be read alone."""
+    together = found.kind == "audiofolder" or (
+        found.source.layout is not None and not find_layout(found.source.layout).split_files
+    )
+    return [tuple(found.files)] if together else [(file,) for file in found.files]
 
 
 def _rows_of_task(shards: list[tuple[str, ...]], task: str | None, found: Found) -> Iterator[dict]:
@@ -113,18 +122,25 @@ def _add_unseen(opened: Streams, found: Found, by_task: bool, check: RowCheck):
     """Add the stream of a source whose rows are not read before training. All of them are one task."""
     source, opened.hold_audio = found.source, True
     task = (source.task or source.source or source.path) if by_task else EVERY_ROW
-    if found.kind == "webdataset":
-        options = {"shards": list(found.files), "found": found, "check": check}
+    if found.kind in HOLD_AUDIO:
+        options = {"shards": shards_of(found), "found": found, "check": check}
         stream, size = Stream.from_generator(tar_rows, gen_kwargs=options), None
     else:
-        stream, size = _library_stream(found)
+        stream, size = library_stream(found)
         stream = under_our_names(undecoded(stream), source)
-        stream = stream.map(_Finish(source, check), with_indices=True)
+        stream = stream.map(_Finish(source, check, folder_of(found)), with_indices=True)
     opened.add(task, stream, size or UNKNOWN_SIZE)
     opened.count(source.source or source.path, size or 0, float("nan"))
 
 
-def _library_stream(found: Found) -> tuple[Stream, int | None]:
+def folder_of(found: Found) -> str | None:
+    """The folder of a source's local files, where relative paths begin."""
+    local = found.files and "://" not in found.files[0]
+    return os.path.dirname(os.path.abspath(found.files[0])) if local else None
+
+
+def library_stream(found: Found) -> tuple[Stream, int | None]:
+    """The stream of a source that `datasets` reads, and its number of rows if that is known."""
     if found.kind == "saved":
         rows = load_saved(found)
         return rows.to_iterable_dataset(num_shards=max(1, min(len(found.files), len(rows)))), len(rows)
@@ -138,11 +154,14 @@ class _Finish:
 
     source: Source
     check: RowCheck
+    folder: str | None
 
     def __call__(self, row: dict, index: int) -> dict:
         name = f"row {index} of `{self.source.path}`"
         self.check(row, name)
+        if self.folder is not None and isinstance(row.get("audio"), str):
+            row = {**row, "audio": at_folder(row["audio"], self.folder)}
         return with_seconds(with_constants(row, self.source), name)
 
 
-__all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "open_streams"]
+__all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "folder_of", "library_stream", "open_streams", "shards_of"]

@@ -6,14 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from datasets import Audio, Dataset, Features, List, Value
+from datasets import Audio, ClassLabel, Dataset, Features, List, Value
 
-from .lengths import clip_seconds, many_seconds
-from .locate import OWN_KINDS, Found, find, list_sources
-from .named_rows import checked_rows, load_saved, missing_columns, parts_of, tar_rows, undecoded, under_our_names
+from .layouts import find_layout
+from .lengths import clip_seconds, file_key, many_seconds
+from .locate import HOLD_AUDIO, OWN_KINDS, Found, find, list_sources
+from .named_rows import (
+    checked_rows,
+    layout_rows,
+    load_saved,
+    missing_columns,
+    parts_of,
+    tar_rows,
+    undecoded,
+    under_our_names,
+)
 from .rows import COLUMNS, RowCheck, at_folder, clips_of, stored_messages
 
 
+TEXTS = ("source", "task", "question", "answer", "language", "speaker", "translation")
 CLIP = {"bytes": Value("binary"), "path": Value("string")}
 MESSAGES = List(
     {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string"), "audio": CLIP})}
@@ -80,8 +91,8 @@ def _load_parts(found: Found, options: _Options) -> Dataset:
 def _load_split(found: Found, files: Sequence[str], options: _Options) -> Dataset:
     files = _download(files)
     found = Found(found.source, found.kind, tuple(files), found.split)
-    if found.kind == "webdataset":
-        return _from_tars(found, options.check)
+    if found.kind in HOLD_AUDIO:
+        return _from_clips(found, options.check)
     names, rows = [], []
     for name, row in checked_rows(found, options.check):
         names.append(name)
@@ -93,15 +104,33 @@ def _load_split(found: Found, files: Sequence[str], options: _Options) -> Datase
     return _table(rows)
 
 
-def _from_tars(found: Found, check: RowCheck) -> Dataset:
-    """Rows of tars. The library caches them on disk, so that the clips are not kept in memory."""
-    # Part of the library's cache key: a changed tar of the same name is read again.
-    states = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in found.files]
-    options = {"shards": list(found.files), "found": found, "check": check, "states": states}
+def _from_clips(found: Found, check: RowCheck) -> Dataset:
+    """Rows of tars and segments of recordings. The library caches them on disk, not in memory."""
+    files, shards, features = found.files, list(found.files), None
+    if found.kind == "recordings":
+        rows = layout_rows(found.files, found.source.layout, cut=False)
+        files = [*files, *sorted({_path_of(row["audio"]) for _, row in rows})]
+        shards, features = [tuple(found.files)], _layout_features(found.source)
+    # Part of the library's cache key: a changed file of the same name is read again.
+    states = tuple(file_key(file) for file in files)  # a list would count as shards
+    options = {"shards": shards, "found": found, "check": check, "states": states}
     try:
-        return Dataset.from_generator(tar_rows, gen_kwargs=options)
+        return Dataset.from_generator(tar_rows, features=features, gen_kwargs=options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ or error from None
+
+
+def _path_of(clip) -> str:
+    return clip["path"] if isinstance(clip, Mapping) else clip
+
+
+def _layout_features(source) -> Features:
+    """Types of the columns of a layout: a column may be null in the first thousand rows and text later."""
+    names = [source.columns.get(name, name) for name in find_layout(source.layout).columns]
+    names = {name for name in names if name in COLUMNS} | {"seconds"}
+    names |= {name for name in ("source", "task") if getattr(source, name) is not None}
+    kinds = {"audio": CLIP, "seconds": Value("float64")}
+    return Features({name: kinds.get(name, Value("string")) for name in COLUMNS if name in names})
 
 
 def _download(files: Sequence[str]) -> list[str]:
@@ -125,7 +154,7 @@ def _table(rows: list[dict]) -> Dataset:
     if any(isinstance(row.get("audio"), Mapping) for row in rows):
         rows = [row | {"audio": _as_stored(row.get("audio"))} for row in rows]
     columns = dict.fromkeys(key for row in rows for key in row)
-    kinds = {key: Value("string") for key in ("source", "task", "question", "answer")}
+    kinds = dict.fromkeys(TEXTS, Value("string"))
     kinds |= {"seconds": Value("float64"), "messages": MESSAGES}
     kinds = {key: kind for key, kind in kinds.items() if key in columns}
     table = Dataset.from_list([{**dict.fromkeys(columns), **row} for row in rows])
@@ -225,7 +254,7 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
 
 def _join(parts: list[Dataset]) -> Dataset:
     """Concatenate sources, with our columns only and all clips in one form."""
-    parts = [part.select_columns([name for name in part.column_names if name in COLUMNS]) for part in parts]
+    parts = [_with_texts(part.select_columns([n for n in part.column_names if n in COLUMNS])) for part in parts]
     kinds = [part.features["audio"] for part in parts if "audio" in part.features]
     if any(kind != kinds[0] for kind in kinds):
         if any(isinstance(kind, List) for kind in kinds):
@@ -235,6 +264,19 @@ def _join(parts: list[Dataset]) -> Dataset:
         stored = Audio(decode=False)
         parts = [part.cast_column("audio", stored) if "audio" in part.features else part for part in parts]
     return datasets.concatenate_datasets([_with_stored_messages(part) for part in parts])
+
+
+def _with_texts(rows: Dataset) -> Dataset:
+    """Rows whose speakers are text, also where a source numbers them."""
+    other = [name for name in TEXTS if name in rows.features and rows.features[name] != Value("string")]
+    labels = {name: rows.features[name] for name in other if isinstance(rows.features[name], ClassLabel)}
+    if labels:  # a cast would give their numbers
+        named = {name: [None if n is None else kind.int2str(n) for n in rows[name]] for name, kind in labels.items()}
+        rows = rows.remove_columns(list(named))
+        for name, values in named.items():
+            rows = rows.add_column(name, values)
+    kinds = {name: Value("string") for name in other if name not in labels}
+    return rows.cast(Features({**rows.features, **kinds})) if kinds else rows
 
 
 def _with_stored_messages(rows: Dataset) -> Dataset:

@@ -18,10 +18,10 @@ from ..data.backbones import resolve_backbone
 from ..modeling.backbones_soundwave import LORA_FILES, TRAINED_FILE
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..paths import soundwave_home
+from ..secret_values import names_secret
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint
 from .recipe import ONCE_AT_HOME, SECTIONS, RecipeArguments, check_recipe
-from .secret_values import names_secret
 
 
 RECORD = "run.json"

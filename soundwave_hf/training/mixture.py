@@ -12,37 +12,7 @@ from datasets import IterableDataset as Stream
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-
-@dataclass(frozen=True)
-class Mixture:
-    """Shares of the tasks, `p_k ~ (|D_k| / sum_i |D_i|) ** (1 / T)` (paper Eq. 2): sample-uniform, then task-uniform.
-
-    Args:
-        temperature (`float`): T of the first epoch; with 1 every clip is drawn once.
-        step (`float`): what each further epoch adds to T.
-    """
-
-    temperature: float = 1.0
-    step: float = 5.0
-
-    def __post_init__(self):
-        if not (self.temperature > 0 and self.step >= 0):
-            raise ValueError(
-                f"`mixture` has `temperature` {self.temperature} and `step` {self.step}: the first must be over 0, "
-                "the second 0 or more; the paper's are 1 and 5."
-            )
-
-    def shares(self, sizes: Sequence[int], epoch: int) -> np.ndarray:
-        """Number of clips of each task -> share of each task in an epoch; the shares add up to 1."""
-        weights = (np.asarray(sizes) / np.sum(sizes)) ** (1 / (self.temperature + self.step * epoch))
-        return weights / weights.sum()
-
-    def quotas(self, sizes: Sequence[int], epoch: int, num_draws: int) -> np.ndarray:
-        """How many of an epoch's `num_draws` draws go to each task, by largest remainder."""
-        exact = self.shares(sizes, epoch) * num_draws
-        quotas = np.floor(exact).astype(np.int64)
-        quotas[np.argsort(quotas - exact, kind="stable")[: num_draws - quotas.sum()]] += 1
-        return quotas
+from ..data.mixture import Mixture
 
 
 @dataclass(frozen=True)

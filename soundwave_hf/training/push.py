@@ -9,9 +9,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
+from ..secret_values import hide_secrets
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint
-from .secret_values import hide_secrets
 
 
 logger = logging.get_logger(__name__)

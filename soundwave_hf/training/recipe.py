@@ -23,11 +23,11 @@ from ..data.sources import Source, list_sources
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.folders_soundwave import trained_backbone
 from ..paths import expand_path, find_weights, shipped, soundwave_home
+from ..secret_values import hide_secrets, refuse_secrets
 from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
 from .encoder_cache import EncoderCache
 from .mixture import Mixture
-from .secret_values import hide_secrets, refuse_secrets
 from .stages import STAGES
 
 

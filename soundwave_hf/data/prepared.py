@@ -1,0 +1,144 @@
+"""The files of a prepared set: what `data clean`, `data build` or a user left in a folder, split by split."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet
+
+from .readers import METADATA_FILES, kind_of
+
+
+KEPT = "kept"  # subfolder with the rows that `data clean` keeps
+HUB_DATA = "data"  # subfolder with the rows of a set of the hub
+NUMBER = re.compile(r"[-_]\d{3,}(-of-\d+)?$")  # `train-00000-of-00003`
+SPLIT_NAMES = ("train", "validation", "valid", "dev", "test", "all")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files of rows with the same columns.
+
+    Args:
+        config (`str`): `default`, or the name that `load_dataset` takes where the parts have other columns.
+        split (`str`): as in `load_dataset`.
+        pattern (`str`, *optional*): of the files, relative to the folder; None for a folder of clips with a
+            `metadata.csv` or `metadata.jsonl`, which `load_dataset` knows without it.
+        files (`tuple[Path, ...]`): in order.
+    """
+
+    config: str
+    split: str
+    pattern: str | None
+    files: tuple[Path, ...]
+
+    @property
+    def source(self) -> str:
+        """What `data` of a recipe takes for its rows."""
+        folder = self.files[0].parent
+        return str(folder if self.pattern is None else folder / Path(self.pattern).name)
+
+
+def find_parts(folder: str | os.PathLike) -> list[Part]:
+    """The parts of a prepared set.
+
+    Raises: `FileNotFoundError` if there is no such folder; `ValueError` if it holds no rows, or files of one name and
+        different types.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder `{folder}` (current folder: {os.getcwd()}).")
+    for name in (KEPT, "", HUB_DATA):
+        if groups := _groups(folder / name):
+            return _parts(groups, name)
+    raise ValueError(
+        f"`{folder}` holds no rows: expected .jsonl, .csv or .parquet files in it, in `{KEPT}/` or in `{HUB_DATA}/`."
+    )
+
+
+def _groups(place: Path) -> dict[str, list[Path]]:
+    """Files of rows by their name without a shard's number."""
+    groups: dict[str, list[Path]] = {}
+    files = sorted(place.iterdir()) if place.is_dir() else []
+    for file in files:
+        if (
+            kind_of(file.name) in ("json", "csv", "parquet")
+            and file.suffix != ".json"
+            and not file.name.startswith(".")
+        ):
+            stem = file.name[: -len("".join(Path(file.name).suffixes))] if file.suffix == ".gz" else file.stem
+            name = "metadata" if file.name in METADATA_FILES else NUMBER.sub("", stem)
+            groups.setdefault(name, []).append(file)
+    return groups
+
+
+def _parts(groups: dict[str, list[Path]], place: str) -> list[Part]:
+    for name, files in groups.items():
+        if len(endings := {file.suffix for file in files}) > 1:
+            raise ValueError(f"`{files[0].parent}` has `{name}` as {', '.join(sorted(endings))}: keep one of them.")
+    if place == KEPT:  # one file for each block that was judged
+        files = tuple(file for files in groups.values() for file in files)
+        return [Part("default", "train", f"{KEPT}/*{files[0].suffix}", files)]
+    if "metadata" in groups:
+        return [Part("default", "train", None, tuple(groups["metadata"]))]
+    patterns = {name: _pattern(name, files) for name, files in groups.items()}
+    prefix = f"{place}/" if place else ""
+    if len(groups) == 1:
+        ((name, files),) = groups.items()
+        split = name if name in SPLIT_NAMES[1:-1] else "train"
+        return [Part("default", split, prefix + patterns[name], tuple(files))]
+    same = len({frozenset(_columns(files[0])) for files in groups.values()}) == 1
+    return [
+        Part(
+            "default" if same else _word(name),
+            _word(name) if same else "train",
+            prefix + patterns[name],
+            tuple(files),
+        )
+        for name, files in groups.items()
+    ]
+
+
+def _pattern(name: str, files: list[Path]) -> str:
+    if len(files) == 1:
+        return files[0].name
+    return f"{name}{files[0].name[len(name)]}*{files[0].suffix}"  # `-` or `_` before the number
+
+
+def _word(name: str) -> str:
+    """A name as `load_dataset` takes it for a split."""
+    return re.sub(r"\W+", "_", name).strip("_") or "train"
+
+
+def _columns(file: Path) -> list[str]:
+    if file.suffix == ".parquet":
+        return pyarrow.parquet.read_schema(file).names
+    for row in first_rows(file, 1):
+        return list(row)
+    return []
+
+
+def first_rows(file: Path, count: int) -> Iterator[dict]:
+    """The first rows of a file of text."""
+    from .readers import read_file
+
+    for (_, row), _ in zip(read_file(str(file), kind_of(file.name)), range(count), strict=False):
+        yield row
+
+
+def read_report(folder: str | os.PathLike) -> dict:
+    """The report that `data clean` wrote beside its rows; empty without one."""
+    path = Path(folder) / "report.json"
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`{path}` is not JSON: {error}.") from error
+    return report if isinstance(report, dict) else {}
+
+
+__all__ = ["HUB_DATA", "KEPT", "Part", "find_parts", "read_report"]
