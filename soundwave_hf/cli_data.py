@@ -123,6 +123,19 @@ def add_merge(verbs):
     verb.add_argument("output", metavar="OUT", help="folder to write")
 
 
+def build(arguments: argparse.Namespace):
+    from .data.build.run import build as run_build
+
+    run_build(arguments.recipe, arguments.output, arguments.processes)
+
+
+def add_build(verbs):
+    verb = add_verb(verbs, build, "make rows from other rows: splice sounds and speakers, ask questions, speak texts")
+    verb.add_argument("recipe", metavar="RECIPE", help="YAML file with the steps, see docs/data.md")
+    verb.add_argument("output", metavar="OUT", help="folder to write; the same command continues a stopped run")
+    verb.add_argument("--processes", type=int, default=1, help="the result does not depend on them; default: 1")
+
+
 def stats(arguments: argparse.Namespace):
     from .data.mixture import Mixture
     from .data.stats import check_output, collect_stats, describe_stats, write_stats
@@ -247,4 +260,4 @@ def add_push(verbs):
     verb.add_argument("--revision", metavar="BRANCH", help="branch to push to; default: main")
 
 
-ADD_DATA_VERBS = (add_check, add_clean, add_merge, add_stats, add_show, add_card, add_push)
+ADD_DATA_VERBS = (add_check, add_clean, add_merge, add_build, add_stats, add_show, add_card, add_push)
