@@ -1,5 +1,5 @@
 """python benchmarks/corrupted.py make SOURCE OUT --hours 5
-python benchmarks/corrupted.py score OUT --ctc FOLDER [--whisper openai/whisper-base --whisper-share 0.1]
+python benchmarks/corrupted.py score OUT --ctc FOLDER [--whisper openai/whisper-base] [--share 0.1]
 
 How well the filters of `soundwave-hf data clean` find bad transcripts.
 
@@ -8,12 +8,11 @@ them, from a seed: `wrong` has the text of another clip, `cut` has lost the last
 has two to five words of other texts more, and `noise` has white noise 0 to 10 dB above the speech. OUT gets
 `true.jsonl` (the rows before), `rows.jsonl` (with a column `corruption`) and the noisy clips.
 
-`score` prints three Markdown tables. Each filter with its default threshold, and all of them together: rows dropped,
-precision (the share of dropped rows that are corrupted) and recall (the share of corrupted rows that are dropped),
-also by kind.
-Then filters with models at equal recall: their thresholds are moved until they find 80, 90 and 95 % of the corrupted
-rows. Then what each filter costs, in seconds for an hour of audio. Whisper is slow: `--whisper-share` runs it on a
-random part of the rows, and the table at equal recall compares on these.
+`score` prints three Markdown tables. Each filter with its default threshold (recordings from 1 s), and all of them
+together: rows dropped, precision (the share of dropped rows that are corrupted) and recall (the share of corrupted
+rows that are dropped), also by kind. Then filters with models at equal recall: their thresholds are moved until they
+find 80, 90 and 95 % of the corrupted rows. Then what each filter costs, in seconds for an hour of audio. `--share`
+scores a random part of the rows, because Whisper is slow. `--kept FILE` writes the rows that all filters keep.
 """
 
 import argparse
@@ -27,7 +26,7 @@ import numpy as np
 import soundfile
 
 from soundwave_hf.data.clean.filter import Clip, Filter
-from soundwave_hf.data.clean.settings import read_settings
+from soundwave_hf.data.clean.settings import read_filters
 from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.processing.audio_soundwave import load_clip
 
@@ -156,50 +155,48 @@ def precision_at(badness: np.ndarray, bad: np.ndarray, recall: float) -> str:
 
 @dataclass
 class Result:
-    """What one filter said of the rows that it read."""
+    """What one filter said of the rows."""
 
     name: str
-    used: np.ndarray  # (rows,), bool
-    values: list  # of these rows
+    values: list
     dropped: np.ndarray  # (rows,), bool
     seconds_an_hour: float  # time that it took for an hour of audio
 
 
-def run_filter(one: Filter, rows: list[dict], used: np.ndarray) -> Result:
-    chosen = [row for row, use in zip(rows, used, strict=True) if use]
-    values, taken = measure(one, chosen)
-    dropped = np.zeros(len(rows), dtype=bool)
-    dropped[used] = [value is not None and not one.keeps(value) for value in values]
-    return Result(one.name, used, values, dropped, 3600 * taken / sum(row["seconds"] for row in chosen))
+def run_filter(one: Filter, rows: list[dict]) -> Result:
+    values, taken = measure(one, rows)
+    dropped = np.array([value is not None and not one.keeps(value) for value in values])
+    return Result(one.name, values, dropped, 3600 * taken / sum(row["seconds"] for row in rows))
 
 
 def print_equal_recall(results: Sequence[Result], bad: np.ndarray) -> None:
-    """Precision of the filters with models on the rows that all of them read."""
-    common = np.all([result.used for result in results], axis=0)
+    """Precision of the filters with models."""
     rows = []
     for result in results:
-        badness = np.full(len(bad), np.nan)
-        badness[result.used] = [WORSE[result.name] * value for value in result.values]
-        rows.append([result.name, *(precision_at(badness[common], bad[common], recall) for recall in RECALLS)])
-    print_table([f"precision % of {common.sum()} rows at recall", *(f"{recall:.0%}" for recall in RECALLS)], rows)
+        badness = np.array([WORSE[result.name] * value for value in result.values])
+        rows.append([result.name, *(precision_at(badness, bad, recall) for recall in RECALLS)])
+    print_table(["precision % at recall", *(f"{recall:.0%}" for recall in RECALLS)], rows)
 
 
-def score(folder: Path, ctc: str, whisper: str | None, whisper_share: float, seed: int) -> None:
-    rows = read_rows(folder / "rows.jsonl")
+def score(given: argparse.Namespace) -> None:
+    rows = read_rows(given.folder / "rows.jsonl")
+    rows = random.Random(f"share {given.seed}").sample(rows, round(given.share * len(rows)))
     kinds = np.array([row["corruption"] for row in rows])
-    everything = np.ones(len(rows), dtype=bool)
-    heard = np.random.default_rng(seed).random(len(rows)) < whisper_share
-    filters = read_settings({"ctc": {"model": ctc}} | ({"whisper": {"model": whisper}} if whisper else {}))
-    results = [run_filter(one, rows, heard if one.name == "whisper" else everything) for one in filters]
-    print(
-        f"{len(rows)} clips, {sum(row['seconds'] for row in rows) / 3600:.2f} h, {(kinds != 'none').sum()} corrupted\n"
+    models = {"ctc": {"model": given.ctc}} | ({"whisper": {"model": given.whisper}} if given.whisper else {})
+    filters, _ = read_filters({"seconds": {"min_seconds": 1}, **models})
+    results = [run_filter(one, rows) for one in filters]
+    hours = sum(row["seconds"] for row in rows) / 3600
+    print(f"{len(rows)} clips, {hours:.2f} h, {(kinds != 'none').sum()} corrupted\n")
+    together = np.any([result.dropped for result in results], axis=0)
+    cells = [found_cells(result.name, result.dropped, kinds) for result in results]
+    print_table(
+        ["filter", "dropped", "precision %", "recall %", *KINDS], [*cells, found_cells("all", together, kinds)]
     )
-    cells = [found_cells(result.name, result.dropped[result.used], kinds[result.used]) for result in results]
-    cells.append(found_cells("all", np.any([result.dropped for result in results], axis=0), kinds))
-    print_table(["filter", "dropped", "precision %", "recall %", *KINDS], cells)
     print_equal_recall([result for result in results if result.name in WORSE], kinds != "none")
     costs = [[result.name, f"{result.seconds_an_hour:.1f}"] for result in results]
     print_table(["filter", "s an hour of audio"], costs)
+    if given.kept:
+        write_rows(given.kept, [row for row, drop in zip(rows, together, strict=True) if not drop])
 
 
 def main() -> None:
@@ -210,7 +207,8 @@ def main() -> None:
     makes.add_argument("--hours", type=float, default=5.0)
     scores.add_argument("--ctc", required=True, help="folder of a model or of adapters with a trained CTC head")
     scores.add_argument("--whisper", help="such as openai/whisper-base")
-    scores.add_argument("--whisper-share", type=float, default=1.0, help="part of the rows that Whisper transcribes")
+    scores.add_argument("--share", type=float, default=1.0, help="part of the rows that is scored")
+    scores.add_argument("--kept", type=Path, help="JSON lines of the rows that all filters keep")
     for step in (makes, scores):
         step.add_argument("folder", metavar="OUT", type=Path)
         step.add_argument("--seed", type=int, default=0)
@@ -218,7 +216,7 @@ def main() -> None:
     if given.step == "make":
         make(given.source, given.folder, given.hours, given.seed)
     else:
-        score(given.folder, given.ctc, given.whisper, given.whisper_share, given.seed)
+        score(given)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from ..atomic import atomic_file
 from ..secret_values import refuse_secrets
 from .licenses import is_non_commercial, license_fields, nearest_id
-from .prepared import Part, find_parts, read_report
+from .prepared import Part, files_digest, find_parts, read_report
 from .stats import DataStats, collect_stats
 
 
@@ -100,12 +100,21 @@ def read_facts(folder: str | os.PathLike) -> CardFacts:
     path = Path(folder) / FACTS
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     values["sources"] = tuple(DataSource(**source) for source in values.get("sources", ()))
-    if report := read_report(folder):
-        dropped = {line["name"]: line["dropped"] for line in report.get("filters", ()) if line.get("dropped")}
-        versions = {name: str(version) for name, version in (report.get("versions") or {}).items()}
-        values |= {"dropped": dropped, "rows_before": report.get("rows"), "seed": report.get("seed")}
-        values |= {"versions": versions, "made_by": values.get("made_by") or "soundwave-hf data clean"}
-    return CardFacts(**values)
+    facts = CardFacts(**values)
+    report = read_report(folder)
+    return report_facts(report, facts) if report else facts
+
+
+def report_facts(report: Mapping, facts: CardFacts) -> CardFacts:
+    """Facts with what the report of `data clean` says."""
+    return dataclasses.replace(
+        facts,
+        dropped={line["name"]: line["dropped"] for line in report.get("filters", ()) if line.get("dropped")},
+        rows_before=report.get("rows"),
+        seed=report.get("seed"),
+        versions={name: str(version) for name, version in (report.get("versions") or {}).items()},
+        made_by=facts.made_by or "soundwave-hf data clean",
+    )
 
 
 def write_card(folder: str | os.PathLike, facts: CardFacts | None = None) -> Path:
@@ -189,12 +198,17 @@ def _card(folder: Path, facts: CardFacts, stats: Mapping[Part, DataStats]) -> Da
 
 
 def configs_of(parts: Iterable[Part]) -> list[dict]:
-    """`configs` of a card: with them `load_dataset` finds the files of each split."""
+    """`configs` of a card: with them `load_dataset` finds the files of each split.
+
+    `datasets` caches a folder by its last name and these lines. The digest tells two folders of one name apart.
+    """
+    parts = list(parts)
+    about = f"files of rows, sha256 {files_digest(parts)}"
     configs: dict[str, list[dict]] = {}
     for part in parts:
         if part.pattern is not None:
             configs.setdefault(part.config, []).append({"split": part.split, "path": part.pattern})
-    return [{"config_name": name, "data_files": files} for name, files in configs.items()]
+    return [{"config_name": name, "data_files": files, "description": about} for name, files in configs.items()]
 
 
 def size_category(rows: int) -> str:
@@ -280,10 +294,10 @@ def _dropped(facts: CardFacts) -> list[str]:
         "",
         "## Left out",
         "",
-        f"Rows that each filter left out{before}; a row may count for several filters.",
+        f"Rows that each filter or step left out{before}; a row may count for several filters.",
         "",
     ]
-    lines += ["| filter | rows |", "|---|---|"]
+    lines += ["| filter or step | rows |", "|---|---|"]
     return lines + [f"| {_cell(name)} | {count} |" for name, count in facts.dropped.items()]
 
 
@@ -302,4 +316,4 @@ def _making(facts: CardFacts) -> list[str]:
     return ["", "## How it was made", "", *lines] if lines else []
 
 
-__all__ = ["CardFacts", "DataSource", "configs_of", "count_rows", "read_facts", "write_card"]
+__all__ = ["CardFacts", "DataSource", "configs_of", "count_rows", "read_facts", "report_facts", "write_card"]

@@ -1,9 +1,10 @@
 """The files of a prepared set: what `data clean`, `data build` or a user left in a folder, split by split."""
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pyarrow.parquet
 from .readers import METADATA_FILES, kind_of
 
 
+BUILT = "build.json"  # the recipe of `data build`, in its folder
 KEPT = "kept"  # subfolder with the rows that `data clean` keeps
 HUB_DATA = "data"  # subfolder with the rows of a set of the hub
+ENDS = 1 << 16  # bytes of each end of a file that its digest reads; Parquet has the counts of its columns at the end
 NUMBER = re.compile(r"[-_]\d{3,}(-of-\d+)?$")  # `train-00000-of-00003`
 SPLIT_NAMES = ("train", "validation", "valid", "dev", "test", "all")
 
@@ -51,12 +54,27 @@ def find_parts(folder: str | os.PathLike) -> list[Part]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder `{folder}` (current folder: {os.getcwd()}).")
+    if (folder / BUILT).is_file():
+        return _built_parts(folder)
     for name in (KEPT, "", HUB_DATA):
         if groups := _groups(folder / name):
             return _parts(groups, name)
     raise ValueError(
         f"`{folder}` holds no rows: expected .jsonl, .csv or .parquet files in it, in `{KEPT}/` or in `{HUB_DATA}/`."
     )
+
+
+def _built_parts(folder: Path) -> list[Part]:
+    """One config for each step of `data build` that has rows."""
+    from .build.recipe import manifests
+
+    recipe = json.loads((folder / BUILT).read_text(encoding="utf-8"))["recipe"]
+    names = [step.get("name") or step["build"] for step in recipe["steps"]]
+    patterns = {name: manifests(name, recipe.get("format", "jsonl")) for name in names}
+    files = {name: tuple(sorted(folder.glob(pattern))) for name, pattern in patterns.items()}
+    if not any(files.values()):
+        raise ValueError(f"`{folder}` holds no rows: `data build` has not made any yet.")
+    return [Part(name, "train", pattern, files[name]) for name, pattern in patterns.items() if files[name]]
 
 
 def _groups(place: Path) -> dict[str, list[Path]]:
@@ -129,6 +147,19 @@ def first_rows(file: Path, count: int) -> Iterator[dict]:
         yield row
 
 
+def files_digest(parts: Sequence[Part]) -> str:
+    """A digest of files of rows, by names, sizes, beginnings and ends. It changes when they are made anew."""
+    digest = hashlib.sha256()
+    for file in (file for part in parts for file in part.files):
+        with open(file, "rb") as content:
+            size = os.path.getsize(file)
+            digest.update(f"{file.name} {size} ".encode())
+            digest.update(content.read(ENDS))
+            content.seek(max(0, size - ENDS))
+            digest.update(content.read(ENDS))
+    return digest.hexdigest()[:16]
+
+
 def read_report(folder: str | os.PathLike) -> dict:
     """The report that `data clean` wrote beside its rows; empty without one."""
     path = Path(folder) / "report.json"
@@ -141,4 +172,4 @@ def read_report(folder: str | os.PathLike) -> dict:
     return report if isinstance(report, dict) else {}
 
 
-__all__ = ["HUB_DATA", "KEPT", "Part", "find_parts", "read_report"]
+__all__ = ["HUB_DATA", "KEPT", "Part", "files_digest", "find_parts", "read_report"]

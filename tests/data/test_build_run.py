@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, Dataset, load_dataset
+from huggingface_hub import DatasetCard
 from setuptools import find_namespace_packages
 
 from soundwave_hf import SoundwaveDataCollator
@@ -19,6 +20,7 @@ from soundwave_hf.data.build import run
 from soundwave_hf.data.build.labelled import LabelledRows
 from soundwave_hf.data.build.recipe import read_build_recipe
 from soundwave_hf.data.build.run import build
+from soundwave_hf.data.card import read_facts, write_card
 from soundwave_hf.data.sources import open_rows
 from tests.data.build_rows import clip, write_source
 from tests.tiny import tiny_processor
@@ -230,7 +232,16 @@ def test_rows_that_cannot_be_made_are_counted_and_listed(data, capsys):
     assert listed == built.skipped and any("is silent" in skip["reason"] for skip in listed)
     assert any("speech-2.wav" in skip["reason"] for skip in listed)
     assert f"{len(listed)} could not be made. The first reasons:\n  row" in capsys.readouterr().out
-    assert "| sounds | " in (data / "out" / "README.md").read_text()
+    card = (data / "out" / "README.md").read_text()
+    assert f"| sounds | train | {built.rows} |" in card and f"| sounds | {len(listed)} |" in card
+
+
+def test_the_card_of_a_built_folder_takes_licences(data):
+    built = build(recipe_of(data), data / "out")
+    write_card(data / "out", read_facts(data / "out").with_licenses("cc0-1.0"))
+    card = DatasetCard.load(data / "out" / "README.md")
+    assert card.data.license == "cc0-1.0" and "soundwave-hf data build" in card.text
+    assert [config["config_name"] for config in card.data.configs] == [each.name for each in built if each.rows]
 
 
 def test_a_label_that_is_not_listed_is_left_out(data):

@@ -62,7 +62,9 @@ def test_a_card_counts_what_the_folder_holds(folder):
     assert card.data.task_categories == ["automatic-speech-recognition"]
     assert "non-commercial" in card.data.tags
     files = [{"split": "test", "path": "test.jsonl"}, {"split": "train", "path": "train.jsonl"}]
-    assert card.data.configs == [{"config_name": "default", "data_files": files}]
+    (config,) = card.data.configs
+    assert config.pop("description").startswith("files of rows, sha256 ")
+    assert config == {"config_name": "default", "data_files": files}
     text = card.text
     assert "| default | test | 1 | 1 | 0.00 | - | 3.0 s |" in text
     assert "| a | cc-by-4.0 | 1 | 0.00 | https://example.org/a |" in text
@@ -137,7 +139,7 @@ def test_parts_with_other_columns_are_configs(tmp_path):
         write_lines(tmp_path / f"asr-0000{number}.jsonl", [{"audio": "a.wav", "text": "go"}])
     write_lines(tmp_path / "chat-00000.jsonl", [{"question": "2 + 2?", "answer": "4"}])
     card = DatasetCard.load(write_card(tmp_path))
-    assert card.data.configs == [
+    assert [{key: config[key] for key in ("config_name", "data_files")} for config in card.data.configs] == [
         {"config_name": "asr", "data_files": [{"split": "train", "path": "asr-*.jsonl"}]},
         {"config_name": "chat", "data_files": [{"split": "train", "path": "chat-00000.jsonl"}]},
     ]
@@ -281,3 +283,11 @@ def test_a_missing_clip_stops_before_anything_is_pushed(folder, hub):
     with pytest.raises(FileNotFoundError, match="clips/2.wav"):
         push_folder(folder, "me/set")
     assert not hub.repositories
+
+
+def test_folders_of_one_name_with_other_rows_load_their_own_rows(tmp_path):
+    for place in ("a", "b"):  # `datasets` caches a folder by its last name and its card
+        (tmp_path / place / "set").mkdir(parents=True)
+        write_lines(tmp_path / place / "set" / "train.jsonl", [{"question": "Who?", "answer": place}])
+        write_card(tmp_path / place / "set")
+        assert load_dataset(str(tmp_path / place / "set"))["train"]["answer"][:] == [place]

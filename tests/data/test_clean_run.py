@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import Audio, ClassLabel, Dataset
+from huggingface_hub import DatasetCard
 
 from soundwave_hf import cli
 from soundwave_hf.data import check
@@ -201,6 +202,12 @@ def test_kept_rows_are_read_by_load_dataset_and_by_recipes_with_clips_that_are_f
         rows = open_rows(str(folder))
         assert rows["text"][:] == texts and rows["seconds"][:] == [2.0, 2.0, 1.5]
         assert [os.path.isfile(clip["path"]) for clip in rows["audio"]] == [True] * 3
+
+
+def test_the_card_of_kept_rows_counts_what_each_filter_dropped(whole):
+    card = DatasetCard.load(whole / "README.md")
+    assert "| default | train | 3 | 3 |" in card.text and "| seconds | 2 |" in card.text and "of 16 rows" in card.text
+    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "kept/*.parquet"}]
 
 
 def test_the_report_counts_a_row_for_each_filter_and_once_in_the_total(whole):
@@ -409,7 +416,7 @@ def test_every_form_of_source_is_cleaned_alike(data, tmp_path, form):
     assert row["text"] == ROWS[0][3] and row["seconds"] == 2.0
     assert (row["audio"]["bytes"] is not None) == (form in (as_parquet, as_saved, as_tar, as_part_of_split))
     kept = datasets.load_dataset(str(tmp_path / "out"))["train"]
-    assert ("speaker" in kept.column_names) == (form not in (as_tar, as_part_of_split))
+    assert ("speaker" in kept.column_names) == (form is not as_tar)
 
 
 def test_a_list_of_sources_and_streams_are_read_one_behind_the_other(data, tmp_path):
@@ -630,6 +637,6 @@ def test_map_of_datasets_drops_the_rows_that_clean_drops(data):
 
 def test_manifests_are_counted_before_the_run_and_other_sources_only_looked_at(data, tmp_path):
     columns, count = scan(open_parts(str(data / "rows.jsonl")))
-    assert count == 16 and columns.ours == ("audio", "seconds", "text") and list(columns.others) == ["speaker", "age"]
+    assert count == 16 and columns.ours == ("audio", "seconds", "speaker", "text") and list(columns.others) == ["age"]
     columns, count = scan(open_parts(as_parquet(data, tmp_path)))
-    assert count is None and list(columns.others) == ["speaker"]
+    assert count is None and "speaker" in columns.ours and list(columns.others) == []

@@ -18,6 +18,9 @@ DEFAULTS = {
     "silence": {"max_share": 0.6, "below_peak_db": 35, "floor_db": -70},
     "clipping": {"max_share": 0.001},
     "level": {"min_db": -50},
+    "leaked_audio": {"shared": 0.1},
+    "near_duplicate_audio": {"shared": 0.1},
+    "leaked_text": {"words": 4},
 }
 
 
@@ -53,8 +56,9 @@ def test_a_file_changes_keys_turns_filters_off_and_names_models(tmp_path, monkey
 
 def test_all_filters_can_be_named_and_turned_off():
     assert read_settings(dict.fromkeys(filter_classes(), False)) == []
-    models = {name: {"model": "folder"} for name in ("whisper", "language", "ctc")}
-    assert [*by_name(models)] == [*filter_classes()]
+    named = {name: {"model": "folder"} for name in ("whisper", "language", "ctc")}
+    named["near_duplicate_text"] = {"similarity": 0.8}
+    assert [*by_name(named)] == [*filter_classes()]
 
 
 @pytest.mark.parametrize(

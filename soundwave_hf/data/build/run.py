@@ -11,12 +11,13 @@ from tqdm.auto import tqdm
 
 from ... import __version__
 from ...atomic import atomic_file, refuse_used
+from ..card import CardFacts, write_card
 from ..locate import digest_source, list_sources
 from ..rows import RowCheck
 from .draws import NotBuilt
 from .labelled import split_columns
 from .output import ShardWriter
-from .recipe import BuildRecipe, manifests, read_build_recipe
+from .recipe import BuildRecipe, read_build_recipe
 from .steps import SoundsStep, Step
 from .vocabulary import add_sound_tokens
 
@@ -193,24 +194,17 @@ def _write_report(folder: Path, plan: BuildRecipe, built: list[Built]):
     with atomic_file(folder / "skipped.jsonl") as part:
         skipped = [json.dumps(skip, ensure_ascii=False) + "\n" for each in built for skip in each.skipped]
         part.write_text("".join(skipped), encoding="utf-8")
-    configs = [
-        line
-        for each in built
-        for line in (f"- config_name: {each.name}", f"  data_files: {manifests(each.name, plan.format)}")
-    ]
-    table = [f"| {each.name} | {each.rows} | {len(each.skipped)} |" for each in built]
-    text = [
-        "---",
-        "configs:",
-        *configs,
-        "---",
-        "",
-        f"Built by `soundwave-hf data build` {__version__}, seed {plan.seed}.",
-    ]
-    text += ["The recipe is in `build.json`, and the rows that could not be made are in `skipped.jsonl`.", ""]
-    text += ["| step | rows | not made |", "|---|---|---|", *table, ""]
-    with atomic_file(folder / "README.md") as part:
-        part.write_text("\n".join(text), encoding="utf-8")
+    if any(each.rows for each in built):
+        made = {each.name: len(each.skipped) for each in built if each.skipped}
+        facts = CardFacts(
+            title="Built rows",
+            dropped=made,
+            rows_before=sum(each.rows + len(each.skipped) for each in built),
+            seed=plan.seed,
+            versions={"soundwave_hf": __version__},
+            made_by="soundwave-hf data build",
+        )
+        write_card(folder, facts)
 
 
 __all__ = ["Built", "build", "write_shard"]

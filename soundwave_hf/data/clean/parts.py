@@ -20,7 +20,7 @@ from ..locate import OWN_KINDS, Found, Source, find, list_sources
 from ..named_rows import own_rows, refuse_unseen, undecoded, under_our_names, with_constants
 from ..rows import COLUMNS, RowCheck, at_folder, stored_messages
 from ..streams import library_stream, shards_of
-from ..tables import MESSAGES, open_rows
+from ..tables import MESSAGES, TEXTS, open_rows
 
 
 SCANNED_KINDS = ("json", "csv", "audiofolder")  # their rows are read once before the run: they hold no recordings
@@ -143,9 +143,7 @@ class Columns:
     @property
     def features(self) -> Features:
         """The types of the columns, as `load_dataset` gives them."""
-        kinds = dict.fromkeys(("language", "source", "task", "question", "answer"), Value("string")) | {
-            "messages": MESSAGES
-        }
+        kinds = dict.fromkeys(TEXTS, Value("string")) | {"messages": MESSAGES}
         kinds |= {"audio": List(Audio()) if self.many else Audio(), "seconds": Value("float64")}
         kinds |= {"text": List(Value("string")) if self.many else Value("string")}
         ours = {name: kinds[name] for name in COLUMNS if name in self.ours}

@@ -1,7 +1,6 @@
 """The report of a cleaning run: counts, a table, and a plot."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -14,6 +13,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...atomic import atomic_file
+from ..card import CardFacts, report_facts, write_card
 from .duplicates import COMPARISONS, Comparison, Comparisons
 from .filter import Filter
 from .judge import BAD_CLIP, BAD_ROW
@@ -263,22 +263,10 @@ def write_report(folder: Path, filters: Sequence[Filter], limits: Comparisons, t
     draw(report, filters, totals, folder / "report.png")
     _write_text(folder / "report.md", table(report))
     text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    _write_text(folder / "README.md", f"{CARD.format(digest)}# Cleaned rows\n\n{table(report)}")
+    if report["kept"]:
+        write_card(folder, report_facts(report, CardFacts(title="Cleaned rows")))
     _write_text(folder / "report.json", text)
     return report
-
-
-# `load_dataset(folder)` reads the kept rows alone. Its cache knows a folder by its last name and these lines: without
-# the digest it would take two runs in folders of the same name for one.
-CARD = """---
-configs:
-- config_name: default
-  data_files: kept/*.parquet
-  description: report.json, sha256 {}
----
-
-"""
 
 
 def _write_text(path: Path, text: str):
