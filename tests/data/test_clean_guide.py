@@ -1,6 +1,7 @@
 """The commands, the settings and the Python of docs/data.md, "Clean", run on small data."""
 
 import argparse
+import dataclasses
 import json
 import re
 import shlex
@@ -14,14 +15,14 @@ import yaml
 
 from soundwave_hf import cli, cli_data
 from soundwave_hf.data.clean import report
-from soundwave_hf.data.clean.settings import read_settings
+from soundwave_hf.data.clean.settings import filter_classes, read_settings
 from soundwave_hf.data.sources import open_rows
 
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 (SECTION,) = re.findall(r"^## Clean\n(.*?)(?=^## |\Z)", GUIDE, re.DOTALL | re.MULTILINE)
 COMMANDS = "".join(re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)).splitlines()
-(SETTINGS,) = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
+SETTINGS, MODELS = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
 (PYTHON,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 
 
@@ -58,6 +59,21 @@ def test_the_settings_are_those_of_filters():
     made = {each.name: each for each in read_settings(given)}
     assert made["seconds"].max_seconds == 30 and made["near_duplicate_text"].similarity == 0.8
     assert "clipping" not in made and made["leaked_text"].words == 5
+    made = {each.name: each for each in read_settings(yaml.safe_load(MODELS))}
+    assert made["whisper"].max_wer == 0.1 and made["ctc"].min_log_prob == -4
+
+
+def test_the_table_of_filters_has_each_key_with_its_default():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", SECTION, re.MULTILINE))
+    needed = {"model": "folder", "similarity": 0.8}
+    for name, made in filter_classes().items():
+        for field in dataclasses.fields(made):
+            value = field.default
+            if field.name in needed or value is None:
+                assert f"`{field.name}`" in rows[name] or f"{field.name}: {needed.get(field.name)}" in rows[name]
+            else:
+                default = f"{value:g}" if isinstance(value, float) else str(value).lower()
+                assert f"{field.name}: {default}" in rows[name], (name, field.name)
 
 
 def test_the_python_runs(here, capsys):
