@@ -270,7 +270,7 @@ def imported_modules(source: str) -> set[str]:
     return found
 
 
-UPLOADED = ("audio", "chat", "containers", "languages", "llm_tokenizer", "processing", "sources", "text")
+UPLOADED = ("audio", "chat", "containers", "languages", "llm_tokenizer", "processing", "sources", "spelling", "text")
 
 
 def test_uploaded_files_import_only_what_every_user_has():

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -297,7 +298,7 @@ def _begin_worker(work: _Work, processes: int):
 
 def _end_with_parent():
     connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _judge_in_worker(block: Block):
