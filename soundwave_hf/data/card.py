@@ -275,11 +275,15 @@ def _sources(facts: CardFacts, restricted: Sequence[DataSource]) -> list[str]:
             f"{_cell(source.url or NONE)} |"
         )
     if restricted:
-        names = ", ".join(source.name for source in restricted)
+        names = ", ".join(map(_said_name, restricted))
         lines += ["", f"**Non-commercial:** the licence of {names} forbids commercial use of these rows."]
-    if unknown := [source.name for source in facts.sources if not source.license]:
+    if unknown := [_said_name(source) for source in facts.sources if not source.license]:
         lines += ["", f"**No licence is stated** for {', '.join(unknown)}: find it out before you share the data."]
     return lines
+
+
+def _said_name(source) -> str:
+    return "rows that name no source" if source.name == NONE else source.name
 
 
 def _cell(text: str) -> str:
