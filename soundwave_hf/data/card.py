@@ -112,7 +112,7 @@ def report_facts(report: Mapping, facts: CardFacts) -> CardFacts:
         dropped={line["name"]: line["dropped"] for line in report.get("filters", ()) if line.get("dropped")},
         rows_before=report.get("rows"),
         seed=report.get("seed"),
-        versions={name: str(version) for name, version in (report.get("versions") or {}).items()},
+        versions=_versions_of(report),
         made_by=facts.made_by or "soundwave-hf data clean",
     )
 
@@ -275,11 +275,21 @@ def _sources(facts: CardFacts, restricted: Sequence[DataSource]) -> list[str]:
             f"{_cell(source.url or NONE)} |"
         )
     if restricted:
-        names = ", ".join(source.name for source in restricted)
+        names = ", ".join(map(_said_name, restricted))
         lines += ["", f"**Non-commercial:** the licence of {names} forbids commercial use of these rows."]
-    if unknown := [source.name for source in facts.sources if not source.license]:
+    if unknown := [_said_name(source) for source in facts.sources if not source.license]:
         lines += ["", f"**No licence is stated** for {', '.join(unknown)}: find it out before you share the data."]
     return lines
+
+
+def _versions_of(report: Mapping) -> dict[str, str]:
+    """The versions that a report of `data clean` names, this package's first."""
+    own = {"soundwave_hf": report["soundwave_hf"]} if report.get("soundwave_hf") else {}
+    return {name: str(version) for name, version in {**own, **(report.get("versions") or {})}.items()}
+
+
+def _said_name(source) -> str:
+    return "rows that name no source" if source.name == NONE else source.name
 
 
 def _cell(text: str) -> str:

@@ -140,6 +140,7 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
 
     Raises: `ValueError` if these rows cannot be written to `skip_to`, or no row is left.
     """
+    _check_request(skip_to, max_seconds)
     # `with_seconds=False`: a missing clip is then listed below and does not stop the check.
     rows = open_rows(source, columns, with_seconds=False)
     if skip_to is None:
@@ -154,13 +155,19 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
     return bad
 
 
+def _check_request(skip_to: str | None, max_seconds: float | None):
+    """Refuse what cannot be done before any clip is read."""
+    if skip_to is not None and Path(skip_to).suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"`--skip` is `{skip_to}`; give a file that ends in .jsonl, or .parquet for clips inside it.")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"`--max-seconds` is {max_seconds:g}; give a number over 0.")
+
+
 def _write_rows(rows: Dataset, path: Path):
     if path.suffix == ".parquet":
         with atomic_file(path) as part:
             rows.to_parquet(part)
         return
-    if path.suffix != ".jsonl":
-        raise ValueError(f"`--skip` is `{path}`; give a file that ends in .jsonl, or .parquet for clips inside it.")
     with atomic_file(path) as part, open(part, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps({key: _as_json(value) for key, value in row.items() if value is not None}) + "\n")

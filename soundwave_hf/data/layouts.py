@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -191,7 +192,10 @@ def _durations(table: Path) -> dict[str, float]:
     if not table.is_file():
         return {}
     rows = (row for _, row in _table(str(table), ("clip",)))
-    return {row["clip"]: float(next(value for key, value in row.items() if key != "clip")) / 1000 for row in rows}
+    return {
+        row["clip"]: _number(next(value for key, value in row.items() if key != "clip"), f"`{table}`") / 1000
+        for row in rows
+    }
 
 
 # ---- MuST-C: talks, and for each split a list of segments and their lines in two languages ----
@@ -226,11 +230,11 @@ def _read_must_c(files: Sequence[str]) -> NamedRows:
     listed, english, other = files
     folder, target = Path(listed).parent.parent / "wav", Path(other).suffix[1:]
     numbers: dict[str, int] = {}
-    with open(english, encoding="utf-8") as texts, open(other, encoding="utf-8") as translations:
+    with open(english, encoding="utf-8-sig") as texts, open(other, encoding="utf-8-sig") as translations:
         for (name, segment), text, translation in _aligned(listed, texts, translations):
             stem = Path(segment["wav"]).stem
             numbers[stem] = numbers.get(stem, -1) + 1
-            start, seconds = float(segment["offset"]), float(segment["duration"])
+            start, seconds = (_number(segment[key], f"{name}: `{key}`") for key in ("offset", "duration"))
             yield (
                 name,
                 {
@@ -359,7 +363,8 @@ def _read_kaldi(files: Sequence[str]) -> NamedRows:
         _kaldi_table(tables[name]) if name in tables else {} for name in ("utt2spk", "utt2lang", "utt2dur")
     )
     for name, line in _lines(tables["text"]):
-        key, _, text = line.partition(" ") if " " in line else line.partition("\t")
+        key, *rest = line.split(maxsplit=1)
+        text = rest[0] if rest else ""
         audio, seconds = _kaldi_audio(key, recordings, segments, tables, name)
         if key in lengths:
             seconds = _number(lengths[key], f"`{tables['utt2dur']}` for {key}")
@@ -466,19 +471,24 @@ def _read_lhotse_cuts(file: str) -> NamedRows:
         if not cut.get("supervisions"):
             raise ValueError(f"{name} has no supervision, so nothing says what is spoken in it.")
         for supervision in cut["supervisions"]:
-            yield name, _supervision_row(supervision, cut["recording"], float(cut.get("start", 0)), file, name)
+            start = _number(cut.get("start", 0), f"{name}: `start`")
+            yield name, _supervision_row(supervision, cut["recording"], start, file, name)
 
 
 def _supervision_row(supervision: dict, recording: dict, offset: float, file: str, name: str) -> dict:
     """Args: offset: seconds of the recording before the supervision's own zero."""
-    start, seconds = offset + float(supervision["start"]), float(supervision["duration"])
-    channel, whole = supervision.get("channel"), float(recording["duration"])
+    start = offset + _number(supervision.get("start"), f"{name}: `start` of the supervision")
+    seconds = _number(supervision.get("duration"), f"{name}: `duration` of the supervision")
+    channel, whole = (
+        supervision.get("channel"),
+        _number(recording.get("duration"), f"{name}: `duration` of its recording"),
+    )
     path = _lhotse_path(recording, file, name)
-    channels = recording.get("channel_ids") or [c for source in recording["sources"] for c in source["channels"]]
+    channels = recording.get("channel_ids") or recording["sources"][0].get("channels") or []
     picked = channel if isinstance(channel, int) and len(channels) > 1 else None
     is_whole = start < SAME_LENGTH and abs(seconds - whole) < SAME_LENGTH and picked is None
     return {
-        "id": supervision["id"],
+        "id": supervision.get("id"),
         "audio": path if is_whole else _segment(path, start, start + seconds, picked),
         "text": supervision.get("text"),
         "language": supervision.get("language"),
@@ -490,11 +500,11 @@ def _supervision_row(supervision: dict, recording: dict, offset: float, file: st
 
 def _lhotse_path(recording: dict, file: str, name: str) -> str:
     sources = recording.get("sources") or []
-    if len(sources) != 1 or sources[0].get("type") != "file":
+    if len(sources) != 1 or sources[0].get("type") != "file" or not sources[0].get("source"):
         kinds = [source.get("type") for source in sources]
         raise ValueError(
-            f"{name}: recording {recording.get('id')!r} has the sources {kinds}; expected one file. A command in a "
-            "data file is not run: save the recordings as files."
+            f"{name}: recording {recording.get('id')!r} has the sources {kinds}; expected one file with its "
+            "path in `source`. A command in a data file is not run: save the recordings as files."
         )
     if recording.get("transforms"):
         raise ValueError(
@@ -516,16 +526,16 @@ def _found_path(written: str, folder: Path) -> str:
     return str(beside if beside.exists() or not os.path.exists(written) else os.path.abspath(written))
 
 
-def _number(text: str, name: str) -> float:
+def _number(text, name: str) -> float:
     try:
         return float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f"{name} has {text!r}; expected seconds.") from None
 
 
 def _lines(file: str) -> Iterator[tuple[str, str]]:
     """Lines that are not empty, without the line end."""
-    with fsspec.open(file, "rt", encoding="utf-8", compression="infer") as lines:
+    with fsspec.open(file, "rt", encoding="utf-8-sig", compression="infer") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -534,6 +544,8 @@ def _lines(file: str) -> Iterator[tuple[str, str]]:
             raise ValueError(
                 f"`{file}` is not in UTF-8 ({error.reason} at byte {error.start}): convert it."
             ) from error
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"`{file}` is compressed and was cut off or damaged ({error}): copy it again.") from error
 
 
 def _json_lines(file: str) -> NamedRows:
@@ -549,7 +561,7 @@ def _json_lines(file: str) -> NamedRows:
 
 def _table(file: str, needed: Sequence[str]) -> NamedRows:
     """Rows of a TSV without quotes, as Common Voice writes it. Raises: `ValueError` if a column is missing."""
-    with open(file, encoding="utf-8", newline="") as lines:
+    with open(file, encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         header = next(rows, [])
         if missing := [name for name in needed if name not in header]:

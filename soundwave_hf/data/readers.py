@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
@@ -47,6 +48,10 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
             yield named
     except UnicodeDecodeError as error:
         raise ValueError(f"`{path}` is not in UTF-8 ({error.reason} at byte {error.start}): convert it.") from error
+    except (EOFError, zlib.error) as error:
+        raise ValueError(
+            f"`{path}` is compressed and was cut off or damaged after row {number} ({error}): copy it again."
+        ) from error
     except csv.Error as error:
         raise ValueError(f"`{path}` cannot be read as CSV after row {number}: {error}.") from error
     except tarfile.TarError as error:

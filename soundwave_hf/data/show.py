@@ -120,10 +120,11 @@ def show_row(
     number, name, row = find_row(source, wanted, columns)
     try:
         (RowCheck() if processor is None else RowCheck.of(processor, ("ce",)))(row, name)
-    except ValueError as error:
+        described = describe_row(row, name, number, processor)  # reads the header of a clip
+    except (ValueError, OSError) as error:
         print(f"row {number}, {name}\n{row!r:.2000}\nTraining cannot use this row: {error}", flush=True)
         return False
-    print(describe_row(row, name, number, processor), flush=True)
+    print(described, flush=True)
     clips = clips_of(row)
     if output is not None and not clips:
         raise ValueError(f"{name} has no clip, so there is no picture of it: leave `--output` out.")

@@ -249,8 +249,8 @@ def describe_stats(report: Mapping) -> str:
         + (f", {report['speakers']} speakers" if report["speakers"] else ", no speakers named"),
     ]
     if report["seconds"]:
-        lines += ["", "seconds of a row   " + _summary(report["seconds"])]
-        lines += [f"{unit} a second".ljust(19) + _summary(report[f"{unit}_per_second_of_rows"])]
+        lines += ["", "seconds of a row".ljust(20) + _summary(report["seconds"])]
+        lines += [f"{unit} a second".ljust(20) + _summary(report[f"{unit}_per_second_of_rows"])]
         rate, words = report[f"{unit}_per_second"], report["words_per_second"]
         lines += [f"over all clips: {rate:.2f} {unit} and {words:.2f} words a second"]
         lines += ["", "seconds     clips     hours"]

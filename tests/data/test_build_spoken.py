@@ -64,7 +64,8 @@ def test_a_text_that_looks_like_an_option_is_not_passed_as_one(program):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import sys; sys.exit('no voice')", "ended with 1 for 'Hi': no voice"),
+        ("import sys; sys.exit('no voice')", "failed with exit code 1 for 'Hi': no voice"),
+        ("import sys; sys.exit(3)", "failed with exit code 3 for 'Hi': it printed no error"),
         ("pass", "wrote no sound for 'Hi'"),
         ("import sys; open(sys.argv[1], 'w').write('x')", "could not be decoded"),
         ("import sys, numpy, soundfile; soundfile.write(sys.argv[1], numpy.zeros(99), 16000)", "is silent"),

@@ -13,7 +13,7 @@ from datasets import Audio, Dataset, load_dataset
 from huggingface_hub import DatasetCard
 
 from soundwave_hf import cli
-from soundwave_hf.data.card import CardFacts, DataSource, size_category, write_card
+from soundwave_hf.data.card import CardFacts, DataSource, read_facts, size_category, write_card
 from soundwave_hf.data.licenses import HUB_IDS, is_non_commercial, license_fields
 from soundwave_hf.data.prepared import find_parts
 from soundwave_hf.data.publish import push_folder
@@ -291,3 +291,13 @@ def test_folders_of_one_name_with_other_rows_load_their_own_rows(tmp_path):
         write_lines(tmp_path / place / "set" / "train.jsonl", [{"question": "Who?", "answer": place}])
         write_card(tmp_path / place / "set")
         assert load_dataset(str(tmp_path / place / "set"))["train"]["answer"][:] == [place]
+
+
+def test_rows_without_a_source_are_named_in_words_and_the_package_has_its_version(tmp_path):
+    write_clip(tmp_path / "a.wav")
+    write_lines(tmp_path / "rows.jsonl", [{"audio": "a.wav", "text": "go on"}])
+    report = {"soundwave_hf": "1.2.3", "versions": {"numpy": "4.5.6"}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    card = write_card(tmp_path, read_facts(tmp_path)).read_text()
+    assert "**No licence is stated** for rows that name no source: find it out" in card
+    assert "Versions: soundwave_hf 1.2.3, numpy 4.5.6." in card

@@ -9,6 +9,7 @@ import soundfile
 
 from soundwave_hf import cli
 from soundwave_hf.data.cuts import Cutter
+from soundwave_hf.data.each_row import each_row
 from soundwave_hf.data.layouts import LAYOUTS, find_layout
 from soundwave_hf.data.sources import Source, digest_source, list_sources, open_rows, open_streams
 from tests.data.corpora import (
@@ -240,6 +241,55 @@ def test_a_recording_of_lhotse_that_is_no_file_is_refused(changes, message, tmp_
     write_lines(folder / "mine_recordings_train.jsonl.gz", [recording])
     with pytest.raises(ValueError, match=message):
         open_rows({"layout": "lhotse", "path": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("supervision", {"start": None}, "line 1 of .*: `start` of the supervision has None; expected seconds"),
+        ("supervision", {"duration": "long"}, "`duration` of the supervision has 'long'; expected seconds"),
+        ("recording", {"duration": None}, "`duration` of its recording has None; expected seconds"),
+        ("recording", {"sources": [{"type": "file"}]}, "expected one file with its path in `source`"),
+    ],
+)
+def test_a_lhotse_line_without_a_value_names_the_line(part, changes, message, tmp_path):
+    folder = write_lhotse(tmp_path / "corpus")
+    supervision = {"id": "u1", "recording_id": "recA", "start": 0.25, "duration": 0.5, "channel": 0, "text": "go"}
+    rows = {"recording": lhotse_recording("recA", folder / "a.wav", 1.0), "supervision": supervision}
+    rows[part] = {key: value for key, value in (rows[part] | changes).items() if value is not None}
+    for kind, row in rows.items():
+        write_lines(folder / f"mine_{kind}s_train.jsonl.gz", [row])
+    with pytest.raises(ValueError, match=message):
+        open_rows({"layout": "lhotse", "path": str(folder)})
+
+
+def test_a_lhotse_file_that_was_cut_off_is_refused(tmp_path):
+    file = write_lhotse(tmp_path / "corpus") / "mine_recordings_train.jsonl.gz"
+    file.write_bytes(file.read_bytes()[:-12])
+    with pytest.raises(ValueError, match="is compressed and was cut off or damaged"):
+        open_rows({"layout": "lhotse", "path": str(file.parent)})
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("separator", [" ", "\t"])
+def test_kaldi_tables_may_have_tabs_windows_line_ends_and_a_byte_order_mark(separator, mark, tmp_path):
+    folder = write_kaldi(tmp_path / "corpus")
+    for name in ("wav.scp", "text", "segments", "utt2spk"):
+        lines = [line.replace(" ", separator, 1) for line in (folder / name).read_text().splitlines()]
+        (folder / name).write_bytes((mark + "\r\n".join(lines) + "\r\n").encode())
+    rows = [row for _, row in each_row({"layout": "kaldi", "path": str(folder)})]
+    assert [(row["id"], row["text"], row["speaker"]) for row in rows] == [
+        ("u1", "go on", "ann"),
+        ("u2", "stop it", "ann"),
+        ("u3", "", "ben"),
+    ]
+
+
+def test_a_length_of_common_voice_that_is_no_number_names_its_table(tmp_path):
+    folder = WRITE["common_voice"](tmp_path / "corpus")
+    (folder / "de" / "clip_durations.tsv").write_text("clip\tduration[ms]\ncommon_voice_0.mp3\tlong\n")
+    with pytest.raises(ValueError, match="clip_durations.tsv` has 'long'"):
+        open_rows({"layout": "common_voice", "path": str(folder), "split": "train"})
 
 
 def test_a_must_c_with_a_lost_line_is_refused(tmp_path):

@@ -75,6 +75,13 @@ def test_a_row_that_training_cannot_use_says_why(rows, capsys):
     assert "Training cannot use this row: line 4 of" in capsys.readouterr().out
 
 
+def test_a_row_of_a_broken_clip_says_why(tmp_path, capsys):
+    (tmp_path / "a.wav").write_text("no sound")
+    (tmp_path / "rows.jsonl").write_text('{"audio": "a.wav", "text": "go on"}\n')
+    assert show(tmp_path / "rows.jsonl", 0) == 1
+    assert "Training cannot use this row: line 1 of" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,6 +1,7 @@
 """Every source that `data:` takes gives the same rows, whole and streamed; what cannot be learnt from is named."""
 
 import base64
+import gzip
 import io
 import json
 import tarfile
@@ -487,3 +488,23 @@ def test_audio_parts_of_a_chat_may_hold_their_clip_in_any_form(data):
     ]
     (data / "forms.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert open_rows(str(data / "forms.jsonl"))["seconds"][:] == [0.5] * 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--skip", "out.csv"], "`--skip` is `"),
+        (["--max-seconds", "0"], "`--max-seconds` is 0; give a number over 0."),
+        (["--max-seconds", "nan"], "`--max-seconds` is nan; give a number over 0."),
+    ],
+)
+def test_a_check_that_cannot_be_done_is_refused_before_a_clip_is_read(words, message, data, capsys):
+    assert cli.main(["data", "check", str(data / "none.jsonl"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_compressed_file_that_was_cut_off_is_refused(data, tmp_path):
+    whole = gzip.compress(b'{"audio": "a.wav", "text": "go on"}\n')
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match="rows.jsonl.gz` is compressed and was cut off or damaged"):
+        open_rows(str(tmp_path / "rows.jsonl.gz"))

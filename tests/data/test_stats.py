@@ -150,3 +150,9 @@ def test_a_relative_path_in_parquet_begins_at_its_folder(tmp_path, monkeypatch):
     Dataset.from_dict({"audio": ["a.wav"], "text": ["a"]}).to_parquet(tmp_path / "rows.parquet")
     monkeypatch.chdir("/")
     assert collect_stats(str(tmp_path / "rows.parquet")).report()["hours"] == pytest.approx(1 / 3600)
+
+
+def test_the_names_of_the_lines_stand_apart_from_their_values(rows, capsys):
+    assert cli.main(["data", "stats", str(rows)]) == 0
+    printed = capsys.readouterr().out
+    assert "\nseconds of a row    mean 2.00" in printed and "\ncharacters a second mean" in printed

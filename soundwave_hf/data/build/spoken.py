@@ -125,10 +125,15 @@ def run_command(arguments: Sequence[str], text: str, voice: str | None, speed: f
         except subprocess.TimeoutExpired as error:
             raise NotBuilt(f"`{words[0]}` took over {COMMAND_SECONDS} s for {text!r} and was stopped.") from error
         if done.returncode:
-            raise NotBuilt(f"`{words[0]}` ended with {done.returncode} for {text!r}: {done.stderr.strip()[-200:]}")
+            raise NotBuilt(f"`{words[0]}` failed with exit code {done.returncode} for {text!r}: {_said(done.stderr)}")
         if not out.is_file():
-            raise NotBuilt(f"`{words[0]}` wrote no sound for {text!r}: {done.stderr.strip()[-200:]}")
+            raise NotBuilt(f"`{words[0]}` wrote no sound for {text!r}: {_said(done.stderr)}")
         return _checked({"path": str(out)}, f"What `{words[0]}` wrote for {text!r}")
+
+
+def _said(stderr: str) -> str:
+    """The end of what a program wrote about its error."""
+    return stderr.strip()[-200:] or "it printed no error."
 
 
 def find_function(name: str) -> Callable:
