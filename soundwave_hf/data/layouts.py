@@ -362,8 +362,12 @@ def _read_kaldi(files: Sequence[str]) -> NamedRows:
     speakers, languages, lengths = (
         _kaldi_table(tables[name]) if name in tables else {} for name in ("utt2spk", "utt2lang", "utt2dur")
     )
+    seen = set()
     for name, line in _lines(tables["text"]):
         key, *rest = line.split(maxsplit=1)
+        if key in seen:
+            raise ValueError(f"{name} names `{key}` a second time.")
+        seen.add(key)
         text = rest[0] if rest else ""
         audio, seconds = _kaldi_audio(key, recordings, segments, tables, name)
         if key in lengths:

@@ -3,7 +3,8 @@
 import io
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -47,37 +48,48 @@ def push_folder(folder: str | os.PathLike, repo: str, private: bool | None = Non
     folder, parts = Path(folder), find_parts(folder)
     if not (folder / CARD).is_file():
         raise FileNotFoundError(f"`{folder}` has no {CARD}: write it with `soundwave-hf data card {folder}` first.")
+    api = HfApi(library_name="soundwave-hf")
+    with _hub_errors(repo):  # before all clips are written
+        _refuse_public(api, repo, private)
     with tempfile.TemporaryDirectory(prefix=".push-", dir=folder.resolve().parent) as place:
         written = [_write_part(part, folder, Path(place)) for part in parts]
         card = DatasetCard.load(folder / CARD)
         card.data.configs = configs_of(written)
         (Path(place) / CARD).write_text(str(card), encoding="utf-8")
-        return _upload(place, repo, private, revision)
+        with _hub_errors(repo):
+            return _upload(api, place, repo, private, revision)
 
 
-def _upload(place: str, repo: str, private: bool | None, revision: str | None) -> str:
-    api = HfApi(library_name="soundwave-hf")
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Raises: `ConnectionError` with the first line of what the hub says, and what to do."""
     try:
-        exists = _is_private(api, repo)
-        if private and exists is False:
-            raise ValueError(f"`{repo}` exists and is public, and `--private` was given: give another name.")
-        name = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(name, branch=revision, repo_type="dataset", exist_ok=True)
-        api.upload_folder(
-            repo_id=name,
-            repo_type="dataset",
-            folder_path=place,
-            revision=revision,
-            commit_message="Data and card",
-            delete_patterns=[f"{HUB_DATA}/*.parquet"],  # rows of an earlier push
-        )
+        yield
     except (HfHubHTTPError, HTTP_ERROR, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConnectionError(
             f"`{repo}` could not be pushed to the hub: {(lines or [type(error).__name__])[0]} Check "
             "`hf auth whoami` and the connection; the same command pushes again."
         ) from error
+
+
+def _refuse_public(api: HfApi, repo: str, private: bool | None):
+    if _is_private(api, repo) is False and private:
+        raise ValueError(f"`{repo}` exists and is public, and `--private` was given: give another name.")
+
+
+def _upload(api: HfApi, place: str, repo: str, private: bool | None, revision: str | None) -> str:
+    name = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(name, branch=revision, repo_type="dataset", exist_ok=True)
+    api.upload_folder(
+        repo_id=name,
+        repo_type="dataset",
+        folder_path=place,
+        revision=revision,
+        commit_message="Data and card",
+        delete_patterns=[f"{HUB_DATA}/*.parquet"],  # rows of an earlier push
+    )
     return f"{api.endpoint}/datasets/{name}"
 
 

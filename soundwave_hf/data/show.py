@@ -23,11 +23,20 @@ def find_row(source, wanted: str, columns: Mapping | None = None) -> tuple[int, 
     if wanted.lstrip("+-").isdecimal() and int(wanted) < 0:
         raise ValueError(f"ROW is {wanted}; rows are numbered from 0. Give a number, an `id` or a clip's path.")
     number = int(wanted) if wanted.isdecimal() else None
-    count = 0
+    mapped = {ours for ours in (columns or {}).values() if ours is not None}
+    count, found = 0, None
     for index, (name, row) in enumerate(each_row(source, columns)):
         count += 1
-        if index == number or (number is None and isinstance(row, Mapping) and wanted in _names_of(row, wanted)):
-            return index, name, cut_segment(row, name)
+        mapped -= row.keys() if isinstance(row, Mapping) else set()
+        is_wanted = index == number or (
+            number is None and isinstance(row, Mapping) and wanted in _names_of(row, wanted)
+        )
+        found = (index, name, row) if found is None and is_wanted else found
+        if found is not None and not mapped:  # else the rest is read: a column that no row has is an error
+            break
+    if found is not None:
+        index, name, row = found
+        return index, name, cut_segment(row, name)
     rows = f"the data has {count} rows"
     if number is not None:
         raise ValueError(f"There is no row {number}: {rows}, numbered from 0.")

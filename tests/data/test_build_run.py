@@ -291,7 +291,7 @@ def test_a_step_without_a_single_row_is_an_error(data):
             "to `emotoin`, which does not exist. Did you mean `emotion`",
         ),
         ({"tasks": "emotions"}, "has 'emotions'; known are asr, translation"),
-        ({"tasks": {"asr": 0}}, "each with a number over 0"),
+        ({"tasks": {"asr": 0}}, "has the weight 0 for .asr.; give a number over 0"),
         ({}, "`tasks` of step `tasks` is None; give names"),
         ({"tasks": "asr", "forms": {"choice": 1}}, "the task asr has only bare, sentence"),
         ({"tasks": "asr", "forms": ["essay"]}, "has 'essay'; known are bare, choice, sentence"),

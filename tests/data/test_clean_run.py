@@ -483,7 +483,7 @@ def test_a_decoder_that_fails_in_its_own_way_does_not_stop_the_run(data, tmp_pat
     monkeypatch.setattr(check, "load_clip", fail)
     assert cli.main(["data", "clean", str(data / "against.jsonl"), str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
-    assert "0 of 3 rows are kept" in output and "No row is kept" in output and "ZeroDivisionError: no frames" in output
+    assert "Rows kept: 0 of 3, " in output and "No row is kept" in output and "ZeroDivisionError: no frames" in output
 
 
 def test_a_mapped_column_that_is_not_there_names_the_columns_that_are(data, tmp_path):

@@ -214,6 +214,7 @@ def test_what_is_missing_is_named(layout, gone, named, tmp_path):
         ("segments", "u1 recC 0.25 0.5", "needs `recC`, which is not in"),
         ("segments", "u9 recA 0.25 0.5", "is of `u1`, which is not in"),
         ("utt2spk", "u2 ann", "names `u2` a second time"),
+        ("text", "u2 hello again", "names `u2` a second time"),
     ],
 )
 def test_a_bad_line_of_kaldi_is_named(file, line, message, tmp_path):

@@ -102,3 +102,11 @@ def test_a_negative_number_is_refused(rows, capsys):
     with pytest.raises(ValueError, match="ROW is -1; rows are numbered from 0"):
         find_row(rows, "-1")
     assert show(rows, "--", "-1") == 2
+
+
+def test_a_mapped_column_that_no_row_has_is_refused(tmp_path):
+    write_lines(
+        tmp_path / "rows.jsonl", [{"question": "Who?", "answer": "Ann."}, {"question": "Where?", "answer": "Rome."}]
+    )
+    with pytest.raises(ValueError, match="`tx`"):
+        find_row(str(tmp_path / "rows.jsonl"), "0", {"tx": "text"})

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..rows import clips_of
 from .conversations import ORDINALS, QUESTIONS, splice_speakers
-from .draws import NotBuilt, Shares, cycled, row_random
+from .draws import NotBuilt, Shares, cycled, is_weight, row_random
 from .grounding import with_word_times
 from .labelled import KNOWN_COLUMNS, LabelledRows
 from .sounds import splice_sound
@@ -382,6 +382,8 @@ def _weights(value, known: Sequence[str], name: str) -> dict[str, float]:
     weights = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value, 1)
     if unknown := [key for key in weights if key not in known]:
         raise ValueError(f"{name} has {unknown[0]!r}; known are {', '.join(known)}.")
+    if bad := [key for key, weight in weights.items() if not is_weight(weight)]:
+        raise ValueError(f"{name} has the weight {weights[bad[0]]!r} for {bad[0]!r}; give a number over 0.")
     return weights
 
 

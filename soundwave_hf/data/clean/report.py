@@ -139,10 +139,11 @@ def threshold_text(each: Filter | Comparison) -> str:
 
 def table(report: Mapping) -> str:
     """The report as Markdown."""
-    hours, kept_hours = report["seconds"] / 3600, report["kept_seconds"] / 3600
+    size, unit = (3600, "hours") if report["seconds"] >= 3600 else (60, "minutes")
+    kept, seconds = report["kept_seconds"] / size, report["seconds"] / size
     lines = [
-        f"{report['kept']:,} of {report['rows']:,} rows are kept ({kept_hours:.2f} of {hours:.2f} hours); "
-        f"{report['dropped']:,} are dropped ({report['share_dropped']:.1%}).",
+        f"Rows kept: {report['kept']:,} of {report['rows']:,}, {kept:.2f} of {seconds:.2f} {unit}. "
+        f"Dropped: {report['dropped']:,} ({report['share_dropped']:.1%}).",
         "",
         "A row that several filters drop counts for each of them, and once in the total.",
         "",
