@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -50,4 +52,21 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
     return expanded
 
 
-__all__ = ["expand_path", "find_weights", "shipped", "soundwave_home"]
+@contextmanager
+def checkpoint_named(name: str | os.PathLike) -> Iterator[None]:
+    """Says which checkpoint could not be found. transformers says only that it could not connect.
+
+    Raises: `FileNotFoundError` in place of an `OSError` if there is no folder of this name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if os.path.isdir(name):
+            raise
+        raise FileNotFoundError(
+            f"There is no folder `{name}` with a checkpoint, and none of that name could be downloaded from the hub: "
+            "check the name and the connection."
+        ) from error
+
+
+__all__ = ["checkpoint_named", "expand_path", "find_weights", "shipped", "soundwave_home"]

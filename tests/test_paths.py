@@ -130,3 +130,13 @@ def test_options_of_the_command_are_paths_too(home, monkeypatch):
     assert (evaluate.adapter, evaluate.output, evaluate.llm) == (f"{home}/a", f"{me}/o", "/place/l")
     assert evaluate.against == f"{me}/b"
     assert demo.audio == [f"{me}/a.wav", "/place/b.wav"]
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate", "--model", "none/such"], ["data", "show", "clips.json", "0", "--model", "none/such"]]
+)
+def test_a_checkpoint_that_is_not_there_is_named(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips.json").write_text('[{"question": "Who?", "answer": "Ann."}]')
+    assert cli.main(words) == 2
+    assert "There is no folder `none/such` with a checkpoint, and none of that name" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..adapters import load_adapter as _load_adapter
 from ..adapters import load_processor as _load_processor
 from ..data.backbones import SHIPPED_BACKBONES
-from ..paths import SHIPPED_WEIGHTS, shipped
+from ..paths import SHIPPED_WEIGHTS, checkpoint_named, shipped
 
 
 ENCODER, LLM = SHIPPED_BACKBONES
@@ -18,8 +18,9 @@ def load_checkpoint(folder: str, dtype="auto", device: str | None = None):
     """Load a whole checkpoint by folder or hub name. Returns the model in eval mode and the processor."""
     from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-    model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=dtype).eval()
-    return model if device is None else model.to(device), AutoProcessor.from_pretrained(folder)
+    with checkpoint_named(folder):
+        model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=dtype).eval()
+        return model if device is None else model.to(device), AutoProcessor.from_pretrained(folder)
 
 
 def load_weights(

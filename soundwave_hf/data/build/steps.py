@@ -316,13 +316,14 @@ class WordTimesStep(Step):
         import torch
 
         from ...modeling.modeling_soundwave import SoundwaveForConditionalGeneration
-        from ...paths import find_weights
+        from ...paths import checkpoint_named, find_weights
         from ...processing.processing_soundwave import SoundwaveProcessor
 
         torch.set_num_threads(1)  # the processes share the cores
         folder = find_weights(self.model)
-        self.loaded = SoundwaveForConditionalGeneration.from_pretrained(folder).eval()
-        self.processor = SoundwaveProcessor.from_pretrained(folder)
+        with checkpoint_named(folder):
+            self.loaded = SoundwaveForConditionalGeneration.from_pretrained(folder).eval()
+            self.processor = SoundwaveProcessor.from_pretrained(folder)
 
     def make(self, number: int, name: str) -> dict:
         return with_word_times(_known(self.opened[self.place_of(number)]), self.loaded, self.processor, name)
