@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ...evaluation.metrics import edits_by_clip, main_metric
 from ...modeling.loading_soundwave import as_device
-from ...paths import checkpoint_named, find_weights
+from ...paths import find_weights
 from ...processing.languages_soundwave import TO_LANGUAGE_CODE, language_name
 from ...processing.text_soundwave import known_code
 from ..backbones import resolve_backbone
