@@ -20,7 +20,7 @@ def each_row(source, columns: Mapping | None = None) -> Iterator[tuple[str, dict
     """
     for each in list_sources(source, columns):
         found = find(each)
-        if "[" in found.split or "+" in found.split or found.split == "all":
+        if found.has_parts:
             rows = open_rows(each, with_seconds=False).remove_columns("row")
             yield from ((f"row {index} of `{each.path}`", row) for index, row in enumerate(rows))
         elif found.kind in OWN_KINDS:

@@ -137,6 +137,11 @@ class Found:
     builder: object = None
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether `split` names a part of a split (`train[:10%]`), or several splits."""
+        return "[" in self.split or "+" in self.split or self.split == "all"
+
 
 def find(source: Source) -> Found:
     """Inspect a source without reading its rows.

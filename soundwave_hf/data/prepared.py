@@ -15,6 +15,7 @@ from .readers import METADATA_FILES, kind_of
 
 BUILT = "build.json"  # the recipe of `data build`, in its folder
 KEPT = "kept"  # subfolder with the rows that `data clean` keeps
+REPORT = "report.json"  # of `data clean`, beside it
 HUB_DATA = "data"  # subfolder with the rows of a set of the hub
 ENDS = 1 << 16  # bytes of each end of a file that its digest reads; Parquet has the counts of its columns at the end
 NUMBER = re.compile(r"[-_]\d{3,}(-of-\d+)?$")  # `train-00000-of-00003`
@@ -162,7 +163,7 @@ def files_digest(parts: Sequence[Part]) -> str:
 
 def read_report(folder: str | os.PathLike) -> dict:
     """The report that `data clean` wrote beside its rows; empty without one."""
-    path = Path(folder) / "report.json"
+    path = Path(folder) / REPORT
     if not path.is_file():
         return {}
     try:
@@ -172,4 +173,4 @@ def read_report(folder: str | os.PathLike) -> dict:
     return report if isinstance(report, dict) else {}
 
 
-__all__ = ["HUB_DATA", "KEPT", "Part", "files_digest", "find_parts", "read_report"]
+__all__ = ["BUILT", "HUB_DATA", "KEPT", "REPORT", "Part", "files_digest", "find_parts", "read_report"]

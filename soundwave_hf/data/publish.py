@@ -65,7 +65,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
     """Raises: `ConnectionError` with the first line of what the hub says, and what to do."""
     try:
         yield
-    except (HfHubHTTPError, HTTP_ERROR, OSError) as error:
+    except (HTTP_ERROR, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConnectionError(
             f"`{repo}` could not be pushed to the hub: {(lines or [type(error).__name__])[0]} Check "

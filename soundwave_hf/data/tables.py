@@ -75,7 +75,7 @@ def _load(found: Found, options: _Options) -> Dataset:
         rows = _library_rows(found)
         _check_table(rows, found.source.path, options.check)
         return fill_seconds(rows, f"`{found.source.path}`") if options.with_seconds else rows
-    if "[" in found.split or "+" in found.split or found.split == "all":
+    if found.has_parts:
         return _load_parts(found, options)
     return _load_split(found, found.splits[found.split], options)
 

@@ -1,6 +1,5 @@
 """A recipe (YAML or a dict) and overrides -> typed arguments, with every key checked."""
 
-import difflib
 import inspect
 import numbers
 import os
@@ -20,6 +19,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
 from ..data.sources import Source, list_sources
+from ..keys import refuse_unknown
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.folders_soundwave import trained_backbone
 from ..paths import expand_path, find_weights, shipped, soundwave_home
@@ -390,11 +390,7 @@ def _refuse_unknown(given: dict, known: set[str], name: str, otherwise: str):
     """Raise `ValueError` for an unknown key, with the closest known one."""
     if not isinstance(given, dict):
         raise ValueError(f"{name} is {given!r}; give `key: value` pairs, or leave it out.")
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else otherwise
-            raise ValueError(f"{name} has the key `{key}`, which does not exist. {hint}")
+    refuse_unknown(given, known, name, otherwise)
 
 
 def _quantization_keys(given, name: str) -> set[str]:

@@ -1,6 +1,5 @@
 """The recipe of `soundwave-hf data build`: a YAML file or a dict -> steps, with every key checked."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from ...keys import refuse_unknown
 from ...paths import expand_path
 from .steps import STEPS, Step
 
@@ -48,7 +48,7 @@ def read_build_recipe(recipe: str | os.PathLike | Mapping, folder: Path) -> Buil
         `FileNotFoundError`.
     """
     values = dict(recipe) if isinstance(recipe, Mapping) else _read_yaml(Path(recipe))
-    refuse_unknown(values, RECIPE_KEYS, "The recipe")
+    refuse_unknown(values, RECIPE_KEYS, "The recipe", f"Its keys are {', '.join(RECIPE_KEYS)}.")
     seed, kind, shard_rows = (
         values.get(key, default) for key, default in (("seed", 0), ("format", "jsonl"), ("shard_rows", 1000))
     )
@@ -79,22 +79,14 @@ def _read_yaml(path: Path) -> dict:
     return values
 
 
-def refuse_unknown(given: Mapping, known: Sequence[str], name: str):
-    """Raises: `ValueError` for a key that is not known, with the closest known one."""
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"Its keys are {', '.join(known)}."
-            raise ValueError(f"{name} has the key `{key}`, which does not exist. {hint}")
-
-
 def _read_step(given, place: int, earlier: Sequence[Step], seed: int, folder: Path, kind: str) -> Step:
     if not isinstance(given, Mapping) or given.get("build") not in STEPS:
         what = given.get("build") if isinstance(given, Mapping) else given
         raise ValueError(f"Step {place} has `build` {what!r}; give one of {', '.join(STEPS)}.")
     owner, name = STEPS[given["build"]], given.get("name", given["build"])
     keys = [f.name for f in fields(owner) if f.name not in ("name", "seed")]
-    refuse_unknown(given, (*STEP_KEYS, *keys), f"Step `{name}`")
+    keys = (*STEP_KEYS, *keys)
+    refuse_unknown(given, keys, f"Step `{name}`", f"Its keys are {', '.join(keys)}.")
     names = [step.name for step in earlier]
     if not isinstance(name, str) or not _is_name(name) or name in names:
         raise ValueError(
@@ -126,4 +118,4 @@ def manifests(step: str, kind: str) -> str:
     return f"{step}-*.{kind}"
 
 
-__all__ = ["BuildRecipe", "manifests", "read_build_recipe", "refuse_unknown"]
+__all__ = ["BuildRecipe", "manifests", "read_build_recipe"]

@@ -13,6 +13,7 @@ from ... import __version__
 from ...atomic import atomic_file, refuse_used
 from ..card import CardFacts, write_card
 from ..locate import digest_source, list_sources
+from ..prepared import BUILT
 from ..rows import RowCheck
 from .draws import NotBuilt
 from .labelled import split_columns
@@ -22,7 +23,7 @@ from .steps import SoundsStep, Step
 from .vocabulary import add_sound_tokens
 
 
-RECORD, STATE = "build.json", ".build"
+STATE = ".build"
 LISTED = 5  # reasons that a message names
 
 
@@ -65,7 +66,7 @@ def build(recipe: str | os.PathLike | Mapping, folder: str | os.PathLike, proces
 def _claim(folder: Path, plan: BuildRecipe):
     """Write the record of the run, or compare it with the one that is there."""
     record = {"recipe": plan.values, "data": _digests(plan, folder)}
-    path = folder / RECORD
+    path = folder / BUILT
     if not path.is_file():
         refuse_used(folder)
         with atomic_file(path) as part:

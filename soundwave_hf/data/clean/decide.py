@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ...atomic import atomic_file
+from ..prepared import KEPT
 from .duplicates import (
     AUDIO,
     LEAKED_AUDIO,
@@ -24,7 +25,7 @@ from .report import Totals
 from .shards import WORK, judged_files, read_verdicts, write_kept
 
 
-KEPT, DROPPED = "kept", "dropped"
+DROPPED = "dropped"
 
 
 @dataclass
@@ -129,4 +130,4 @@ def _write_dropped(lines: Sequence[dict], path: Path):
             file.write(json.dumps({**about, "row": line["listing"]}, ensure_ascii=False) + "\n")
 
 
-__all__ = ["DROPPED", "KEPT", "HeldOut", "decide", "find_doubles", "find_leaks"]
+__all__ = ["DROPPED", "HeldOut", "decide", "find_doubles", "find_leaks"]

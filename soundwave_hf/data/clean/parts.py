@@ -70,7 +70,7 @@ def open_parts(source, columns: Mapping | None = None) -> list[Part]:
 
 def _parts_of(found: Found) -> list[Part]:
     source = found.source
-    if "[" in found.split or "+" in found.split or found.split == "all":
+    if found.has_parts:
         rows = open_rows(source, check=lambda row, name: None, with_seconds=False).remove_columns("row")
         return [Part(source, "saved", lambda: _numbered(rows, source))]
     if found.kind in OWN_KINDS:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ...atomic import atomic_file
 from ..card import CardFacts, report_facts, write_card
+from ..prepared import REPORT
 from .duplicates import COMPARISONS, Comparison, Comparisons
 from .filter import Filter
 from .judge import BAD_CLIP, BAD_ROW
@@ -266,7 +267,7 @@ def write_report(folder: Path, filters: Sequence[Filter], limits: Comparisons, t
     text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
     if report["kept"]:
         write_card(folder, report_facts(report, CardFacts(title="Cleaned rows")))
-    _write_text(folder / "report.json", text)
+    _write_text(folder / REPORT, text)
     return report
 
 

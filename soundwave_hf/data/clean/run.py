@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from ...atomic import atomic_file, refuse_used
 from ..locate import digest_source, list_sources
+from ..prepared import REPORT
 from .decide import decide
 from .duplicates import Comparisons
 from .filter import Filter
@@ -39,7 +40,7 @@ from .shards import WORK, Block, block_key, judge_block, judge_held_out, judged_
 
 
 BLOCK_ROWS = 256
-RUN, REPORT, COMPLETE = "run.json", "report.json", "complete.json"
+RUN, COMPLETE = "run.json", "complete.json"
 HELD_OUT = "held_out.parquet"  # in `work`
 LIBRARIES = ("datasets", "numpy", "pyarrow", "soundfile", "soxr", "torch", "transformers")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

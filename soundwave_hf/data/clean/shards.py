@@ -79,7 +79,7 @@ def _line(row: Row, verdict: Verdict, columns: Columns) -> dict:
 def without_bytes(value):
     """A row's value for a list of rows: paths in place of clips, and no samples."""
     if isinstance(value, Mapping):
-        if value.keys() & {"bytes", "array"} and "path" in value.keys() | {"path"}:
+        if value.keys() & {"bytes", "array"}:
             return value.get("path")
         return {key: without_bytes(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):

@@ -1,5 +1,6 @@
 """Filters that read the recording: its length, level, silence and clipping. They need no model."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -40,8 +41,9 @@ class _OfSamples(ThresholdFilter):
     def measure(self, clips: Sequence[Clip]) -> list[float]:
         return [float(self.of(clip.samples)) for clip in clips]
 
+    @abstractmethod
     def of(self, samples: np.ndarray) -> float:
-        raise NotImplementedError
+        """The number of a recording `(length,)`."""
 
 
 @dataclass

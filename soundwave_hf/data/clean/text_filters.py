@@ -4,6 +4,7 @@ Words are those of [`normalize_text`] in lower case without marks. In scripts wi
 character is a word. An empty transcript has no words: `empty_text` judges it, and the others do not apply.
 """
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,8 +59,9 @@ class _OfText(ThresholdFilter):
     def measure(self, clips: Sequence[Clip]) -> list[float | None]:
         return [self.of(clip) if _letters(clip.text) else None for clip in clips]
 
+    @abstractmethod
     def of(self, clip: Clip) -> float | None:
-        raise NotImplementedError
+        """The number of a clip; None if the filter does not apply."""
 
 
 @dataclass
