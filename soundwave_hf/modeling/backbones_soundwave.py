@@ -18,6 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.logging import set_tqdm_hook
 
 from .configuration_soundwave import SoundwaveConfig
+from .encoder_lora_soundwave import merge_encoder_lora
 from .folders_soundwave import (
     LORA_FILES,
     TRAINED_FILE,
@@ -108,7 +109,8 @@ def read_decoder(encoder: str) -> nn.Module | None:
 
 def settable_fields() -> set[str]:
     """`SoundwaveConfig` fields that callers of `from_backbones` may set. The backbones determine the others."""
-    return SoundwaveConfig.own_fields() - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}
+    fixed = {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings", "encoder_lora"}
+    return SoundwaveConfig.own_fields() - fixed
 
 
 def refuse_unsettable(fields: dict):
@@ -297,12 +299,13 @@ def refuse_other_fields(given: dict, trained: dict, adapter: str):
 
 
 def load_adapter(model, adapter: str, changed: Collection[str] = ()):
-    """Load trained adapters into a joined model and merge their LoRA, if any, into its LLM. Returns the model.
+    """Load trained adapters into a joined model. Their LoRA, if any, is merged into its LLM and encoder.
 
     Args: changed: see `load_lora`.
     """
     stage_one = os.path.join(adapter, TRAINED_FILE)
     if os.path.isfile(stage_one):
+        merge_encoder_lora(model, adapter)
         load_trained(model, stage_one)
         take_generation_config(model, adapter)
         return model
@@ -338,6 +341,8 @@ def refuse_other_training(config: SoundwaveConfig, adapter: str, changed: Collec
 def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collection[str] = ()):
     """Add the LoRA and the adapters of a PEFT folder to a joined model. Returns the `PeftModel`.
 
+    A LoRA of the encoder, which only Stage I trains, is merged into the encoder.
+
     Args: changed: config fields in which the model differs from the adapters on purpose.
 
     Raises: `ValueError` if the folder lacks a weight of the LoRA or of an adapter, or the adapters were trained with
@@ -366,6 +371,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
     with reading_weights(adapter), safe_open(path, "pt") as weights:
         found = set(weights.keys())
     _refuse_missing({f"base_model.model.{name}" for name in _adapter_names(model)} - found, path)
+    merge_encoder_lora(model, adapter)
     refuse_other_training(model.config, adapter, changed)
     with checked_by_caller():
         loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
@@ -375,10 +381,12 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
 
 
 def load_adapter_weights(model, adapter: str):
-    """Load the alignment adapter and the CTC head from a folder of any stage into a model without an LLM.
+    """Load the alignment adapter, the CTC head and the encoder's LoRA, if any, from a folder of any stage into a model
+    without an LLM.
 
     Raises: `ValueError` if a weight is missing, or the LoRA changes the embeddings that the head uses.
     """
+    merge_encoder_lora(model, adapter)
     if adapter_kind(adapter) == "align":
         load_trained(model, os.path.join(adapter, TRAINED_FILE))
         return

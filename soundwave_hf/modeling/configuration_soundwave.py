@@ -90,6 +90,8 @@ class SoundwaveConfig(PreTrainedConfig):
         ctc_text (`"as_written"`, `"lower"` or `"lower_spelled"`): form of the CTC transcript: with case and
             punctuation; lower case without punctuation; the same with numbers as words. The processor has the same
             value and makes the targets.
+        encoder_lora (`str`, *optional*): digest of the LoRA of the encoder that the adapters were trained with. The
+            loaders merge it into the encoder.
         label_peak (`float`): share of a label's letters that are spoken before the frame where the CTC head scores it
             highest, for word times. `benchmarks/word_times.py` measures it.
 
@@ -139,6 +141,7 @@ class SoundwaveConfig(PreTrainedConfig):
     no_speech_threshold: float | int | None = None
     ctc_text: Literal["as_written", "lower", "lower_spelled"] = "lower"
     label_peak: float | int = 0.45
+    encoder_lora: str | None = None
     tie_word_embeddings: bool | None = None
 
     @classmethod

@@ -19,9 +19,10 @@ from .configuration_soundwave import PUBLISHED_MODEL_TYPE
 logger = logging.get_logger(__name__)
 
 TRAINED_FILE = "trained.safetensors"  # Stage I: the trained parameters, named as in `SoundwaveModel`
+ENCODER_LORA_FILE = "encoder_lora.safetensors"  # a LoRA of the encoder, if one was trained
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: PEFT's files of adapters and LoRA
 # Files to download from a hub repository of adapters, without weights of whole models.
-ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, LORA_FILES[1])
+ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, ENCODER_LORA_FILE, LORA_FILES[1])
 WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # either may be an index of shards instead
 PARTS = {"encoder": "audio_config", "llm": "text_config"}  # keyword of a backbone -> its field in `SoundwaveConfig`
 SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 16  # of each matrix, for `weights_digest`
@@ -336,6 +337,7 @@ def _digested_name(key: str, part: str) -> str | None:
 
 
 __all__ = [
+    "ENCODER_LORA_FILE",
     "LORA_FILES",
     "TRAINED_FILE",
     "TrainedBackbone",

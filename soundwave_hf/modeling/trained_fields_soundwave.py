@@ -26,8 +26,9 @@ TRAINED_FIELDS = (
     "label_embeddings",
     "adapter_heads",
     "ctc_text",
+    "encoder_lora",
 )
-LATER_FIELDS = {"ctc_text": "lower"}  # fields that old tensors lack, and their value there
+LATER_FIELDS = {"ctc_text": "lower", "encoder_lora": None}  # fields that old tensors lack, and their value there
 TENSOR = "trained_fields"  # its name in the alignment adapter
 OWN_WAYS = (
     "Load the folder by `SoundwaveForConditionalGeneration.from_pretrained(folder)`, which reads the fields from "

@@ -5,16 +5,24 @@ import os
 import torch
 from peft import LoraConfig, get_peft_model
 
-from ..modeling.backbones_soundwave import TRAINED_FILE, adapter_fields, load_adapter, load_lora, refuse_other_fields
+from ..modeling.backbones_soundwave import (
+    TRAINED_FILE,
+    adapter_fields,
+    load_adapter,
+    load_lora,
+    load_trained,
+    refuse_other_fields,
+)
+from ..modeling.encoder_lora_soundwave import add_encoder_lora, continue_encoder_lora, has_encoder_lora
 from ..modeling.folders_soundwave import backbone_name
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from .recipe import RecipeArguments
-from .stages import ADAPTERS, STAGES, Stage, freeze_all_but, lora_targets
+from .stages import ADAPTERS, Stage, freeze_all_but, lora_targets, stage_of
 
 
 def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
     """The model of a stage with the adapters it starts from. Exactly the stage's parameters train."""
-    stage = STAGES[recipe.stage]
+    stage = stage_of(recipe)
     encoder, llm = recipe.backbones
     start = recipe.start_folder
     start_fields = {} if start is None else adapter_fields(start, encoder, llm, recipe.allow_other_backbones)
@@ -37,8 +45,12 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
             adapter.float()
     if has_lora:
         model = load_lora(model, start, is_trainable=True, changed=recipe.model)
-    elif start is not None:
+    elif start is not None and not recipe.trains_encoder:
         load_adapter(model, start)
+    elif start is not None:
+        load_trained(model, os.path.join(start, TRAINED_FILE))
+    if recipe.trains_encoder:
+        train_encoder(model, recipe)
     if stage.has_llm and not has_lora:
         model = add_lora(model, recipe.lora)
     freeze_all_but(model, stage)
@@ -53,6 +65,16 @@ def add_lora(model: SoundwaveForConditionalGeneration, fields: dict):
     )
 
 
+def train_encoder(model: SoundwaveForCTC, recipe: RecipeArguments):
+    """Add the LoRA of the encoder: a new one, or that of `start_from`."""
+    if recipe.encoder_lora is None:
+        continue_encoder_lora(model, recipe.start_folder)
+        return
+    fields = {"r": LoraConfig().r, "lora_alpha": LoraConfig().lora_alpha, **recipe.encoder_lora}
+    targets = lora_targets(model.audio_tower, fields.pop("target_modules", None), "encoder_lora")
+    add_encoder_lora(model, targets, **fields)
+
+
 def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_lora: bool):
     """Raise `ValueError` if the recipe does not fit the weights that it starts from."""
     if recipe.stage == "instruct" and not has_lora:
@@ -62,7 +84,18 @@ def _check_start(recipe: RecipeArguments, stage: Stage, start_fields: dict, has_
     if recipe.lora and (has_lora or not stage.has_llm):
         reason = f"`{recipe.start_from}` holds a LoRA already" if has_lora else "the stage has no LLM"
         raise ValueError(f"`lora` is given, and {reason}: leave it out.")
+    if recipe.start_from is not None and has_encoder_lora(recipe.start_folder):
+        if recipe.encoder_lora is not None:
+            raise ValueError(
+                f"`encoder_lora` is given, and `{recipe.start_from}` holds a LoRA of the encoder already, which "
+                "trains on: leave it out."
+            )
+        if recipe.trains_encoder and recipe.encoder_cache is not None:
+            raise ValueError(
+                f"`encoder_cache` encodes each clip once, and the LoRA of the encoder in `{recipe.start_from}` trains "
+                "on: leave `encoder_cache` out."
+            )
     refuse_other_fields(recipe.model, start_fields, str(recipe.start_from))
 
 
-__all__ = ["add_lora", "build_model"]
+__all__ = ["add_lora", "build_model", "train_encoder"]

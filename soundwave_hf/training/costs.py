@@ -54,7 +54,7 @@ class Numerics:
 
     Args:
         size (`int`): 2 under mixed precision, else 4.
-        eager (`frozenset[str]`): parts ("adapters", "llm") whose attention keeps all its weights.
+        eager (`frozenset[str]`): parts ("encoder", "adapters", "llm") whose attention keeps all its weights.
         lora_dropout (`float`).
         checkpointing (`bool`): whether the backward pass computes the LLM's layers again.
     """
@@ -93,7 +93,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LoraSizes:
-    """The LoRA of one layer of the LLM: its rank, and the input width of each module by name."""
+    """The LoRA of one layer of the LLM or the encoder: its rank, and the input width of each module by name."""
 
     rank: int
     inputs: dict[str, int]
@@ -105,24 +105,39 @@ class LoraSizes:
             own = sum(widths.values()) * size  # each module casts or drops its own input
         else:
             # A shared input is kept once, and the output of attention is kept already.
-            shared = {SAME_INPUT.get(name, name): width for name, width in widths.items() if name != "o_proj"}
+            attended = ("o_proj", "out_proj")
+            shared = {SAME_INPUT.get(name, name): width for name, width in widths.items() if name not in attended}
             own = sum(shared.values()) * size
         masks = sum(widths.values()) if numerics.lora_dropout else 0
         return own + masks + self.rank * len(widths) * size
 
 
-def encoder_part(config: SoundwaveConfig, batch: Batch, weight_bytes: int) -> Part:
-    """The frozen encoder, which keeps nothing for the backward pass."""
+def encoder_part(
+    config: SoundwaveConfig,
+    batch: Batch,
+    weight_bytes: int,
+    numerics: Numerics,
+    lora_weights: int = 0,
+    lora: LoraSizes | None = None,
+) -> Part:
+    """The encoder. A frozen one keeps nothing for the backward pass; a LoRA needs one through all layers.
+
+    Args: lora_weights (`int`): numbers in the trained matrices of all layers.
+    """
     audio = config.audio_config
     width, inner, length = audio.d_model, audio.encoder_ffn_dim, -(-batch.mel_frames // 2)
     frames = batch.clips * length
     convolutions = 2 * 3 * width * (audio.num_mel_bins * batch.clips * batch.mel_frames + width * frames)
-    layer = 2 * frames * (4 * width**2 + 2 * width * inner) + 4 * frames * length * width
-    return Part(
-        "encoder",
-        forward=convolutions + audio.encoder_layers * layer,
-        passing=frames * (2 * inner + 4 * width) * weight_bytes,
-    )
+    linear, attended = 2 * frames * (4 * width**2 + 2 * width * inner), 4 * frames * length * width
+    forward = convolutions + audio.encoder_layers * (linear + attended) + 2 * frames * lora_weights
+    passing = frames * (2 * inner + 4 * width) * weight_bytes
+    if lora is None:
+        return Part("encoder", forward, passing=passing)
+    again = numerics.attention_backward("encoder") * attended
+    backward = audio.encoder_layers * (linear + again) + 4 * frames * lora_weights
+    layer = 2 * width * FLOAT32 + (4 * width + inner) * numerics.size + lora.kept(numerics)
+    layer += numerics.attention_weights("encoder", audio.encoder_attention_heads, length)
+    return Part("encoder", forward, backward, frames * (audio.encoder_layers * layer + width * FLOAT32), passing)
 
 
 def alignment_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, trains: bool) -> Part:
@@ -226,7 +241,14 @@ def head_part(config: SoundwaveConfig, batch: Batch, numerics: Numerics, fused: 
 
 
 def batch_parts(
-    stage, config: SoundwaveConfig, batch: Batch, numerics: Numerics, weight_bytes: int, candidates: int, llm: dict
+    stage,
+    config: SoundwaveConfig,
+    batch: Batch,
+    numerics: Numerics,
+    weight_bytes: int,
+    candidates: int,
+    llm: dict,
+    encoder: dict | None = None,
 ) -> Iterator[Part]:
     """The parts of a stage, in their order.
 
@@ -235,9 +257,10 @@ def batch_parts(
         weight_bytes (`int`): of a weight of the encoder.
         candidates (`int`): tokens among which CTC chooses.
         llm (`dict`): `matrices`, `lora_weights` and `lora` of `llm_part`.
+        encoder (`dict`, *optional*): `lora_weights` and `lora` of `encoder_part`, if the encoder has a LoRA.
     """
     adapters_train = "ctc" in stage.losses
-    yield encoder_part(config, batch, weight_bytes)
+    yield encoder_part(config, batch, weight_bytes, numerics, **(encoder or {}))
     yield alignment_part(config, batch, numerics, adapters_train)
     yield ctc_part(config, batch, numerics, candidates, adapters_train)
     if stage.has_llm:

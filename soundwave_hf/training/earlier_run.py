@@ -75,6 +75,7 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
             if name in SECTIONS[section]
         },
         **{f"repeat.{source}": times for source, times in recipe.repeat.items()},
+        "encoder_lora": recipe.encoder_lora,
         "quantization": recipe.quantization,
         "mixture": recipe.mixture is not None,
         "ctc_negatives": recipe.ctc_negatives,

@@ -11,6 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file
 from ..modeling.configuration_soundwave import relative_name
+from ..modeling.folders_soundwave import ENCODER_LORA_FILE
 
 
 WEIGHTS = "adapter_model.safetensors"
@@ -18,6 +19,8 @@ WEIGHTS = "adapter_model.safetensors"
 
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
     """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
+
+    A LoRA of the encoder is copied as it is.
 
     Args: hub_name: the hub repository of the folder. The Auto classes of transformers need it as the base model in
         adapter_config.json, which they read before they ask our class.
@@ -39,8 +42,12 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
+    copied = [ENCODER_LORA_FILE] if (run / ENCODER_LORA_FILE).is_file() else []
     with ExitStack() as files:  # all of them or none: old weights must not get a new config
-        parts = {name: files.enter_context(atomic_file(destination / name)) for name in [*needed[1:], WEIGHTS]}
+        names = [*needed[1:], *copied, WEIGHTS]
+        parts = {name: files.enter_context(atomic_file(destination / name)) for name in names}
+        for name in copied:
+            parts[name].write_bytes((run / name).read_bytes())
         save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
             config = json.loads((run / name).read_text(encoding="utf-8"))

@@ -26,9 +26,10 @@ from ..modeling.backbones_soundwave import AUDIO_TOKEN, audio_token_place, setta
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from .arguments import SoundwaveTrainingArguments
+from .build import add_lora, train_encoder
 from .costs import FLOAT32, Batch, LoraSizes, Numerics, Part, batch_parts, cache_bytes
-from .run import RecipeArguments, add_lora, read_recipes
-from .stages import ADAPTERS, STAGES, freeze_all_but
+from .run import RecipeArguments, read_recipes
+from .stages import ADAPTERS, STAGES, freeze_all_but, stage_of
 from .watch import describe_duration
 
 
@@ -181,9 +182,11 @@ def _starts_from(recipe: RecipeArguments, file: str) -> bool:
 
 def skeleton(recipe: RecipeArguments, config: SoundwaveConfig) -> nn.Module:
     """The model of a run without its weights. Exactly the stage's parameters train."""
-    stage = STAGES[recipe.stage]
+    stage = stage_of(recipe)
     with torch.device("meta"):
         model = (SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC)(config)
+        if recipe.trains_encoder:
+            train_encoder(model, recipe)
         if _starts_from(recipe, "adapter_config.json"):
             model = get_peft_model(model, LoraConfig.from_pretrained(recipe.start_folder))
         elif stage.has_llm:
@@ -218,6 +221,8 @@ def part_of(name: str) -> str:
     """The part that the parameter of this name belongs to."""
     if ".original_module." in name:
         return "PEFT's copies of the adapters"
+    if "audio_tower" in name and "lora_" in name:
+        return "encoder LoRA"
     parts = {"lora_": "LoRA", "audio_tower": "encoder"} | {name: name.replace("_", " ") for name in ADAPTERS}
     return next((part for piece, part in parts.items() if piece in name), "LLM")
 
@@ -276,9 +281,10 @@ class Plan:
 
     def __init__(self, recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, gpus: Gpus):
         self.recipe, self.arguments, self.gpus = recipe, arguments, gpus
-        self.stage, self.config, self.speech = STAGES[recipe.stage], soundwave_config(recipe), Speech.of(recipe)
+        self.stage, self.config, self.speech = stage_of(recipe), soundwave_config(recipe), Speech.of(recipe)
         self.model = skeleton(recipe, self.config)
         self.llm = llm_sizes(self.model) if self.stage.has_llm else {}
+        self.encoder = lora_sizes(self.model.audio_tower) if recipe.trains_encoder else {}
         self.backbone_bytes = {"encoder": self._bytes_of("audio_config"), "LLM": self._bytes_of("text_config")}
         self.weights = Weights.count(self.model, self.backbone_bytes)
         if recipe.quantization:
@@ -306,8 +312,9 @@ class Plan:
 
     def numerics(self) -> Numerics:
         attention = self.recipe.attn_implementation
-        chosen = attention if isinstance(attention, dict) else dict.fromkeys(("", "text_config"), attention)
-        eager = {part for key, part in (("", "adapters"), ("text_config", "llm")) if chosen.get(key) == "eager"}
+        of_part = {"audio_config": "encoder", "": "adapters", "text_config": "llm"}
+        chosen = attention if isinstance(attention, dict) else dict.fromkeys(of_part, attention)
+        eager = {part for key, part in of_part.items() if chosen.get(key) == "eager"}
         return Numerics(
             torch.bfloat16.itemsize if self.arguments.bf16 or self.arguments.fp16 else FLOAT32,
             frozenset(eager),
@@ -333,7 +340,9 @@ class Plan:
         if self.recipe.ctc_negatives is not None and self.speech.words is not None:
             candidates = min(candidates, self.recipe.ctc_negatives + self.speech.words)
         numerics, encoder_bytes = self.numerics(), self.backbone_bytes["encoder"]
-        parts = list(batch_parts(self.stage, self.config, batch, numerics, encoder_bytes, candidates, self.llm))
+        parts = list(
+            batch_parts(self.stage, self.config, batch, numerics, encoder_bytes, candidates, self.llm, self.encoder)
+        )
         return parts if self.recipe.encoder_cache is None else parts[1:]
 
     @property
@@ -414,20 +423,27 @@ def llm_sizes(model: nn.Module) -> dict:
     """The sizes of an LLM with LoRA that `llm_part` needs."""
     language = model.get_base_model().model.language_model
     tables = {id(module.weight) for module in language.modules() if isinstance(module, nn.Embedding)}
-    matrices = lora_weights = 0
-    for name, parameter in language.named_parameters():
-        if "lora_" in name:
-            lora_weights += parameter.numel()
-        elif parameter.dim() == 2 and id(parameter) not in tables:
-            matrices += parameter.numel()
-    layers = {name: module for name, module in language.named_modules() if hasattr(module, "lora_A")}
+    matrices = sum(
+        parameter.numel()
+        for name, parameter in language.named_parameters()
+        if "lora_" not in name and parameter.dim() == 2 and id(parameter) not in tables
+    )
+    return {"matrices": matrices, **lora_sizes(language)}
+
+
+def lora_sizes(part: nn.Module) -> dict:
+    """The sizes of the LoRA of an LLM or an encoder; empty if it has none."""
+    layers = {name: module for name, module in part.named_modules() if hasattr(module, "lora_A")}
+    if not layers:
+        return {}
     # If layers differ, the widest module of a name stands for all.
     inputs: dict[str, int] = {}
     for name, module in layers.items():
         last = name.rpartition(".")[2]
         inputs[last] = max(inputs.get(last, 0), module.in_features)
     rank = max(max(module.r.values()) for module in layers.values())
-    return {"matrices": matrices, "lora_weights": lora_weights, "lora": LoraSizes(rank, inputs)}
+    weights = sum(parameter.numel() for name, parameter in part.named_parameters() if "lora_" in name)
+    return {"lora_weights": weights, "lora": LoraSizes(rank, inputs)}
 
 
 # ---- what is said of it ----

@@ -21,6 +21,7 @@ from ..data.backbones import resolve_backbone
 from ..data.sources import Source, list_sources
 from ..keys import refuse_unknown
 from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..modeling.encoder_lora_soundwave import has_encoder_lora
 from ..modeling.folders_soundwave import trained_backbone
 from ..paths import expand_path, find_weights, shipped, soundwave_home
 from ..secret_values import hide_secrets, refuse_secrets
@@ -35,6 +36,7 @@ from .stages import STAGES
 SECTION_CLASSES = {
     "model": SoundwaveConfig,
     "lora": LoraConfig,
+    "encoder_lora": LoraConfig,
     "augment": Augmentation,
     "encoder_cache": EncoderCache,
     "mixture": Mixture,
@@ -42,9 +44,12 @@ SECTION_CLASSES = {
 SECTIONS = {
     "model": {f.name for f in fields(SoundwaveConfig)}
     - {f.name for f in fields(PreTrainedConfig)}
-    - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"},  # the backbones set these
+    - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}  # the backbones set these
+    - {"encoder_lora"},  # training sets it
     # Only the LoRA trains: no biases, and no other modules.
     "lora": {f.name for f in fields(LoraConfig)} - {"bias", "modules_to_save", "trainable_token_indices"},
+    # What may differ between two modules of one LoRA: stage `shrink` puts the encoder's and the LLM's into one.
+    "encoder_lora": {"r", "lora_alpha", "lora_dropout", "target_modules"},
     "augment": {f.name for f in fields(Augmentation)},
     "encoder_cache": {"gigabytes", "variants"},
     "mixture": {f.name for f in fields(Mixture)},
@@ -91,6 +96,8 @@ class RecipeArguments:
     allow_other_backbones: bool = False
     model: dict[str, Any] = field(default_factory=dict)  # fields of SoundwaveConfig
     lora: dict[str, Any] = field(default_factory=dict)  # fields of PEFT's LoraConfig
+    # of a LoRA on the encoder, which the paper does not have: `r`, `lora_alpha`, `lora_dropout`, `target_modules`
+    encoder_lora: dict[str, Any] | None = None
     # of the frozen LLM, as in transformers (`{quant_method: bitsandbytes, load_in_4bit: true}`)
     quantization: dict[str, Any] = field(default_factory=dict)
     attn_implementation: Any = None  # attention of all parts, or a mapping (`{text_config: eager}`)
@@ -163,11 +170,21 @@ class RecipeArguments:
             raise ValueError("`warm_start` is given, and `start_from` holds trained adapters: leave one of them out.")
         if self.quantization and not stage.has_llm:
             raise ValueError(f"`quantization` is given, and stage `{self.stage}` has no LLM: leave it out.")
+        if self.encoder_lora is not None and self.stage != "align":
+            raise ValueError(
+                f"`encoder_lora` is given, and stage `{self.stage}` does not train the encoder: give it in stage "
+                "`align`. Later stages keep the LoRA of the encoder that `start_from` holds."
+            )
         if self.ctc_negatives is not None and "ctc" not in stage.losses:
             raise ValueError(f"`ctc_negatives` is given, and stage `{self.stage}` has no CTC loss: leave it out.")
 
     def _check_cache(self):
         augments = any(vars(self.augment).values())
+        if self.encoder_lora is not None:
+            raise ValueError(
+                "`encoder_cache` encodes each clip once, and `encoder_lora` changes the encoder at each step: leave "
+                "one of them out."
+            )
         if self.streaming:
             raise ValueError(
                 "`encoder_cache` encodes all clips first, and `streaming` does not: leave one of them out."
@@ -194,6 +211,13 @@ class RecipeArguments:
         if self.start_from is None or os.path.isdir(self.start_from):
             return self.start_from
         return resolve_adapter(self.start_from)
+
+    @cached_property
+    def trains_encoder(self) -> bool:
+        """Whether a LoRA of the encoder trains: a new one, or, in stage `align`, that of `start_from`."""
+        if self.stage != "align":
+            return False
+        return self.encoder_lora is not None or (self.start_from is not None and has_encoder_lora(self.start_folder))
 
     @property
     def evaluated(self) -> dict[str, Any]:

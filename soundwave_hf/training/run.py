@@ -32,7 +32,7 @@ from .push import HubPush
 from .recipe import RecipeArguments, load_recipes, parse_overrides, read_recipe, read_recipes
 from .record import describe_run
 from .run_card import RunCard
-from .stages import STAGES
+from .stages import STAGES, stage_of
 from .trainer import SoundwaveTrainer
 from .watch import PaceCallback
 
@@ -140,7 +140,7 @@ def _fit(recipe, arguments, processor, data, evaluated, record, checkpoint: str 
 
 
 def _make_trainer(recipe, arguments, processor, data, evaluated, record):
-    stage = STAGES[recipe.stage]
+    stage = stage_of(recipe)
     set_seed(arguments.seed)  # for new adapters; the trainer sets it again for the steps
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     files = describe_run(recipe.written, recipe.sources, data.counts, record) | data.record

@@ -23,6 +23,7 @@ from ..atomic import atomic_file, atomic_files
 from ..data.rows import RowCheck
 from ..data.sources import check_rows, lengths_of, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
+from ..modeling.encoder_lora_soundwave import has_encoder_lora, load_encoder_lora, save_encoder_lora
 from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
 from .arguments import SoundwaveTrainingArguments
@@ -278,6 +279,7 @@ class SoundwaveTrainerMixin:
         destination = output_dir or self.args.output_dir
         with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
+            save_encoder_lora(self._base, str(folder), state_dict)
             self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
             # The rest of the generation config is the LLM's.
             config = getattr(self._base, "generation_config", None)
@@ -589,7 +591,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         # A checkpoint holds what trained: the frozen parts are on the hub.
         # With sharded parameters, the whole ones are in the state that `Trainer` gathered.
         whole = dict(self.model.named_parameters()) if state_dict is None else state_dict
-        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        trains = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        names = [name for name in trains if ".lora_" not in name]  # the encoder's LoRA has its own file
         trained = {name: whole[name].detach().cpu().contiguous() for name in names}
         save_file(trained, os.path.join(folder, TRAINED_FILE), metadata={"format": "pt"})
         if self.processing_class is not None:
@@ -599,6 +602,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         trained = os.path.join(resume_from_checkpoint, TRAINED_FILE)
         if os.path.isfile(trained):
             load_trained(model or self.model, trained)
+            if has_encoder_lora(resume_from_checkpoint):
+                load_encoder_lora(model or self.model, resume_from_checkpoint)
         else:
             with checked_by_caller():  # a checkpoint of this run, possibly of an older version
                 super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -15,7 +15,7 @@ from soundwave_hf import cli
 from soundwave_hf.data import tiny
 from soundwave_hf.data.tiny import MEL_BINS, byte_tokenizer, write_tiny_data
 from soundwave_hf.training.costs import Batch, Numerics, batch_parts
-from soundwave_hf.training.plan import GIB, Gpus, Plan, knobs, llm_sizes, part_of, report
+from soundwave_hf.training.plan import GIB, Gpus, Plan, knobs, llm_sizes, lora_sizes, part_of, report
 from soundwave_hf.training.run import read_recipe
 from soundwave_hf.training.stages import STAGES
 from soundwave_hf.training.trainer import SoundwaveTrainer, shared_prefix
@@ -174,10 +174,10 @@ def steps(request, tmp_path_factory) -> dict[str, Step]:
     return {stage: train_measured(recipe) for stage, recipe in recipes.items()}
 
 
-def expected(stage: str, step: Step, **numerics) -> tuple[float, float]:
+def expected(stage: str, step: Step, encoder: dict | None = None, **numerics) -> tuple[float, float]:
     """Bytes and operations of a step by the formulas."""
     config = getattr(step.model, "get_base_model", lambda: step.model)().config
-    eager = {"adapters", "llm"} if config._attn_implementation == "eager" else set()
+    eager = {"encoder", "adapters", "llm"} if config._attn_implementation == "eager" else set()
     llm = llm_sizes(step.model) if STAGES[stage].has_llm else {}
     parts = list(
         batch_parts(
@@ -188,6 +188,7 @@ def expected(stage: str, step: Step, **numerics) -> tuple[float, float]:
             weight_bytes=4,
             candidates=config.text_config.vocab_size,
             llm=llm,
+            encoder=encoder,
         )
     )
     return sum(part.kept for part in parts), sum(part.forward + part.backward for part in parts)
@@ -204,6 +205,20 @@ def test_operations_are_those_of_a_real_step(steps, stage):
     step = steps[stage]
     _, flops = expected(stage, step)
     assert flops == pytest.approx(step.flops, rel=0.12)
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj", "fc2"]])
+@pytest.mark.parametrize("name", ["deep", "wide"])
+def test_a_lora_of_the_encoder_costs_a_backward_pass_through_the_encoder(tmp_path, name, targets):
+    audio, text, clips, attention = SIZES[name]
+    recipe = recipes_of(make_sized(tmp_path, audio, text), tmp_path, clips, attention)["align"]
+    lora = {"r": 4, **({"target_modules": targets} if targets else {})}
+    step = train_measured(recipe | {"encoder_lora": lora})
+    kept, flops = expected("align", step, encoder=lora_sizes(step.model.audio_tower))
+    assert kept == pytest.approx(step.kept, rel=0.1)
+    assert flops == pytest.approx(step.flops, rel=0.12)
+    frozen, _ = expected("align", step)
+    assert kept > 2 * frozen
 
 
 @pytest.fixture
