@@ -29,7 +29,7 @@ from soundwave_hf.data.rows import conversation_of
 from soundwave_hf.processing.processing_soundwave import ASR_QUESTION
 from soundwave_hf.training.build import build_model
 from soundwave_hf.training.recipe import load_recipes
-from soundwave_hf.training.stages import STAGES
+from soundwave_hf.training.stages import stage_of
 from soundwave_hf.training.trainer import ScoringCollator, SoundwaveTrainer
 
 
@@ -321,10 +321,13 @@ def train_stage(number: int, clips: Clips, rows, seconds: float, options, refres
     }
     if number == 1:
         overrides["model.ctc_text"] = options.ctc_text
+        overrides["model.alignment_layers"] = options.alignment_layers
+        if options.encoder_rank:
+            overrides["encoder_lora"] = {"r": options.encoder_rank, "lora_alpha": options.encoder_rank}
     else:
         overrides["start_from"] = str(runs / f"{options.name}{number - 1}")
     ((recipe, arguments),) = load_recipes(Path(__file__).parent / "recipes" / "gpu" / f"{name}.yaml", overrides)
-    stage = STAGES[recipe.stage]
+    stage = stage_of(recipe)
     processor = SoundwaveProcessor.from_backbones(
         *recipe.backbones, adapter=recipe.start_folder, ctc_text=recipe.model.get("ctc_text")
     )
@@ -350,7 +353,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs=3, default=[10.0, 10.0, 1.0], help="of stages I, II, III")
     parser.add_argument("--batch", type=int, nargs=3, default=[128, 128, 64], help="clips of a batch in each stage")
     parser.add_argument("--warmup", type=int, nargs=3, default=[150, 50, 20], help="steps of each stage")
-    parser.add_argument("--ctc-text", default="as_written")
+    parser.add_argument("--ctc-text", default="lower")
+    parser.add_argument("--alignment-layers", type=int, default=1)
+    parser.add_argument("--encoder-rank", type=int, default=0, help="of a LoRA on the encoder in stage I; 0: none")
     parser.add_argument("--name", default="A", help="of the output folders")
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
