@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .modeling.configuration_soundwave import SoundwaveConfig
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
     from .processing.processing_soundwave import SoundwaveProcessor
+    from .publish.push import push_model
     from .training.arguments import SoundwaveTrainingArguments
     from .training.collator import SoundwaveCollator, SoundwaveDataCollator
     from .training.run import run_stage, train
@@ -35,6 +36,7 @@ _MODULE_OF = {
     "load_adapter": "adapters",
     "load_processor": "adapters",
     "merge_adapter": "hub",
+    "push_model": "publish.push",
     "resolve_adapter": "adapters",
     "SoundwaveConfig": "modeling.configuration_soundwave",
     "SoundwaveModel": "modeling.modeling_soundwave",
@@ -72,6 +74,7 @@ __all__ = [
     "load_adapter",
     "load_processor",
     "merge_adapter",
+    "push_model",
     "resolve_adapter",
     "run_stage",
     "train",

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .cli_hub import add_push
 from .cli_options import (
     add_backbones,
     add_placing,
@@ -24,6 +25,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
 PATH_OPTIONS += ("output", "transcripts", "against", "filters", "folder", "parts")
+PATH_OPTIONS += ("dry_run", "scores", "runs", "data_cards")
 
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"
@@ -331,6 +333,7 @@ ADD_VERBS = (
     add_transcribe,
     add_evaluate,
     add_data,
+    add_push,
     add_removed,
 )
 

@@ -144,9 +144,13 @@ def _text_of(tokenizer, token_id: int) -> str:
 # ---- drawing ----
 
 
+def has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
+
+
 def check_matplotlib():
     """Raises: `ImportError` that says how to install matplotlib, if it is missing."""
-    if find_spec("matplotlib") is None:
+    if not has_matplotlib():
         raise ImportError("A picture needs matplotlib: `pip install 'soundwave-hf[train]'`.")
 
 

@@ -78,4 +78,4 @@ def refuse_secrets(values, name: str, place: str = ""):
         )
 
 
-__all__ = ["hide_secrets", "holds_secret", "names_secret", "refuse_secrets"]
+__all__ = ["WAY_OUT", "hide_secrets", "holds_secret", "names_secret", "refuse_secrets"]

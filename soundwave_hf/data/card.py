@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..atomic import atomic_file
 from ..secret_values import refuse_secrets
-from .licenses import is_non_commercial, license_fields, nearest_id
+from .licenses import check_license, is_non_commercial, license_fields
 from .prepared import Part, files_digest, find_parts, read_report
 from .stats import DataStats, collect_stats
 
@@ -163,8 +163,8 @@ def _counted(sources: Sequence[DataSource], stats: Iterable[DataStats]) -> tuple
     if unknown:
         raise ValueError(f"There are licences for {unknown}, and the rows have the sources {sorted(counts)}.")
     for source in sources:
-        if source.license and (near := nearest_id(source.license)) not in (None, source.license.strip().lower()):
-            raise ValueError(f"`{source.name}` has the licence {source.license!r}. Did you mean `{near}`?")
+        if source.license:
+            check_license(source.license, source.name)
     found = []
     for name, (rows, hours) in sorted(counts.items()):
         base = named.get(name) or every or DataSource(name)

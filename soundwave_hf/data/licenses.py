@@ -53,4 +53,10 @@ def nearest_id(license: str) -> str | None:
     return near[0] if near else None
 
 
-__all__ = ["HUB_IDS", "hub_id", "is_non_commercial", "license_fields", "nearest_id"]
+def check_license(license: str, name: str):
+    """Raises: `ValueError` if a licence is a misspelt id of the hub. Args: name: of what has the licence."""
+    if (near := nearest_id(license)) not in (None, license.strip().lower()):
+        raise ValueError(f"`{name}` has the licence {license!r}. Did you mean `{near}`?")
+
+
+__all__ = ["HUB_IDS", "check_license", "hub_id", "is_non_commercial", "license_fields", "nearest_id"]

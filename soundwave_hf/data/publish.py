@@ -3,17 +3,17 @@
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
 from datasets import Audio, Dataset, Features, List
 from huggingface_hub import DatasetCard, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..processing.sources_soundwave import open_source
+from ..publish.errors import hub_errors
 from .card import CARD, configs_of
 from .named_rows import undecoded
 from .prepared import HUB_DATA, Part, find_parts
@@ -22,7 +22,6 @@ from .rows import at_folder, stored_messages
 from .tables import CLIP, MESSAGES, open_rows
 
 
-HTTP_ERROR = HfHubHTTPError.__bases__[0]  # base class of the errors of the HTTP client in use
 SHARD_BYTES = 500 * 2**20  # of clips, in a file
 
 
@@ -49,28 +48,15 @@ def push_folder(folder: str | os.PathLike, repo: str, private: bool | None = Non
     if not (folder / CARD).is_file():
         raise FileNotFoundError(f"`{folder}` has no {CARD}: write it with `soundwave-hf data card {folder}` first.")
     api = HfApi(library_name="soundwave-hf")
-    with _hub_errors(repo):  # before all clips are written
+    with hub_errors(repo):  # before all clips are written
         _refuse_public(api, repo, private)
     with tempfile.TemporaryDirectory(prefix=".push-", dir=folder.resolve().parent) as place:
         written = [_write_part(part, folder, Path(place)) for part in parts]
         card = DatasetCard.load(folder / CARD)
         card.data.configs = configs_of(written)
         (Path(place) / CARD).write_text(str(card), encoding="utf-8")
-        with _hub_errors(repo):
+        with hub_errors(repo):
             return _upload(api, place, repo, private, revision)
-
-
-@contextmanager
-def _hub_errors(repo: str) -> Iterator[None]:
-    """Raises: `ConnectionError` with the first line of what the hub says, and what to do."""
-    try:
-        yield
-    except (HTTP_ERROR, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConnectionError(
-            f"`{repo}` could not be pushed to the hub: {(lines or [type(error).__name__])[0]} Check "
-            "`hf auth whoami` and the connection; the same command pushes again."
-        ) from error
 
 
 def _refuse_public(api: HfApi, repo: str, private: bool | None):

@@ -23,7 +23,7 @@ from .reporting import (
     write_report,
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
-from .sets import SETS, open_sets, read_clips, read_set
+from .sets import SETS, hub_sets, open_sets, read_clips, read_set
 from .shipped import ADAPTER, ENCODER, load_weights
 from .transcribe import (
     MAX_NEW_TOKENS,
@@ -262,7 +262,7 @@ def run_evaluation(
     name = str(checkpoint or adapter or ADAPTER.name)
     print(summary(scores, options, name, against))
     if output:
-        write_report(output, {"weights": name, **report_header(options, whisper_name, against)}, scores)
+        write_report(output, {"weights": name, **report_header(options, whisper_name, against, data)}, scores)
     if transcripts:
         found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
         write_rows(Path(transcripts), [line for lines in found_lines for line in lines])
@@ -270,10 +270,17 @@ def run_evaluation(
     return scores
 
 
-def report_header(options: Options, whisper: str | None, against: str | None) -> dict:
-    """Settings of the evaluation, for the JSON file."""
-    language = language_code(options.language)
-    header = {"metric": options.metric, "language": language, "whisper": whisper, "against": against}
+def report_header(options: Options, whisper: str | None, against: str | None, data=()) -> dict:
+    """Settings of the evaluation and data sets of the hub, for the JSON file."""
+    header = {
+        "metric": options.metric,
+        "language": language_code(options.language),
+        "whisper": whisper,
+        "against": against,
+        "ctc_only": options.ctc or None,
+        "generate": dict(options.generate) if options.generate else None,
+        "data": hub_sets(data) or None,
+    }
     return {key: value for key, value in header.items() if value is not None}
 
 

@@ -23,6 +23,10 @@ def number(value: float | None, digits: int) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
 
 
+def number_interval(bounds: tuple[float, float] | None, digits: int) -> str | None:
+    return None if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
+
+
 def columns_of(metric: str) -> dict[str, Callable[[Scores], str | None]]:
     """Headings of the table and their values; the main metric comes first. `None` means no value."""
     name, other = (metric, "cer") if metric == "wer" else (metric, "wer")
@@ -40,6 +44,7 @@ def columns_of(metric: str) -> dict[str, Callable[[Scores], str | None]]:
         "contained answer %": lambda row: percent(row.contained_answer),
         f"CTC head {head} %": lambda row: percent(getattr(row, f"ctc_{name}")),
         "positions a second": lambda row: number(row.positions_per_second, 2),
+        "positions 95 %": lambda row: number_interval(row.positions_per_second_interval, 2),
         f"Whisper {head} %": lambda row: percent(getattr(row, f"whisper_{name}")),
         "seconds taken": lambda row: number(row.seconds_taken, 0),
         "not scored": lambda row: str(len(row.failures)) if row.failures else None,

@@ -82,6 +82,7 @@ class Scores:
     unfinished: int = 0  # texts that were cut off at `max_new_tokens`
     failures: list[dict] = field(default_factory=list)  # rows that could not be scored: row, audio, reason
     comparison: dict | None = None  # with another system on the same clips
+    positions_per_second_interval: Interval | None = None
 
 
 def score_results(
@@ -144,7 +145,10 @@ def add_audio_scores(scores: Scores, results: Sequence[Result], language: str | 
     shrunk = [r for r in results if r.num_positions is not None and r.request.seconds > 0]
     if shrunk:
         seconds = [result.request.seconds for result in shrunk]
-        scores.positions_per_second = positions_per_second([result.num_positions for result in shrunk], seconds)
+        positions = [result.num_positions for result in shrunk]
+        scores.positions_per_second = positions_per_second(positions, seconds)
+        if len(shrunk) > 1:
+            scores.positions_per_second_interval = bootstrap_interval(positions, seconds)
 
 
 def rates_of(

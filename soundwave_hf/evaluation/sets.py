@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from ..data.manifest import read_rows
 from ..data.rows import rename
-from ..data.sources import open_rows, undecoded
+from ..data.sources import Source, looks_local, open_rows, undecoded
 from ..paths import soundwave_home
 from .shipped import EXAMPLES
 
@@ -79,6 +79,18 @@ def open_sets(
     if not opened:
         raise ValueError("There is nothing to score: name validation sets (`--sets`) or data (`--data`).")
     return opened
+
+
+def hub_sets(data: Sequence[str] | Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """The sets that are data sets of the Hub, by name: `path`, and `config`, `split` and `revision` where given."""
+    found = {}
+    for name, source in (data if isinstance(data, Mapping) else named_sources(data)).items():
+        if isinstance(source, str) or (isinstance(source, Mapping) and {"path", "name"} & source.keys()):
+            read = Source.read(source)
+            if "://" not in read.path and not looks_local(read.path):
+                about = {key: getattr(read, key) for key in ("path", "config", "split", "revision")}
+                found[name] = {key: value for key, value in about.items() if value is not None}
+    return found
 
 
 def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:

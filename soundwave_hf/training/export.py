@@ -53,7 +53,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
             config = json.loads((run / name).read_text(encoding="utf-8"))
             for part in ("audio_config", "text_config"):
                 _name_from(config.get(part, {}), run, destination)
-            config = _without_places(config)
+            config = without_places(config)
             if hub_name is not None and name == "adapter_config.json":
                 config["base_model_name_or_path"] = hub_name
             parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -67,12 +67,12 @@ def _name_from(backbone: dict, run: Path, destination: Path):
         backbone["_name_or_path"] = relative_name(str((run / name).resolve()), str(destination.resolve()))
 
 
-def _without_places(config):
+def without_places(config):
     """A config without absolute paths of this machine."""
     if isinstance(config, dict):
         kept = {key: value for key, value in config.items() if not (isinstance(value, str) and os.path.isabs(value))}
-        return {key: _without_places(value) for key, value in kept.items() if key != "_model_name_or_path"}
+        return {key: without_places(value) for key, value in kept.items() if key != "_model_name_or_path"}
     return config
 
 
-__all__ = ["export_adapter"]
+__all__ = ["export_adapter", "without_places"]

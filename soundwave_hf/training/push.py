@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
-from ..secret_values import hide_secrets
+from ..publish.errors import first_line
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint
 
@@ -95,7 +95,7 @@ class HubPush(TrainerCallback):
         try:
             call()
         except Exception as error:  # the hub's client raises errors of several libraries
-            logger.warning(f"`{self.name}` could not be pushed to the hub ({_short(error)}): {then}.")
+            logger.warning(f"`{self.name}` could not be pushed to the hub ({first_line(error)}): {then}.")
 
     def finish(self) -> str:
         """Push the output folder and wait for it. Returns the address.
@@ -111,18 +111,12 @@ class HubPush(TrainerCallback):
         except Exception as error:
             raise ConnectionError(
                 f"The run is finished and its weights are safe in `{folder}`, but `{self.name}` could not be pushed "
-                f"to the hub: {_short(error)}. Check `hf auth whoami` and the connection; the same command pushes "
+                f"to the hub: {first_line(error)}. Check `hf auth whoami` and the connection; the same command pushes "
                 "again without training."
             ) from error
         address = f"{self.api.endpoint}/{name}"
         print(f"Pushed to {address}.", flush=True)
         return address
-
-
-def _short(error: Exception) -> str:
-    """The first line of an error, without tokens."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return hide_secrets(lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 __all__ = ["HubPush", "repository_of"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..data.sources import Source, describe_source, looks_local
+from ..data.used import data_used
 from .earlier_run import RECORD
 
 
@@ -43,7 +44,10 @@ def describe_run(
 
 
 def describe_data(sources: Sequence[Source], counts: dict[tuple[str], tuple[int, float]]) -> str:
-    """Markdown: clips and hours by source, digests of the files, and the card beside them."""
+    """Markdown: clips and hours by source, digests of the files, and the card beside them.
+
+    A comment in it repeats counts and licences for the model card.
+    """
     lines = [
         f"| {source} | {clips or 'unknown'} | {'unknown' if math.isnan(seconds) else f'{seconds / 3600:.2f}'} |"
         for (source,), (clips, seconds) in counts.items()
@@ -58,6 +62,8 @@ def describe_data(sources: Sequence[Source], counts: dict[tuple[str], tuple[int,
             "| source | clips | hours |",
             "|---|---|---|",
             *lines,
+            "",
+            data_used(sources, counts, list(cards)).comment(),
             "",
             *(text for card in cards for text in ("---", "", card.read_text(encoding="utf-8"))),
         ]

@@ -155,7 +155,9 @@ def _make_trainer(recipe, arguments, processor, data, evaluated, record):
         mixture=None if recipe.streaming else recipe.mixture,
         max_batch_seconds=None if recipe.streaming else recipe.max_batch_seconds,
         record=files,
-        card=RunCard(recipe.stage, files["data_card.md"], recipe.license),
+        card=RunCard(
+            recipe.stage, files["data_card.md"], recipe.license, recipe.written, json.loads(files["versions.json"])
+        ),
     )
 
 

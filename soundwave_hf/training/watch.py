@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..atomic import atomic_file
+from ..picture import new_figure
 
 
 logger = logging.get_logger(__name__)
@@ -16,6 +18,7 @@ LOGS_OF_COLLAPSE = 3  # in the first steps every CTC head says blank
 STEPS_TIMED = 5
 LOSSES = ("loss", "ce_loss", "ctc_loss", "eval_loss", "eval_ce_loss", "eval_ctc_loss")
 SHARES = ("blank_share", "positions_per_second", "targets_per_frame")
+RATES = ("learning_rate",)
 
 
 class CollapseCallback(TrainerCallback):
@@ -87,30 +90,45 @@ class PlotCallback(TrainerCallback):
             logger.warning("No `loss.png`: it needs matplotlib, `pip install 'soundwave-hf[train]'`.")
 
 
-def curves(history: list[dict], names: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+def curves(history: Sequence[Mapping], names: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of the metrics of these names; those that were never logged are left out."""
     found = {name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in names}
     return {name: points for name, points in found.items() if points}
 
 
 def plot_history(history: list[dict], path: str | os.PathLike):
-    """A trainer's `log_history` -> PNG: losses on a logarithmic scale, and below them the CTC head's shares."""
-    from matplotlib.figure import Figure
+    """A trainer's `log_history` -> PNG: losses on a logarithmic scale, the CTC head's shares, learning rate."""
+    plot_histories({"": history}, path)
 
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
-    for panel, names in zip(panels, (LOSSES, SHARES), strict=True):
-        for name, points in curves(history, names).items():
-            panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
-        if panel.has_data():
-            panel.legend()
-        panel.grid(alpha=0.3)
-    if any(value > 0 for points in curves(history, LOSSES).values() for _, value in points):
-        panels[0].set_yscale("log")
-    panels[0].set_ylabel("loss, nats")
-    panels[1].set_xlabel("step")
+
+def plot_histories(histories: Mapping[str, Sequence[Mapping]], path: str | os.PathLike):
+    """`plot_history` of several stages, by name, side by side. The same histories give the same bytes."""
+    figure = new_figure(max(8, 5 * len(histories)), 9)
+    grid = figure.subplots(3, len(histories), sharex="col", squeeze=False)
+    for column, (stage, history) in enumerate(histories.items()):
+        panels = grid[:, column]
+        for panel, names in zip(panels, (LOSSES, SHARES, RATES), strict=True):
+            for name, points in curves(history, names).items():
+                panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
+            if panel.has_data():
+                panel.legend()
+            panel.grid(alpha=0.3)
+        if any(value > 0 for points in curves(history, LOSSES).values() for _, value in points):
+            panels[0].set_yscale("log")
+        panels[0].set_title(stage, parse_math=False)
+        panels[-1].set_xlabel("step")
+    for panel, label in zip(grid[:, 0], ("loss, nats", "CTC head", "learning rate"), strict=True):
+        panel.set_ylabel(label)
     with atomic_file(path) as part:
-        figure.savefig(part, dpi=120, format="png")
+        figure.savefig(part, dpi=120, format="png", metadata={"Software": None})
 
 
-__all__ = ["CollapseCallback", "PaceCallback", "PlotCallback", "curves", "describe_duration", "plot_history"]
+__all__ = [
+    "CollapseCallback",
+    "PaceCallback",
+    "PlotCallback",
+    "curves",
+    "describe_duration",
+    "plot_histories",
+    "plot_history",
+]

@@ -1,0 +1,260 @@
+"""What a model card says, read from recipes, logs and score files. Nothing is typed in."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ..data.licenses import check_license
+from ..data.used import DataUsed, read_comment, read_metadata
+from ..evaluation.scoring import Scores
+from ..modeling.folders_soundwave import is_hub_name
+
+
+TRAINER_STATE, RECIPE, DATA_CARD, VERSIONS = "trainer_state.json", "recipe.yaml", "data_card.md", "versions.json"
+SCORES = "evaluation.json"  # read from a folder where it is there
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        stage (`str`, *optional*): of the recipe.
+        recipe (`dict`): its keys; history (`list[dict]`): a trainer's `log_history`.
+        data (`DataUsed`), versions (`dict[str, str]`): of the packages.
+    """
+
+    stage: str | None = None
+    recipe: Mapping = field(default_factory=dict)
+    history: Sequence[Mapping] = ()
+    data: DataUsed = DataUsed()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """What `soundwave-hf evaluate --output` wrote.
+
+    Args:
+        weights (`str`): name of what was scored, without folders of a machine.
+        sets (`dict[str, Scores]`), on_hub (`dict[str, dict]`): scores by set; where a set comes from, if the Hub.
+    """
+
+    weights: str
+    metric: str
+    language: str
+    sets: Mapping[str, Scores]
+    on_hub: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    generate: Mapping = field(default_factory=dict)
+    ctc_only: bool = False
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """All that a card needs.
+
+    Args:
+        kind (`str`): "whole", "lora" (adapters and LoRA) or "align" (adapters of stage I).
+        encoder, llm (`str`): backbones, by hub name or folder.
+        name (`str`, *optional*): of the repository, `user/model`.
+        license (`str`, *optional*): of the weights. licenses: of data sources and backbones, by name.
+        has_plot (`bool`): whether `training.png` is beside the card.
+    """
+
+    kind: str
+    encoder: str
+    llm: str
+    name: str | None = None
+    runs: Sequence[Run] = ()
+    data: DataUsed = DataUsed()
+    scores: Sequence[ScoreFile] = ()
+    license: str | None = None
+    licenses: Mapping[str, str] = field(default_factory=dict)
+    has_plot: bool = False
+
+
+def on_hub(name: str) -> bool:
+    """Whether a backbone's name is one of the Hub, and no folder of this machine."""
+    return is_hub_name(name) and not os.path.isdir(name)
+
+
+# ---- runs ----
+
+
+def read_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
+    """The runs in these folders, each after the runs that it started from.
+
+    Raises: `FileNotFoundError` for a folder without a recipe.
+    """
+    runs: dict[str, Run] = {}
+    for folder in folders:
+        if not (Path(folder) / RECIPE).is_file():
+            raise FileNotFoundError(f"`{folder}` has no {RECIPE}: give the output folder of a training run.")
+        for place in _chain(Path(folder)):
+            runs.setdefault(str(place.resolve()), read_run(place))
+    return list(runs.values())
+
+
+def _chain(folder: Path) -> list[Path]:
+    """A run and those that it started from, the first one first, as far as they are on this machine."""
+    chain = [folder]
+    while True:
+        start = _read_yaml(chain[-1] / RECIPE).get("start_from")
+        place = Path(os.path.expanduser(str(start))) if isinstance(start, str) else None
+        if place is None or not (place / RECIPE).is_file() or place in chain:
+            return chain[::-1]
+        chain.append(place)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder."""
+    recipe = _read_yaml(folder / RECIPE)
+    state = _read_json(folder / TRAINER_STATE)
+    card = folder / DATA_CARD
+    return Run(
+        stage=recipe.get("stage"),
+        recipe=recipe,
+        history=state.get("log_history") or [],
+        data=read_comment(card.read_text(encoding="utf-8")) if card.is_file() else DataUsed(),
+        versions=_read_json(folder / VERSIONS),
+    )
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"`{path}` cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`{path}` holds no recipe; expected keys and values.")
+    return values
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`{path}` is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`{path}` holds no JSON object.")
+    return values
+
+
+# ---- scores ----
+
+
+def read_scores(path: str | os.PathLike) -> ScoreFile:
+    """A file of `soundwave-hf evaluate --output`.
+
+    Raises: `FileNotFoundError`; `ValueError` if the file is another one, or a figure in it cannot be right.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`: write it with `soundwave-hf evaluate --output {path}`.")
+    values = _read_json(path)
+    wrong = f"`{path}` is not a score file: write it with `soundwave-hf evaluate --output FILE`."
+    if not isinstance(values.get("sets"), dict) or not values["sets"] or "weights" not in values:
+        raise ValueError(wrong)
+    return ScoreFile(
+        weights=Path(str(values["weights"])).name if os.path.isabs(str(values["weights"])) else str(values["weights"]),
+        metric=values.get("metric", "wer"),
+        language=values.get("language", "en"),
+        sets={name: _read_set(path, name, found, wrong) for name, found in values["sets"].items()},
+        on_hub=values.get("data") or {},
+        generate=values.get("generate") or {},
+        ctc_only=bool(values.get("ctc_only")),
+    )
+
+
+def _read_set(path: Path, name: str, values, wrong: str) -> Scores:
+    known = {each.name for each in dataclasses.fields(Scores)}
+    if not isinstance(values, dict) or not {"clips", "audio_seconds"} <= values.keys() <= known:
+        raise ValueError(wrong)
+    scores = Scores(**values)
+    for key, value in values.items():
+        is_number = isinstance(value, int | float)
+        if is_number and (not math.isfinite(value) or value < 0):
+            raise ValueError(f"`{key}` of the set `{name}` in `{path}` is {value}; expected a number from 0 up.")
+        if key.endswith("_interval"):
+            low, high = value
+            setattr(scores, key, (float(low), float(high)))
+    return scores
+
+
+def read_all_scores(paths: Sequence[str | os.PathLike]) -> list[ScoreFile]:
+    """Several score files. Raises: `ValueError` if a set is in two of them with the same settings."""
+    files = [read_scores(path) for path in paths]
+    seen: dict[str, str] = {}
+    for path, file in zip(paths, files, strict=True):
+        for name in file.sets:
+            key = json.dumps([name, file.ctc_only, dict(file.generate)], sort_keys=True)
+            if key in seen:
+                raise ValueError(f"The set `{name}` is in `{seen[key]}` and in `{path}`: leave one of them out.")
+            seen[key] = str(path)
+    return files
+
+
+# ---- data and licences ----
+
+
+def read_data_card(path: str | os.PathLike) -> DataUsed:
+    """What a dataset card says: a `README.md`, or a folder that has one.
+
+    Raises: `FileNotFoundError`.
+    """
+    from ..data.card import CARD, FACTS, DataSource, read_facts
+
+    path = Path(path)
+    card = path / CARD if path.is_dir() else path
+    if not card.is_file():
+        raise FileNotFoundError(f"There is no dataset card `{card}`: `soundwave-hf data card FOLDER` writes one.")
+    license, languages = read_metadata(card)
+    sources: tuple[DataSource, ...] = ()
+    if (card.parent / FACTS).is_file():
+        sources = tuple(read_facts(card.parent).sources)
+    sources = sources or (DataSource(card.resolve().parent.name, license=license),)
+    return DataUsed(sources, languages=tuple(languages))
+
+
+def with_licenses(facts: ModelFacts, licenses: Mapping[str, str] | str | None) -> ModelFacts:
+    """Facts with licences of data sources and backbones by name, or one for all data.
+
+    Raises: `ValueError` for a name that is neither, and for a misspelt id.
+    """
+    if licenses is None:
+        return facts
+    sources = [source.name for source in facts.data.sources]
+    if isinstance(licenses, str):
+        licenses = dict.fromkeys(sources, licenses)
+        if not sources:
+            raise ValueError("There is one licence for all data, and no data is known: name the run, `--run FOLDER`.")
+    if not isinstance(licenses, Mapping) or not all(isinstance(value, str) for value in licenses.values()):
+        raise ValueError(f"The licences are {licenses!r}; give one licence, or `{{name: licence}}`.")
+    known = [*sources, *facts.data.datasets, facts.encoder, facts.llm]
+    if unknown := sorted(set(licenses) - set(known)):
+        raise ValueError(f"There are licences for {unknown}; the data and backbones of this model are {known}.")
+    for name, license in licenses.items():
+        check_license(license, name)
+    return dataclasses.replace(facts, data=facts.data.with_licenses(licenses), licenses=dict(licenses))
+
+
+__all__ = [
+    "SCORES",
+    "ModelFacts",
+    "Run",
+    "ScoreFile",
+    "on_hub",
+    "read_all_scores",
+    "read_data_card",
+    "read_runs",
+    "read_scores",
+    "with_licenses",
+]

@@ -1,0 +1,238 @@
+"""A model repository on the Hub: open it, compare its files with a folder, send what differs, and check it."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResultEntry,
+    HfApi,
+    eval_result_entries_to_yaml,
+    get_session,
+)
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from .facts import ScoreFile
+from .files import OURS, matches
+
+
+WAIT_SECONDS = 300  # for one answer of the Hub; its client waits for ever by default
+MAIN = "main"
+
+
+@contextmanager
+def patient_session() -> Iterator[None]:
+    """The HTTP client of `huggingface_hub` gives up when the Hub does not answer for `WAIT_SECONDS`."""
+    session = get_session()
+    before = session.timeout
+    session.timeout = WAIT_SECONDS
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push.
+
+    Args:
+        repo (`str`): `user/model`; user (`str`): who pushes.
+        revision (`str`): branch, or `refs/pr/N` of an open pull request.
+        opens_pr (`bool`): whether the commit opens a pull request.
+    """
+
+    api: HfApi
+    repo: str
+    user: str
+    revision: str = MAIN
+    opens_pr: bool = False
+
+    @property
+    def address(self) -> str:
+        return f"{self.api.endpoint}/{self.repo}"
+
+
+def open_target(
+    repo: str, private: bool = False, revision: str | None = None, create_pr: bool = False, message: str = ""
+) -> Target:
+    """Check the token, and make the repository and the branch if they are missing.
+
+    An open pull request of this user with the same title is used again.
+
+    Raises: errors of `huggingface_hub`; `ValueError` if a public repository was to be private.
+    """
+    api = HfApi(library_name="soundwave-hf")
+    user = api.whoami()["name"]
+    found = _find(api, repo)
+    if found is not None and private and not found.private:
+        raise ValueError(f"`{repo}` exists and is public, and `--private` was given: give another name.")
+    if found is None:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if (found := _find(api, repo)) is None:
+            raise ValueError(f"`{repo}` is taken by something that is no model, or is hidden: take another name.")
+    if create_pr:
+        return _pull_request(Target(api, repo, user, revision or MAIN), message)
+    if not revision:
+        return Target(api, repo, user)
+    if not revision.startswith("refs/"):
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    return Target(api, repo, user, revision)
+
+
+def _find(api: HfApi, repo: str):
+    try:
+        return api.model_info(repo)
+    except RepositoryNotFoundError as error:
+        if getattr(error.response, "status_code", 404) == 401:
+            raise
+        return None
+
+
+def _pull_request(target: Target, message: str) -> Target:
+    """The open pull request of this user and title, or one to be opened."""
+    same = target.api.get_repo_discussions(
+        target.repo, author=target.user, discussion_type="pull_request", discussion_status="open"
+    )
+    for each in same:
+        if each.is_pull_request and each.status == "open" and each.title == message and each.author == target.user:
+            return Target(target.api, target.repo, target.user, f"refs/pr/{each.num}")
+    return Target(target.api, target.repo, target.user, target.revision, opens_pr=True)
+
+
+# ---- what is there ----
+
+
+def remote_files(target: Target, revision: str | None = None) -> dict[str, RepoFile]:
+    """The files of a revision, by path; none in an empty repository."""
+    try:
+        tree = target.api.list_repo_tree(target.repo, recursive=True, revision=revision or target.revision)
+        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    except (RemoteEntryNotFoundError, RevisionNotFoundError):
+        return {}
+
+
+def is_same(path: Path, remote: RepoFile) -> bool:
+    """Whether a file on the Hub has the content of a local one, by sha256 or the digest of git."""
+    if path.stat().st_size != remote.size:
+        return False
+    if remote.lfs is not None:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id
+
+
+def differences(out: Path, remote: Mapping[str, RepoFile]) -> list[str]:
+    """Files of a folder that the Hub lacks, or has with another content."""
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return [name for name in names if name not in remote or not is_same(out / name, remote[name])]
+
+
+def stale_files(out: Path, remote: Mapping[str, RepoFile]) -> list[str]:
+    """Files of an earlier push that this one does not have, such as more shards. A reader's own files are none."""
+    return [name for name in remote if matches(name, OURS) and not (out / name).exists()]
+
+
+def remote_card(target: Target) -> str | None:
+    """The text of README.md on the Hub."""
+    if "README.md" not in remote_files(target):
+        return None
+    path = target.api.hf_hub_download(target.repo, "README.md", revision=target.revision)
+    return Path(path).read_text(encoding="utf-8")
+
+
+# ---- sending ----
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What an upload did. Args: commit, pull_request: None if nothing had to be sent."""
+
+    address: str
+    commit: str | None = None
+    pull_request: str | None = None
+    files: int = 0
+    removed: tuple[str, ...] = ()
+
+
+def send(target: Target, out: Path, message: str) -> Sent:
+    """Send the files that differ in one commit, and compare the Hub's files with the folder.
+
+    Raises: errors of `huggingface_hub`; `RuntimeError` if the Hub holds other files afterwards.
+    """
+    remote = remote_files(target)
+    changed, removed = differences(out, remote), stale_files(out, remote)
+    if not changed and not removed:
+        return Sent(target.address)
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=out / name) for name in changed]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in removed]
+    found = target.api.create_commit(
+        target.repo, operations, commit_message=message, revision=target.revision, create_pr=target.opens_pr
+    )
+    after = remote_files(target, found.pr_revision or found.oid)
+    if wrong := differences(out, after) + stale_files(out, after):
+        raise RuntimeError(f"The Hub does not hold what was sent: {wrong[:3]} differ. Push again.")
+    return Sent(target.address, found.oid, found.pr_url, len(changed), tuple(removed))
+
+
+# ---- registered benchmarks ----
+
+
+def write_eval_results(target: Target, files: list[ScoreFile], out: Path) -> list[str]:
+    """Write `.eval_results/` for data sets that are registered as benchmarks, those with an `eval.yaml`.
+
+    A set of which rows could not be scored is no result of the benchmark. Returns: names of the data sets.
+    """
+    written = []
+    for file in files:
+        for name, source in file.on_hub.items():
+            scores = file.sets.get(name)
+            value = None if scores is None or scores.failures else getattr(scores, file.metric)
+            task = None if value is None else registered_task(target.api, source)
+            if task is None:
+                continue
+            entry = EvalResultEntry(
+                dataset_id=source["path"],
+                task_id=task,
+                value=round(100 * value, 2),
+                dataset_revision=source.get("revision"),
+                notes=f"{file.metric.upper()} in %, {scores.clips} clips, soundwave-hf evaluate",
+            )
+            path = out / ".eval_results" / f"{source['path'].replace('/', '--')}--{task}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
+            written.append(source["path"])
+    return written
+
+
+def registered_task(api: HfApi, source: Mapping[str, str]) -> str | None:
+    """The task in the `eval.yaml` of a data set that reads this config and split; None if it is not registered."""
+    try:
+        path = api.hf_hub_download(source["path"], "eval.yaml", repo_type="dataset", revision=source.get("revision"))
+        tasks = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("tasks") or []
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, AttributeError, yaml.YAMLError):
+        return None
+    fitting = [
+        task["id"]
+        for task in tasks
+        if all(task.get(key) in (None, source.get(key)) for key in ("config", "split")) and "id" in task
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+__all__ = [
+    "Sent",
+    "Target",
+    "open_target",
+    "patient_session",
+    "remote_card",
+    "send",
+    "write_eval_results",
+]
