@@ -92,7 +92,7 @@ def read_model(folder: str | os.PathLike, encoder: str | None = None, llm: str |
     weights = _weights_of(folder, kind)
     if not (folder / "processor_config.json").is_file():
         raise FileNotFoundError(f"`{folder}` has no processor_config.json: save the processor there too.")
-    modules = _code_of(folder)
+    modules = _code_of(folder, needed=kind == "whole")
     files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     configs = {*CONFIGS, *(("adapter_config.json",) if kind == "lora" else ())}
     copied = [name for name in files if name in configs or name in modules or matches(name, COPIED)]
@@ -175,26 +175,29 @@ def _shards_of(folder: Path) -> list[str]:
     return names
 
 
-def _code_of(folder: Path) -> set[str]:
+def _code_of(folder: Path, needed: bool) -> set[str]:
     """Files with the code that the configs name in `auto_map`.
 
-    Raises: `FileNotFoundError` if one is missing.
+    Raises: `FileNotFoundError` if one is missing and `needed`: adapters load with the package's own code.
     """
     found = set()
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            continue
-        named = read_config(folder / name).get("auto_map") or {}
-        for value in named.values():
-            for each in value if isinstance(value, list) else [value]:
-                if each and "--" not in each:  # `user/repo--module.Class` is code of another repository
-                    found.add(f"{each.rpartition('.')[0]}.py")
-    if missing := sorted(name for name in found if not (folder / name).is_file()):
+        if (folder / name).is_file():
+            found |= _modules_of(read_config(folder / name))
+    missing = sorted(name for name in found if not (folder / name).is_file())
+    if missing and needed:
         raise FileNotFoundError(
             f"`{folder}` lacks the code {missing}, which its configs name: save the model and the processor again "
             "with `save_pretrained`."
         )
-    return found
+    return found.difference(missing)
+
+
+def _modules_of(config: Mapping) -> set[str]:
+    """Files that `auto_map` of a config names; `user/repo--module.Class` is code of another repository."""
+    named = (config.get("auto_map") or {}).values()
+    classes = [each for value in named for each in (value if isinstance(value, list) else [value]) if each]
+    return {f"{each.rpartition('.')[0]}.py" for each in classes if "--" not in each}
 
 
 def read_config(path: Path) -> dict:
@@ -246,6 +249,8 @@ def write_files(model: Model, out: Path, repo: str, shard_size: str = SHARD_SIZE
 
 def _clean_config(config: dict, name: str, model: Model, repo: str) -> dict:
     config = without_places(config)
+    if not _modules_of(config) <= set(model.copied):
+        config.pop("auto_map")  # of adapters without code of their own
     if name == "adapter_config.json":
         config["base_model_name_or_path"] = repo
     if name == "config.json":

@@ -10,13 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from soundwave_hf import cli
+from soundwave_hf import SoundwaveForCTC, cli
 from soundwave_hf.training import push
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.run_card import RunCard, last_measured
+from tests.local_hub import Fault, local_hub
 from tests.training.workspace import train
 
 
@@ -167,6 +169,38 @@ def test_a_name_that_can_be_no_repository_is_refused_before_the_first_step(works
     with pytest.raises(ValueError, match="`hub_model_id` is 'a/b/c': "):
         train(pushed(workspace, tmp_path / "mine", hub_model_id="a/b/c"))
     assert not (tmp_path / "mine").exists()
+
+
+# ---- a server that speaks the hub's protocol ----
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "end"])
+def test_a_run_reaches_a_hub_over_http_and_loads_by_its_name(workspace, tmp_path, monkeypatch, capsys, strategy):
+    with local_hub(tmp_path / "cache", tmp_path / "home", {}) as server:
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        changes = {"hub_model_id": "me/mine", "hub_strategy": strategy, "hub_private_repo": True}
+        trained = train(pushed(workspace, tmp_path / "mine", **changes))
+        assert server.private_made == {"me/mine"}
+        assert f"Pushed to {server.address}/me/mine." in capsys.readouterr().out
+        there = server.repositories["me/mine"]
+        names = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+        assert {"README.md", "trained.safetensors", "config.json"} <= names and "optimizer.pt" not in names
+        assert ("last-checkpoint/optimizer.pt" in names) == (strategy == "checkpoint")
+        server.private.clear()
+        found = SoundwaveForCTC.from_pretrained("me/mine", encoder=workspace.encoder, llm=workspace.llm)
+        for name, value in found.named_parameters():
+            if value.requires_grad:
+                assert torch.equal(value, dict(trained.model.named_parameters())[name])
+
+
+def test_an_upload_that_a_hub_refuses_while_a_run_trains_is_a_warning(workspace, tmp_path, monkeypatch, caplog):
+    with local_hub(tmp_path / "cache", tmp_path / "home", {}) as server:
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        server.faults.append(Fault("POST", "/commit/", 403))
+        trained = train(pushed(workspace, tmp_path / "mine", hub_model_id="me/mine"))
+        assert trained.trainer.state.global_step == 2
+        assert "`me/mine` could not be pushed to the hub (403" in caplog.text or len(server.commits) >= 1
+        assert (server.repositories["me/mine"] / "trained.safetensors").is_file()
 
 
 # ---- the card ----
