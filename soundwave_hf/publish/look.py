@@ -19,8 +19,8 @@ def hear(folder: str, how: str) -> dict:
     inputs = processor.apply_transcription_request(clip, sampling_rate=16000)
     with torch.no_grad():
         if how == "align":
-            output = model(**{name: inputs[name] for name in ("input_features", "input_features_mask")})
-            return {"logits": output.logits}
+            heard = {name: inputs[name] for name in ("input_features", "input_features_mask")}
+            return {"logits": model(**heard, output_ctc_logits=True).logits}
         words = {name: value for name, value in inputs.items() if name != "is_transcription"}
         ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         return {"logits": model(**words).logits, "ids": ids}

@@ -11,7 +11,7 @@ import yaml
 from soundwave_hf.data.card import DataSource
 from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
 from soundwave_hf.data.used import DataUsed
-from soundwave_hf.publish import look, reload
+from soundwave_hf.publish import look, push, reload
 from tests.local_hub import local_hub
 from tests.modeling.test_load_adapters import write_adapters, write_stage_one
 from tests.tiny_models import save_tiny_soundwave
@@ -123,6 +123,12 @@ def same_process(made, monkeypatch):
             torch.set_num_threads(threads)
 
     monkeypatch.setattr(reload, "run_fresh", hear)
+
+
+@pytest.fixture
+def quick_plot(monkeypatch):
+    """A file in place of the curves, which take a second to draw."""
+    monkeypatch.setattr(push, "plot_histories", lambda histories, path: path.write_bytes(b"png"))
 
 
 @pytest.fixture

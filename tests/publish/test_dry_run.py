@@ -14,7 +14,7 @@ from soundwave_hf.publish.files import INDEX, tensor_sizes
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch, same_process):
+def no_network(monkeypatch, same_process, quick_plot):
     def refused(*words):
         raise AssertionError("a connection was opened")
 

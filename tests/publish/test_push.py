@@ -26,7 +26,7 @@ WRONG = "hf_AbCdEfGhIjKlMnOpQrStUvWx"
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch, same_process):
+def fast(monkeypatch, same_process, quick_plot):
     """Retries do not wait."""
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 

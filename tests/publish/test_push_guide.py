@@ -15,7 +15,7 @@ from soundwave_hf.data.tiny import make_speech
 GUIDE = (Path(__file__).parents[2] / "docs" / "push.md").read_text(encoding="utf-8")
 
 
-def test_the_commands_run(made, hub, same_process, tmp_path, monkeypatch, capsys):
+def test_the_commands_run(made, hub, same_process, quick_plot, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made / "run", "runs/mine")
     lines = ["audio,text"]
