@@ -25,6 +25,7 @@ from ..modeling.folders_soundwave import (
     is_soundwave,
     trained_backbone,
 )
+from ..paths import find_weights
 from ..secret_values import WAY_OUT, holds_secret
 from ..training.export import without_places
 
@@ -82,7 +83,7 @@ def read_model(folder: str | os.PathLike, encoder: str | None = None, llm: str |
     Raises: `FileNotFoundError` if it or a part of the model is missing; `ValueError` if it is no Soundwave model, or
         adapters whose backbones are local folders.
     """
-    folder = Path(folder)
+    folder = Path(find_weights(os.fspath(folder)))
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder `{folder}`.")
     kind = _kind_of(folder)

@@ -98,8 +98,10 @@ def push_model(
     model = read_model(folder, encoder, llm)
     message = message or f"Upload {repo.split('/')[-1]} with soundwave-hf"
     own = _own_card(model.folder / README, replace_card)
-    facts = collect_facts(model, repo, scores, runs, data_cards, license or own.metadata.get("license"), licenses)
-    typed = not license and not _recipe_license(facts.runs)
+    facts = collect_facts(model, repo, scores, runs, data_cards, license, licenses)
+    typed = facts.license is None
+    if typed:
+        facts = dataclasses.replace(facts, license=_license_of(own.metadata))
     if (line := describe_left_out(model)) is not None:
         print(line, flush=True)
     if dry_run is not None:
@@ -187,13 +189,17 @@ def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, li
         runs=found,
         data=data,
         scores=read_all_scores(scores),
-        license=_text_of(license) or _recipe_license(found),
+        license=license or _recipe_license(found),
     )
     return with_licenses(facts, licenses)
 
 
-def _text_of(license) -> str | None:
-    return license if isinstance(license, str) else ", ".join(license) if isinstance(license, list) else None
+def _license_of(metadata: Mapping) -> str | None:
+    """The licence in the metadata of a card, as text."""
+    license = metadata.get("license")
+    if license == "other":
+        license = metadata.get("license_name", license)
+    return ", ".join(map(str, license)) if isinstance(license, list) else license
 
 
 def _recipe_license(runs: Sequence[Run]) -> str | None:

@@ -3,6 +3,7 @@ import pytest
 from soundwave_hf.evaluation.metrics import Edit
 from soundwave_hf.evaluation.rows import Request
 from soundwave_hf.evaluation.scoring import Scores, compare_clips, score_clips, score_results
+from soundwave_hf.evaluation.sets import hub_sets
 from soundwave_hf.evaluation.transcribe import Result
 
 
@@ -34,11 +35,18 @@ def test_scores_are_taken_over_the_set():
     assert (scores.wer, scores.written_wer, scores.ctc_wer) == (0.25, 0.5, 0.5)
     assert scores.cer == pytest.approx(1 / 24)
     assert scores.whisper_wer == 0 and scores.positions_per_second == 3.0
+    assert scores.positions_per_second_interval == (2.0, 4.0)  # 4 and 8 positions in 2 s each
     assert scores.word_errors == {"substitutions": 1, "deletions": 0, "insertions": 0, "words": 4}
     assert scores.character_errors == {"substitutions": 0, "deletions": 1, "insertions": 0, "characters": 24}
     assert scores.wer_interval == (0.0, 0.5)
     assert by_row[1].edits == [Edit("substitute", "friends", "fiends")]
     assert (scores.answers, scores.exact_match) == (0, None)
+
+
+def test_sets_of_the_hub_are_recorded_with_config_and_split():
+    found = hub_sets(["a=org/set", "b=test.csv", "c={path: org/other, name: en, split: test}", "https://x.org/a.csv"])
+    assert found == {"a": {"path": "org/set"}, "c": {"path": "org/other", "config": "en", "split": "test"}}
+    assert hub_sets({"rows": [{"audio": "a.wav", "text": "a"}]}) == {}
 
 
 def test_answers_and_transcripts_are_scored_apart():

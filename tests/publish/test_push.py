@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor, cli, push_model
-from soundwave_hf.publish import remote
+from soundwave_hf.publish import reload, remote
 from tests.local_hub import Fault
 from tests.publish.conftest import SCORES
 
@@ -26,9 +26,11 @@ WRONG = "hf_AbCdEfGhIjKlMnOpQrStUvWx"
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch, same_process, quick_plot):
-    """Retries do not wait."""
+def fast(monkeypatch, made, quick_plot):
+    """Retries do not wait, and `test_dry_run` tests the check before the upload."""
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(made / "home"))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(reload, "run_fresh", lambda *words: {"logits": torch.zeros(1)})
 
 
 @pytest.fixture
@@ -72,6 +74,14 @@ def test_adapters_are_pushed_and_load_by_every_door(made, hub):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert SoundwaveProcessor.from_pretrained("me/mine").trailing_silence == 0.1
+
+
+def test_the_librarys_own_push_to_hub_reaches_the_same_hub(made, hub):
+    SoundwaveForConditionalGeneration.from_pretrained(made / "whole").push_to_hub("me/theirs")
+    SoundwaveProcessor.from_pretrained(made / "whole").push_to_hub("me/theirs")
+    assert {path.name for path in (made / "whole").iterdir()} <= names(hub.repositories["me/theirs"])
+    found = AutoModelForMultimodalLM.from_pretrained("me/theirs", trust_remote_code=True)
+    assert found.config.label_embeddings
 
 
 @pytest.mark.parametrize("name", ["run", "align", "whole"])
