@@ -118,18 +118,26 @@ def _use(facts: ModelFacts) -> str:
             f"model = {model}.from_pretrained(folder)",
             "processor = SoundwaveProcessor.from_pretrained(folder)",
         ]
+    elif facts.kind == "align":
+        code = [
+            "from soundwave_hf import load_adapter, transcribe_clips",
+            "",
+            f'model, processor = load_adapter("{name}", ctc_only=True)',
+            'for transcript in transcribe_clips(model, processor, ["speech.wav"], ctc_only=True):',
+            "    print(transcript.text)",
+        ]
     else:
-        code = [*_loading(facts.kind, name), 'inputs = processor.apply_transcription_request("speech.wav")']
-        code += [f"ids = model.generate(**inputs, max_new_tokens=100{', ctc_only=True' * (facts.kind == 'align')})"]
-        code += ['print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])']
+        code = [
+            *_loading(facts.kind, name),
+            'inputs = processor.apply_transcription_request("speech.wav")',
+            "ids = model.generate(**inputs, max_new_tokens=100)",
+            'print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])',
+        ]
     needs = "`pip install transformers`" if facts.kind == "whole" else "Install `soundwave-hf`"
     return "\n".join(["## Use", "", f"{needs}, then:", "", "```python", *code, "```"])
 
 
 def _loading(kind: str, name: str) -> list[str]:
-    if kind == "align":
-        loading = f'model, processor = load_adapter("{name}", ctc_only=True)'
-        return ["from soundwave_hf import load_adapter", "", loading]
     library, model, processor, trusted = {
         "whole": ("transformers", "AutoModelForMultimodalLM", "AutoProcessor", ", trust_remote_code=True"),
         "lora": ("soundwave_hf", "SoundwaveForConditionalGeneration", "SoundwaveProcessor", ""),

