@@ -45,9 +45,9 @@ def hide_secrets(text: str) -> str:
 
 
 def _is_secret(found: str) -> bool:
-    # The expression ignores case, and `hf_transformers` is a word.
-    plain = HUGGING_FACE.match(found) and len(found) < 23 and found[3:].isalpha() and found[3:].islower()
-    return not plain
+    # The expression ignores case, and `hf_transformers` and `HF_ENDPOINT` are words.
+    is_word = found[3:].isalpha() and (found[3:].islower() or found.isupper())
+    return not (HUGGING_FACE.match(found) and len(found) < 23 and is_word)
 
 
 def names_secret(key: str) -> bool:

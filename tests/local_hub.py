@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, b"{}")
         elif name.removeprefix("datasets/") and name not in self.server.repositories:
             self.answer(404, headers={"X-Error-Code": "RepoNotFound"})
-        elif not self.may_write(name) and "create_pr=1" not in self.path:
+        elif not self.may_write(name) and not self.is_pull_request(rest):
             self.answer(403, headers={"X-Error-Message": "You have no rights to write to this repository."})
         elif rest[:1] == ["preupload"]:
             self.preupload(name, "/".join(rest[1:]), json.loads(body))
@@ -150,6 +150,10 @@ class Handler(BaseHTTPRequestHandler):
             self.commit(name, "/".join(rest[1:]), body)
         else:  # a branch
             self.branch(name, rest[1])
+
+    def is_pull_request(self, rest: list[str]) -> bool:
+        """Whether a request belongs to a pull request, which everybody may open and go on with."""
+        return "create_pr=1" in self.path or rest[1:3] == ["refs", "pr"] or rest[:1] == ["info"]
 
     def may_write(self, name: str) -> bool:
         return name.removeprefix("datasets/").split("/")[0] in self.server.owners

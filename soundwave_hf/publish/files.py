@@ -42,7 +42,7 @@ COPIED = (*TOKENIZER, *TEMPLATES, *CODE, *NOTICES)
 WEIGHTS = {"lora": (LORA_FILES[1],), "align": (TRAINED_FILE,)}
 # Files of an earlier push that this one may remove. A reader's own files on the Hub stay.
 OURS = (*CONFIGS, *TOKENIZER, *TEMPLATES, *CODE, "model*.safetensors", INDEX, *LORA_FILES, TRAINED_FILE)
-OURS += ("training.png", ".eval_results/*.yaml")
+OURS += ("training.png", ".eval_results/*--*--*.yaml")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"}
 TEXTS = (".json", ".jinja", ".py", ".md", ".txt", ".yaml")
 

@@ -179,7 +179,6 @@ def test_a_pull_request_is_opened_once_and_then_used_again(folder, hub, capsys):
     hub.repositories["them/mine"].mkdir(parents=True)
     first = push_model(run, "them/mine", create_pr=True)
     assert first.pull_request == f"{hub.address}/them/mine/discussions/1"
-    hub.owners.add("them")  # whoever opens a pull request may write to it
     assert push_model(run, "them/mine", create_pr=True).commit is None
     assert [each["num"] for each in hub.discussions] == [1]
     (run / "LICENSE").write_text("mine")
