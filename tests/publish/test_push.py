@@ -143,10 +143,12 @@ def test_a_second_push_sends_what_changed_and_removes_what_is_gone(folder, hub, 
     there = hub.repositories["me/whole"]
     shards = {path.name for path in there.glob("model-*")}
     (there / "by-hand.txt").write_text("a reader's own file")
+    (there / ".eval_results").mkdir()
+    (there / ".eval_results" / "hle.yaml").write_text("[]")  # of the community
     push_model(whole, "me/whole")
     assert "Removed there, as this model has no such files: " in capsys.readouterr().out
     assert not shards & names(there) and "model.safetensors.index.json" not in names(there)
-    assert {"model.safetensors", "by-hand.txt"} <= names(there)
+    assert {"model.safetensors", "by-hand.txt", ".eval_results/hle.yaml"} <= names(there)
 
 
 def test_an_interrupted_upload_goes_on_where_it_stopped(made, hub, capsys):
@@ -175,7 +177,7 @@ def test_a_branch_is_made_and_main_stays_as_it_is(made, hub, capsys):
 
 def test_a_pull_request_is_opened_once_and_then_used_again(folder, hub, capsys):
     run = folder("run")
-    hub.repositories["them/mine"] = hub.writable / "them"
+    hub.repositories["them/mine"] = hub.writable / "them" / "mine"
     hub.repositories["them/mine"].mkdir(parents=True)
     first = push_model(run, "them/mine", create_pr=True)
     assert first.pull_request == f"{hub.address}/them/mine/discussions/1"

@@ -125,6 +125,7 @@ def test_arguments_hold_none_since_each_checkpoint_holds_them(tmp_path, given):
     "text",
     [
         "hf_transformers",
+        "HF_ENDPOINT",
         "runs/hf_baseline",
         "openai/whisper-base",
         "eos_token",
