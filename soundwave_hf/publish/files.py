@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..modeling.folders_soundwave import (
+    ENCODER_LORA_FILE,
     LORA_FILES,
     TRAINED_FILE,
     adapter_kind,
@@ -42,7 +43,7 @@ COPIED = (*TOKENIZER, *TEMPLATES, *CODE, *NOTICES)
 WEIGHTS = {"lora": (LORA_FILES[1],), "align": (TRAINED_FILE,)}
 # Files of an earlier push that this one may remove. A reader's own files on the Hub stay.
 OURS = (*CONFIGS, *TOKENIZER, *TEMPLATES, *CODE, "model*.safetensors", INDEX, *LORA_FILES, TRAINED_FILE)
-OURS += ("training.png", ".eval_results/*--*--*.yaml")
+OURS += (ENCODER_LORA_FILE, "training.png", ".eval_results/*--*--*.yaml")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"}
 TEXTS = (".json", ".jinja", ".py", ".md", ".txt", ".yaml")
 
@@ -148,6 +149,10 @@ def _weights_of(folder: Path, kind: str) -> tuple[str, ...]:
     Raises: `FileNotFoundError`, `ValueError`.
     """
     files = WEIGHTS.get(kind) or ((WHOLE,) if (folder / WHOLE).is_file() else _shards_of(folder))
+    if kind != "whole" and read_config(folder / "config.json").get("encoder_lora") is not None:
+        files = (*files, ENCODER_LORA_FILE)
+        if not (folder / ENCODER_LORA_FILE).is_file():
+            raise FileNotFoundError(f"`{folder}` lacks {ENCODER_LORA_FILE}, which its config names: copy it there.")
     for name in files:
         try:
             with safe_open(folder / name, "pt") as opened:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from soundwave_hf import cli, push_model
 from soundwave_hf.publish import files
-from soundwave_hf.publish.files import INDEX, tensor_sizes
+from soundwave_hf.publish.files import INDEX, read_model, tensor_sizes
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,15 @@ def test_adapters_of_stage_one_may_be_pushed(made, tmp_path):
     push_model(made / "align", "me/ctc", dry_run=tmp_path / "out")
     assert "trained.safetensors" in names(tmp_path / "out")
     assert 'load_adapter("me/ctc", ctc_only=True)' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_lora_of_the_encoder_goes_along_or_is_missed(folder, tmp_path, capsys):
+    run = folder("run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"encoder_lora": "0123"}))
+    assert "lacks encoder_lora.safetensors, which its config names" in refused(run, tmp_path, capsys)
+    save_file({"a": torch.ones(2)}, run / "encoder_lora.safetensors")
+    assert read_model(run).weights == ("adapter_model.safetensors", "encoder_lora.safetensors")
 
 
 def test_a_whole_model_is_written_in_shards_of_the_given_size(made, tmp_path):
