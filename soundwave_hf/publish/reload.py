@@ -65,7 +65,8 @@ def digests(model: Model) -> dict[str, str]:
                 tensor = opened.get_tensor(name)
                 about = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
                 about.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-                found[name] = about.hexdigest()
+                # The shards of a whole model may be other ones; the files of adapters have their own names.
+                found[name if model.kind == "whole" else f"{name} of {file}"] = about.hexdigest()
     return found
 
 
