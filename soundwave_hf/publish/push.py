@@ -105,11 +105,7 @@ def push_model(
     if (line := describe_left_out(model)) is not None:
         print(line, flush=True)
     if dry_run is not None:
-        refuse_used(dry_run)
-        with atomic_folder(dry_run) as out:
-            _write(model, facts, own, out, max_shard_size, typed)
-            print(check_reload(model, out, offline=True), flush=True)
-        return _written(Path(dry_run), facts)
+        return _dry_run(model, facts, own, Path(dry_run), max_shard_size, typed)
     with patient_session(), _place_beside(model.folder) as out:
         with hub_errors(repo):
             target = open_target(repo, private, revision, create_pr, message)
@@ -121,6 +117,15 @@ def push_model(
         with hub_errors(repo):
             sent = send(target, out, message)
     return _sent(target, sent)
+
+
+def _dry_run(model: Model, facts: ModelFacts, own: Card, folder: Path, shard_size: str, typed: bool) -> Pushed:
+    """Write and check the upload without a connection."""
+    refuse_used(folder)
+    with atomic_folder(folder) as out:
+        _write(model, facts, own, out, shard_size, typed)
+        print(check_reload(model, out, offline=True), flush=True)
+    return _written(folder, facts)
 
 
 # ---- what came ----
