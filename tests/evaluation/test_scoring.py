@@ -44,7 +44,9 @@ def test_scores_are_taken_over_the_set():
 
 
 def test_sets_of_the_hub_are_recorded_with_config_and_split():
-    found = hub_sets(["a=org/set", "b=test.csv", "c={path: org/other, name: en, split: test}", "d=https://x.org/a.csv"])
+    found = hub_sets(
+        ["a=org/set", "b=test.csv", "c={path: org/other, name: en, split: test}", "d=https://x.org/a.csv"]
+    )
     assert found == {"a": {"path": "org/set"}, "c": {"path": "org/other", "config": "en", "split": "test"}}
     assert hub_sets({"rows": [{"audio": "a.wav", "text": "a"}]}) == {}
 
