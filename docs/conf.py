@@ -2,6 +2,7 @@
 
 import re
 from importlib.metadata import version as installed
+from pathlib import Path
 
 import transformers
 
@@ -16,7 +17,6 @@ version = release = soundwave_hf.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]  # index.md names pages that need not be there
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 default_role = "code"
@@ -38,6 +38,7 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}
 copyright = f"{author}. Apache-2.0. Built with Sphinx {installed('sphinx')}"
 
+OTHER_BRANCHES = ("app", "convert", "push")  # pages that land by themselves: index.md names them already
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```(?:\s*$)", re.MULTILINE | re.DOTALL)
 
 
@@ -62,5 +63,21 @@ def convert(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = as_rst("\n".join(lines)).splitlines()
 
 
+def outside(app, docname: str, source: list[str]) -> None:
+    """Links to Markdown files outside of docs become downloads: the site has no page of them."""
+    folder = (Path(app.srcdir) / docname).parent
+
+    def download(match: re.Match) -> str:
+        label, target = match.groups()
+        inside = (folder / target).resolve().is_relative_to(Path(app.srcdir).resolve())
+        return match[0] if inside else f"{{download}}`{label} <{target}>`"
+
+    missing = [name for name in OTHER_BRANCHES if not (folder / f"{name}.md").exists()]
+    if docname == "index":
+        source[0] = re.sub(rf"^({'|'.join(missing) or '$^'})\n", "", source[0], flags=re.MULTILINE)
+    source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./)+[^)#]+\.md)\)", download, source[0])
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", convert, priority=400)  # napoleon, which reads `Args:`, has 500
+    app.connect("source-read", outside)

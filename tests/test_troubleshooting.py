@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class Known:
     def question(self) -> dict:
         """The inputs of a request that is no transcription."""
         content = [{"type": "audio", "path": str(self.home / "speech.wav")}, {"type": "text", "text": "Who speaks?"}]
-        options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+        options = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
         return self.processor.apply_chat_template([{"role": "user", "content": content}], **options)
 
 
@@ -158,8 +159,9 @@ def weight_while_sampling(known):
 
 @mistake("the model's tokenizer was not found")
 def no_tokenizer(known):
-    moved = SoundwaveForConditionalGeneration(known.model.config).eval()
-    moved.config.name_or_path = ""
+    config = deepcopy(known.model.config)
+    config.name_or_path = ""
+    moved = SoundwaveForConditionalGeneration(config).eval()
     moved.generate(**known.request(), ctc_weight=0.3, max_new_tokens=3)
 
 

@@ -60,7 +60,7 @@ def test_its_cells_run_on_tiny_backbones(tmp_path, monkeypatch, capsys):
     write_tiny_llm(llm)
     write_adapters(encoder, llm, tmp_path / "start")
     take_rows(tmp_path / "spanish", train=4, test=1)
-    changes = {"examples/spanish": "spanish", "weights/soundwave-small": "start", "STEPS = 300": "STEPS = 1"}
+    changes = {"examples/spanish": "spanish", "weights/soundwave-small": "start", "STEPS = 80": "STEPS = 1"}
     names = run(changes)
     printed = capsys.readouterr().out
     assert "train 4 clips, such as: Esta calle es muy tranquila de noche." in printed
@@ -75,5 +75,5 @@ def test_its_cells_run_on_the_shipped_weights_and_training_lowers_the_errors(tmp
     monkeypatch.chdir(tmp_path)
     os.symlink(ROOT / "weights", tmp_path / "weights")
     take_rows(tmp_path / "spanish", train=64, test=8)
-    names = run({"examples/spanish": "spanish", "STEPS = 300": "STEPS = 40"})
+    names = run({"examples/spanish": "spanish", "STEPS = 80": "STEPS = 40"})
     assert names["after"].wer < names["before"].wer

@@ -1,7 +1,9 @@
-"""docs/training.md names each key that a recipe may hold and no other, and its Python runs."""
+"""docs/training.md names each key that a recipe may hold and no other; its Python and its commands run."""
 
+import json
 import os
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import yaml
 from trl import SFTConfig
 
-from soundwave_hf import SoundwaveSFTConfig
+from soundwave_hf import SoundwaveSFTConfig, cli
 from soundwave_hf.modeling.backbones_soundwave import settable_fields
 from soundwave_hf.training.recipe import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
 
@@ -95,3 +97,49 @@ def test_its_python_runs(workspace, chain, tmp_path, monkeypatch, about, written
 
 def test_all_its_python_is_run():
     assert len(BLOCKS) == 4  # one of them by test_plain_trainers.py
+
+
+def commands(verb: str) -> list[str]:
+    """The lines of the page that begin with a verb."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL) for line in block.splitlines()]
+    return [line for line in lines if line.startswith(f"soundwave-hf {verb} ")]
+
+
+def run(command: str, **changes: str) -> None:
+    for there, here in changes.items():
+        assert there in command
+        command = command.replace(there, here)
+    assert cli.main(shlex.split(command, comments=True)[1:]) == 0
+
+
+def test_its_commands_check_data(workspace, tmp_path, monkeypatch, capsys):
+    row = first_row(workspace)
+    (tmp_path / "train.csv").write_text(f"path,sentence\n{row['audio']},{row['text']}\n")
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)
+    for command in commands("data check"):
+        run(command)
+        assert "0 bad clips in 1 rows" in capsys.readouterr().out
+    assert json.loads((tmp_path / "good.jsonl").read_text())["text"] == row["text"]
+
+
+def first_row(workspace) -> dict:
+    row = json.loads((workspace.data / "train.jsonl").read_text().splitlines()[0])
+    return {"audio": str(workspace.data / row["audio"]), "text": row["text"]}
+
+
+def test_its_commands_after_a_run(workspace, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (export,), (merge,) = commands("export"), commands("merge")
+    run(export, **{"~/.cache/soundwave-hf/runs/3_instruct": str(chain["instruct"].folder)})
+    names = {"openai/whisper-base": workspace.encoder, "HuggingFaceTB/SmolLM2-135M-Instruct": workspace.llm}
+    run(merge, **names)
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "my-model" / "model.safetensors").is_file()
+
+
+def test_its_command_plans(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (plan,) = commands("plan")
+    run(plan)
+    assert "GiB" in capsys.readouterr().out
