@@ -30,11 +30,13 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"{project} {release}"
 html_show_sourcelink = False
 html_theme_options = {
+    "navbar_center": [],
     "navigation_with_keys": False,
     "show_prev_next": True,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
+html_sidebars = {"**": ["globaltoc.html"]}  # all pages; the theme's own sidebar shows those below the current one
 html_context = {"default_mode": "auto"}
 copyright = f"{author}. Apache-2.0. Built with Sphinx {installed('sphinx')}"
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import yaml
 
-from soundwave_hf import cli
+from soundwave_hf import cli, load_adapter
 from soundwave_hf.data.manifest import write_rows
 from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
 from soundwave_hf.evaluation import shipped
@@ -41,13 +41,18 @@ def backbones(tmp_path_factory) -> tuple[str, str]:
     return str(folder / "whisper"), str(folder / "llm")
 
 
+def load_what_is_here(folder, **options):
+    """The weights of the current folder in place of the shipped ones, which have other backbones."""
+    return load_adapter("weights/soundwave-small" if folder == shipped.ADAPTER else folder, **options)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch, backbones) -> Path:
     """The current folder of a user: a checkout with other weights, and the recordings and rows that pages name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path / "home"))
     write_adapters(*backbones, tmp_path / "weights" / "soundwave-small")
-    monkeypatch.setattr(shipped.load_adapter, "__defaults__", ("weights/soundwave-small",))
+    monkeypatch.setattr(shipped, "load_adapter", load_what_is_here)
     for name in ("examples", "recipes"):
         os.symlink(ROOT / name, tmp_path / name)
     (tmp_path / "calls").mkdir()

@@ -147,7 +147,7 @@ def lost_weights(known):
     SoundwaveForConditionalGeneration.from_pretrained(copy)
 
 
-@mistake("is not a transcription of one clip")
+@mistake("no row is marked as a transcription")
 def weight_for_a_question(known):
     known.model.generate(**known.question(), ctc_weight=0.3, max_new_tokens=3)
 
