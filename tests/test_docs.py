@@ -17,14 +17,14 @@ READ = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md",
 FENCED = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\w)!?\[[^\]]*\]\(([^()\s]+)\)")
 
-# Which test runs the blocks of a page. A test of a page that names no number runs all its blocks of that language.
+# Which test runs the blocks of a page.
 RUN_BY = {
     ("README.md", "bash"): "tests/test_start_guides.py",
     ("README.md", "python"): "tests/test_readme.py",
     ("docs/backbones.md", "bash"): "tests/test_start_guides.py",
     ("docs/backbones.md", "python"): "tests/test_start_guides.py",
-    ("docs/data.md", "bash"): "tests/data/test_data_guide.py",
-    ("docs/data.md", "python"): "tests/data/test_clean_guide.py",
+    ("docs/data.md", "bash"): "tests/data/test_data_guide.py",  # and test_clean_guide.py, test_build_guide.py
+    ("docs/data.md", "python"): "tests/data/test_clean_guide.py",  # and test_build_guide.py
     ("docs/decoding.md", "python"): "tests/test_decoding_guide.py",
     ("docs/evaluation.md", "bash"): "tests/evaluation/test_guide.py",
     ("docs/evaluation.md", "python"): "tests/evaluation/test_guide.py",
@@ -34,7 +34,7 @@ RUN_BY = {
     ("docs/quickstart.md", "python"): "tests/test_start_guides.py",
     ("docs/stages.md", "bash"): "tests/test_start_guides.py",
     ("docs/training.md", "bash"): "tests/training/test_guide.py",
-    ("docs/training.md", "python"): "tests/training/test_guide.py",
+    ("docs/training.md", "python"): "tests/training/test_guide.py",  # and test_plain_trainers.py
     ("docs/transcribe.md", "bash"): "tests/test_transcribe_guide.py",
     ("docs/transcribe.md", "python"): "tests/test_transcribe_guide.py",
 }

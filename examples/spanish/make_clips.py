@@ -17,9 +17,8 @@ from soundwave_hf.data.build.run import build
 HERE = Path(__file__).resolve().parent
 
 
-def make(out: Path = HERE) -> None:
-    """Read the texts aloud and write the clips as Ogg Opus, with a CSV (`audio`, `text`, `voice`) for each set."""
-    os.chdir(HERE)
+def make(out: Path) -> None:
+    """Read the texts of the current folder aloud: clips, and a CSV of `audio`, `text`, `voice` for each set."""
     (out / "clips").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as built:
         build("build.yaml", built)
@@ -42,4 +41,5 @@ def write_set(out: Path, name: str, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    make()
+    os.chdir(HERE)
+    make(HERE)

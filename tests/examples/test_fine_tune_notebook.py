@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,16 @@ def test_its_cells_run_on_the_shipped_weights_and_training_lowers_the_errors(tmp
     take_rows(tmp_path / "spanish", train=64, test=8)
     names = run({"examples/spanish": "spanish", "STEPS = 80": "STEPS = 40"})
     assert names["after"].wer < names["before"].wer
+
+
+@pytest.mark.slow  # 444 clips
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
+def test_the_clips_can_be_made_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(SPANISH)
+    spec = spec_from_file_location("make_clips", SPANISH / "make_clips.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.make(tmp_path)
+    for name in ("train", "test"):
+        assert (tmp_path / f"{name}.csv").read_text() == (SPANISH / f"{name}.csv").read_text()
+    assert len(list((tmp_path / "clips").iterdir())) == 444
