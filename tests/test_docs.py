@@ -23,6 +23,8 @@ RUN_BY = {
     ("README.md", "python"): "tests/test_readme.py",
     ("docs/backbones.md", "bash"): "tests/test_start_guides.py",
     ("docs/backbones.md", "python"): "tests/test_start_guides.py",
+    ("docs/convert.md", "bash"): "tests/test_convert.py",
+    ("docs/convert.md", "python"): "tests/test_convert.py",
     ("docs/data.md", "bash"): "tests/data/test_data_guide.py",  # and test_clean_guide.py, test_build_guide.py
     ("docs/data.md", "python"): "tests/data/test_clean_guide.py",  # and test_build_guide.py
     ("docs/decoding.md", "python"): "tests/test_decoding_guide.py",
@@ -30,6 +32,8 @@ RUN_BY = {
     ("docs/evaluation.md", "python"): "tests/evaluation/test_guide.py",
     ("docs/fine_tune.md", "bash"): "tests/test_start_guides.py",
     ("docs/native.md", "bash"): "tests/test_serve.py",
+    ("docs/push.md", "bash"): "tests/publish/test_push_guide.py",
+    ("docs/push.md", "python"): "tests/publish/test_push_guide.py",
     ("docs/quickstart.md", "bash"): "tests/test_start_guides.py",
     ("docs/quickstart.md", "python"): "tests/test_start_guides.py",
     ("docs/stages.md", "bash"): "tests/test_start_guides.py",
@@ -38,6 +42,7 @@ RUN_BY = {
     ("docs/transcribe.md", "bash"): "tests/test_transcribe_guide.py",
     ("docs/transcribe.md", "python"): "tests/test_transcribe_guide.py",
 }
+RUN_BY = {block: test for block, test in RUN_BY.items() if (ROOT / block[0]).exists()}  # two pages land by themselves
 # Lines that no test runs, and why.
 NOT_RUN = {
     "pip install -e '.[backbones,evaluate]'": "changes the environment; tests/test_wheel.py installs the package",
