@@ -40,7 +40,7 @@ html_sidebars = {"**": ["globaltoc.html"]}  # all pages; the theme's own sidebar
 html_context = {"default_mode": "auto"}
 copyright = f"{author}. Apache-2.0. Built with Sphinx {installed('sphinx')}"
 
-OTHER_BRANCHES = ("app", "convert", "push")  # pages that land by themselves: index.md names them already
+OTHER_BRANCHES = ("app", "convert")  # pages that land by themselves: index.md names them already
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```(?:\s*$)", re.MULTILINE | re.DOTALL)
 
 
