@@ -99,13 +99,15 @@ def add_merge(verbs):
 def convert(arguments: argparse.Namespace):
     from .convert import convert_published
 
-    convert_published(arguments.source, arguments.destination)
+    revision = {"revision": arguments.revision} if arguments.revision else {}
+    convert_published(arguments.source, arguments.destination, **revision)
 
 
 def add_convert(verbs):
     verb = add_verb(verbs, convert, "turn a checkpoint in the published layout into one that transformers loads")
-    verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
-    verb.add_argument("destination", metavar="DST", help="folder to write")
+    verb.add_argument("source", metavar="SRC", help="hub name, or folder with the published config.json and weights")
+    verb.add_argument("destination", metavar="DST", help="folder to write; the same command continues a stopped run")
+    verb.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
 
 
 def demo(arguments: argparse.Namespace):
