@@ -1,7 +1,6 @@
 """constraints.txt: the exact version of every package that this package, its extras and their requirements install."""
 
 import re
-import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -10,43 +9,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from release.requirements import direct_requirements, oldest, required
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 LINES = [
     line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
 ]
 LOCKED = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
-
-
-def direct_requirements() -> list[Requirement]:
-    """Those of the package and of all its extras, each once, without the package itself."""
-    texts = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
-    return [each for each in map(Requirement, dict.fromkeys(texts)) if each.name != PROJECT["name"]]
-
-
-def required(roots: list[Requirement]) -> dict[str, str]:
-    """Each package that the roots need on this machine, as installed here or not, and what needs it."""
-    found, left = {}, [(each, PROJECT["name"]) for each in roots]
-    seen = set()
-    while left:
-        requirement, parent = left.pop()
-        name = canonicalize_name(requirement.name)
-        key = (name, frozenset(requirement.extras))
-        if key in seen:
-            continue
-        seen.add(key)
-        found.setdefault(name, parent)
-        try:
-            needs = map(Requirement, distribution(name).requires or [])
-        except PackageNotFoundError:
-            continue
-        left += [
-            (need, name)
-            for need in needs
-            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras))
-        ]
-    return found
 
 
 def test_each_line_names_one_exact_version_and_no_package_twice():
@@ -83,3 +53,11 @@ def test_a_package_that_is_missing_in_the_lock_is_found():
     found = required([Requirement("transformers[serving]")])
     assert {"transformers", "tokenizers", "huggingface-hub", "numpy", "fastapi", "starlette"} <= found.keys()
     assert found["tokenizers"] == "transformers" and found["fastapi"] == "transformers"
+
+
+def test_the_oldest_versions_are_the_lower_bounds_of_the_ranges():
+    assert oldest(Requirement("peft>=0.21")) == "peft==0.21"
+    assert oldest(Requirement("transformers<5.25,>=5.23")) == "transformers==5.23"
+    with pytest.raises(ValueError, match="`soxr` in pyproject.toml has no oldest version: write `soxr>=...`"):
+        oldest(Requirement("soxr"))
+    assert len([oldest(each) for each in direct_requirements(extras=False)]) == 10
