@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import __version__
 from .cli_options import (
     add_backbones,
     add_placing,
@@ -376,6 +377,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="soundwave-hf", description="Train, convert, evaluate and try Soundwave speech language models."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for add in ADD_VERBS:
         add(verbs)
