@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoModelForMultimodalLM
 from soundwave_hf import cli, convert, published_files, shards
 from soundwave_hf.convert import convert_published, describe_model, describe_unused, published_source
 from tests.local_hub import local_hub
+from tests.tiny_models import tiny_tokenizer
 
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "published"
@@ -524,9 +526,7 @@ def test_a_repository_that_is_not_there_is_refused_in_one_line(hub, tmp_path, ca
 
 
 def test_the_download_and_the_conversion_must_fit_on_the_disk(hub, tmp_path, capsys, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(
-        free=1_000_000
-    )  # 0.7 MB are downloaded and as much is written
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)  # 0.7 MB are downloaded and as much is written
     monkeypatch.setattr(published_files.shutil, "disk_usage", lambda folder: usage)
     assert_one_line(capsys, ["someone/soundwave", str(tmp_path / "native")], "0.002 GB are needed and 0.001 GB of")
     assert not cached(tmp_path / "cache", "*.safetensors")
@@ -561,3 +561,21 @@ def test_the_blob_of_the_hubs_cache_names_its_checksum(tmp_path):
     blob.write_bytes(b"Weights")
     with pytest.raises(ValueError, match=f"the hub's file has {digest}: it is damaged. Delete `{blob}`"):
         published_files.check_sha256([tmp_path / "model.safetensors"])
+
+
+# ---- docs/convert.md ----
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "convert.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_runs_from_the_command_to_the_model(hub, source, tmp_path, monkeypatch):
+    words = tuple(f"x{number}" for number in range(62)) + ("<pad94>",)  # ids 32..94; the audio token comes next
+    tiny_tokenizer(words).save_pretrained(source)
+    hub.repositories["FreedomIntelligence/Soundwave"] = source
+    (command,) = re.findall(r"```bash\nsoundwave-hf (.*)\n```", GUIDE)
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()) == 0
+    exec(code, known := {})
+    assert known["model"].config.compat == "published" and known["model"].dtype == torch.float32
+    assert known["processor"].audio_token == "<audio_patch>"

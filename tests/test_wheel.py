@@ -1,4 +1,4 @@
-"""The wheel and the sdist, installed in an environment of their own outside of a checkout: complete, and they train."""
+"""The wheel and the sdist, installed in an environment of their own outside a checkout: complete, and they train."""
 
 import os
 import shutil
