@@ -40,6 +40,27 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def kept_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder. It is moved to `path` when the block ends.
+
+    If the block fails or the process is killed, the files in it stay, and the next call yields them. An empty folder
+    is deleted.
+    """
+    path = Path(path).resolve()
+    with _place_beside(path) as part:
+        part.mkdir(exist_ok=True)
+        try:
+            yield part
+        except BaseException:
+            with suppress(OSError):  # it holds files, or is gone
+                part.rmdir()
+            raise
+        if path.exists():
+            path.rmdir()  # `refuse_used` has checked that it is empty
+        part.replace(path)
+
+
+@contextmanager
 def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder. Its files are moved to `folder` when the block ends; if the block fails, none is.
 
@@ -103,4 +124,4 @@ def refuse_used(folder: str | os.PathLike):
         raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")
 
 
-__all__ = ["atomic_file", "atomic_files", "atomic_folder", "make_folder", "refuse_used"]
+__all__ = ["atomic_file", "atomic_files", "atomic_folder", "kept_folder", "make_folder", "refuse_used"]

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import __version__
 from .cli_hub import add_push
 from .cli_options import (
     add_backbones,
@@ -101,13 +102,15 @@ def add_merge(verbs):
 def convert(arguments: argparse.Namespace):
     from .convert import convert_published
 
-    convert_published(arguments.source, arguments.destination)
+    revision = {"revision": arguments.revision} if arguments.revision else {}
+    convert_published(arguments.source, arguments.destination, **revision)
 
 
 def add_convert(verbs):
     verb = add_verb(verbs, convert, "turn a checkpoint in the published layout into one that transformers loads")
-    verb.add_argument("source", metavar="SRC", help="folder with the published config.json and weights")
-    verb.add_argument("destination", metavar="DST", help="folder to write")
+    verb.add_argument("source", metavar="SRC", help="hub name, or folder with the published config.json and weights")
+    verb.add_argument("destination", metavar="DST", help="folder to write; the same command continues a stopped run")
+    verb.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
 
 
 def demo(arguments: argparse.Namespace):
@@ -377,6 +380,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="soundwave-hf", description="Train, convert, evaluate and try Soundwave speech language models."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for add in ADD_VERBS:
         add(verbs)

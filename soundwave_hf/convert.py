@@ -2,25 +2,73 @@
 
     soundwave-hf convert SRC DST
 
-SRC holds a `config.json` with model type "Soundwave" and weights in safetensors or PyTorch files, in shards or in one.
+SRC is a folder or a hub name. It holds a `config.json` with model type "Soundwave" and weights in safetensors or
+PyTorch files, in shards or in one.
 (In version 0.1.0 this file was `soundwave_hf/modeling/convert_published.py`.)
 """
 
-import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub import ModelCardData, metadata_load, split_torch_state_dict_into_shards
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, WhisperFeatureExtractor
+from yaml import YAMLError
 
-from .atomic import atomic_folder, refuse_used
-from .modeling.backbones_soundwave import read_shards
+from . import __version__
+from .atomic import atomic_files, refuse_used
+from .modeling.backbones_soundwave import bars_in_terminals
 from .modeling.configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveConfig
+from .modeling.folders_soundwave import is_hub_name
 from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration
+from .processing.processing_soundwave import SoundwaveProcessor
+from .published_files import (
+    LICENCES,
+    StoredTensor,
+    check_sha256,
+    find_published,
+    first_line,
+    list_weights,
+    read_json_file,
+    read_tensors,
+    refuse_full_disk,
+)
+from .shards import unfinished_shards, verify_shards, write_shards
 
 
 PUBLISHED_AUDIO_TOKEN = "<audio_patch>"
+SHARD_SIZE = (
+    "2GB"  # of a written file; one is in memory at a time. The largest tensor, an embedding table, has 1.05 GB
+)
+KEPT_OF_CARD = ("license", "license_name", "license_link", "language", "datasets")
+DESCRIPTION_BYTES = 50_000_000  # room for the tokenizer, the code and the card
+
+CARD = """---
+{header}
+---
+
+# Soundwave, converted for transformers
+
+A speech LLM, from "Soundwave: Less is More for Speech-Text Alignment in LLMs" (arXiv 2502.12900). The weights are
+those of {source}. `soundwave-hf convert` renamed them and compared each tensor with its source.
+
+- {parameters}M parameters, {dtype}
+- Licence: {licence}
+
+```python
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+model = AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+inputs = processor.apply_transcription_request("speech.wav")
+ids = model.generate(**inputs, max_new_tokens=100)
+print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
+```
+"""
 
 # Fields of the published config.json without which it cannot be read.
 REQUIRED_FIELDS = ("adapter_size", "audio_tower", "audio_patch_token", "hidden_size", "vocab_size")
@@ -91,7 +139,7 @@ def read_published_config(src: Path) -> dict:
     path = src / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"`{src}` has no config.json: give the folder of a published Soundwave checkpoint.")
-    published = json.loads(path.read_text(encoding="utf-8"))
+    published = read_json_file(path)
     model_type = published.get("model_type")
     if model_type == SoundwaveConfig.model_type:
         raise ValueError(
@@ -116,16 +164,21 @@ def read_published_config(src: Path) -> dict:
 def read_encoder_config(src: Path, audio_tower: str):
     """The Whisper config that `audio_tower` names: a folder relative to the checkpoint, or a hub name.
 
+    A folder is not named in the converted config: the converted weights hold the encoder.
+
     Raises: `FileNotFoundError` if it is neither a folder nor on the hub.
     """
     folder = src / audio_tower
     try:
-        return AutoConfig.from_pretrained(folder if folder.is_dir() else audio_tower)
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else audio_tower)
     except OSError as error:
         raise FileNotFoundError(
             f"The config of the audio encoder `{audio_tower}` was not found: `{folder}` holds no config.json, and "
             "none could be downloaded from the hub. Save that model's config.json in this folder."
         ) from error
+    if folder.is_dir():
+        config.name_or_path = ""
+    return config
 
 
 def native_config(published: dict, src: Path) -> SoundwaveConfig:
@@ -146,57 +199,68 @@ def native_config(published: dict, src: Path) -> SoundwaveConfig:
     )
 
 
-def weight_files(src: Path) -> list[Path]:
-    """The files that hold the weights. Raises: `FileNotFoundError` if there is none, or a shard is missing."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = src / f"{name}.index.json"
-        if index.is_file():
-            return [Path(shard) for shard in read_shards(index)]
-        if (src / name).is_file():
-            return [src / name]
-    raise FileNotFoundError(
-        f"`{src}` has no weights: model.safetensors or pytorch_model.bin was expected, or shards with an index."
-    )
-
-
-def read_weights(src: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, by their published names; mapped from disk, not copied."""
-    weights = {}
-    for path in weight_files(src):
-        try:
-            if path.suffix == ".safetensors":
-                weights.update(load_file(path))
-            else:
-                weights.update(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
-        except (SafetensorError, RuntimeError, EOFError) as error:
-            raise ValueError(f"`{path}` cannot be read ({error}): download it again.") from error
-    return weights
-
-
-def native_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Published tensors under the names of a model's parameters.
+def plan_tensors(stored: dict[str, StoredTensor], model: torch.nn.Module) -> dict[str, tuple[str, int | None]]:
+    """The published tensor of each parameter of a model, and which third of its rows. Only headers are compared.
 
     Raises: `ValueError` if a tensor is missing, unknown or of the wrong shape.
     """
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     sources = {name: published_source(name) for name in shapes}
     expected = {published for published, _ in sources.values()}
-    missing, unexpected = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
+    missing, unexpected = sorted(expected - stored.keys()), sorted(stored.keys() - expected)
     if missing or unexpected:
         raise ValueError(
             f"The checkpoint lacks {len(missing)} of {len(expected)} tensors: {missing[:8]}; {len(unexpected)} of its "
             f"tensors are unknown: {unexpected[:8]}. Its config.json must be the one that it was saved with."
         )
-    native, wrong = {}, []
+    wrong = []
     for name, (published, third) in sources.items():
-        # Cloned, because thirds of one tensor share its storage and are saved separately.
-        value = weights[published] if third is None else weights[published].chunk(3)[third].clone()
-        native[name] = value
-        if value.shape != shapes[name]:
-            wrong.append(f"{published} gives {name} the shape {tuple(value.shape)}, not {tuple(shapes[name])}")
+        rows, *others = stored[published].shape
+        given = (rows, *others) if third is None else (rows / 3, *others)
+        if given != shapes[name]:
+            wrong.append(f"{published} gives {name} the shape {given}, not {shapes[name]}")
     if wrong:
         raise ValueError(f"{len(wrong)} tensors do not fit config.json: {'; '.join(wrong[:8])}.")
-    return native
+    return sources
+
+
+def read_native(
+    stored: dict[str, StoredTensor], sources: dict[str, tuple[str, int | None]], names: list[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters by their native names, read one after another, file by file."""
+    by_file = defaultdict(list)
+    for name in names:
+        by_file[stored[sources[name][0]].path].append(name)
+    for path, members in by_file.items():
+        tensors = read_tensors(path, [sources[name][0] for name in members])
+        for name, (_, value) in zip(members, tensors, strict=True):
+            third = sources[name][1]
+            # Cloned, because thirds of one tensor share its storage and are saved separately.
+            yield name, value if third is None else value.chunk(3)[third].clone()
+
+
+def common_dtype(stored: dict[str, StoredTensor], published: dict) -> torch.dtype:
+    """The dtype of all tensors. Raises: `ValueError` if they differ from each other or from config.json."""
+    by_dtype = defaultdict(list)
+    for name, tensor in stored.items():
+        by_dtype[tensor.dtype].append(name)
+    promised = published.get("torch_dtype") or published.get("dtype")
+    expected = getattr(torch, str(promised).removeprefix("torch."), None) if promised else None
+    found = {str(dtype): f"{len(names)} tensors, such as {names[0]}" for dtype, names in by_dtype.items()}
+    if len(by_dtype) > 1 or (promised and expected not in by_dtype):
+        said = f"config.json says {promised}" if promised else "all must have one"
+        raise ValueError(f"The weights have the dtypes {found} and {said}: download the checkpoint again.")
+    return next(iter(by_dtype))
+
+
+def describe_unused(sources: dict[str, tuple[str, int | None]]) -> list[str]:
+    """The parts of published tensors that no parameter uses, such as "query and key rows of NAME"."""
+    thirds = defaultdict(set)
+    for published, third in sources.values():
+        thirds[published].add(third)
+    unused = {name: sorted({0, 1, 2} - used) for name, used in thirds.items() if None not in used}
+    rows = ("query", "key", "value")
+    return [f"{' and '.join(rows[third] for third in left)} rows of {name}" for name, left in unused.items() if left]
 
 
 def generation_config(published: dict) -> GenerationConfig:
@@ -231,8 +295,6 @@ def read_tokenizer(src: Path, published: dict):
 
 def make_processor(tokenizer, config: SoundwaveConfig):
     """The processor of a converted checkpoint: Whisper's features, over the window of its encoder."""
-    from .processing.processing_soundwave import SoundwaveProcessor
-
     window_seconds = config.audio_config.max_source_positions // 50  # encoder frames of 20 ms
     feature_extractor = WhisperFeatureExtractor(
         feature_size=config.audio_config.num_mel_bins, chunk_length=window_seconds
@@ -242,30 +304,114 @@ def make_processor(tokenizer, config: SoundwaveConfig):
     )
 
 
-def convert_published(src: str, dst: str):
-    """Write a native checkpoint `dst` of a published one `src`: config, weights, generation config, processor.
-
-    Raises: `FileNotFoundError` if a file of `src` is missing, `FileExistsError` if `dst` holds something,
-    `ValueError` if `src` is not a published checkpoint, or its tensors or widths do not fit its config.
-    """
-    src, dst = Path(src), Path(dst).resolve()
-    refuse_used(dst)
-    published = read_published_config(src)
-    config = native_config(published, src)
-    tokenizer = read_tokenizer(src, published)
+def describe_model(folder: Path) -> tuple[SoundwaveForConditionalGeneration, SoundwaveProcessor | None, dict]:
+    """The model without weights, its processor (None without a tokenizer), and the published config of a folder."""
+    published = read_published_config(folder)
+    config = native_config(published, folder)
+    tokenizer = read_tokenizer(folder, published)
     with torch.device("meta"):
         model = SoundwaveForConditionalGeneration(config)
-    model.load_state_dict(native_weights(read_weights(src), model), assign=True)
     model.generation_config = generation_config(published)
-    parts = [model]
-    if tokenizer is None:
+    return model, None if tokenizer is None else make_processor(tokenizer, config), published
+
+
+def write_description(folder: Path, model, processor, source: Path, card: str):
+    """All files but the weights: config, code, generation config, processor, card, and the licences of the source."""
+    with atomic_files(folder) as part, bars_in_terminals():
+        model.save_pretrained(part, state_dict={})
+        if processor is not None:
+            processor.save_pretrained(part)
+        for path in (path for pattern in LICENCES for path in source.glob(pattern)):
+            shutil.copy(path, part)
+        (part / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_card(src: Path, name: str, model) -> str:
+    """The model card of a converted checkpoint. Licence, languages and data sets are those of the source's card."""
+    told = read_card(src / "README.md")
+    kept = {
+        key: told[key] for key in ("license", "license_name", "license_link", "language", "datasets") if key in told
+    }
+    base = name if is_hub_name(name) and not Path(name).is_dir() else None
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="audio-text-to-text", tags=["soundwave"], base_model=base, **kept
+    )
+    return CARD.format(
+        header=data.to_yaml(),
+        source=f"`{base}`" if base else f"the folder `{Path(name).resolve().name}`",
+        parameters=f"{model.num_parameters() / 1e6:,.1f}",
+        dtype=str(model.dtype).removeprefix("torch."),
+        licence=kept.get("license_name") or kept.get("license") or "the source's card names none",
+    )
+
+
+def read_card(path: Path) -> dict:
+    """The metadata of a model card, empty if there is none. Raises: `ValueError` if they are broken."""
+    try:
+        return (metadata_load(path) if path.is_file() else None) or {}
+    except YAMLError as error:
+        raise ValueError(f"The metadata of `{path}` cannot be read ({first_line(error)}): correct them.") from error
+
+
+def fingerprint(files: list[Path], published: dict, max_shard_size: int | str) -> dict:
+    """What the shards are made of. If it differs, a conversion that was stopped cannot continue."""
+    return {
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "config": published,
+        "max_shard_size": max_shard_size,
+        "version": __version__,
+    }
+
+
+def convert_published(src: str, dst: str, revision: str | None = None, max_shard_size: int | str = SHARD_SIZE):
+    """Write a native checkpoint `dst` of a published one: config, code, weights, generation config, processor, card.
+
+    At most one shard is in memory. If it is stopped, the same call continues after the last finished shard. At the
+    end each tensor is read again and compared with its source.
+
+    Args:
+        src: folder, or hub name such as `FreedomIntelligence/Soundwave`.
+        revision: branch, tag or commit of a hub repository.
+        max_shard_size: of a written file, in bytes or as "2GB". A larger tensor has a file of its own.
+
+    Raises: `FileNotFoundError` if a file of `src` is missing, `FileExistsError` if `dst` holds something,
+    `ValueError` if `src` is not a published checkpoint, or its tensors, dtypes, checksums or widths do not fit;
+    `OSError` if the disk is too small.
+    """
+    dst = Path(dst).resolve()
+    refuse_used(dst)
+    folder = find_published(os.fspath(src), dst, revision)
+    model, processor, published = describe_model(folder)
+    stored = list_weights(folder)
+    sources = plan_tensors(stored, model)
+    model = model.to(common_dtype(stored, published))
+    split = split_torch_state_dict_into_shards(model.state_dict(), max_shard_size=max_shard_size)
+    files = sorted({tensor.path for tensor in stored.values()})
+    read = partial(read_native, stored, sources)
+    with unfinished_shards(dst, fingerprint(files, published, max_shard_size)) as shards:
+        refuse_full_disk({dst: split.metadata["total_size"] - shards.num_bytes() + DESCRIPTION_BYTES})
+        checked = check_sha256(files)
+        write_description(shards.folder, model, processor, folder, write_card(folder, os.fspath(src), model))
+        write_shards(shards, split, read, model.num_parameters())
+        verify_shards(shards, split, read)
+    if processor is None:
         print(f"`{src}` holds no tokenizer: only the model is written.")
-    else:
-        parts.append(make_processor(tokenizer, config))
-    with atomic_folder(dst) as folder:
-        for part in parts:
-            part.save_pretrained(folder)
-    print(f"Wrote `{dst}`: {sum(value.numel() for value in model.parameters()) / 1e6:.1f}M parameters, {model.dtype}.")
+    report(stored, files, checked, sources)
+    print(
+        f"Wrote `{dst}`: {model.num_parameters() / 1e6:.1f}M parameters, {model.dtype}. It was read again and equals "
+        "the source."
+    )
+
+
+def report(stored: dict[str, StoredTensor], files: list[Path], checked: int, sources: dict):
+    """Print what was read, how many files the hub's checksums cover, and what was not used."""
+    total = sum(tensor.num_bytes for tensor in stored.values())
+    print(
+        f"Read {len(stored)} tensors ({total / 1e9:.3f} GB) of {len(files)} files; the hub's sha256 is known for "
+        f"{checked} of them, and equal."
+    )
+    for unused in describe_unused(sources):
+        print(f"Not used: the {unused}. Each frame attends to itself alone, so they have no effect.")
 
 
 __all__ = ["convert_published"]

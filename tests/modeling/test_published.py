@@ -240,7 +240,7 @@ def test_without_a_tokenizer_the_model_alone_is_written_and_said_so(tmp_path, ca
     convert_published(PUBLISHED, tmp_path / "native")
     assert "holds no tokenizer: only the model is written" in capsys.readouterr().out
     written = sorted(path.name for path in (tmp_path / "native").iterdir() if path.suffix != ".py")
-    assert written == ["config.json", "generation_config.json", "model.safetensors"]
+    assert written == ["README.md", "config.json", "generation_config.json", "model.safetensors"]
 
 
 def test_a_tokenizer_becomes_a_processor_with_the_published_audio_token(copy_of_published, tmp_path):
