@@ -6,14 +6,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import soundfile
-from transformers import WhisperFeatureExtractor
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
 from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.app import serve
 from soundwave_hf.app.speech import SpeechModel
 from soundwave_hf.processing.processing_soundwave import AUDIO_TOKEN
-from tests.tiny import tiny_tokenizer as byte_tokenizer
-from tests.tiny_models import spread_weights, tiny_audio_config, tiny_text_config, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import spread_weights, tiny_audio_config, tiny_text_config
 
 
 RATE = 16_000
@@ -21,10 +23,8 @@ MAX_SECONDS = 8
 
 
 def save_tiny(folder) -> str:
-    """Save a model of a 2 s window that answers with `w0` ... `w29`. It never ends a text by itself."""
-    tokenizer = tiny_tokenizer((AUDIO_TOKEN,))
-    tokenizer.chat_template = byte_tokenizer().chat_template
-    processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), tokenizer)
+    """Save a model of a 2 s window that answers with `w0` ... `w99`. It never ends a text by itself."""
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), word_tokenizer())
     config = SoundwaveConfig(
         audio_config=tiny_audio_config(num_mel_bins=80, max_source_positions=100),
         text_config=tiny_text_config(vocab_size=len(processor.tokenizer), max_position_embeddings=1024),
@@ -36,6 +36,17 @@ def save_tiny(folder) -> str:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Words `w0` ... `w99`, each a token that marks the space before it, as SentencePiece does."""
+    words = ["<unk>", *(f"▁w{number}" for number in range(100))]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>")
+    fast.add_tokens([AUDIO_TOKEN], special_tokens=True)
+    fast.chat_template = tiny_tokenizer().chat_template
+    return fast
 
 
 def load_tiny(folder: str) -> SpeechModel:
