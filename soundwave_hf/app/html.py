@@ -89,6 +89,12 @@ def facts_html(seconds: float, taken: float, place: str, saved: Saved | None = N
     return "".join(f"<p>{line}</p>" for line in lines)
 
 
+def answer_html(taken: float, place: str, finished: bool) -> str:
+    """Timing of an answer, and whether it was cut off. Args: taken: seconds."""
+    note = "" if finished else f" The answer did not end within {MOST_TOKENS} tokens for each window of the encoder."
+    return f"<p>The answer took {taken:.1f} s on {place}.{note}</p>"
+
+
 def picture_html(picture: ClipPicture) -> str:
     """The picture of a clip, with its peaks as text for those who do not see it."""
     buffer = io.BytesIO()
@@ -114,4 +120,4 @@ def live_html(talk: LiveTalk | None) -> str:
     return f"<p class='words'>{escape(talk.text)}{partial}</p>{note}"
 
 
-__all__ = ["CSS", "SCRIPT", "facts_html", "live_html", "picture_html", "text_html", "transcript_html"]
+__all__ = ["CSS", "SCRIPT", "answer_html", "facts_html", "live_html", "picture_html", "text_html", "transcript_html"]

@@ -13,7 +13,7 @@ import torch
 
 from ..secret_values import hide_secrets
 from ..transcribe_files import message_of
-from .html import facts_html, live_html, picture_html, text_html, transcript_html
+from .html import answer_html, facts_html, live_html, picture_html, text_html, transcript_html
 from .speech import Clock, LiveTalk, SpeechModel, read_block, start_talk
 
 
@@ -71,17 +71,14 @@ class Page:
             yield shown, facts, picture_html(picture)
 
     def ask(self, path: str | None, question: str, turns: Sequence[tuple[str, str]]) -> Iterator[tuple]:
-        """Yield the chat, the turns of the talk and the question's box."""
+        """Yield the chat, the turns of the talk, the question's box and facts as HTML."""
         with sentences(path):
             clip, clock = self._read(path), Clock()
             for found in self.speech.ask(clip, turns, question):
                 if isinstance(found, str):
-                    yield messages([*turns, (question, found)]), turns, question
+                    yield messages([*turns, (question, found)]), turns, question, ""
             turns = [*turns, (question.strip(), found.text)]
-            shown = messages(turns)
-            note = "" if found.finished else " The answer was cut off: it was longer than the limit."
-            shown[-1]["metadata"] = {"title": f"{clock.seconds:.1f} s on {self.speech.place}.{note}"}
-            yield shown, turns, ""
+            yield messages(turns), turns, "", answer_html(clock.seconds, self.speech.place, found.finished)
 
     def _read(self, path: str | None) -> dict:
         if not path:
@@ -191,10 +188,11 @@ def add_questions(page: Page, clip: gr.Audio):
     with gr.Row():
         button = gr.Button("Ask", variant="primary", elem_id="ask")
         again = gr.Button("New talk")
-    given = ([clip, question, turns], [chat, turns, question])
+    facts = gr.HTML(elem_id="answer-facts")
+    given = ([clip, question, turns], [chat, turns, question, facts])
     events = [on(page.ask, *given, **PRIVATE, **ONE_AT_A_TIME) for on in (button.click, question.submit)]
-    for on in (again.click, clip.change):
-        on(lambda: ([], [], ""), None, [chat, turns, question], cancels=events, queue=False, **PRIVATE)
+    for on in (again.click, chat.clear, clip.change):
+        on(lambda: ([], [], "", ""), None, given[1], cancels=events, queue=False, **PRIVATE)
 
 
 def add_microphone(page: Page, microphone: gr.Audio, live: gr.HTML, clip: gr.Audio, hotwords, language):

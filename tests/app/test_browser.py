@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's `chromium`, driven by playwright, with a tiny random model."""
 
+import re
 import shutil
 import tempfile
 
@@ -16,7 +17,7 @@ if CHROMIUM is None:
     pytest.skip("There is no `chromium`: `apt-get install chromium`.", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 
-PATIENCE = 60_000  # ms, for a machine that does other things
+PATIENCE = 45_000  # ms, for a machine that does other things
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 # Faults of Gradio's own parts, which this package cannot change: its message box is a button with a button in it.
 GRADIOS = {"nested-interactive"}
@@ -83,10 +84,14 @@ def transcribe(page):
     page.locator("#picture img").wait_for()
 
 
+def question_of(page):
+    return page.get_by_role("textbox", name=re.compile("^Question"))
+
+
 def ask(page, question: str):
-    page.get_by_label("Question", exact=True).fill(question)
+    question_of(page).fill(question)
     page.get_by_role("button", name="Ask").click()
-    playwright.expect(page.get_by_label("Question", exact=True)).to_have_value("", timeout=PATIENCE)
+    playwright.expect(question_of(page)).to_have_value("", timeout=PATIENCE)
 
 
 def scrolls_sideways(page) -> bool:
@@ -119,7 +124,7 @@ def test_questions_and_answers_are_kept_until_another_clip_comes(visit, clip, tm
     ask(page, "w4")
     ask(page, "w5 <b>")
     chat = page.locator("#chat").inner_text()
-    assert "w4" in chat and "w5 <b>" in chat and "The answer was cut off" in chat
+    assert "w4" in chat and "w5 <b>" in chat and chat.count("w5 <b>") == 1
     page.get_by_role("button", name="New talk").click()
     playwright.expect(page.locator("#chat")).not_to_contain_text("w5 <b>", timeout=PATIENCE)
     ask(page, "w6")
@@ -161,7 +166,7 @@ def test_a_file_that_is_no_audio_gets_a_sentence_and_the_next_one_works(visit, c
     (tmp_path / "notes.wav").write_text("not audio")
     choose(page, str(tmp_path / "notes.wav"))
     page.get_by_role("button", name="Transcribe").click()
-    message = page.get_by_role("alert")
+    message = page.get_by_test_id("toast-body")
     playwright.expect(message).to_contain_text("notes.wav", timeout=PATIENCE)
     assert "Traceback" not in page.content() and str(tmp_path) not in message.inner_text()
     page.locator("#clip").get_by_label("Clear").click()
@@ -172,7 +177,7 @@ def test_a_file_that_is_no_audio_gets_a_sentence_and_the_next_one_works(visit, c
 def test_a_recording_that_is_too_long_and_no_recording_get_a_sentence(visit, tmp_path):
     page = visit()
     page.get_by_role("button", name="Transcribe").click()
-    playwright.expect(page.get_by_role("alert")).to_contain_text("There is no clip yet", timeout=PATIENCE)
+    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("There is no clip yet", timeout=PATIENCE)
     choose(page, write_noise(tmp_path / "long.wav", 9.0))
     page.get_by_role("button", name="Ask").click()
     expected = "The recording lasts 9.0 s, and this page takes at most 8 s"
@@ -192,7 +197,9 @@ def test_after_a_fault_of_the_model_the_next_request_works(visit, clip, speech, 
     page = visit()
     choose(page, clip)
     page.get_by_role("button", name="Transcribe").click()
-    playwright.expect(page.get_by_role("alert")).to_contain_text("The model failed (RuntimeError)", timeout=PATIENCE)
+    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text(
+        "The model failed (RuntimeError)", timeout=PATIENCE
+    )
     transcribe(page)
 
 
@@ -228,10 +235,10 @@ def test_the_keyboard_alone_is_enough(visit, clip):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the second word, which is not at 0 s
     page.wait_for_function("document.querySelector('#clip audio').currentTime > 0")
-    page.get_by_label("Question", exact=True).focus()
+    question_of(page).focus()
     page.keyboard.type("w4")
     page.keyboard.press("Enter")
-    playwright.expect(page.get_by_label("Question", exact=True)).to_have_value("", timeout=PATIENCE)
+    playwright.expect(question_of(page)).to_have_value("", timeout=PATIENCE)
     assert "w4" in page.locator("#chat").inner_text()
 
 
