@@ -5,7 +5,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -49,6 +50,30 @@ def sentences(path: str | None = None) -> Iterator[None]:
 
 def refusal(text: str) -> gr.Error:
     return gr.Error(html.escape(text), duration=None, title="This did not work", print_exception=False)
+
+
+@dataclass
+class Panel:
+    """A part of the page that shows something about a clip. Each session has its own."""
+
+    path: str | None = None  # of the clip
+
+    def show(self, path: str | None, steps: Iterator[tuple], outputs: int) -> Iterator[tuple]:
+        """The steps of a request about a clip, until another clip is chosen."""
+        self.path = path
+        with closing(steps):
+            for step in steps:
+                if self.path != path:
+                    yield (gr.skip(),) * outputs  # Gradio shows the last step once more at the end
+                    return
+                yield step
+
+    def choose(self, path: str | None, empty: tuple) -> tuple:
+        """Empties the panel for another clip. A request about the new clip may have begun before."""
+        if self.path == path:
+            return (gr.skip(),) * len(empty)
+        self.path = path
+        return empty
 
 
 class Page:
@@ -171,9 +196,14 @@ def add_transcript(page: Page, clip: gr.Audio, hotwords: gr.Textbox, language: g
         stop = gr.Button("Stop")
     gr.HTML("<h2>Transcript</h2><p>A word plays the clip from there.</p>")
     shown = [gr.HTML(elem_id="transcript"), gr.HTML(elem_id="facts"), gr.HTML(elem_id="picture")]
-    event = button.click(page.transcribe, [clip, hotwords, language], shown, **PRIVATE, **ONE_AT_A_TIME)
+    panel = gr.State(Panel())
+
+    def transcribe(panel: Panel, path, *options):
+        yield from panel.show(path, page.transcribe(path, *options), len(shown))
+
+    event = button.click(transcribe, [panel, clip, hotwords, language], shown, **PRIVATE, **ONE_AT_A_TIME)
     stop.click(None, cancels=[event], **PRIVATE)
-    clip.change(lambda: ("", "", ""), None, shown, cancels=[event], queue=False, **PRIVATE)
+    clip.change(lambda panel, path: panel.choose(path, ("", "", "")), [panel, clip], shown, queue=False, **PRIVATE)
 
 
 def add_questions(page: Page, clip: gr.Audio):
@@ -189,10 +219,16 @@ def add_questions(page: Page, clip: gr.Audio):
         button = gr.Button("Ask", variant="primary", elem_id="ask")
         again = gr.Button("New talk")
     facts = gr.HTML(elem_id="answer-facts")
-    given = ([clip, question, turns], [chat, turns, question, facts])
-    events = [on(page.ask, *given, **PRIVATE, **ONE_AT_A_TIME) for on in (button.click, question.submit)]
-    for on in (again.click, chat.clear, clip.change):
-        on(lambda: ([], [], "", ""), None, given[1], cancels=events, queue=False, **PRIVATE)
+    panel, shown, empty = gr.State(Panel()), [chat, turns, question, facts], ([], [], "", "")
+
+    def ask(panel: Panel, path, *asked):
+        yield from panel.show(path, page.ask(path, *asked), len(shown))
+
+    given = ([panel, clip, question, turns], shown)
+    events = [on(ask, *given, **PRIVATE, **ONE_AT_A_TIME) for on in (button.click, question.submit)]
+    clip.change(lambda panel, path: panel.choose(path, empty), [panel, clip], shown, queue=False, **PRIVATE)
+    for on in (again.click, chat.clear):
+        on(lambda: empty, None, shown, cancels=events, queue=False, **PRIVATE)
 
 
 def add_microphone(page: Page, microphone: gr.Audio, live: gr.HTML, clip: gr.Audio, hotwords, language):

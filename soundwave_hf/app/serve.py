@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import math
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def run_app(
     """
     check_gradio()
     check_served(host, port, max_seconds)
+    # So that the temporary folder is deleted too when a service is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="soundwave-app-") as temporary, listen(host, port) as listener:
         quiet_gradio(temporary)
         speech, name = load_speech(folder, max_seconds, device, dtype)

@@ -6,8 +6,12 @@ import tempfile
 
 import pytest
 
+from soundwave_hf.app import serve
 from soundwave_hf.app import speech as speech_module
+from soundwave_hf.app.html import picture_html
+from soundwave_hf.evaluation.shipped import ENCODER, LLM
 from tests.app.tiny_page import load_tiny, save_tiny, served, write_noise
+from tests.evaluation.test_shipped import backbone_on_disk
 
 
 pytestmark = pytest.mark.slow
@@ -17,7 +21,7 @@ if CHROMIUM is None:
     pytest.skip("There is no `chromium`: `apt-get install chromium`.", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 
-PATIENCE = 45_000  # ms, for a machine that does other things
+PATIENCE = 90_000  # ms, for a machine that does other things
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 # Faults of Gradio's own parts, which this package cannot change: its message box is a button with a button in it.
 GRADIOS = {"nested-interactive"}
@@ -25,7 +29,9 @@ GRADIOS = {"nested-interactive"}
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
-    loaded = load_tiny(save_tiny(tmp_path_factory.mktemp("saved")))
+    folder = tmp_path_factory.mktemp("saved")
+    loaded = load_tiny(save_tiny(folder))
+    picture_html(loaded.look(loaded.read(write_noise(folder / "first.wav", 1.0))))  # imports matplotlib
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speech_module, "MOST_TOKENS", 6)  # a random model does not stop by itself
         yield loaded
@@ -53,13 +59,13 @@ def visit(browser, address):
     """Opens the page in a session of its own."""
     contexts = []
 
-    def open_page(**options):
+    def open_page(url=address, **options):
         contexts.append(browser.new_context(permissions=["microphone"], **options))
         contexts[-1].set_default_timeout(PATIENCE)
         page = contexts[-1].new_page()
         page.requested = []
         page.on("request", lambda request: page.requested.append(request.url))
-        page.goto(address, timeout=PATIENCE)
+        page.goto(url, timeout=PATIENCE)
         page.get_by_role("button", name="Transcribe").wait_for()
         page.locator("#transcript[aria-live]").wait_for(state="attached")
         return page
@@ -268,3 +274,17 @@ def test_the_files_of_a_session_are_in_the_folder_of_the_page(visit, clip):
     choose(page, clip)
     source = page.locator("#clip audio").get_attribute("src")
     assert source.split("file=")[1].startswith(tempfile.gettempdir())
+
+
+def test_the_shipped_weights_transcribe_an_example(visit, monkeypatch, tmp_path):
+    for name in (ENCODER, LLM):
+        backbone_on_disk(name)
+    monkeypatch.setattr(speech_module, "MOST_TOKENS", 60)
+    shipped, _ = serve.load_speech(None, 60, None, None)
+    with served(shipped, str(tmp_path)) as url:
+        page = visit(url)
+        page.get_by_text("sense_and_sensibility_01_austen-0880.flac").click()
+        page.locator("#clip audio").wait_for(state="attached")
+        transcribe(page)
+        assert "young man" in page.locator("#transcript").inner_text().lower()
+        assert "1,500 encoder frames" in page.locator("#facts").inner_text()

@@ -153,7 +153,9 @@ def test_a_space_is_not_written_over_files_nor_for_a_folder_of_this_machine(run,
 def test_the_app_of_a_space_starts_in_a_fresh_process(run, tmp_path):
     assert run("who/tiny", "--write-space", str(tmp_path / "space"))[0] == 0
     save_tiny(tmp_path / "space" / "who" / "tiny")  # in place of the hub, which tests cannot reach
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "TMPDIR": str(temporary)}
     process = subprocess.Popen(
         [sys.executable, "app.py"], cwd=tmp_path / "space", env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -167,6 +169,8 @@ def test_the_app_of_a_space_starts_in_a_fresh_process(run, tmp_path):
         import httpx
 
         assert httpx.get(lines[-1].split()[4], timeout=60).status_code == 200
+        assert len(list(temporary.glob("soundwave-app-*"))) == 1
     finally:
         process.terminate()
-        assert process.wait(timeout=30) is not None
+        assert process.wait(timeout=60) == 143
+    assert list(temporary.glob("soundwave-app-*")) == []

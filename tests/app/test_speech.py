@@ -9,7 +9,7 @@ import soundfile
 
 from soundwave_hf.app import speech as speech_module
 from soundwave_hf.app.html import facts_html, live_html, picture_html, transcript_html
-from soundwave_hf.app.page import Page, build_page, messages
+from soundwave_hf.app.page import Page, Panel, build_page, messages
 from soundwave_hf.app.speech import (
     Answer,
     LiveTalk,
@@ -286,6 +286,35 @@ def test_each_turn_is_kept_by_its_own_session(page, clip):
     assert [message["content"] for message in shown if message["role"] == "user"] == ["w4", "w5"]
     *_, (_, other, _, _) = page.ask(clip, "w5", [])
     assert len(other) == 1
+
+
+def test_a_request_ends_when_another_clip_is_chosen_and_shows_nothing_more():
+    panel, closed = Panel(), []
+
+    def steps():
+        try:
+            yield ("w1",)
+            yield ("w1 w2",)
+        finally:
+            closed.append(True)
+
+    shown = panel.show("a.wav", steps(), 1)
+    assert next(shown) == ("w1",)
+    assert panel.choose("b.wav", ("",)) == ("",)
+    (last,) = list(shown)
+    assert last[0] != "w1 w2" and "w1" not in str(last[0]) and closed == [True]
+
+
+def test_a_clip_whose_request_began_before_the_panel_was_emptied_keeps_its_text():
+    panel = Panel()
+    shown = panel.show("a.wav", iter_of(("w1",), ("w1 w2",)), 1)
+    assert next(shown) == ("w1",)
+    assert panel.choose("a.wav", ("",)) != ("",)  # left as it is
+    assert next(shown) == ("w1 w2",)
+
+
+def iter_of(*steps):
+    yield from steps
 
 
 def test_a_clip_that_asks_itself_is_shown_as_such():
