@@ -99,11 +99,13 @@ class Page:
         """Yield the chat, the turns of the talk, the question's box and facts as HTML."""
         with sentences(path):
             clip, clock = self._read(path), Clock()
+            box = ""  # emptied once, so that the next question can be typed while this one is answered
             for found in self.speech.ask(clip, turns, question):
                 if isinstance(found, str):
-                    yield messages([*turns, (question, found)]), turns, question, ""
+                    yield messages([*turns, (question, found)]), turns, box, ""
+                    box = gr.skip()
             turns = [*turns, (question.strip(), found.text)]
-            yield messages(turns), turns, "", answer_html(clock.seconds, self.speech.place, found.finished)
+            yield messages(turns), turns, box, answer_html(clock.seconds, self.speech.place, found.finished)
 
     def _read(self, path: str | None) -> dict:
         if not path:

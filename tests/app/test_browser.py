@@ -97,7 +97,8 @@ def question_of(page):
 def ask(page, question: str):
     question_of(page).fill(question)
     page.get_by_role("button", name="Ask").click()
-    playwright.expect(question_of(page)).to_have_value("", timeout=PATIENCE)
+    playwright.expect(page.locator("#chat")).to_contain_text(question.strip(), timeout=PATIENCE)
+    playwright.expect(page.locator("#answer-facts")).to_contain_text("The answer took", timeout=PATIENCE)
 
 
 def scrolls_sideways(page) -> bool:
