@@ -137,11 +137,11 @@ class Page:
 
 
 def messages(turns: Sequence[tuple[str, str]]) -> list[dict]:
-    """Questions and answers as `gr.Chatbot` shows them."""
+    """Questions and answers for `gr.Chatbot`, which reads HTML, so that `<` is escaped."""
     shown = []
     for question, answered in turns:
-        asked = question.strip() or "(The clip itself asks.)"
-        shown += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered or "(no answer)"}]
+        texts = {"user": question.strip() or "(The clip itself asks.)", "assistant": answered or "(no answer)"}
+        shown += [{"role": role, "content": html.escape(text, quote=False)} for role, text in texts.items()]
     return shown
 
 

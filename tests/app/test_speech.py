@@ -321,6 +321,7 @@ def iter_of(*steps):
 
 def test_a_clip_that_asks_itself_is_shown_as_such():
     assert [message["content"] for message in messages([("", "w1")])] == ["(The clip itself asks.)", "w1"]
+    assert [message["content"] for message in messages([("<b>", "")])] == ["&lt;b&gt;", "(no answer)"]
 
 
 def test_blocks_from_the_browser_are_read_and_deleted(page, tmp_path, monkeypatch):
