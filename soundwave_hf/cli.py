@@ -5,13 +5,16 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .cli_app import ADD_APP_VERBS
 from .cli_hub import add_push
 from .cli_options import (
     add_backbones,
     add_placing,
     add_verb,
+    add_weights,
     given_backbones,
     given_placing,
+    given_weights,
     read_columns,
     read_mapping,
 )
@@ -25,7 +28,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # is full or a file broken off.
 NAMED_ERRORS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
 PATH_OPTIONS = ("recipe", "run_folder", "destination", "adapter", "source", "audio", "model", "encoder", "llm")
-PATH_OPTIONS += ("output", "transcripts", "against", "filters", "folder", "parts")
+PATH_OPTIONS += ("output", "transcripts", "against", "filters", "folder", "parts", "write_space")
 PATH_OPTIONS += ("dry_run", "scores", "runs", "data_cards")
 
 
@@ -126,19 +129,11 @@ def add_demo(verbs):
 
 
 def transcribe(arguments: argparse.Namespace) -> int | None:
-    for name in ("encoder", "llm"):
-        if arguments.model and getattr(arguments, name):
-            raise ValueError(
-                f"`--{name}` says what adapters belong to, and `--model` has its own: leave one of them out."
-            )
     from .transcribe_files import transcribe_files, transcribe_live
 
     options = {
         "formats": arguments.format,
-        "checkpoint": arguments.model,
-        "adapter": arguments.adapter,
-        **given_backbones(arguments),
-        **given_placing(arguments),
+        **given_weights(arguments),
         "language": arguments.language,
         "chunk_length_s": arguments.chunk_seconds,
         "max_new_tokens": arguments.max_new_tokens,
@@ -177,11 +172,7 @@ def add_transcribe(verbs):
     verb.add_argument("--output", metavar="FOLDER", help="write there; files of a folder keep their place below it")
     verb.add_argument("--beside", action="store_true", help="write beside each audio file; default: standard output")
     verb.add_argument("--force", action="store_true", help="overwrite files made of other audio or by other options")
-    which = verb.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
-    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
-    add_backbones(verb)
-    add_placing(verb, "float32 for adapters, a checkpoint's own")
+    add_weights(verb)
     verb.add_argument("--language", help="of the speech, as code or English name; default: English")
     verb.add_argument("--ctc-only", action="store_true", help="the CTC head's transcript, without the LLM: fast")
     verb.add_argument(
@@ -236,11 +227,7 @@ def add_evaluate(verbs):
     verb = add_verb(
         verbs, evaluate, "error rates, answers and positions per second on any data, or the validation sets"
     )
-    which = verb.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
-    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
-    add_backbones(verb)
-    add_placing(verb, "float32 for adapters, a checkpoint's own")
+    add_weights(verb)
     verb.add_argument(
         "--data",
         metavar="SOURCE",
@@ -334,6 +321,7 @@ ADD_VERBS = (
     add_convert,
     add_demo,
     add_transcribe,
+    *ADD_APP_VERBS,
     add_evaluate,
     add_data,
     add_push,

@@ -10,6 +10,7 @@ from .cli_options import (
     given_placing,
     read_columns,
     read_mapping,
+    refuse_backbones_of_model,
 )
 
 
@@ -189,11 +190,7 @@ def show(arguments: argparse.Namespace) -> int | None:
 
     has_weights = arguments.model is not None or arguments.adapter is not None
     placing = given_placing(arguments)
-    for name in ("encoder", "llm"):
-        if arguments.model and getattr(arguments, name):
-            raise ValueError(
-                f"`--{name}` says what adapters belong to, and `--model` has its own: leave one of them out."
-            )
+    refuse_backbones_of_model(arguments)
     if not has_weights and (arguments.encoder or arguments.allow_other_backbones or placing):
         raise ValueError(
             "`--encoder`, `--allow-other-backbones`, `--device` and `--dtype` need weights: give `--adapter` or "

@@ -24,6 +24,31 @@ def add_backbones(verb: argparse.ArgumentParser):
     )
 
 
+def refuse_backbones_of_model(arguments: argparse.Namespace):
+    """Raises: ValueError if `--model` came with `--encoder` or `--llm`."""
+    for name in ("encoder", "llm"):
+        if arguments.model and getattr(arguments, name):
+            raise ValueError(
+                f"`--{name}` says what adapters belong to, and `--model` has its own: leave one of them out."
+            )
+
+
+def add_weights(verb: argparse.ArgumentParser):
+    """`--model` or `--adapter`, the backbones of adapters, `--device` and `--dtype`."""
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="a whole checkpoint, or its name on the hub")
+    which.add_argument("--adapter", metavar="FOLDER", help="adapters for the backbones; default: the shipped ones")
+    add_backbones(verb)
+    add_placing(verb, "float32 for adapters, a checkpoint's own")
+
+
+def given_weights(arguments: argparse.Namespace) -> dict[str, str | bool | None]:
+    """The options of `add_weights`, checked: fields of `transcribe_files.Weights`."""
+    refuse_backbones_of_model(arguments)
+    which = {"checkpoint": arguments.model, "adapter": arguments.adapter}
+    return which | given_backbones(arguments) | given_placing(arguments)
+
+
 def given_backbones(arguments: argparse.Namespace) -> dict[str, str | bool]:
     """Those of `--encoder` and `--llm` that were given; the adapters name the others."""
     given = {name: value for name in ("encoder", "llm") if (value := getattr(arguments, name)) is not None}

@@ -39,6 +39,7 @@ class ClipPicture:
         peaks (`Sequence[Peak]`): in order; empty without a model.
         kept_seconds (`Sequence[float]`, *optional*): middle of each frame that becomes a position of the LLM.
         title (`str`).
+        begin (`float`): where the samples begin in their file, in seconds. The time axis shows seconds of the file.
     """
 
     samples: np.ndarray
@@ -48,6 +49,7 @@ class ClipPicture:
     peaks: Sequence[Peak] = ()
     kept_seconds: Sequence[float] | None = None
     title: str = ""
+    begin: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -141,6 +143,13 @@ def _text_of(tokenizer, token_id: int) -> str:
     return tokenizer.convert_ids_to_tokens(token_id) if "\ufffd" in text or not text else text
 
 
+def describe_peaks(picture: ClipPicture) -> str:
+    """What the CTC head finds, in seconds of the file, and how many positions the LLM reads."""
+    peaks = "  ".join(f"{picture.begin + peak.seconds:.2f} {peak.token!r}" for peak in picture.peaks)
+    count = len(picture.kept_seconds)
+    return f"CTC peaks: {peaks or 'none'}\n{count} positions, {count / picture.seconds:.1f} a second"
+
+
 # ---- drawing ----
 
 
@@ -174,6 +183,8 @@ def draw_clip(picture: ClipPicture):
         wave, mel = panels[2 * number : 2 * number + 2]
         _draw_wave(wave, picture, number * width, width, limit)
         _draw_mel(mel, picture, number * width, width)
+    for panel in panels:
+        panel.xaxis.set_major_formatter(lambda seconds, _: f"{seconds + picture.begin:.6g}")
     panels[-1].set_xlabel("seconds")
     figure.suptitle(picture.title or f"{picture.seconds:.2f} s", parse_math=False)
     return figure
@@ -184,7 +195,8 @@ def _draw_wave(panel, picture: ClipPicture, start: float, width: float, limit: f
     samples = picture.samples[first:last]
     panel.plot(start + np.arange(len(samples)) / picture.sampling_rate, samples, linewidth=0.4, color="tab:blue")
     top = TOKEN_SPACE if picture.peaks else 1
-    panel.set(xlim=(start, start + width), ylim=(-limit, top * limit), xticklabels=[], yticks=[])
+    panel.set(xlim=(start, start + width), ylim=(-limit, top * limit), yticks=[])
+    panel.tick_params(labelbottom=False)
     for peak in picture.peaks:
         if start <= peak.seconds < start + width:
             panel.axvline(peak.seconds, color="tab:red", linewidth=0.5, alpha=0.6)
@@ -221,4 +233,13 @@ def save_picture(picture: ClipPicture, path: str | os.PathLike):
         draw_clip(picture).savefig(part, dpi=DOTS_PER_INCH, format="png")
 
 
-__all__ = ["ClipPicture", "Peak", "check_matplotlib", "draw_clip", "look_at_clip", "new_figure", "save_picture"]
+__all__ = [
+    "ClipPicture",
+    "Peak",
+    "check_matplotlib",
+    "describe_peaks",
+    "draw_clip",
+    "look_at_clip",
+    "new_figure",
+    "save_picture",
+]

@@ -43,6 +43,7 @@ class TranscribeOptions:
     hotwords: Sequence[str] | None = None  # names and terms that the LLM favours where they are heard
     word_times: bool = False  # whether segments have words with their times
     confidence: bool = False  # whether segments, and words if there are any, have a probability
+    streamer: Any = None  # a streamer of transformers, which gets the tokens as they come; `batch_size` must be 1
 
     def __post_init__(self):
         check_batch_size(self.batch_size)
@@ -53,7 +54,9 @@ class TranscribeOptions:
             raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
         check_generate(self.generate or {})
         self._check_hotwords()
-        for name in ("language", "max_new_tokens", "hotwords", "generate"):
+        if self.streamer is not None and self.batch_size != 1:
+            raise ValueError(f"A `streamer` takes one text at a time, and `batch_size` is {self.batch_size}: give 1.")
+        for name in ("language", "max_new_tokens", "hotwords", "generate", "streamer"):
             if self.ctc_only and getattr(self, name) is not None:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, but only the LLM uses it, and `ctc_only` runs without the "
@@ -269,8 +272,9 @@ def request_of(model, processor, clips: list[dict], options: TranscribeOptions):
 
 
 def generate_options(options: TranscribeOptions) -> dict:
-    hotwords = {} if options.hotwords is None else {"hotwords": options.hotwords}
-    return {"max_new_tokens": options.most_tokens, **hotwords, **(options.generate or {})}
+    given = {"hotwords": options.hotwords, "streamer": options.streamer}
+    given = {name: value for name, value in given.items() if value is not None}
+    return {"max_new_tokens": options.most_tokens, **given, **(options.generate or {})}
 
 
 __all__ = ["TranscribeOptions", "outcomes", "transcribe_clips"]

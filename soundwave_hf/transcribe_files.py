@@ -84,10 +84,10 @@ def refuse_collisions(jobs: Sequence[Job]):
         for path in job.outputs.values():
             place = os.path.realpath(path)
             if place in recordings:
-                raise ValueError(f"The transcript `{path}` would overwrite a recording: rename the recording.")
+                raise ValueError(f"The output `{path}` would overwrite a recording: rename the recording.")
             if place in writers:
                 raise ValueError(
-                    f"The transcripts of `{writers[place]}` and `{job.audio.path}` would both be written to `{path}`: "
+                    f"What is made of `{writers[place]}` and `{job.audio.path}` would both be written to `{path}`: "
                     "rename one, or give them different output folders."
                 )
             writers[place] = job.audio.path
@@ -131,7 +131,8 @@ class Weights:
 def text_settings(options: TranscribeOptions) -> dict:
     """What transcripts depend on besides the weights, for `request_digest`."""
     settings = asdict(options)
-    del settings["batch_size"]  # changes no transcript
+    for name in ("batch_size", "streamer"):  # they change no transcript
+        del settings[name]
     for name in ("hotwords", "word_times", "confidence"):
         if not settings[name]:  # records of version 0.1 do not have them
             del settings[name]
@@ -400,8 +401,8 @@ def message_of(error: Exception, path: str) -> str:
     return text if name in text or path in text else f"{name}: {text}"
 
 
-def warn(text: str):
-    tqdm.write(f"soundwave-hf transcribe: {text}", file=sys.stderr)
+def warn(text: str, verb: str = "transcribe"):
+    tqdm.write(f"soundwave-hf {verb}: {text}", file=sys.stderr)
 
 
 def warn_of_unfinished(job: Job, transcript: Transcript, options: TranscribeOptions):

@@ -27,7 +27,8 @@ def test_help_names_every_verb_and_loads_no_library():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "0 []"
     verbs = re.findall(r"^    (\w+)", result.stdout, re.MULTILINE)
-    assert verbs == ["train", "plan", "export", "merge", "convert", "demo", "transcribe", "evaluate", "data", "push"]
+    first = ["train", "plan", "export", "merge", "convert", "demo", "transcribe", "inspect", "app"]
+    assert verbs == [*first, "evaluate", "data", "push"]
 
 
 def test_recipe_overrides_are_read_in_both_forms():

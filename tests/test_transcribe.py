@@ -593,3 +593,12 @@ def test_the_ctc_head_alone_transcribes_from_the_command(here, run, folder, caps
     model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     (expected,) = transcribe_clips(model, processor, ["c.wav"], ctc_only=True)
     assert capsys.readouterr().out == f"{' '.join(expected.text.split())}\n"
+
+
+def test_a_streamer_takes_one_text_at_a_time_from_the_llm_alone():
+    streamer = object()
+    assert transcribe.TranscribeOptions(batch_size=1, streamer=streamer).streamer is streamer
+    with pytest.raises(ValueError, match="takes one text at a time, and `batch_size` is 8: give 1"):
+        transcribe.TranscribeOptions(streamer=streamer)
+    with pytest.raises(ValueError, match="`ctc_only` runs without the LLM"):
+        transcribe.TranscribeOptions(batch_size=1, streamer=streamer, ctc_only=True)

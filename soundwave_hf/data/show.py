@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..picture import ClipPicture, check_matplotlib, look_at_clip, save_picture
+from ..picture import check_matplotlib, describe_peaks, look_at_clip, save_picture
 from ..processing.processing_soundwave import ASR_QUESTION
 from .each_row import cut_segment, each_row
 from .rows import RowCheck, clips_of, conversation_of, transcripts_of
@@ -99,13 +99,6 @@ def llm_processor(llm: str):
 
     tokenizer = read_llm_tokenizer(resolve_backbone(llm, weights=False), AUDIO_TOKEN)
     return SoundwaveProcessor(WhisperFeatureExtractor(), tokenizer)
-
-
-def describe_peaks(picture: ClipPicture) -> str:
-    """What the CTC head finds, and how many positions the LLM reads."""
-    peaks = "  ".join(f"{peak.seconds:.2f} {peak.token!r}" for peak in picture.peaks)
-    count = len(picture.kept_seconds)
-    return f"CTC peaks: {peaks or 'none'}\n{count} positions, {count / picture.seconds:.1f} a second"
 
 
 def show_row(
