@@ -40,7 +40,6 @@ html_sidebars = {"**": ["globaltoc.html"]}  # all pages; the theme's own sidebar
 html_context = {"default_mode": "auto"}
 copyright = f"{author}. Apache-2.0. Built with Sphinx {installed('sphinx')}"
 
-OTHER_BRANCHES = ("app", "convert")  # pages that land by themselves: index.md names them already
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```(?:\s*$)", re.MULTILINE | re.DOTALL)
 
 
@@ -74,9 +73,6 @@ def outside(app, docname: str, source: list[str]) -> None:
         inside = (folder / target).resolve().is_relative_to(Path(app.srcdir).resolve())
         return match[0] if inside else f"{{download}}`{label} <{target}>`"
 
-    missing = [name for name in OTHER_BRANCHES if not (folder / f"{name}.md").exists()]
-    if docname == "index":
-        source[0] = re.sub(rf"^({'|'.join(missing) or '$^'})\n", "", source[0], flags=re.MULTILINE)
     source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./)+[^)#]+\.md)\)", download, source[0])
 
 

@@ -21,6 +21,7 @@ LINK = re.compile(r"(?<!\w)!?\[[^\]]*\]\(([^()\s]+)\)")
 RUN_BY = {
     ("README.md", "bash"): "tests/test_start_guides.py",
     ("README.md", "python"): "tests/test_readme.py",
+    ("docs/app.md", "bash"): "tests/test_app_guide.py",
     ("docs/backbones.md", "bash"): "tests/test_start_guides.py",
     ("docs/backbones.md", "python"): "tests/test_start_guides.py",
     ("docs/convert.md", "bash"): "tests/test_convert.py",
@@ -42,7 +43,6 @@ RUN_BY = {
     ("docs/transcribe.md", "bash"): "tests/test_transcribe_guide.py",
     ("docs/transcribe.md", "python"): "tests/test_transcribe_guide.py",
 }
-RUN_BY = {block: test for block, test in RUN_BY.items() if (ROOT / block[0]).exists()}  # two pages land by themselves
 # Lines that no test runs, and why.
 NOT_RUN = {
     "pip install -e '.[backbones,evaluate]'": "changes the environment; tests/test_wheel.py installs the package",
