@@ -56,6 +56,7 @@ NOT_RUN = {
     "soundwave-hf train examples/soundwave-small/recipes/": "hours; tests/training runs the same stages",
     "soundwave-hf evaluate --adapter ~/.cache/soundwave-hf/runs/3_instruct": "scores the run of the lines before it",
     "accelerate launch --config_file recipes/accelerate/fsdp2.yaml": "several GPUs; test_distributed.py has two",
+    "hf upload USER/SPACE": "uploads to the hub; tests/app/test_serve.py starts the folder's app.py",
     "ffmpeg -i talk.mp4 -f wav - | soundwave-hf transcribe -": "needs FFmpeg; tests/test_transcribe.py feeds the pipe",
 }
 # Pages whose blocks no test runs, and why.
