@@ -1,5 +1,6 @@
 """Files and folders that are written in one step. Where writing fails, the earlier content stays."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -8,6 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of file systems without locks
 
 
 @contextmanager
@@ -29,13 +38,15 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder. It is moved to `path` when the block ends, or deleted if the block fails.
 
-    Raises: `OSError` if safetensors cannot write there.
+    Raises: `FileExistsError` if `path` holds something; `OSError` if safetensors cannot write there;
+        `BlockingIOError` if another process is writing the same folder.
     """
     path = Path(path).resolve()
     with _folder_beside(path) as part:
+        refuse_used(path)
         yield part
         if path.exists():
-            path.rmdir()  # `refuse_used` has checked that it is empty
+            path.rmdir()  # it is empty
         part.replace(path)
 
 
@@ -45,9 +56,13 @@ def kept_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     If the block fails or the process is killed, the files in it stay, and the next call yields them. An empty folder
     is deleted.
+
+    Raises: `FileExistsError` if `path` holds something; `BlockingIOError` if another process is writing the same
+        folder.
     """
     path = Path(path).resolve()
-    with _place_beside(path) as part:
+    with _place_beside(path) as part, _locked(part, path):
+        refuse_used(path)
         part.mkdir(exist_ok=True)
         try:
             yield part
@@ -56,7 +71,7 @@ def kept_folder(path: str | os.PathLike) -> Iterator[Path]:
                 part.rmdir()
             raise
         if path.exists():
-            path.rmdir()  # `refuse_used` has checked that it is empty
+            path.rmdir()  # it is empty
         part.replace(path)
 
 
@@ -76,13 +91,39 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     """Yield an empty folder at `_place_beside`. It is deleted at the end."""
-    with _place_beside(path) as part:
+    with _place_beside(path) as part, _locked(part, path):
         shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
         part.mkdir()
         try:
             yield part
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _locked(part: Path, path: Path) -> Iterator[None]:
+    """Hold a lock for writing a folder. The system frees the lock of a process that was killed.
+
+    Args: part: the temporary folder; the lock is a file beside it. path: the folder, for the error.
+
+    Raises: `BlockingIOError` if another process holds the lock.
+    """
+    if fcntl is None:
+        yield
+        return
+    lock = part.with_name(f"{part.name}.lock")
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = os.fstat(file.fileno()).st_nlink == 0  # its owner deleted it after `open`
+        except OSError as error:
+            is_held = error.errno not in NO_LOCKS
+        if is_held:
+            raise BlockingIOError(f"Another process is writing `{path}`: wait until it ends, or name another folder.")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # before `close`, which frees the lock
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from .modeling.configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveCon
 from .modeling.folders_soundwave import is_hub_name
 from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from .processing.processing_soundwave import SoundwaveProcessor
+from .publish.errors import first_line
 from .published_files import (
     LICENCES,
     StoredTensor,
     check_sha256,
     find_published,
-    first_line,
     list_weights,
     read_json_file,
     read_tensors,
@@ -41,9 +41,7 @@ from .shards import unfinished_shards, verify_shards, write_shards
 
 
 PUBLISHED_AUDIO_TOKEN = "<audio_patch>"
-SHARD_SIZE = (
-    "2GB"  # of a written file; one is in memory at a time. The largest tensor, an embedding table, has 1.05 GB
-)
+SHARD_SIZE = "2GB"  # of a written file; one is in memory at a time. The largest tensor has 1.05 GB
 KEPT_OF_CARD = ("license", "license_name", "license_link", "language", "datasets")
 DESCRIPTION_BYTES = 50_000_000  # room for the tokenizer, the code and the card
 
@@ -329,9 +327,7 @@ def write_description(folder: Path, model, processor, source: Path, card: str):
 def write_card(src: Path, name: str, model) -> str:
     """The model card of a converted checkpoint. Licence, languages and data sets are those of the source's card."""
     told = read_card(src / "README.md")
-    kept = {
-        key: told[key] for key in ("license", "license_name", "license_link", "language", "datasets") if key in told
-    }
+    kept = {key: told[key] for key in KEPT_OF_CARD if key in told}
     base = name if is_hub_name(name) and not Path(name).is_dir() else None
     data = ModelCardData(
         library_name="transformers", pipeline_tag="audio-text-to-text", tags=["soundwave"], base_model=base, **kept
@@ -376,7 +372,7 @@ def convert_published(src: str, dst: str, revision: str | None = None, max_shard
 
     Raises: `FileNotFoundError` if a file of `src` is missing, `FileExistsError` if `dst` holds something,
     `ValueError` if `src` is not a published checkpoint, or its tensors, dtypes, checksums or widths do not fit;
-    `OSError` if the disk is too small.
+    `OSError` if the disk is too small, or another process is writing `dst`.
     """
     dst = Path(dst).resolve()
     refuse_used(dst)

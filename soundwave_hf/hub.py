@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from .adapters import load_adapter
+from .adapters import load_adapter, resolve_adapter
 from .atomic import atomic_folder, refuse_used
+from .publish.runs import RECORD, describe_runs
 
 
 SHARD_SIZE = "5GB"
@@ -22,7 +23,8 @@ def merge_adapter(
     """Write the backbones with trained adapters, their LoRA merged into the LLM, the processor and the code.
 
     The folder appears in one step. `pipeline`, servers and `push_to_hub` can use it. Layers are merged one by one, in
-    place, in float32, and each is rounded once to the dtype of the LLM.
+    place, in float32, and each is rounded once to the dtype of the LLM. `training_runs.json` keeps the recipes, data
+    and logs of the adapters' runs for the model card.
 
     Args:
         adapter: folder that `soundwave-hf train` or `export` wrote, or a hub name.
@@ -31,16 +33,21 @@ def merge_adapter(
         device: where the layers are merged; the CPU by default.
         allow_other_backbones: whether to accept backbones that the adapters were not trained with.
 
-    Raises: `FileExistsError` if the destination exists and is not an empty folder; what `load_adapter` raises.
+    Raises: `FileExistsError` if the destination exists and is not an empty folder; what `load_adapter` raises;
+        `BlockingIOError` if another process is writing the destination.
     """
     destination = Path(destination)
     refuse_used(destination)
+    adapter = resolve_adapter(adapter)
+    record = describe_runs(adapter)
     model, processor = load_adapter(adapter, encoder, llm, dtype, device, allow_other_backbones)
     # A checkpoint is loaded in one dtype. Without this, a float16 Whisper would turn a bfloat16 LLM to float16.
     model = model.to(model.lm_head.weight.dtype)
     with atomic_folder(destination) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         processor.save_pretrained(folder)
+        if record is not None:
+            (folder / RECORD).write_text(record, encoding="utf-8")
     print(f"{destination}: {sum(file.stat().st_size for file in destination.iterdir()) / 1e6:.0f} MB")
     return destination
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from .modeling.backbones_soundwave import read_shards
 from .modeling.folders_soundwave import WHOLE_WEIGHTS, is_hub_name
+from .publish.errors import first_line
 
 
 # What is downloaded of a repository, beside its weights.
@@ -118,12 +119,6 @@ def refuse_full_disk(needed: dict[Path, int]):
                 f"{names}: {total / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB of the disk are free. Free disk "
                 "space, or name another place."
             )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
 
 
 def read_json_file(path: Path) -> dict:
@@ -297,7 +292,6 @@ __all__ = [
     "StoredTensor",
     "check_sha256",
     "find_published",
-    "first_line",
     "list_tensors",
     "list_weights",
     "read_json_file",

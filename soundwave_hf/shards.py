@@ -78,7 +78,10 @@ class UnfinishedShards:
 def unfinished_shards(path: Path, source: dict) -> Iterator[UnfinishedShards]:
     """Yield the shards that will be the folder `path`. It appears in one step when the block ends.
 
-    If the block fails or the process is killed, finished shards are kept for the next call. Without one, nothing is.
+    If the block fails or the process is killed, finished shards are kept for the next call. If no shard is finished,
+    nothing is kept.
+
+    Raises: `BlockingIOError` if another process is writing `path`.
     """
     with kept_folder(path) as folder:
         shards = UnfinishedShards(folder, folder.with_name(f"{folder.name}.json"), source)

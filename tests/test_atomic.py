@@ -1,11 +1,13 @@
+import os
 import resource
+import signal
 from contextlib import contextmanager
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from soundwave_hf.atomic import atomic_file, atomic_files, atomic_folder, refuse_used
+from soundwave_hf.atomic import atomic_file, atomic_files, atomic_folder, kept_folder, refuse_used
 
 
 def test_a_file_appears_once_it_is_written(tmp_path):
@@ -103,3 +105,40 @@ def test_what_is_there_is_not_replaced(tmp_path):
     for used in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(FileExistsError, match=f"`{used}` exists and is not an empty folder: name a new one"):
             refuse_used(used)
+
+
+# ---- two processes ----
+
+
+@pytest.mark.parametrize("whole", [atomic_folder, kept_folder])
+def test_a_second_writer_of_a_folder_is_refused_and_the_first_one_ends_well(tmp_path, whole):
+    with whole(tmp_path / "model") as part:
+        (part / "config.json").write_text("{}")
+        for other in (atomic_folder, kept_folder):
+            with pytest.raises(BlockingIOError, match="Another process is writing `.*model`: wait"):
+                other(tmp_path / "model").__enter__()
+        with whole(tmp_path / "other") as another:  # another folder is free
+            (another / "config.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("whole", [atomic_folder, kept_folder])
+def test_the_lock_of_a_killed_process_does_not_block_the_next_one(tmp_path, whole):
+    if (child := os.fork()) == 0:
+        with whole(tmp_path / "model"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert (tmp_path / ".model.part.lock").exists()
+    with whole(tmp_path / "model") as part:
+        (part / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_another_process_has_finished_meanwhile_is_not_written_to(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("theirs")
+    for whole in (atomic_folder, kept_folder):
+        with pytest.raises(FileExistsError, match="exists and is not an empty folder"), whole(tmp_path / "model"):
+            raise AssertionError("the block ran")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

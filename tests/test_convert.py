@@ -453,6 +453,20 @@ def test_a_used_destination_is_refused_in_one_line(tmp_path, capsys):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_second_conversion_to_the_same_place_is_refused_in_one_line(tmp_path, capsys, monkeypatch, uninterrupted):
+    def second(*words):
+        assert cli.main(["convert", str(PUBLISHED), str(tmp_path / "native")]) == 2
+        return write(*words)
+
+    write = convert.write_description
+    monkeypatch.setattr(convert, "write_description", second)
+    convert_published(PUBLISHED, tmp_path / "native", max_shard_size=SHARD)
+    printed = capsys.readouterr().err.strip()
+    assert "Another process is writing" in printed and len(printed.splitlines()) == 1
+    assert contents(tmp_path / "native") == uninterrupted
+    assert list(tmp_path.iterdir()) == [tmp_path / "native"]
+
+
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
     monkeypatch.setattr(published_files.shutil, "disk_usage", lambda folder: usage)

@@ -6,6 +6,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import hub
 from soundwave_hf.evaluation.shipped import load_adapter
+from soundwave_hf.publish.runs import read_runs
 from tests.training.workspace import make_workspace, train
 
 
@@ -28,6 +29,8 @@ def test_a_merged_folder_is_the_model_with_its_adapter(trained, tmp_path):
         torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits)
     assert not any("lora" in name for name in model.state_dict())
     assert [path.name for path in folder.parent.iterdir()] == ["merged"]
+    (kept,) = read_runs([folder])[-1:]
+    assert (kept.stage, kept.history) == ("shrink", read_runs([run])[-1].history)
 
 
 def test_a_folder_with_files_is_left_alone(trained, tmp_path):

@@ -112,12 +112,13 @@ def picture_html(picture: ClipPicture) -> str:
 
 
 def live_html(talk: LiveTalk | None) -> str:
-    """Final text of the microphone, then the partial text of the last words."""
+    """Final text of the microphone, then the partial text of the last words; and which texts were cut off."""
     if talk is None:
         return ""
     note = f"<p>The limit of {talk.max_seconds:g} s is reached: later sound is left out.</p>" if talk.is_full else ""
     partial = f" <span class='partial'>{escape(talk.partial)}</span>" if talk.partial else ""
-    return f"<p class='words'>{escape(talk.text)}{partial}</p>{note}"
+    cut = "".join(_cut_off(segment) for segment in talk.final if not segment.finished)
+    return f"<p class='words'>{escape(talk.text)}{partial}</p>{cut}{note}"
 
 
 __all__ = ["CSS", "SCRIPT", "answer_html", "facts_html", "live_html", "picture_html", "text_html", "transcript_html"]

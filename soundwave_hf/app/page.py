@@ -112,22 +112,25 @@ class Page:
             raise ValueError("There is no clip yet. Choose a file or an example, or record one.")
         return self.speech.read(path)
 
-    def hear(self, path: str | None, talk: LiveTalk | None, hotwords: str, language: str) -> tuple:
-        """One block of the microphone. Returns: the talk, and its text as HTML."""
+    def hear(self, path: str | None, talk: LiveTalk | None, recording: int, hotwords: str, language: str) -> tuple:
+        """One block of the microphone. Returns: the talk, and its text as HTML.
+
+        Args: talk: that of the recording before, if the server was behind when this recording began.
+        """
         if path is None:
             return talk, live_html(talk)
         with sentences():
             samples, rate = read_block(path)
             os.unlink(path)
-            if talk is None:
-                talk = start_talk(self.speech, rate, hotwords, language)
+            if talk is None or talk.recording != recording:
+                talk = start_talk(self.speech, rate, hotwords, language, recording)
             talk.hear(samples)
             return talk, live_html(talk)
 
     def finish(self, talk: LiveTalk | None) -> tuple:
         """The microphone stopped. Returns: the last text as HTML, and the recording as a file."""
         with sentences():
-            if talk is None or not talk.blocks:
+            if talk is None or talk.is_finished or not talk.blocks:  # a finished one is the recording before
                 raise ValueError("The microphone gave no sound. Check that the browser may use it.")
             talk.finish()
             folder = tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))
@@ -236,10 +239,12 @@ def add_questions(page: Page, clip: gr.Audio):
 def add_microphone(page: Page, microphone: gr.Audio, live: gr.HTML, clip: gr.Audio, hotwords, language):
     """Live text while someone speaks. At the end the recording becomes the clip."""
     talk = gr.State(None, delete_callback=close_talk)
-    microphone.start_recording(lambda: (None, ""), None, [talk, live], queue=False, **PRIVATE)
+    # The talk is not emptied here: a block of the recording before, which is still in work, would put it back.
+    recording = gr.State(0)
+    microphone.start_recording(lambda number: (number + 1, ""), recording, [recording, live], queue=False, **PRIVATE)
     microphone.stream(
         page.hear,
-        [microphone, talk, hotwords, language],
+        [microphone, talk, recording, hotwords, language],
         [talk, live],
         stream_every=STREAM_SECONDS,
         time_limit=None,

@@ -198,8 +198,9 @@ class LiveTalk:
 
     transcriber: StreamingTranscriber
     max_seconds: float
+    recording: int = 0  # which one of this page, counted from 1
     blocks: list[np.ndarray] = field(default_factory=list)  # `(samples,)` each
-    final: list[str] = field(default_factory=list)
+    final: list[Segment] = field(default_factory=list)
     partial: str = ""
     is_full: bool = False  # whether later samples were left out
     lock: threading.Lock = field(default_factory=threading.Lock)  # a last block may come while the talk ends
@@ -211,7 +212,7 @@ class LiveTalk:
 
     @property
     def text(self) -> str:
-        return join_texts(filter(None, self.final))
+        return join_texts(filter(None, (one_line(segment.text) for segment in self.final)))
 
     def hear(self, samples: np.ndarray):
         """Add samples `(samples,)`. Those after the longest recording are left out, and `is_full` says so."""
@@ -233,7 +234,7 @@ class LiveTalk:
     def _take(self, events: Sequence):
         for event in events:
             if isinstance(event, Segment):
-                self.final.append(one_line(event.text))
+                self.final.append(event)
                 self.partial = ""
             else:
                 self.partial = event.text
@@ -243,11 +244,14 @@ class LiveTalk:
         soundfile.write(path, np.concatenate(self.blocks), self.transcriber.sampling_rate)
 
 
-def start_talk(speech: SpeechModel, sampling_rate: int, hotwords: str = "", language: str = "") -> LiveTalk:
-    """A talk whose samples arrive at a rate in Hz."""
+def start_talk(
+    speech: SpeechModel, sampling_rate: int, hotwords: str = "", language: str = "", recording: int = 0
+) -> LiveTalk:
+    """A talk whose samples arrive at a rate in Hz. Args: recording: see `LiveTalk`."""
     options = {"hotwords": read_phrases(hotwords), "language": language.strip() or None}
     options["max_new_tokens"] = MOST_TOKENS
-    return LiveTalk(StreamingTranscriber(speech.model, speech.processor, sampling_rate, **options), speech.max_seconds)
+    transcriber = StreamingTranscriber(speech.model, speech.processor, sampling_rate, **options)
+    return LiveTalk(transcriber, speech.max_seconds, recording)
 
 
 def read_block(path: str) -> tuple[np.ndarray, int]:

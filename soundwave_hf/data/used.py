@@ -31,6 +31,12 @@ class DataUsed:
     datasets: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, values: Mapping) -> "DataUsed":
+        """What `dataclasses.asdict` made a mapping of."""
+        sources = tuple(DataSource(**source) for source in values["sources"])
+        return cls(sources, tuple(values["datasets"]), tuple(values["languages"]))
+
     def comment(self) -> str:
         """One line of Markdown that shows nothing, for `read_comment`."""
         text = json.dumps(dataclasses.asdict(self), ensure_ascii=False).replace(">", "\\u003e")
@@ -62,9 +68,7 @@ def read_comment(text: str) -> DataUsed:
     found = COMMENT.search(text)
     if found is None:
         return DataUsed()
-    values = json.loads(found[1])
-    sources = tuple(DataSource(**source) for source in values["sources"])
-    return DataUsed(sources, tuple(values["datasets"]), tuple(values["languages"]))
+    return DataUsed.of(json.loads(found[1]))
 
 
 def data_used(

@@ -1,7 +1,6 @@
 """The model card: `README.md` of a run, and first page of a repository. Each figure comes from `ModelFacts`."""
 
 import os
-from collections.abc import Mapping
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -10,8 +9,9 @@ from ..data.card import NONE, DataSource
 from ..data.licenses import is_non_commercial, license_fields
 from ..evaluation.reporting import markdown_table, percent, score_table
 from ..evaluation.scoring import UNIT_OF, Scores
-from .facts import ModelFacts, Run, ScoreFile, on_hub
+from .facts import ModelFacts, ScoreFile, on_hub
 from .measured import WORD_OF, last_measured
+from .runs import Run, shown_recipe
 
 
 TAGS = ["soundwave", "speech", "speech-llm"]
@@ -223,7 +223,7 @@ def _limits_of_set(name: str, scores: Scores, file: ScoreFile) -> list[str]:
 def _data(facts: ModelFacts) -> str:
     data = facts.data
     if not data.sources and not data.datasets:
-        return "## Data\n\nThe data of the training is **not stated**." if facts.name else ""
+        return f"## Data\n\nThe data of the training is **not stated**.{_see_own(facts)}" if facts.name else ""
     rows = [
         [_source_name(source), str(source.rows or "unknown"), _hours(source), _license(source.license), source.url]
         for source in data.sources
@@ -235,6 +235,11 @@ def _data(facts: ModelFacts) -> str:
     if unknown := [_source_name(source) for source in data.sources if not source.license]:
         lines += ["", f"**No licence is stated** for {', '.join(unknown)}."]
     return "\n".join(lines)
+
+
+def _see_own(facts: ModelFacts) -> str:
+    """Where a record is missing, the author's own text on the same page may have it."""
+    return " No record of it came with the weights; see the author's own text on this page." if facts.has_own else ""
 
 
 def _source_name(source: DataSource) -> str:
@@ -254,7 +259,8 @@ def _license(license: str | None) -> str:
 def _training(facts: ModelFacts) -> str:
     runs = [run for run in facts.runs if run.history]
     if not runs:
-        return "## Training\n\nThe figures of the training are **not stated**." if facts.name else ""
+        unknown = f"## Training\n\nThe figures of the training are **not stated**.{_see_own(facts)}"
+        return unknown if facts.name else ""
     headings = ["stage", "steps", "clips a step and process", "highest learning rate", "time"]
     headings += ["last loss", "last CTC loss"]
     lines = ["## Training", "", markdown_table(headings, [_figures(run) for run in runs])]
@@ -289,24 +295,6 @@ def _figures(run: Run) -> list[str | None]:
         None if loss is None else f"{float(loss):.4g}",
         None if ctc is None else f"{float(ctc):.4g}",
     ]
-
-
-def shown_recipe(recipe: Mapping) -> dict:
-    """A recipe without values that are paths of the machine or names of accounts."""
-    hidden = {"output_dir", "logging_dir", "run_name", "hub_model_id", "start_from", "encoder_cache"}
-    kept = {key: value for key, value in recipe.items() if key not in hidden}
-    return {key: shown for key, value in kept.items() if (shown := _without_paths(value)) is not None}
-
-
-def _without_paths(value):
-    if isinstance(value, str):
-        looks = os.path.isabs(value) or value.startswith(("~", ".", "$")) or os.path.exists(value)
-        return None if looks or value.count("/") > 1 and "://" not in value else value
-    if isinstance(value, Mapping):
-        return {key: shown for key, each in value.items() if (shown := _without_paths(each)) is not None}
-    if isinstance(value, list | tuple):
-        return [shown for each in value if (shown := _without_paths(each)) is not None]
-    return value
 
 
 # ---- licences and citation ----

@@ -58,9 +58,9 @@ def advice(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, without tokens and without its full stop."""
+    """The first line of an error, without tokens and without its last full stop or colon; its type if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return hide_secrets(lines[0] if lines else type(error).__name__).rstrip(".")
+    return hide_secrets(lines[0] if lines else type(error).__name__).rstrip(".: ")
 
 
 __all__ = ["HTTP_ERROR", "first_line", "hub_errors"]

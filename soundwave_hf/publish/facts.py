@@ -4,37 +4,18 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from ..data.licenses import check_license
-from ..data.used import DataUsed, read_comment, read_metadata
+from ..data.used import DataUsed, read_metadata
 from ..evaluation.scoring import Scores
 from ..modeling.folders_soundwave import is_hub_name
+from .runs import Run, read_json
 
 
-TRAINER_STATE, RECIPE, DATA_CARD, VERSIONS = "trainer_state.json", "recipe.yaml", "data_card.md", "versions.json"
 SCORES = "evaluation.json"  # read from a folder where it is there
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run.
-
-    Args:
-        stage (`str`, *optional*): of the recipe.
-        recipe (`dict`): its keys; history (`list[dict]`): a trainer's `log_history`.
-        data (`DataUsed`), versions (`dict[str, str]`): of the packages.
-    """
-
-    stage: str | None = None
-    recipe: Mapping = field(default_factory=dict)
-    history: Sequence[Mapping] = ()
-    data: DataUsed = DataUsed()
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +46,7 @@ class ModelFacts:
         name (`str`, *optional*): of the repository, `user/model`.
         license (`str`, *optional*): of the weights. licenses: of data sources and backbones, by name.
         has_plot (`bool`): whether `training.png` is beside the card.
+        has_own (`bool`): whether the user's own text is on the same page.
     """
 
     kind: str
@@ -77,75 +59,12 @@ class ModelFacts:
     license: str | None = None
     licenses: Mapping[str, str] = field(default_factory=dict)
     has_plot: bool = False
+    has_own: bool = False
 
 
 def on_hub(name: str) -> bool:
     """Whether a backbone's name is one of the Hub, and no folder of this machine."""
     return is_hub_name(name) and not os.path.isdir(name)
-
-
-# ---- runs ----
-
-
-def read_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
-    """The runs in these folders, each after the runs that it started from.
-
-    Raises: `FileNotFoundError` for a folder without a recipe.
-    """
-    runs: dict[str, Run] = {}
-    for folder in folders:
-        if not (Path(folder) / RECIPE).is_file():
-            raise FileNotFoundError(f"`{folder}` has no {RECIPE}: give the output folder of a training run.")
-        for place in _chain(Path(folder)):
-            runs.setdefault(str(place.resolve()), read_run(place))
-    return list(runs.values())
-
-
-def _chain(folder: Path) -> list[Path]:
-    """A run and those that it started from, the first one first, as far as they are on this machine."""
-    chain = [folder]
-    while True:
-        start = _read_yaml(chain[-1] / RECIPE).get("start_from")
-        place = Path(os.path.expanduser(str(start))) if isinstance(start, str) else None
-        if place is None or not (place / RECIPE).is_file() or place in chain:
-            return chain[::-1]
-        chain.append(place)
-
-
-def read_run(folder: Path) -> Run:
-    """The run in a folder."""
-    recipe = _read_yaml(folder / RECIPE)
-    state = _read_json(folder / TRAINER_STATE)
-    card = folder / DATA_CARD
-    return Run(
-        stage=recipe.get("stage"),
-        recipe=recipe,
-        history=state.get("log_history") or [],
-        data=read_comment(card.read_text(encoding="utf-8")) if card.is_file() else DataUsed(),
-        versions=_read_json(folder / VERSIONS),
-    )
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"`{path}` cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`{path}` holds no recipe; expected keys and values.")
-    return values
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{path}` is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`{path}` holds no JSON object.")
-    return values
 
 
 # ---- scores ----
@@ -159,7 +78,7 @@ def read_scores(path: str | os.PathLike) -> ScoreFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`: write it with `soundwave-hf evaluate --output {path}`.")
-    values = _read_json(path)
+    values = read_json(path)
     wrong = f"`{path}` is not a score file: write it with `soundwave-hf evaluate --output FILE`."
     if not isinstance(values.get("sets"), dict) or not values["sets"] or "weights" not in values:
         raise ValueError(wrong)
@@ -249,12 +168,10 @@ def with_licenses(facts: ModelFacts, licenses: Mapping[str, str] | str | None) -
 __all__ = [
     "SCORES",
     "ModelFacts",
-    "Run",
     "ScoreFile",
     "on_hub",
     "read_all_scores",
     "read_data_card",
-    "read_runs",
     "read_scores",
     "with_licenses",
 ]

@@ -22,10 +22,11 @@ from ..training.watch import plot_histories
 from .card import PLOT, model_card
 from .card_parts import Card, join_own, left_out_metadata, read_card, refuse_edited, write_card
 from .errors import hub_errors
-from .facts import RECIPE, SCORES, ModelFacts, Run, read_all_scores, read_data_card, read_runs, with_licenses
+from .facts import SCORES, ModelFacts, read_all_scores, read_data_card, with_licenses
 from .files import SHARD_SIZE, Model, check_shard_size, describe_left_out, read_model, write_files
 from .reload import check_reload
-from .remote import Sent, Target, open_target, patient_session, remote_card, send, write_eval_results
+from .remote import Sent, Target, find_target, make_missing, patient_session, remote_card, send, write_eval_results
+from .runs import RECIPE, RECORD, Run, read_runs
 
 
 README = "README.md"
@@ -108,14 +109,14 @@ def push_model(
         return _dry_run(model, facts, own, Path(dry_run), max_shard_size, typed)
     with patient_session(), _place_beside(model.folder) as out:
         with hub_errors(repo):
-            target = open_target(repo, private, revision, create_pr, message)
+            target = find_target(repo, private, revision, create_pr, message)
             own = _with_remote(target, own, replace_card)
         _write(model, facts, own, out, max_shard_size, typed, linked=True)
         with hub_errors(repo):
             _registered(target, facts, out)
         print(check_reload(model, out, offline=False), flush=True)
         with hub_errors(repo):
-            sent = send(target, out, message)
+            sent = send(make_missing(target), out, message)
     return _sent(target, sent)
 
 
@@ -179,7 +180,7 @@ def _with_remote(target: Target, own: Card, replace: bool) -> Card:
 
 def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, licenses) -> ModelFacts:
     """All that the card says."""
-    if not runs and (model.folder / RECIPE).is_file():
+    if not runs and any((model.folder / name).is_file() for name in (RECIPE, RECORD)):
         runs = [model.folder]
     found = read_runs(runs)
     if not scores and (model.folder / SCORES).is_file():
@@ -221,7 +222,7 @@ def _write(model: Model, facts: ModelFacts, own: Card, out: Path, shard_size: st
     """
     try:
         write_files(model, out, facts.name, shard_size, linked)
-        facts = _plot(facts, out)
+        facts = dataclasses.replace(_plot(facts, out), has_own=bool(own.own))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

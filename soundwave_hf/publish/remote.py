@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -46,6 +46,8 @@ class Target:
         repo (`str`): `user/model`; user (`str`): who pushes.
         revision (`str`): branch, or `refs/pr/N` of an open pull request.
         opens_pr (`bool`): whether the commit opens a pull request.
+        makes_repo, makes_branch (`bool`): whether `make_missing` has to make the repository or the branch.
+        private (`bool`): whether a new repository is private.
     """
 
     api: HfApi
@@ -53,16 +55,19 @@ class Target:
     user: str
     revision: str = MAIN
     opens_pr: bool = False
+    makes_repo: bool = False
+    makes_branch: bool = False
+    private: bool = False
 
     @property
     def address(self) -> str:
         return f"{self.api.endpoint}/{self.repo}"
 
 
-def open_target(
+def find_target(
     repo: str, private: bool = False, revision: str | None = None, create_pr: bool = False, message: str = ""
 ) -> Target:
-    """Check the token, and make the repository and the branch if they are missing.
+    """Check the token, and look which of the repository and the branch are there. Nothing is written on the Hub.
 
     An open pull request of this user with the same title is used again.
 
@@ -70,20 +75,37 @@ def open_target(
     """
     api = HfApi(library_name="soundwave-hf")
     user = api.whoami()["name"]
+    target = Target(api, repo, user, revision or MAIN, private=private)
     found = _find(api, repo)
-    if found is not None and private and not found.private:
-        raise ValueError(f"`{repo}` exists and is public, and `--private` was given: give another name.")
     if found is None:
-        api.create_repo(repo, private=private or None, exist_ok=True)
-        if (found := _find(api, repo)) is None:
-            raise ValueError(f"`{repo}` is taken by something that is no model, or is hidden: take another name.")
+        return replace(target, makes_repo=True, opens_pr=create_pr, makes_branch=_is_new_branch(revision))
+    if private and not found.private:
+        raise ValueError(f"`{repo}` exists and is public, and `--private` was given: give another name.")
     if create_pr:
-        return _pull_request(Target(api, repo, user, revision or MAIN), message)
-    if not revision:
-        return Target(api, repo, user)
-    if not revision.startswith("refs/"):
-        api.create_branch(repo, branch=revision, exist_ok=True)
-    return Target(api, repo, user, revision)
+        return _pull_request(target, message)
+    missing = _is_new_branch(revision) and not api.revision_exists(repo, revision)
+    return replace(target, makes_branch=missing)
+
+
+def _is_new_branch(revision: str | None) -> bool:
+    """Whether a revision is a branch that has to be made in a new repository."""
+    return revision not in (None, MAIN) and not revision.startswith("refs/")
+
+
+def make_missing(target: Target) -> Target:
+    """Make the repository and the branch, if they are missing.
+
+    Raises: errors of `huggingface_hub`; `ValueError` if the name of the repository is taken.
+    """
+    if target.makes_repo:
+        target.api.create_repo(target.repo, private=target.private or None, exist_ok=True)
+        if _find(target.api, target.repo) is None:
+            raise ValueError(
+                f"`{target.repo}` is taken by something that is no model, or is hidden: take another name."
+            )
+    if target.makes_branch:
+        target.api.create_branch(target.repo, branch=target.revision, exist_ok=True)
+    return replace(target, makes_repo=False, makes_branch=False)
 
 
 def _find(api: HfApi, repo: str):
@@ -102,8 +124,8 @@ def _pull_request(target: Target, message: str) -> Target:
     )
     for each in same:
         if each.is_pull_request and each.status == "open" and each.title == message and each.author == target.user:
-            return Target(target.api, target.repo, target.user, f"refs/pr/{each.num}")
-    return Target(target.api, target.repo, target.user, target.revision, opens_pr=True)
+            return replace(target, revision=f"refs/pr/{each.num}")
+    return replace(target, opens_pr=True)
 
 
 # ---- what is there ----
@@ -141,10 +163,11 @@ def stale_files(out: Path, remote: Mapping[str, RepoFile]) -> list[str]:
 
 
 def remote_card(target: Target) -> str | None:
-    """The text of README.md on the Hub."""
-    if "README.md" not in remote_files(target):
+    """The text of README.md on the Hub; that of main where the branch has to be made from it."""
+    revision = MAIN if target.makes_branch else target.revision
+    if target.makes_repo or "README.md" not in remote_files(target, revision):
         return None
-    path = target.api.hf_hub_download(target.repo, "README.md", revision=target.revision)
+    path = target.api.hf_hub_download(target.repo, "README.md", revision=revision)
     return Path(path).read_text(encoding="utf-8")
 
 
@@ -230,7 +253,8 @@ def registered_task(api: HfApi, source: Mapping[str, str]) -> str | None:
 __all__ = [
     "Sent",
     "Target",
-    "open_target",
+    "find_target",
+    "make_missing",
     "patient_session",
     "remote_card",
     "send",

@@ -12,6 +12,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..atomic import atomic_file
 from ..modeling.configuration_soundwave import relative_name
 from ..modeling.folders_soundwave import ENCODER_LORA_FILE
+from ..publish.runs import RECORD, describe_runs
 
 
 WEIGHTS = "adapter_model.safetensors"
@@ -20,7 +21,8 @@ WEIGHTS = "adapter_model.safetensors"
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
     """Write the adapters and LoRA of a stage II or III run as float16, with the configs that loading them needs.
 
-    A LoRA of the encoder is copied as it is.
+    A LoRA of the encoder is copied as it is. `training_runs.json` keeps the recipe, data and log of the run, and of
+    those that it started from, for the model card.
 
     Args: hub_name: the hub repository of the folder. The Auto classes of transformers need it as the base model in
         adapter_config.json, which they read before they ask our class.
@@ -35,19 +37,16 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
         raise FileNotFoundError(f"`{run}` lacks {missing}: give the output folder of a finished stage II or III.")
     if (run / GENERATION_CONFIG_NAME).is_file():
         needed.append(GENERATION_CONFIG_NAME)
-    weights = {
-        name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
-        for name, weight in load_file(run / WEIGHTS).items()
-    }
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
+    weights = half_weights(run)
     copied = [ENCODER_LORA_FILE] if (run / ENCODER_LORA_FILE).is_file() else []
+    record = describe_runs(run)
     with ExitStack() as files:  # all of them or none: old weights must not get a new config
-        names = [*needed[1:], *copied, WEIGHTS]
+        names = [*needed[1:], *copied, *([RECORD] if record is not None else []), WEIGHTS]
         parts = {name: files.enter_context(atomic_file(destination / name)) for name in names}
         for name in copied:
             parts[name].write_bytes((run / name).read_bytes())
+        if record is not None:
+            parts[RECORD].write_text(record, encoding="utf-8")
         save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
             config = json.loads((run / name).read_text(encoding="utf-8"))
@@ -59,6 +58,18 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
             parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination
+
+
+def half_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The adapters of a run as float16. Raises: `ValueError` if a weight has no finite float16 value."""
+    weights = {
+        name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
+        for name, weight in load_file(run / WEIGHTS).items()
+    }
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
+    return weights
 
 
 def _name_from(backbone: dict, run: Path, destination: Path):

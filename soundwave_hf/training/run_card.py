@@ -27,7 +27,8 @@ class RunCard:
         # Imported late: the scores in a card come from the package's own evaluation.
         from ..publish.card import model_card
         from ..publish.card_parts import write_card
-        from ..publish.facts import ModelFacts, Run
+        from ..publish.facts import ModelFacts
+        from ..publish.runs import Run
 
         data = read_comment(self.data)
         facts = ModelFacts(

@@ -6,6 +6,7 @@ import tempfile
 
 import pytest
 
+from soundwave_hf.app import page as page_module
 from soundwave_hf.app import serve
 from soundwave_hf.app import speech as speech_module
 from soundwave_hf.app.html import picture_html
@@ -166,6 +167,21 @@ def test_the_microphone_shows_text_while_it_runs_and_its_recording_becomes_the_c
     page.wait_for_function("document.querySelector('#live .words').innerText.startsWith('w')")
     assert page.evaluate("document.querySelector('#clip audio').duration") > 1
     transcribe(page)
+
+
+def test_a_second_recording_has_a_text_and_a_clip_of_its_own(visit, speech, monkeypatch):
+    begun, start = [], page_module.start_talk
+    monkeypatch.setattr(page_module, "start_talk", lambda *words: begun.append(start(*words)) or begun[-1])
+    page = visit()
+    for number in (1, 2):
+        page.locator("#microphone").get_by_text("Record").click()
+        page.wait_for_function("document.querySelector('#live .partial')?.innerText.includes('w')")
+        page.locator("#microphone").get_by_text("Stop").click()
+        page.wait_for_function("document.querySelector('#live .words')?.innerText.startsWith('w')")
+        page.locator("#clip audio").wait_for(state="attached")
+        playwright.expect(page.locator("#live")).to_contain_text("did not end within", timeout=PATIENCE)
+        assert len(begun) == number
+    assert [talk.recording for talk in begun] == [1, 2] and all(talk.is_finished for talk in begun)
 
 
 def test_a_file_that_is_no_audio_gets_a_sentence_and_the_next_one_works(visit, clip, tmp_path):

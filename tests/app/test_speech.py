@@ -199,6 +199,18 @@ def test_a_talk_longer_than_the_limit_says_that_it_leaves_sound_out(speech):
     talk.finish()
 
 
+def test_microphone_text_that_was_cut_off_is_said_as_in_a_transcript(speech):
+    talk = start_talk(speech, RATE)
+    talk.final = [Segment(0, 2, "w1", finished=False), Segment(2, 3, "w2")]
+    note = "<p>The text from 0.0 to 2.0 s did not end within"
+    assert live_html(talk).count(note) == live_html(talk).count("did not end") == 1
+    assert note in transcript_html(Transcript.of_segments(talk.final, 3.0))
+    heard = start_talk(speech, RATE)
+    heard.hear(noise(2.0))
+    heard.finish()
+    assert heard.text and "did not end within" in live_html(heard)  # the random model never ends by itself
+
+
 def test_two_talks_do_not_mix(speech):
     alone = start_talk(speech, RATE)
     for block in blocks(2.0):
@@ -329,12 +341,30 @@ def test_blocks_from_the_browser_are_read_and_deleted(page, tmp_path, monkeypatc
     talk = None
     for number in range(4):
         path = write_noise(tmp_path / f"{number}.wav", 0.5, seed=number)
-        talk, _ = page.hear(path, talk, "", "")
+        talk, _ = page.hear(path, talk, 1, "", "")
     shown, recording = page.finish(talk)
     assert list(tmp_path.glob("*.wav")) == [] and soundfile.info(recording).frames == 2 * RATE
     assert shown.startswith("<p class='words'>w")
     with pytest.raises(Exception, match="The microphone gave no sound"):
         page.finish(None)
+
+
+def test_a_second_recording_keeps_its_first_block_although_the_first_ones_talk_comes_back(page, tmp_path):
+    paths = [write_noise(tmp_path / f"{number}.wav", 0.5, seed=number) for number in range(3)]
+    first, _ = page.hear(paths[0], None, 1, "", "")
+    page.finish(first)
+    # The server was behind: its last answer put the finished talk back.
+    second, _ = page.hear(paths[1], first, 2, "", "")
+    assert second is not first and second.seconds == 0.5
+    assert page.hear(paths[2], second, 2, "", "")[0] is second
+    assert soundfile.info(page.finish(second)[1]).frames == RATE and first.seconds == 0.5
+
+
+def test_a_recording_without_sound_does_not_give_the_one_before_again(page, tmp_path):
+    first, _ = page.hear(write_noise(tmp_path / "1.wav", 0.5), None, 1, "", "")
+    page.finish(first)
+    with pytest.raises(Exception, match="The microphone gave no sound"):
+        page.finish(first)
 
 
 def test_the_page_sends_nothing_and_offers_no_other_doors(speech):

@@ -1,9 +1,11 @@
 """The card of a model: each figure in it comes from a recipe, a log or a score file."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from soundwave_hf.data.card import DataSource
@@ -11,8 +13,9 @@ from soundwave_hf.data.sources import Source
 from soundwave_hf.data.used import DataUsed, data_used, read_comment
 from soundwave_hf.publish.card import model_card
 from soundwave_hf.publish.card_parts import join_own, read_card, refuse_edited, write_card
-from soundwave_hf.publish.facts import ModelFacts, Run, read_all_scores, read_runs, read_scores, with_licenses
-from tests.publish.conftest import HISTORY, SCORES, USED, write_run_records
+from soundwave_hf.publish.facts import ModelFacts, read_all_scores, read_scores, with_licenses
+from soundwave_hf.publish.runs import RECORD, Run, describe_runs, read_runs
+from tests.publish.conftest import HISTORY, RECIPE, SCORES, USED, write_run_records
 
 
 FACTS = ModelFacts("lora", "openai/whisper-base", "org/llm", name="me/mine")
@@ -102,6 +105,71 @@ def test_runs_that_a_run_started_from_come_before_it(tmp_path):
         (tmp_path / stage / "recipe.yaml").write_text("\n".join(lines))
     assert [run.stage for run in read_runs([tmp_path / "shrink"])] == ["align", "shrink"]
     assert [run.stage for run in read_runs([tmp_path / "shrink", tmp_path / "align"])] == ["align", "shrink"]
+
+
+def write_chain(place):
+    """Runs of stages I and II, the second of which started from the first."""
+    for stage, start in (("align", None), ("shrink", "align")):
+        (place / stage).mkdir()
+        write_run_records(place / stage)
+        recipe = RECIPE | {"stage": stage, "license": "mit"} | ({"start_from": str(place / start)} if start else {})
+        (place / stage / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def test_the_record_of_exported_weights_gives_the_card_of_the_run_without_its_folder(tmp_path):
+    write_chain(tmp_path)
+    (tmp_path / "shipped").mkdir()
+    record = describe_runs(tmp_path / "shrink")
+    (tmp_path / "shipped" / RECORD).write_text(record)
+    expected = read_runs([tmp_path / "shrink"])
+    assert "/secret" not in record and str(tmp_path) not in record
+    shutil.rmtree(tmp_path / "align"), shutil.rmtree(tmp_path / "shrink")
+    found = read_runs([tmp_path / "shipped"])
+    assert [run.stage for run in found] == ["align", "shrink"] and found[1].recipe["license"] == "mit"
+    assert [run.data for run in found] == [USED, USED]
+    assert card_of(runs=found, data=found[0].data).text == card_of(runs=expected, data=expected[0].data).text
+    # What was exported, used as a start, and exported again: all three runs.
+    (tmp_path / "next").mkdir()
+    write_run_records(tmp_path / "next")
+    recipe = RECIPE | {"stage": "instruct", "start_from": str(tmp_path / "shipped")}
+    (tmp_path / "next" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "shipped" / RECORD).write_text(describe_runs(tmp_path / "next"))
+    assert [run.stage for run in read_runs([tmp_path / "shipped"])] == ["align", "shrink", "instruct"]
+
+
+def test_weights_without_a_run_have_no_record_and_unknown_hours_stay_unknown(tmp_path):
+    assert describe_runs(tmp_path) is None
+    write_run_records(tmp_path)
+    unknown = DataUsed((DataSource("calls", rows=0, hours=float("nan")),))
+    (tmp_path / "data_card.md").write_text(unknown.comment())
+    (tmp_path / "recipe.yaml").rename(tmp_path / "kept.yaml")
+    assert describe_runs(tmp_path) is None
+    (tmp_path / "kept.yaml").rename(tmp_path / "recipe.yaml")
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / RECORD).write_text(describe_runs(tmp_path))
+    (run,) = read_runs([tmp_path / "shipped"])
+    assert "| calls | unknown | unknown |" in card_of(runs=[run], data=run.data).text
+
+
+@pytest.mark.parametrize("text", ["{}", '{"runs": [{"stage": "align"}]}', '{"runs": [{"data": {}}]}', '{"runs": 3}'])
+def test_a_broken_record_is_named(tmp_path, text):
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(ValueError, match="training_runs.json` is no record of training runs"):
+        read_runs([tmp_path])
+
+
+def test_a_token_in_a_recipe_does_not_get_into_the_record(tmp_path):
+    write_run_records(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("stage: align\nrun_note: hf_AbCdEfGhIjKlMnOpQrStUvWx\n")
+    with pytest.raises(ValueError, match="what looks like a token") as caught:
+        describe_runs(tmp_path)
+    assert "hf_AbCd" not in str(caught.value)
+
+
+def test_without_a_record_the_card_points_to_the_authors_own_text():
+    text = card_of(has_own=True).text
+    assert text.count("**not stated**. No record of it came with the weights; see the author's own text") == 2
+    assert "author's own text" not in card_of().text
 
 
 def test_a_card_cites_the_paper_and_is_short_of_nothing():

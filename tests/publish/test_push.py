@@ -151,6 +151,24 @@ def test_a_second_push_sends_what_changed_and_removes_what_is_gone(folder, hub, 
     assert {"model.safetensors", "by-hand.txt", ".eval_results/hle.yaml"} <= names(there)
 
 
+@pytest.mark.parametrize("given", [{}, {"revision": "next"}, {"create_pr": True}, {"private": True}])
+def test_a_check_that_fails_leaves_no_repository(made, hub, monkeypatch, given):
+    answers = iter([{"logits": torch.zeros(1)}, {"logits": torch.ones(1)}])
+    monkeypatch.setattr(reload, "run_fresh", lambda *words: next(answers))
+    with pytest.raises(RuntimeError, match="gives other logits than .* Nothing was pushed"):
+        push_model(made / "run", "me/mine", **given)
+    assert not hub.repositories and not hub.branches and not hub.discussions and not hub.private_made
+
+
+def test_a_check_that_fails_leaves_no_branch(made, hub, monkeypatch):
+    push_model(made / "run", "me/mine")
+    answers = iter([{"logits": torch.zeros(1)}, {"logits": torch.ones(1)}])
+    monkeypatch.setattr(reload, "run_fresh", lambda *words: next(answers))
+    with pytest.raises(RuntimeError, match="gives other logits than"):
+        push_model(made / "run", "me/mine", revision="next")
+    assert not hub.branches and len(hub.commits) == 1
+
+
 def test_an_interrupted_upload_goes_on_where_it_stopped(made, hub, capsys):
     content = (made / "run" / "adapter_model.safetensors").read_bytes()
     weights = hashlib.sha256(content).hexdigest()

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from soundwave_hf import SoundwaveForConditionalGeneration, train
+from soundwave_hf.publish.runs import read_runs
 from soundwave_hf.training.export import WEIGHTS, export_adapter
 
 
@@ -16,6 +17,7 @@ def test_an_exported_run_is_its_weights_in_half_precision(chain, tmp_path, stage
         "adapter_config.json",
         "config.json",
         "processor_config.json",
+        "training_runs.json",
     }
     trained = load_file(chain[stage].folder / WEIGHTS)
     shipped = load_file(folder / WEIGHTS)
@@ -95,5 +97,13 @@ def test_an_export_that_fails_leaves_weights_and_configs_of_before(chain, tmp_pa
 
 def test_no_folder_of_the_machine_is_shipped(chain, tmp_path):
     folder = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
-    for name in ("config.json", "adapter_config.json"):
+    for name in ("config.json", "adapter_config.json", "training_runs.json"):
         assert str(tmp_path.parent.parent) not in (folder / name).read_text()
+
+
+def test_the_card_of_shipped_weights_knows_the_runs_and_their_data(chain, tmp_path):
+    folder = export_adapter(chain["instruct"].folder, tmp_path / "shipped")
+    expected, found = read_runs([chain["instruct"].folder]), read_runs([folder])
+    assert [run.stage for run in found] == ["align", "shrink", "instruct"]
+    assert [run.history for run in found] == [run.history for run in expected] and found[-1].history
+    assert [run.data for run in found] == [run.data for run in expected] and found[-1].data.sources
