@@ -87,7 +87,7 @@ def test_curves_are_what_was_logged():
 def test_the_plot_is_a_picture(tmp_path, history):
     plot_history(history, tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
-        assert image.size == (960, 840)
+        assert image.size == (960, 1080)
         colours = len(image.convert("RGB").getcolors(1 << 16))
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     plot_history(HISTORY[:1], tmp_path / "one.png")
