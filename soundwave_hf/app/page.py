@@ -224,7 +224,8 @@ def add_questions(page: Page, clip: gr.Audio):
         button = gr.Button("Ask", variant="primary", elem_id="ask")
         again = gr.Button("New talk")
     facts = gr.HTML(elem_id="answer-facts")
-    panel, shown, empty = gr.State(Panel()), [chat, turns, question, facts], ([], [], "", "")
+    panel, shown = gr.State(Panel()), [chat, turns, question, facts]
+    empty = ([], [], gr.skip(), "")  # a question that is typed already stays
 
     def ask(panel: Panel, path, *asked):
         yield from panel.show(path, page.ask(path, *asked), len(shown))
