@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from . import __version__
 from .atomic import atomic_files, refuse_used
+from .json_files import read_json_object
 from .modeling.backbones_soundwave import bars_in_terminals
 from .modeling.configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveConfig
 from .modeling.folders_soundwave import is_hub_name
@@ -33,7 +34,6 @@ from .published_files import (
     check_sha256,
     find_published,
     list_weights,
-    read_json_file,
     read_tensors,
     refuse_full_disk,
 )
@@ -137,7 +137,7 @@ def read_published_config(src: Path) -> dict:
     path = src / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"`{src}` has no config.json: give the folder of a published Soundwave checkpoint.")
-    published = read_json_file(path)
+    published = read_json_object(path)
     model_type = published.get("model_type")
     if model_type == SoundwaveConfig.model_type:
         raise ValueError(

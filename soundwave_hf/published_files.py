@@ -1,7 +1,6 @@
 """The files of a published checkpoint: found in a folder or on the hub, verified, and read tensor by tensor."""
 
 import hashlib
-import json
 import pickle
 import re
 import shutil
@@ -16,6 +15,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
+from .json_files import read_json_object
 from .modeling.backbones_soundwave import read_shards
 from .modeling.folders_soundwave import WHOLE_WEIGHTS, is_hub_name
 from .publish.errors import first_line
@@ -107,29 +107,20 @@ def refuse_full_disk(needed: dict[Path, int]):
     Args: needed: number of bytes by folder; the folders need not exist.
     """
     disks: dict[int, list[Path]] = {}
+    free: dict[int, int] = {}
     for folder in needed:
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        disks.setdefault(there.stat().st_dev, []).append(folder)
-    for folders in disks.values():
-        there = next(each for each in (folders[0], *folders[0].absolute().parents) if each.exists())
-        total, free = sum(needed[folder] for folder in folders), shutil.disk_usage(there).free
-        if total > free:
+        disk = there.stat().st_dev
+        disks.setdefault(disk, []).append(folder)
+        free[disk] = shutil.disk_usage(there).free
+    for disk, folders in disks.items():
+        total = sum(needed[folder] for folder in folders)
+        if total > free[disk]:
             names = " and ".join(f"`{folder}`" for folder in folders)
             raise OSError(
-                f"{names}: {total / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB of the disk are free. Free disk "
-                "space, or name another place."
+                f"{names}: {total / 1e9:.3f} GB are needed and {free[disk] / 1e9:.3f} GB of the disk are free. Free "
+                "disk space, or name another place."
             )
-
-
-def read_json_file(path: Path) -> dict:
-    """A JSON file. Raises: `ValueError` that names the file if it is broken."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{path}` is no JSON file ({first_line(error)}): download it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`{path}` holds {type(values).__name__} and a JSON object was expected: download it again.")
-    return values
 
 
 # ---- weights ----
@@ -139,7 +130,7 @@ def weight_files(src: Path) -> list[Path]:
     """The files that hold the weights. Raises: `FileNotFoundError` if there is none, or a shard is missing."""
     index, single = find_index(src)
     if index is not None:
-        read_json_file(index)
+        read_json_object(index)
         return [Path(shard) for shard in read_shards(index)]
     if single is not None:
         return [single]
@@ -182,7 +173,7 @@ def list_weights(src: Path) -> dict[str, StoredTensor]:
 
 def check_index(index: Path, found: dict[str, StoredTensor]):
     """Raises: `ValueError` if the files hold other tensors than their index says, or another number of bytes."""
-    values = read_json_file(index)
+    values = read_json_object(index)
     differing = sorted(values["weight_map"].items() ^ {(name, each.path.name) for name, each in found.items()})
     if differing:
         raise ValueError(
@@ -294,7 +285,6 @@ __all__ = [
     "find_published",
     "list_tensors",
     "list_weights",
-    "read_json_file",
     "read_tensors",
     "refuse_full_disk",
     "sha256",

@@ -12,7 +12,8 @@ from huggingface_hub import StateDictSplit
 from safetensors.torch import save_file
 
 from .atomic import atomic_file, kept_folder
-from .published_files import list_tensors, read_json_file, read_tensors, sha256
+from .json_files import read_json_object
+from .published_files import list_tensors, read_tensors, sha256
 
 
 Reader = Callable[[list[str]], Iterator[tuple[str, torch.Tensor]]]  # names -> these tensors, read from their source
@@ -48,7 +49,7 @@ class UnfinishedShards:
 
     def _read_record(self) -> dict:
         try:
-            return read_json_file(self.record)
+            return read_json_object(self.record)
         except ValueError:
             return {}
 

@@ -184,9 +184,10 @@ def pad_batch(rows: list[list[int]], mel_frames: list[int], side: str = "left") 
     }
 
 
-def save_tiny_soundwave(folder):
+def save_tiny_soundwave(folder, processor: SoundwaveProcessor | None = None, blank_bias: float = 9.0):
     """Save a tiny model of a 2 s window with its processor, as a user would. Returns the folder."""
-    processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), byte_tokenizer(), trailing_silence=0.1)
+    if processor is None:
+        processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), byte_tokenizer(), trailing_silence=0.1)
     config = SoundwaveConfig(
         audio_config=tiny_audio_config(num_mel_bins=80, max_source_positions=100),
         text_config=tiny_text_config(vocab_size=len(processor.tokenizer), max_position_embeddings=1024),
@@ -194,7 +195,7 @@ def save_tiny_soundwave(folder):
         label_embeddings=True,
     )
     model = spread_weights(SoundwaveForConditionalGeneration(config))
-    model.model.ctc_head.blank_bias.data.fill_(9.0)
+    model.model.ctc_head.blank_bias.data.fill_(blank_bias)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -100,7 +100,7 @@ def continue_encoder_lora(model, folder: str):
     matrices, settings = read_encoder_lora(folder)
     names = sorted({name.rpartition(".lora_")[0] for name in matrices})
     add_encoder_lora(model, "|".join(map(re.escape, names)), settings["r"], settings["lora_alpha"])
-    load_encoder_lora(model, folder)
+    _copy_matrices(matrices, lora_matrices(model))
 
 
 def load_encoder_lora(model, folder: str):
@@ -115,9 +115,7 @@ def load_encoder_lora(model, folder: str):
             f"`{folder}` has a LoRA of {len(matrices)} matrices, and the encoder's has {len(expected)}: they differ "
             f"in {sorted(matrices.keys() ^ expected.keys())[:4]}."
         )
-    with torch.no_grad():
-        for name, matrix in matrices.items():
-            expected[name].copy_(matrix)
+    _copy_matrices(matrices, expected)
 
 
 def lora_matrices(model, whole: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
@@ -148,6 +146,12 @@ def save_encoder_lora(model, folder: str, whole: dict[str, torch.Tensor] | None 
         return
     kept = json.dumps({name: settings[name] for name in ("r", "lora_alpha")})  # one key: their order would vary
     save_file(matrices, os.path.join(folder, ENCODER_LORA_FILE), metadata={"lora": kept})
+
+
+@torch.no_grad()
+def _copy_matrices(matrices: dict[str, torch.Tensor], own: dict[str, torch.Tensor]):
+    for name, matrix in matrices.items():
+        own[name].copy_(matrix)
 
 
 def _digest(matrices: dict[str, torch.Tensor], settings: dict) -> str:

@@ -14,6 +14,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..json_files import read_json_object
 from ..modeling.folders_soundwave import (
     ENCODER_LORA_FILE,
     LORA_FILES,
@@ -29,6 +30,7 @@ from ..modeling.folders_soundwave import (
 from ..paths import find_weights
 from ..secret_values import WAY_OUT, holds_secret
 from ..training.export import without_places
+from .facts import on_hub
 
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -128,11 +130,11 @@ def _kind_of(folder: Path) -> str:
 
 def _hub_name(folder: Path, part: str, given: str | None, needed: bool) -> str:
     """The name of a backbone; a hub name if it is `needed`."""
-    if given is not None and (not is_hub_name(given) or os.path.isdir(given)):
+    if given is not None and not on_hub(given):
         raise ValueError(f"`--{part}` is `{given}`; expected its name on the Hub, such as `user/model`.")
     trained = trained_backbone(str(folder), part).name
     name = given or (backbone_name(trained) if trained else None)
-    if name is not None and is_hub_name(name) and not os.path.isdir(name):
+    if name is not None and on_hub(name):
         return name
     if needed:
         named = f"names its {part} as the local folder `{name}`" if name else f"does not name its {part}"
@@ -208,13 +210,7 @@ def _modules_of(config: Mapping) -> set[str]:
 
 def read_config(path: Path) -> dict:
     """Raises: `ValueError` if a config is not a JSON object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{path}` is not JSON ({error}): save the model or the processor again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`{path}` holds no JSON object: save the model or the processor again.")
-    return values
+    return read_json_object(path, "save the model or the processor again")
 
 
 def tensor_sizes(path: str | os.PathLike) -> dict[str, int]:

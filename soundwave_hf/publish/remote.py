@@ -18,6 +18,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from ..published_files import sha256
 from .facts import ScoreFile
 from .files import OURS, matches
 
@@ -145,8 +146,7 @@ def is_same(path: Path, remote: RepoFile) -> bool:
     if path.stat().st_size != remote.size:
         return False
     if remote.lfs is not None:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
+        return sha256(path) == remote.lfs.sha256
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id
 

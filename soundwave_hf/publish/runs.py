@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..data.used import DataUsed, read_comment
+from ..json_files import read_json_object
 from ..secret_values import refuse_secrets
 
 
@@ -106,13 +107,7 @@ def read_json(path: Path) -> dict:
     """A JSON object, empty if there is no file. Raises: `ValueError` if the file holds something else."""
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{path}` is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`{path}` holds no JSON object.")
-    return values
+    return read_json_object(path, "copy it again")
 
 
 # ---- keeping ----

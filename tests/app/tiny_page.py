@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
-from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.app import serve
 from soundwave_hf.app.speech import SpeechModel
 from soundwave_hf.processing.processing_soundwave import AUDIO_TOKEN
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import spread_weights, tiny_audio_config, tiny_text_config
+from tests.tiny_models import save_tiny_soundwave
 
 
 RATE = 16_000
@@ -25,17 +25,7 @@ MAX_SECONDS = 8
 def save_tiny(folder) -> str:
     """Save a model of a 2 s window that answers with `w0` ... `w99`. It never ends a text by itself."""
     processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), word_tokenizer())
-    config = SoundwaveConfig(
-        audio_config=tiny_audio_config(num_mel_bins=80, max_source_positions=100),
-        text_config=tiny_text_config(vocab_size=len(processor.tokenizer), max_position_embeddings=1024),
-        audio_token_id=processor.audio_token_id,
-        label_embeddings=True,
-    )
-    model = spread_weights(SoundwaveForConditionalGeneration(config))
-    model.model.ctc_head.blank_bias.data.fill_(7.0)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
+    return str(save_tiny_soundwave(folder, processor, blank_bias=7.0))
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
