@@ -193,9 +193,9 @@ class Handler(BaseHTTPRequestHandler):
         self.copy_branch(name, branch)
         self.answer(200, b"{}")
 
-    def copy_branch(self, name: str, branch: str):
+    def copy_branch(self, name: str, branch: str, base: str = MAIN):
         folder = self.server.writable / f"{name}@{branch}"
-        shutil.copytree(self.server.repositories[name], folder)
+        shutil.copytree(self.folder_of(name, base), folder)
         self.server.branches[name, branch] = folder
 
     def lfs_batch(self, asked: dict) -> dict:
@@ -225,10 +225,13 @@ class Handler(BaseHTTPRequestHandler):
     def commit(self, name: str, revision: str, body: bytes):
         lines = [json.loads(line) for line in body.splitlines()]
         pull = {}
+        if self.folder_of(name, revision) is None:
+            self.answer(404, headers={"X-Error-Code": "RevisionNotFound"})
+            return
         if "create_pr=1" in self.path:
             number = len(self.server.discussions) + 1
+            self.copy_branch(name, f"refs/pr/{number}", base=revision)
             revision = f"refs/pr/{number}"
-            self.copy_branch(name, revision)
             self.server.discussions.append(discussion(name, number, lines[0]["value"]["summary"]))
             pull = {"pullRequestUrl": f"{self.server.address}/{name}/discussions/{number}"}
         folder = self.folder_of(name, revision)

@@ -82,10 +82,9 @@ def find_target(
         return replace(target, makes_repo=True, opens_pr=create_pr, makes_branch=_is_new_branch(revision))
     if private and not found.private:
         raise ValueError(f"`{repo}` exists and is public, and `--private` was given: give another name.")
-    if create_pr:
-        return _pull_request(target, message)
     missing = _is_new_branch(revision) and not api.revision_exists(repo, revision)
-    return replace(target, makes_branch=missing)
+    target = replace(target, makes_branch=missing)
+    return _pull_request(target, message) if create_pr and not missing else replace(target, opens_pr=create_pr)
 
 
 def _is_new_branch(revision: str | None) -> bool:

@@ -212,6 +212,18 @@ def test_a_pull_request_is_opened_once_and_then_used_again(folder, hub, capsys):
     assert len(hub.discussions) == 3
 
 
+def test_a_pull_request_against_a_missing_branch_makes_the_branch(folder, hub):
+    run = folder("run")
+    push_model(run, "me/mine")
+    (run / "LICENSE").write_text("mine")
+    first = push_model(run, "me/mine", revision="next", create_pr=True)
+    assert first.pull_request == f"{hub.address}/me/mine/discussions/1"
+    assert hub.commits[1:] == [("me/mine", "refs/pr/1")]
+    assert names(hub.branches["me/mine", "next"]) == names(hub.repositories["me/mine"])
+    push_model(run, "me/mine", revision="next", create_pr=True)
+    assert len(hub.discussions) == 1 and len(hub.commits) == 2
+
+
 # ---- text of users ----
 
 
