@@ -207,12 +207,14 @@ class Spoken:
 
     text: str
     finished: bool = True  # whether the text ended before the limit
-    chunks: Sequence[dict] = ()  # words, as `generate` returns them; times are seconds of the piece
+    chunks: Sequence[dict] | None = None  # words, as `generate` returns them; times are seconds of the piece
     confidence: float | None = None
 
     def segment(self, start: float, end: float) -> Segment:
         """The segment of a piece. Args: start, end: seconds of the recording."""
-        words = tuple(word_of(chunk, start, has_confidence=self.confidence is not None) for chunk in self.chunks)
+        words = self.chunks
+        if words is not None:
+            words = tuple(word_of(chunk, start, has_confidence=self.confidence is not None) for chunk in words)
         return Segment(start, end, self.text, words, self.confidence, self.finished)
 
 
@@ -222,7 +224,7 @@ def word_of(chunk: dict, seconds: float, has_confidence: bool) -> Word:
     if start is not None:
         start = round(start + seconds, 3)
         end = max(round(end + seconds, 3), round(start + 0.001, 3))  # never without length after rounding
-    return Word(chunk["text"], start, end, chunk["probability"] if has_confidence else None)
+    return Word(chunk["text"], start, end, chunk["probability"] if has_confidence else None, chunk["supported"])
 
 
 def spoken_in(model, processor, clips: list[dict], options: TranscribeOptions) -> list[Spoken]:
@@ -232,7 +234,7 @@ def spoken_in(model, processor, clips: list[dict], options: TranscribeOptions) -
         return [Spoken(text, ended) for text, ended in zip(texts, finished, strict=True)]
     align = ctc_aligned if options.ctc_only else llm_aligned
     texts, finished, chunks, probabilities = align(model, processor, clips, options)
-    chunks = chunks if options.word_times else [()] * len(texts)
+    chunks = chunks if options.word_times else [None] * len(texts)
     probabilities = probabilities if options.confidence else [None] * len(texts)
     return [Spoken(*of_piece) for of_piece in zip(texts, finished, chunks, probabilities, strict=True)]
 

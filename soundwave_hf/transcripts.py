@@ -22,6 +22,7 @@ class Word:
     start: float | None = None  # seconds of the recording
     end: float | None = None
     confidence: float | None = None  # probability, 0 to 1
+    supported: bool | None = None  # whether the sound supports it, if known
 
     def __post_init__(self):
         if (self.start is None) != (self.end is None):
@@ -40,7 +41,7 @@ class Segment:
     start: float  # seconds of the recording
     end: float
     text: str  # empty for silence
-    words: tuple[Word, ...] = ()
+    words: tuple[Word, ...] | None = None  # None if word times were not requested
     confidence: float | None = None  # probability, 0 to 1
     finished: bool = True  # whether the text ended before `max_new_tokens`
 
@@ -168,7 +169,7 @@ def segment_fields(segment: Segment) -> dict:
     fields["finished"] = segment.finished
     if segment.confidence is not None:
         fields["confidence"] = round(segment.confidence, 4)
-    if segment.words:
+    if segment.words is not None:
         fields["words"] = [word_fields(word) for word in segment.words]
     return fields
 
@@ -177,7 +178,11 @@ def word_fields(word: Word) -> dict:
     """`start` and `end` are null for a word that could not be aligned."""
     start, end = (None if moment is None else round(moment, 3) for moment in (word.start, word.end))
     fields = {"word": word.text, "start": start, "end": end}
-    return fields if word.confidence is None else {**fields, "confidence": round(word.confidence, 4)}
+    if word.supported is not None:
+        fields["supported"] = word.supported
+    if word.confidence is not None:
+        fields["confidence"] = round(word.confidence, 4)
+    return fields
 
 
 def as_srt(transcript: Transcript) -> str:

@@ -195,7 +195,7 @@ def test_confidence_is_that_of_generate_and_of_the_ctc_head(loaded, options):
     clip = {"array": noise(0.9, 1), "sampling_rate": RATE}
     (alone,) = transcribe_clips(*loaded, [clip], confidence=True, **options)
     (both,) = transcribe_clips(*loaded, [clip], confidence=True, word_times=True, **options)
-    assert alone.segments[0].words == () and both.segments[0].words
+    assert alone.segments[0].words is None and both.segments[0].words
     inputs = processor.apply_transcription_request([clip])
     if "ctc_only" in options:
         found = processor.align_word_timestamps(alone.text, model.get_ctc_clips(**inputs))
@@ -239,20 +239,31 @@ def ctc_clips_of(head, processor, clip):
 
 
 def test_a_word_that_could_not_be_aligned_has_no_times_and_none_is_without_length():
-    chunk = {"text": "a", "timestamp": (None, None), "probability": 0.0}
-    assert transcribe.word_of(chunk, 2.0, has_confidence=True) == Word("a", None, None, 0.0)
-    chunk = {"text": "a", "timestamp": (0.0141, 0.0143), "probability": 0.5}
-    assert transcribe.word_of(chunk, 2.0, has_confidence=False) == Word("a", 2.014, 2.015)
+    chunk = {"text": "a", "timestamp": (None, None), "probability": 0.0, "supported": False}
+    assert transcribe.word_of(chunk, 2.0, has_confidence=True) == Word("a", None, None, 0.0, supported=False)
+    chunk = {"text": "a", "timestamp": (0.0141, 0.0143), "probability": 0.5, "supported": True}
+    assert transcribe.word_of(chunk, 2.0, has_confidence=False) == Word("a", 2.014, 2.015, supported=True)
 
 
 def test_the_command_writes_word_times_and_confidence(here, run):
     code, text, err = run("c.wav", "--format", "json", "--word-times", "--confidence")
     assert (code, err) == (0, "")
     (segment,) = json.loads(text)["segments"]
-    assert segment.keys() >= {"confidence", "words"} and segment["words"][0].keys() >= {"word", "confidence"}
+    assert segment.keys() >= {"confidence", "words"}
+    assert segment["words"][0].keys() == {"word", "start", "end", "supported", "confidence"}
     assert "words" not in run("c.wav", "--format", "json", "--confidence")[1]
     assert run("calls", "--output", "out", "--format", "json")[0] == 0
     assert "A transcript would overwrite" in run("calls", "--output", "out", "--format", "json", "--word-times")[2]
+
+
+@pytest.mark.parametrize("ctc_only", [False, True], ids=["llm", "ctc"])
+def test_a_silent_segment_has_a_list_of_words_without_any(loaded, monkeypatch, ctc_only):
+    silence = lambda model, processor, clips, options: ([""], [True], [[]], [1.0])  # noqa: E731
+    monkeypatch.setattr(transcribe, "ctc_aligned" if ctc_only else "llm_aligned", silence)
+    clip = {"array": noise(0.5), "sampling_rate": RATE}
+    for asked, words in (({"word_times": True}, ()), ({"confidence": True}, None)):
+        (found,) = transcribe_clips(*loaded, [clip], ctc_only=ctc_only, **asked)
+        assert found.segments[0].words == words
 
 
 def test_records_without_the_new_options_still_count(loaded):

@@ -119,6 +119,14 @@ def test_words_with_times_make_cues_of_two_lines():
     assert segment["words"][12] == {"word": "word12", "start": None, "end": None}
 
 
+def test_json_tells_words_that_nobody_said_and_segments_without_any():
+    invented = Segment(0, 1, "x", (Word("x", supported=False), Word("y", 0, 1, supported=True)))
+    segments = [invented, Segment(1, 2, "", ()), Segment(2, 3, "not asked")]
+    found = json.loads(FORMATS["json"](Transcript.of_segments(segments, 3)))["segments"]
+    assert [word["supported"] for word in found[0]["words"]] == [False, True]
+    assert found[1]["words"] == [] and "words" not in found[2]
+
+
 def test_words_without_any_times_are_shown_as_long_as_their_segment():
     spoken = Transcript.of_segments([Segment(1, 3, "a b", (Word("a"), Word("b")))], 3)
     assert FORMATS["tsv"](spoken).splitlines()[1] == "1000\t3000\ta b"
