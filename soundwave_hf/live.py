@@ -18,7 +18,7 @@ from .modeling.pipeline_soundwave import SHORTEST_CHUNK
 from .modeling.segments_soundwave import cut_samples
 from .processing.audio_soundwave import AudioOptions, check_rate, check_samples, import_soxr, read_array
 from .processing.processing_soundwave import MIN_MEL_FRAMES
-from .transcribe import TranscribeOptions, texts_of
+from .transcribe import TranscribeOptions, check_control_tokens, texts_of, try_options
 from .transcripts import Segment, one_line
 
 
@@ -119,6 +119,9 @@ class StreamingTranscriber:
         self._settled: list[int] = []  # CTC labels of the first waiting frames, which later audio does not change
         self._frame = round(model.config.frame_seconds * self.rate)  # samples
         self._is_finished = False
+        check_control_tokens(processor, self.options)
+        if generate:
+            try_options(model, processor, self.options)
         self._llm = ThreadPoolExecutor(max_workers=1, thread_name_prefix="soundwave-final-text")
         self._pending: deque[Future] = deque()  # final texts, in order
 

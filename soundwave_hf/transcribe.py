@@ -1,16 +1,16 @@
 """Transcribe recordings of any length with a loaded model, or only its CTC head."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from .evaluation.generate_options import check_generate, not_taken
 from .evaluation.transcribe import (
     batches_of_like_length,
     check_batch_size,
-    check_generate,
     ctc_texts_of,
     ctc_transcribe,
     features_of,
@@ -28,6 +28,9 @@ from .transcripts import Segment, Transcript, Word
 READ_AHEAD = 4  # batches of pieces that are read before the first of them is transcribed
 # Errors of a single recording. Other errors stop the whole run.
 CLIP_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+# What the library's `generate` raises for options that it does not check.
+UNCHECKED = (TypeError, AttributeError, KeyError, IndexError)
+NOT_TRIED = ("min_length", "min_new_tokens", "max_time")  # options that are about more than two tokens
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,7 @@ class TranscribeOptions:
             raise ValueError(f"The longest piece is {self.chunk_length_s} s; expected {SHORTEST_CHUNK:g} s or more.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
-        check_generate(self.generate or {})
-        self._check_hotwords()
+        self._check_generate()
         if self.streamer is not None and self.batch_size != 1:
             raise ValueError(f"A `streamer` takes one text at a time, and `batch_size` is {self.batch_size}: give 1.")
         for name in ("language", "max_new_tokens", "hotwords", "generate", "streamer"):
@@ -63,16 +65,11 @@ class TranscribeOptions:
                     "LLM: leave one of the two out."
                 )
 
-    def _check_hotwords(self):
-        if self.hotwords is None:
-            if "hotword_weight" in (self.generate or {}) and "hotwords" not in self.generate:
-                raise ValueError(
-                    "`generate` has `hotword_weight`, but there are no `hotwords`: give both, or neither."
-                )
-            return
-        if "hotwords" in (self.generate or {}):
+    def _check_generate(self):
+        own = {} if self.hotwords is None else {"hotwords": self.hotwords}
+        if own and "hotwords" in (self.generate or {}):
             raise ValueError("`hotwords` was given twice, by itself and in `generate`: leave one out.")
-        check_generate({"hotwords": self.hotwords})
+        check_generate({**own, **(self.generate or {})}, self.is_aligned, self.streamer)
 
     @property
     def is_aligned(self) -> bool:
@@ -144,9 +141,7 @@ def outcomes(
 
     Args: on_batch: called after each batch with its seconds of audio.
     """
-    hotwords = generate_options(options).get("hotwords")
-    if hotwords is not None:
-        refuse_control_tokens(hotwords, processor.tokenizer)
+    check_control_tokens(processor, options)
     group: list[Recording] = []
     for clip in clips:
         group.append(read_recording(processor, clip, options))
@@ -154,6 +149,32 @@ def outcomes(
             yield from transcribe_group(model, processor, group, options, on_batch)
             group = []
     yield from transcribe_group(model, processor, group, options, on_batch)
+
+
+def check_control_tokens(processor, options: TranscribeOptions):
+    """Raises: `ValueError` for a hotword with a control token of the LLM."""
+    if (hotwords := generate_options(options).get("hotwords")) is not None:
+        refuse_control_tokens(hotwords, processor.tokenizer)
+
+
+def try_options(model, processor, options: TranscribeOptions):
+    """Transcribe a second of noise, which tells errors of the options from errors of a recording.
+
+    Raises: `ValueError` for options that this model can use with no recording.
+    """
+    rate = processor.feature_extractor.sampling_rate
+    samples = np.random.default_rng(0).normal(scale=0.1, size=rate).astype(np.float32)
+    generate = {name: value for name, value in (options.generate or {}).items() if name not in NOT_TRIED}
+    most_tokens = None if options.ctc_only else 2
+    short = replace(options, max_new_tokens=most_tokens, generate=generate or None, streamer=None)
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):  # sampling goes on as without the trial
+            spoken_in(model, processor, [{"array": samples, "sampling_rate": rate}], short)
+    except UNCHECKED as error:
+        if not options.generate:
+            raise
+        raise not_taken(options.generate, error) from error
 
 
 def read_recording(processor, clip, options: TranscribeOptions) -> Recording:
@@ -185,13 +206,20 @@ def transcribe_group(model, processor, group: list[Recording], options, on_batch
 
 
 def transcribe_batch(model, processor, batch: list[tuple[Recording, int]], options: TranscribeOptions):
-    """Put what is said in each piece into its recording. If the model refuses a batch, each piece is tried alone."""
+    """Put what is said in each piece into its recording. If the model refuses a batch, each piece is tried alone.
+
+    Raises: `ValueError` for options that the model refuses with any recording.
+    """
     rate = processor.feature_extractor.sampling_rate
     clips = [{"array": recording.pieces[place], "sampling_rate": rate} for recording, place in batch]
     try:
         found = spoken_in(model, processor, clips, options)
-    except (ValueError, torch.OutOfMemoryError) as error:
+    except (ValueError, torch.OutOfMemoryError, *UNCHECKED) as error:
         if len(batch) == 1:
+            if not isinstance(error, torch.OutOfMemoryError):
+                try_options(model, processor, options)
+            if isinstance(error, UNCHECKED):
+                raise
             batch[0][0].failure = error
             return
         for one in batch:

@@ -148,6 +148,30 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
         ({"hotwords": ["..."]}, "`hotwords` holds '...'; expected a text with a letter"),
         ({"hotwords": [["Ann"]]}, "`hotwords` holds lists; expected phrases, which are for all recordings"),
         ({"hotwords": ["Ann"], "generate": {"hotwords": ["Bob"]}}, "`hotwords` was given twice"),
+        ({"generate": {"ctc_draft": "foo"}}, "`ctc_draft` is 'foo'; expected one of"),
+        ({"generate": {"ctc_draft": "lossless", "num_beams": 4}}, "`ctc_draft` is 'lossless' and `num_beams` is 4"),
+        ({"generate": {"ctc_draft": "lossless", "use_cache": False}}, "and `use_cache` is False"),
+        ({"generate": {"ctc_draft": "fast"}, "hotwords": ["Ann"]}, "where hotwords have no effect"),
+        ({"generate": {"ctc_draft": "ctc", "max_positions_per_second": 4}}, '`ctc_draft="ctc"` runs without the LLM'),
+        ({"generate": {"ctc_draft": "fast", "prompt_lookup_num_tokens": 3}}, "cannot be combined"),
+        ({"generate": {"draft_probability": 0.5}}, 'the limits of drafts need `ctc_draft="fast"`'),
+        ({"generate": {"do_sample": True, "ctc_weight": 0.3}}, "and `do_sample` is True, but the CTC head needs"),
+        ({"generate": {"num_beams": "two"}}, "`num_beams` is 'two'; expected a whole number"),
+        ({"generate": {"num_beams": True}}, "`num_beams` is True; expected a whole number"),
+        ({"generate": {"eos_token_id": "abc"}}, "`eos_token_id` is 'abc'; expected a token's id, or a list of ids"),
+        ({"generate": {"temperature": "hot"}}, "`temperature` is 'hot'; expected a number"),
+        ({"generate": {"drop_unsupported": "never"}}, "`drop_unsupported` is 'never'; expected true or false"),
+        ({"generate": {"stop_strings": 5}}, "`stop_strings` is 5; expected a text, or a list of texts"),
+        ({"generate": {"cache_implementation": "foo"}}, "Invalid `cache_implementation`"),
+        ({"generate": {"watermarking_config": "x"}}, "the library's `generate` fails with it"),
+        (
+            {"generate": {"drop_unsupported": True}, "streamer": object(), "batch_size": 1},
+            "`drop_unsupported` and a `streamer` were given",
+        ),
+        (
+            {"generate": {"ctc_draft": "fast"}, "streamer": object(), "batch_size": 1},
+            "and `streamer` is",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_read(options, message):
@@ -206,6 +230,70 @@ def test_confidence_is_that_of_generate_and_of_the_ctc_head(loaded, options):
     assert alone.segments[0].confidence == both.segments[0].confidence == pytest.approx(expected)
     confidences = [word.confidence for word in both.segments[0].words]
     assert confidences == pytest.approx([chunk["probability"] for chunk in chunks])
+
+
+def test_options_that_work_together_are_taken():
+    for options in (
+        {"generate": {"ctc_draft": "lossless", "do_sample": False, "num_beams": 1, "use_cache": None}},
+        {"generate": {"ctc_draft": "lossless", "return_dict_in_generate": True}, "word_times": True},
+        {"generate": {"ctc_draft": "lossless", "hotword_weight": 2}, "hotwords": ["Ann"]},
+        {"generate": {"do_sample": True, "temperature": 0.5, "ctc_weight": 0}},
+        {"generate": {"drop_unsupported": True, "num_beams": 2, "eos_token_id": [1, 2]}, "word_times": True},
+    ):
+        assert transcribe.TranscribeOptions(**options).generate == options["generate"]
+
+
+@pytest.mark.parametrize("word_times", [False, True])
+def test_words_that_the_sound_does_not_support_are_left_out(loaded, monkeypatch, word_times):
+    clip = {"array": noise(0.9, 1), "sampling_rate": RATE}
+    options = {"max_new_tokens": 12, "word_times": word_times}
+    (whole,) = transcribe_clips(*loaded, [clip], **{**options, "word_times": True})
+    kept = [word.text for word in whole.segments[0].words if word.supported]
+    assert len(kept) < len(whole.segments[0].words)  # the random LLM writes what nobody said
+    (found,) = transcribe_clips(*loaded, [clip], generate={"drop_unsupported": True}, **options)
+    assert found.text.split() == kept
+    assert not found.segments[0].finished  # the tiny model does not stop by itself
+
+
+def test_a_text_that_the_clock_cuts_is_not_finished(loaded):
+    clip = {"array": noise(0.9), "sampling_rate": RATE}
+    (found,) = transcribe_clips(*loaded, [clip], generate={"max_time": 1e-6}, max_new_tokens=200)
+    assert not found.segments[0].finished
+
+
+# ---- options that fail with any recording ----
+
+
+@pytest.mark.parametrize(
+    ("generate", "message"),
+    [
+        ("{min_positions_per_second: 90}", "but a second has only 25 frames"),  # the model decides
+        ("{bad_words_ids: 5}", "`bad_words_ids` has to be a non-empty list"),
+        ("{sequence_bias: {a: 1}}", "`sequence_bias`"),
+        ("{exponential_decay_length_penalty: 5}", "the library's `generate` fails with it (TypeError"),
+    ],
+)
+def test_an_error_of_the_options_stops_the_run_once(here, run, generate, message):
+    code, out, err = run("calls", "c.wav", "--generate", generate)
+    assert (code, out) == (2, "") and err.count("soundwave-hf transcribe:") == 1 and message in err
+    assert "Traceback" not in err and "failed" not in err
+
+
+def test_an_error_of_the_package_keeps_its_kind(loaded, monkeypatch):
+    def fail(*given):
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(transcribe, "texts_of", fail)
+    with pytest.raises(KeyError, match="a fault"):
+        list(transcribe_clips(*loaded, [{"array": noise(0.5), "sampling_rate": RATE}]))
+
+
+def test_a_trial_of_the_options_does_not_change_what_is_sampled(loaded):
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    transcribe.try_options(*loaded, transcribe.TranscribeOptions(generate={"do_sample": True}))
+    assert torch.equal(torch.rand(2), expected)
 
 
 @pytest.mark.parametrize("draft", ["lossless", "fast", "ctc"])
@@ -304,6 +392,14 @@ def test_a_control_token_among_hotwords_stops_the_run(here, run):
     assert (code, out) == (2, "") and err.count("\n") == 0 and "with the control token '<|im_end|>'" in err
 
 
+def test_a_control_token_is_refused_before_live_audio_arrives(loaded):
+    for options in ({"hotwords": ["a<|im_end|>"]}, {"generate": {"hotwords": ["a<|im_end|>"]}}):
+        with pytest.raises(ValueError, match=r"with the control token '<\|im_end\|>'"):
+            StreamingTranscriber(*loaded, RATE, **options)
+    with pytest.raises(ValueError, match="but a second has only 25 frames"):
+        StreamingTranscriber(*loaded, RATE, generate={"min_positions_per_second": 90})
+
+
 def test_a_file_without_hotwords_is_refused(here, run):
     (here / "names.txt").write_text("\n \n")
     assert "the file has no line with a phrase" in run("c.wav", "--hotwords", "@names.txt")[2]
@@ -385,7 +481,8 @@ def test_lines_of_several_files_have_their_names(here, run):
         (["c.wav", "--hotwords", "Ann,,Bob"], "`hotwords` holds ''; expected a text with a letter or a digit"),
         (["c.wav", "--hotwords", "@absent.txt"], "absent.txt"),
         (["c.wav", "--generate", "{ctc_weight: 3}"], "`ctc_weight` is 3; expected a number from 0"),
-        (["c.wav", "--generate", "{hotword_weight: 2}"], "`hotword_weight`, but there are no `hotwords`"),
+        (["c.wav", "--generate", "{hotword_weight: 2}"], "`hotword_weight` is 2, but `hotwords` was not given"),
+        (["c.wav", "--generate", "{ctc_draft: lossless, num_beams: 4}"], "and `num_beams` is 4, but drafts work only"),
         (["c.wav", "--generate", "{max_positions_per_second: -1}"], "`max_positions_per_second` is -1"),
         (["c.wav", "--generate", "{return_timestamps: true}"], "an option of their own: `word_times`"),
         (["c.wav", "--word-times"], "`--word-times` was given, but the format is txt, which does not show it"),

@@ -12,6 +12,8 @@ from ..data.manifest import write_rows
 from ..modeling.backbones_soundwave import as_dtype
 from ..modeling.folders_soundwave import find_adapter, trained_backbone
 from ..modeling.loading_soundwave import as_device
+from ..transcribe import TranscribeOptions, try_options
+from .generate_options import check_generate
 from .metrics import language_code, main_metric
 from .reporting import (
     clip_line,
@@ -33,7 +35,6 @@ from .transcribe import (
     ask,
     batches_of_like_length,
     check_batch_size,
-    check_generate,
     conversation,
     ctc_transcribe,
     hear,
@@ -81,6 +82,8 @@ def load_system(name: str, is_adapter: bool, options: Options, **backbones) -> S
     Args: backbones: `encoder`, `llm` and `allow_other_backbones`, as in `load_adapter`.
     """
     loaded = load_weights(name, is_adapter, options.ctc, options.device, options.dtype, **backbones)
+    if options.generate:
+        try_options(*loaded, TranscribeOptions(options.language, generate=options.generate))
     return model_system(*loaded, options.ctc, options.max_new_tokens, options.language, options.generate)
 
 

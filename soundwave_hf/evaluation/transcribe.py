@@ -1,6 +1,5 @@
 """Transcribe many clips in batches: with a loaded model, its CTC head, or Whisper itself."""
 
-import difflib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,23 +10,16 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
 
-from ..modeling.decoding_soundwave import CTC_OPTIONS, check_weight
-from ..modeling.hotwords_soundwave import check_hotword_weight, check_hotwords, has_lists
+from ..modeling.decoding_soundwave import given_option
 from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
 from ..modeling.spacing_soundwave import join_texts
 from ..processing.processing_soundwave import ASR_QUESTION
+from .generate_options import TRANSCRIPT_OPTIONS
 from .metrics import collapse_ctc, language_code
 from .rows import SAMPLING_RATE, Request, decoded_groups
 
 
-# Options of `generate` that have a name of their own here.
-OWN_OPTIONS = {
-    "max_new_tokens": "The number of tokens has an option of its own.",
-    "num_return_sequences": "Each clip gets one text.",
-    "return_timestamps": "Word times have an option of their own: `word_times` (`--word-times`).",
-}
 WINDOW_SECONDS = 30.0  # of the Whisper encoder
 MAX_NEW_TOKENS = 120  # 30 s of English speech seldom need more
 
@@ -43,7 +35,7 @@ class Transcripts:
     seconds_taken: float  # wall-clock time from audio files to texts
     ctc_texts: list[str | None] | None = None  # greedy transcript of the CTC head, before the LLM
     num_positions: list[int | None] | None = None  # LLM positions of each clip
-    finished: list[bool] | None = None  # whether each text ended before `max_new_tokens`
+    finished: list[bool] | None = None  # whether each text ended, and was not cut off
 
 
 def conversation(audio, question: str) -> list[dict]:
@@ -87,7 +79,7 @@ def answer(
 ) -> Transcripts:
     """Texts for requests of one kind (all transcripts or all conversations) in one padded batch.
 
-    Args: generate: options of `generate`, greedy by default; conversations ignore those of the CTC head.
+    Args: generate: options of `generate`, greedy by default; conversations ignore `TRANSCRIPT_OPTIONS`.
     """
     options = dict(generate or {})
     limits = find_position_limits(model, options)
@@ -101,7 +93,7 @@ def answer(
         inputs = processor.apply_chat_template(
             [request.conversation for request in requests], add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        options = {name: value for name, value in options.items() if name not in CTC_OPTIONS}
+        options = {name: value for name, value in options.items() if name not in TRANSCRIPT_OPTIONS}
     inputs = inputs.to(model.device)
     texts, ended = generated_texts(model, processor, inputs, max_new_tokens, **options)
     seconds_taken = time.perf_counter() - start
@@ -113,7 +105,7 @@ def answer(
 def generated_texts(
     model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKENS, **options
 ) -> tuple[list[str], list[bool]]:
-    """Answers to a batch of inputs, and whether each ended before the limit.
+    """Answers to a batch of inputs, and whether each ended by itself.
 
     Args:
         max_new_tokens: for each encoder window of the longest clip.
@@ -130,7 +122,7 @@ def generate_texts(model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKEN
     outputs = model.generate(**inputs, max_new_tokens=limit, **options)
     new_ids = getattr(outputs, "sequences", outputs)[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
-    return outputs, [text.strip() for text in texts], finished(model, new_ids, limit)
+    return outputs, [text.strip() for text in texts], finished(model, processor, new_ids, options)
 
 
 def windows_of(inputs, processor) -> int:
@@ -140,13 +132,21 @@ def windows_of(inputs, processor) -> int:
     return math.ceil(inputs["input_features"].shape[-1] / processor.feature_extractor.nb_max_frames)
 
 
-def finished(model, new_ids: torch.Tensor, limit: int) -> list[bool]:
-    """For each row of new ids `(batch, tokens)`, whether it ended before the limit."""
-    ends = model.generation_config.eos_token_id
-    if new_ids.shape[1] < limit or ends is None:
-        return [new_ids.shape[1] < limit] * len(new_ids)
-    ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=new_ids.device)
-    return torch.isin(new_ids, ends).any(dim=1).tolist()
+def finished(model, processor, new_ids: torch.Tensor, options: Mapping[str, Any]) -> list[bool]:
+    """For each row of new ids `(batch, tokens)`, whether it has an end token, or one of `stop_strings`.
+
+    The number of tokens does not tell: `max_time` cuts a text early, and `drop_unsupported` takes words out of it.
+
+    Args: options: of `generate`; what they leave out is read in the model's generation config.
+    """
+    ends, stops = (given_option(name, options, [model.generation_config]) for name in ("eos_token_id", "stop_strings"))
+    ends = [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
+    have_end = torch.isin(new_ids, torch.tensor(ends, device=new_ids.device, dtype=new_ids.dtype)).any(dim=1).tolist()
+    if not stops:
+        return have_end
+    stops = [stops] if isinstance(stops, str) else stops
+    texts = processor.batch_decode(new_ids)
+    return [ended or any(stop in text for stop in stops) for ended, text in zip(have_end, texts, strict=True)]
 
 
 def ctc_of_requests(
@@ -197,21 +197,6 @@ hear = ctc_transcribe  # name in version 0.1.0
 
 
 System = Callable[[Sequence[Request]], Transcripts]
-
-
-def check_generate(options: Mapping[str, Any]):
-    """Raises: `ValueError` for what is no option of `generate`, or is decided elsewhere."""
-    known = {*vars(GenerationConfig()), *CTC_OPTIONS, *POSITION_OPTIONS} - OWN_OPTIONS.keys()
-    for name in options:
-        if name.startswith("_") or name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = OWN_OPTIONS.get(name) or (f"Did you mean `{near[0]}`?" if near else "Leave it out.")
-            raise ValueError(f"`generate` has the option `{name}`, which is not taken here. {hint}")
-    if options.get("hotwords") is not None and has_lists(check_hotwords(options["hotwords"])):
-        raise ValueError("`hotwords` holds lists; expected phrases, which are for all recordings here.")
-    check_weight(options.get("ctc_weight") or 0)
-    check_hotword_weight(options.get("hotword_weight") or 0)
-    PositionLimits(**{name: options[name] for name in POSITION_OPTIONS if options.get(name) is not None})
 
 
 def model_system(

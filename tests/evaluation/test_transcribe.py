@@ -210,9 +210,21 @@ def test_a_text_that_does_not_end_is_told_from_one_that_does(model_and_processor
     model = model_and_processor[0]
     end = model.generation_config.eos_token_id
     (end,) = end if isinstance(end, list) else [end]
+    processor = model_and_processor[1]
     ids = torch.tensor([[5, 6, end], [5, 6, 7]])
-    assert finished(model, ids, limit=3) == [True, False]
-    assert finished(model, ids, limit=4) == [True, True]
+    assert finished(model, processor, ids, {}) == [True, False]
+    assert finished(model, processor, ids, {"eos_token_id": [7, 8]}) == [False, True]
+    assert finished(model, processor, ids[:, :0], {}) == [False, False]  # all of its words were left out
+    stop = processor.batch_decode(ids)[1][-1]
+    assert finished(model, processor, ids, {"stop_strings": [stop]}) == [True, True]
+    assert finished(model, processor, ids, {"stop_strings": "§"}) == [True, False]
+
+
+def test_questions_are_asked_without_the_options_of_transcripts(model_and_processor, rows):
+    options = {"drop_unsupported": True, "ctc_weight": 0.3}
+    mixed = [rows[0], {**rows[1], "question": "What?", "answer": "b"}]
+    system = model_system(*model_and_processor, max_new_tokens=2, generate=options)
+    assert [result.failure for result in run_rows(system, mixed, 2, "test")[0]] == [None, None]
 
 
 def test_the_earlier_name_of_the_ctc_transcript_is_kept():
