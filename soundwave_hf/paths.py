@@ -1,5 +1,6 @@
 """Paths as users write them, and the folder for everything that is downloaded or built."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -32,11 +33,17 @@ def find_weights(name: str) -> str:
 def expand_path(path: str | os.PathLike, name: str) -> str:
     """A path with `~` and `$VARIABLES` replaced; a relative one stays relative to the current folder.
 
+    A path that exists as it is written is not changed, and neither is a pattern that matches a file.
+
     Args: name: what errors call the path, such as "`output_dir`".
     Raises: `ValueError` for a variable that is not set, a user who does not exist, and a value that is not a path.
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ValueError(f"{name} is {path!r}; give a path.")
+
+    path = os.fspath(path)
+    if "$" in path and (os.path.lexists(path) or glob.glob(path)):
+        return path
 
     def value_of(match: re.Match) -> str:
         variable = match[1] if match[1] is not None else match[2]
@@ -46,7 +53,7 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
             return str(soundwave_home())
         raise ValueError(f"{name} names `${variable}`, and that variable is not set: set it, or write it out.")
 
-    expanded = os.path.expanduser(VARIABLE.sub(value_of, os.fspath(path)))
+    expanded = os.path.expanduser(VARIABLE.sub(value_of, path))
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise ValueError(f"{name} begins with `{expanded.split('/')[0]}`, and there is no such user: write it out.")
     return expanded

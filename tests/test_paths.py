@@ -59,6 +59,15 @@ def test_the_home_of_this_package_has_a_default(home, monkeypatch):
     assert expand_path("$SOUNDWAVE_HOME/x", "`data`") == str(home.parent / "me" / "sw" / "x")
 
 
+@pytest.mark.parametrize("written", ["ke$ha.wav", "calls$old", "calls$old/ke$ha.wav", "calls$old/*.wav", "${x}.wav"])
+def test_what_exists_as_it_is_written_is_left_as_it_is(home, monkeypatch, written):
+    monkeypatch.setenv("old", "other")
+    (home.parent / "here" / "calls$old").mkdir()
+    for name in ("ke$ha.wav", "calls$old/ke$ha.wav", "${x}.wav"):
+        (home.parent / "here" / name).touch()
+    assert expand_path(written, "`audio`") == written
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
