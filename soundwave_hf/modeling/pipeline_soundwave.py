@@ -19,7 +19,7 @@ from transformers.pipelines.base import no_collate_fn
 from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
-from .decoding_soundwave import CTC_OPTIONS
+from .decoding_soundwave import CTC_OPTIONS, given_option
 from .hotwords_soundwave import check_hotwords, has_lists
 from .positions_soundwave import POSITION_OPTIONS
 from .segments_soundwave import cut_samples
@@ -360,14 +360,19 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
 
     def _warn_of_unended(self, ids: torch.Tensor, request: Request, options: dict):
         configs = options.get("generation_config"), self.model.generation_config
-        found = [options.get("eos_token_id"), *(config.eos_token_id for config in configs if config)]
-        ends = next((end for end in found if end is not None), [])
-        ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}
-        if ends and any(not ends & set(row) for row in ids.tolist()):
-            logger.warning(
-                f"The transcript of piece {len(request.texts)} of clip {request.number} did not end within "
-                f"{ids.shape[1]} tokens: give more `max_new_tokens`, or a smaller `chunk_length_s`."
-            )
+        names = "eos_token_id", "stop_strings", "max_new_tokens", "max_length", "max_time"
+        ends, stops, tokens, length, seconds = (given_option(name, options, configs) for name in names)
+        ends, stops = ([one] if isinstance(one, (int, str)) else list(one or ()) for one in (ends, stops))
+        cut = [row for row in ids if not any(int(token) in ends for token in row)]
+        if not ends or not any(not any(stop in text for stop in stops) for text in self.processor.batch_decode(cut)):
+            return
+        # The ids do not tell the limit: `drop_unsupported` takes some out.
+        limit = f"{tokens} tokens" if tokens is not None else f"a `max_length` of {length} tokens"
+        clock, longer = ("", "") if seconds is None else (f" and {seconds:g} s", ", a longer `max_time`")
+        logger.warning(
+            f"The transcript of piece {len(request.texts)} of clip {request.number} did not end within {limit}"
+            f"{clock}: give more `max_new_tokens`{longer}, or a smaller `chunk_length_s`."
+        )
 
     def postprocess(self, request: Request) -> dict | list[dict]:
         # For each rank, join the texts of the pieces. Silent pieces have none.

@@ -96,6 +96,42 @@ def test_a_transcript_that_did_not_end_is_warned_of(folder, monkeypatch):
     assert "piece 0 of clip 0 did not end within 2 tokens" in warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"max_new_tokens": 7, "drop_unsupported": True},
+            "did not end within 7 tokens: give more `max_n",
+        ),
+        ({"max_time": 1e-6}, "within 256 tokens and 1e-06 s: give more `max_new_tokens`, a longer `max_time`, or"),
+        ({"generation_config": GenerationConfig(max_new_tokens=3)}, "did not end within 3 tokens"),
+        ({"max_length": 90}, "did not end within a `max_length` of 90 tokens"),
+    ],
+)
+def test_the_warning_names_the_limit_that_cut_a_text(folder, monkeypatch, options, message):
+    warnings: list[str] = []
+    transcribe = pipeline("soundwave-asr", model=folder)
+    transcribe.model.generation_config.eos_token_id = 0
+    monkeypatch.setattr(transcribe.model, "generate", lambda input_ids, **given: input_ids)  # no word is left
+    monkeypatch.setattr(pipeline_soundwave.logger, "warning", warnings.append)
+    transcribe(speech(0.5), **options)
+    assert [message in one for one in warnings] == [True]
+
+
+def test_a_text_that_ends_by_a_stop_string_is_whole(folder, monkeypatch):
+    warnings: list[str] = []
+    transcribe = pipeline("soundwave-asr", model=folder)
+    transcribe.model.generation_config.eos_token_id = 0
+    said = torch.tensor([transcribe.tokenizer.encode("so. Stop")])
+    generate = lambda input_ids, **given: torch.cat([input_ids, said], dim=1)  # noqa: E731
+    monkeypatch.setattr(transcribe.model, "generate", generate)
+    monkeypatch.setattr(pipeline_soundwave.logger, "warning", warnings.append)
+    transcribe(speech(0.5), stop_strings="Stop")
+    assert not warnings
+    transcribe(speech(0.5), stop_strings=["End"])
+    assert len(warnings) == 1
+
+
 def test_a_long_piece_has_more_room_by_default(folder, monkeypatch):
     transcribe, given = pipeline("soundwave-asr", model=folder), []
     generate = transcribe.model.generate
