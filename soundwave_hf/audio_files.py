@@ -16,8 +16,9 @@ from .processing.sources_soundwave import describe
 
 
 STANDARD_INPUT = "-"
-# File types with a header: raw samples do not begin like these.
-WITH_HEADER = ("wav", "flac", "ogg", "opus", "webm", "mkv", "m4a", "mp4")
+# File types whose first bytes raw samples may have too.
+LIKE_SAMPLES = ("mp2", "mp3", "aac", "ac3", "ts")
+HEAD_BYTES = 512  # that tell the type of a file
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,10 @@ def read_standard_input(rate: int | None = None) -> dict:
     """
     refuse_terminal()
     content = sys.stdin.buffer.read()
-    if not content:
-        raise ValueError("Standard input held 0 bytes; expected an audio file. Check the program before the pipe.")
-    kind = filetype(content[:512])
+    refuse_empty(content, "an audio file")
     if rate is not None:
-        return raw_samples(content, rate, kind)
-    if kind is None and not opens(content):
+        return raw_samples(content, rate)
+    if filetype(content[:HEAD_BYTES]) is None and not opens(content):
         raise ValueError(unknown_bytes(content))
     samples, rate = decode(io.BytesIO(content), "Standard input", max_seconds=float("inf"))
     return {"array": samples, "sampling_rate": rate}
@@ -131,9 +130,20 @@ def refuse_terminal():
         raise ValueError("`-` reads standard input, which is a terminal: pipe audio in.")
 
 
-def raw_samples(content: bytes, rate: int, kind: str | None) -> dict:
-    if kind in WITH_HEADER:
-        raise ValueError(f"Standard input holds a {kind} file, which says its own sampling rate: leave `--rate` out.")
+def refuse_empty(content: bytes, expected: str):
+    if not content:
+        raise ValueError(f"Standard input held 0 bytes; expected {expected}. Check the program before the pipe.")
+
+
+def refuse_header(content: bytes, advice: str):
+    """Raises: `ValueError` if bytes are the beginning of a file, and no raw samples."""
+    kind = filetype(content[:HEAD_BYTES])
+    if kind is not None and (kind not in LIKE_SAMPLES or content.startswith(b"ID3")):
+        raise ValueError(f"Standard input holds a file ({kind}), which says its own sampling rate: {advice}.")
+
+
+def raw_samples(content: bytes, rate: int) -> dict:
+    refuse_header(content, "leave `--rate` out")
     if len(content) % 2:
         raise ValueError(
             f"Standard input held {len(content)} bytes, an odd number, but a raw sample has two. The input was cut "

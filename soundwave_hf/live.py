@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .audio_files import HEAD_BYTES, refuse_empty, refuse_header
 from .evaluation.metrics import collapse_ctc
 from .modeling.audio_model_soundwave import SoundwaveAudioModel
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK
@@ -241,16 +242,19 @@ def transcribe_pipe(transcriber: StreamingTranscriber, pipe, show: Callable[[Par
 
     Ctrl-C ends the stream: the remaining text is shown before `KeyboardInterrupt` is raised.
 
-    Raises: `ValueError` if the pipe ends in the middle of a sample.
+    Raises: `ValueError` if the pipe holds nothing, or a file with a header, or ends in the middle of a sample.
     """
     rest = b""
     try:
-        while block := pipe.read1(READ_BYTES):
+        block = read_head(pipe)
+        check_head(block)
+        while block:
             block = rest + block
             whole = len(block) // 2 * 2
             rest = block[whole:]
             for event in transcriber.feed(np.frombuffer(block[:whole], "<i2")):
                 show(event)
+            block = pipe.read1(READ_BYTES)
     finally:
         for event in transcriber.finish():
             show(event)
@@ -258,6 +262,20 @@ def transcribe_pipe(transcriber: StreamingTranscriber, pipe, show: Callable[[Par
         raise ValueError(
             "The pipe ended in the middle of a two-byte sample: it was cut off, or it is not 16-bit audio."
         )
+
+
+def read_head(pipe) -> bytes:
+    """The first bytes of a pipe, enough to tell a file from raw samples."""
+    head = b""
+    while len(head) < HEAD_BYTES and (block := pipe.read1(READ_BYTES)):
+        head += block
+    return head
+
+
+def check_head(head: bytes):
+    refuse_empty(head, "raw samples")
+    decoded = "`ffmpeg -i - -f s16le -ac 1 -ar RATE -` makes raw samples of it"
+    refuse_header(head, f"leave `--live` and `--rate` out, or decode it first ({decoded})")
 
 
 class LiveScreen:

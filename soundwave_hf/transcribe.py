@@ -234,7 +234,7 @@ class Spoken:
     """What is said in a piece of a recording."""
 
     text: str
-    finished: bool = True  # whether the text ended before the limit
+    finished: bool = True  # whether the text ended, and was not cut off
     chunks: Sequence[dict] | None = None  # words, as `generate` returns them; times are seconds of the piece
     confidence: float | None = None
 

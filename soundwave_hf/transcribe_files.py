@@ -18,6 +18,8 @@ from .atomic import atomic_file
 from .audio_files import STANDARD_INPUT, AudioFile, find_audio, read_standard_input, refuse_terminal
 from .data.locate import file_digest
 from .evaluation.shipped import ADAPTER, load_weights
+from .evaluation.transcribe import WINDOW_SECONDS
+from .modeling.pipeline_soundwave import SHORTEST_CHUNK
 from .processing.audio_soundwave import LOWEST_RATE
 from .processing.sources_soundwave import describe
 from .transcribe import CLIP_ERRORS, TranscribeOptions, outcomes
@@ -287,7 +289,8 @@ def transcribe_files(
     jobs = plan_jobs(files, formats, output, beside)
     screen = None
     if output is None and not beside:
-        screen = Screen(formats, alone=len(files) == len(inputs) == 1 and files[0].path == os.fspath(inputs[0]))
+        alone = len(files) == len(inputs) == 1 and files[0].path == os.fspath(inputs[0])
+        screen = Screen(formats, alone, num_files=len(files))
     weights = Weights(checkpoint, adapter, encoder, llm, allow_other_backbones, device, dtype)
     settings = {} if screen else {**text_settings(options), **weights.settings()}
     jobs, skipped = split_done(jobs, settings, force)
@@ -322,12 +325,16 @@ def check_rate(rate: int | None, files: Sequence[AudioFile]):
         raise ValueError(f"`--rate` is {rate}; expected {LOWEST_RATE} Hz or more, such as 16000.")
 
 
+NAMED_LINES = ("txt", "json")  # formats that print a file's name and text on one line
+
+
 @dataclass
 class Screen:
     """Prints transcripts to standard output."""
 
     formats: Sequence[str]
-    alone: bool  # whether the input was a single file
+    alone: bool  # whether the input was a single file, whose name is not printed
+    num_files: int = 1
 
     def __post_init__(self):
         if len(self.formats) > 1:
@@ -335,14 +342,14 @@ class Screen:
                 f"The formats {', '.join(self.formats)} cannot be printed together: give one format, `--output "
                 "FOLDER` or `--beside`."
             )
-        if not self.alone and self.formats[0] not in ("txt", "json"):
+        if self.num_files > 1 and self.formats[0] not in NAMED_LINES:
             raise ValueError(
                 f"Several files cannot be printed together as {self.formats[0]}: give `--output FOLDER` or `--beside`."
             )
 
     def show(self, path: str, transcript: Transcript):
-        """Print the transcript of a single file; for several files, one line each with the file's name."""
-        if self.alone:
+        """Print the transcript of a single file; otherwise a line with the name and text of each file."""
+        if self.alone or self.formats[0] not in NAMED_LINES:
             text = FORMATS[self.formats[0]](transcript)
         elif self.formats[0] == "json":
             text = as_json(transcript, audio=path, indent=None)
@@ -406,12 +413,14 @@ def warn(text: str, verb: str = "transcribe"):
 
 
 def warn_of_unfinished(job: Job, transcript: Transcript, options: TranscribeOptions):
+    seconds = (options.generate or {}).get("max_time")
+    limit, longer = ("", "") if seconds is None else (f" and {seconds:g} s", ", a longer `max_time`")
     for segment in transcript.segments:
         if not segment.finished:
             warn(
                 f"`{job.audio.path}`: the text from {segment.start:.1f} to {segment.end:.1f} s did not end within "
-                f"{options.most_tokens} tokens, and its rest is missing. Give more `--max-new-tokens`, or a smaller "
-                "`--chunk-seconds`."
+                f"{options.most_tokens} tokens{limit}, and its rest is missing. Give more `--max-new-tokens`{longer}, "
+                "or a smaller `--chunk-seconds`."
             )
 
 
@@ -454,12 +463,22 @@ def transcribe_live(
         )
     check_rate(rate, [AudioFile(STANDARD_INPUT)])
     refuse_terminal()
+    check_live_seconds(chunk_length_s, WINDOW_SECONDS)
     if formats not in (("txt",), ("json",)):
         raise ValueError(f"The format is {','.join(formats)}, but `--live` prints only txt or json: give one of them.")
     weights = Weights(checkpoint, adapter, encoder, llm, allow_other_backbones, device, dtype)
     model, processor = weights.load(checked.ctc_only)
+    check_live_seconds(chunk_length_s, processor.feature_extractor.chunk_length)
     transcriber = StreamingTranscriber(model, processor, rate, longest_seconds=chunk_length_s, **options)
     transcribe_pipe(transcriber, sys.stdin.buffer, LiveScreen(as_json=formats == ("json",)))
+
+
+def check_live_seconds(seconds: float | None, window: float):
+    if seconds is not None and not SHORTEST_CHUNK <= seconds <= window:
+        raise ValueError(
+            f"`--chunk-seconds` is {seconds:g}; expected {SHORTEST_CHUNK:g} to {window:g} with `--live`. The longest "
+            "segment must fit into the encoder's window."
+        )
 
 
 __all__ = ["Report", "transcribe_files", "transcribe_live"]

@@ -43,7 +43,7 @@ class Segment:
     text: str  # empty for silence
     words: tuple[Word, ...] | None = None  # None if word times were not requested
     confidence: float | None = None  # probability, 0 to 1
-    finished: bool = True  # whether the text ended before `max_new_tokens`
+    finished: bool = True  # whether the text ended, and was not cut off
 
     def __post_init__(self):
         check_times(self.start, self.end)

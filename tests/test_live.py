@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips
@@ -290,6 +291,46 @@ def test_json_lines_tell_partial_from_final_text(run, heard):
 def test_requests_that_do_not_fit_are_one_sentence(run, words, message):
     code, out, err = run(b"", *words)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [{"format": "FLAC"}, {"format": "WAV"}, {"format": "AIFF"}, {"format": "CAF"}])
+def test_a_file_with_a_header_is_not_taken_for_samples(run, heard, options):
+    file = io.BytesIO()
+    soundfile.write(file, noise(0.5), RATE, **options)
+    code, out, err = run(file.getvalue(), "-", "--rate", "16000")
+    assert (code, out) == (2, "") and f"Standard input holds a file ({options['format'].lower()})" in err
+    assert "leave `--live` and `--rate` out, or decode it first" in err and err.count("\n") == 1 and heard == []
+
+
+def test_the_type_of_a_file_is_told_by_tags_and_not_by_samples_that_look_like_it(run, heard):
+    assert "holds a file (mp3)" in run(b"ID3\x04" + bytes(3_000), "-", "--rate", "16000")[2]
+    assert run(b"\xff\xfb" + bytes(16_000), "-", "--rate", "16000")[0] == 0  # the samples -1025, 0, 0 ...
+
+
+class SlowPipe(io.BytesIO):
+    def read1(self, size: int) -> bytes:
+        return super().read1(3)
+
+
+def test_a_head_that_comes_in_small_parts_is_looked_at_as_a_whole(loaded):
+    file = io.BytesIO()
+    soundfile.write(file, noise(0.1), RATE, format="WAV")
+    with pytest.raises(ValueError, match=r"holds a file \(wav\)"):
+        live.transcribe_pipe(StreamingTranscriber(*loaded, RATE), SlowPipe(file.getvalue()), print)
+
+
+def test_a_pipe_without_samples_is_told(run, heard):
+    code, out, err = run(b"", "-", "--rate", "16000")
+    assert (code, out) == (2, "") and "Standard input held 0 bytes; expected raw samples. Check the program" in err
+
+
+def test_a_segment_beyond_the_encoders_window_is_refused_by_the_name_of_the_option(run, monkeypatch):
+    message = "`--chunk-seconds` is 3; expected 1 to 2 with `--live`"  # the tiny encoder's window
+    assert message in run(b"", "-", "--rate", "16000", "--chunk-seconds", "3")[2]
+    monkeypatch.setattr(shipped, "load_checkpoint", None)
+    for seconds in ("60", "0.5", "nan"):
+        code, _, err = run(b"", "-", "--rate", "16000", "--chunk-seconds", seconds)
+        assert code == 2 and f"`--chunk-seconds` is {seconds}; expected 1 to 30 with `--live`" in err
 
 
 def test_a_pipe_that_ends_within_a_sample_is_told(run, heard):

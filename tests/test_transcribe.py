@@ -472,6 +472,21 @@ def test_lines_of_several_files_have_their_names(here, run):
     assert [one["audio"] for one in found] == ["calls/a.wav", "calls/monday/b.flac", "c.wav"]
 
 
+def test_a_folder_or_pattern_with_one_file_prints_subtitles(here, run):
+    expected = run("calls/monday/b.flac", "--format", "srt")
+    assert expected[0] == 0
+    for written in ("calls/monday", "calls/monday/*.flac"):
+        assert run(written, "--format", "srt") == expected
+    assert run("calls/monday")[1].startswith("calls/monday/b.flac: ")  # a line, as of several files
+
+
+def test_a_name_with_a_dollar_sign_is_a_file(here, run):
+    os.rename("calls/a.wav", "calls/ke$ha.wav")
+    code, out, err = run("calls/ke$ha.wav", "c.wav")
+    assert (code, err) == (0, "") and out.startswith("calls/ke$ha.wav: ")
+    assert "`audio` names `$ha`, and that variable is not set" in run("ke$ha.wav")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -530,7 +545,8 @@ def test_raw_samples_on_standard_input_need_their_rate(here, run, monkeypatch):
         (b"", [], "Standard input held 0 bytes"),
         (b"c.wav\ncalls/a.wav\n", [], "a list of files, the first of them `c.wav`"),
         (b"\x01\x02\x03", ["--rate", "8000"], "held 3 bytes, an odd number"),
-        (wav_bytes(), ["--rate", "8000"], "holds a wav file, which says its own sampling rate: leave `--rate` out"),
+        (wav_bytes(), ["--rate", "8000"], "holds a file (wav), which says its own sampling rate: leave `--rate` out"),
+        (b".snd" + bytes(600), ["--rate", "8000"], "holds a file (au), which says its own sampling rate"),
         (wav_bytes()[:900], [], "was cut off"),
     ],
 )
@@ -694,6 +710,9 @@ def test_a_text_that_does_not_end_is_told(here, folder, loaded, monkeypatch, cap
     assert cli.main(["transcribe", "c.wav", "--model", str(folder), "--max-new-tokens", "2"]) == 0
     message = "`c.wav`: the text from 0.0 to 1.1 s did not end within 2 tokens, and its rest is missing."
     assert message in capsys.readouterr().err
+    assert cli.main(["transcribe", "c.wav", "--model", str(folder), "--generate", "{max_time: 0.001}"]) == 0
+    err = capsys.readouterr().err
+    assert "did not end within 256 tokens and 0.001 s, and its rest is missing" in err and "a longer `max_time`" in err
 
 
 def test_the_ctc_head_alone_transcribes_from_the_command(here, run, folder, capsys):
