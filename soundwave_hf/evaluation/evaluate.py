@@ -297,11 +297,13 @@ def summary(scores: dict[str, Scores], options: Options, name: str, against: str
                 parts.append(
                     f"{key}: {row.comparison['rows_of_one_system_only']} rows have a text of one system only."
                 )
+    seconds = (options.generate or {}).get("max_time")
+    clock = "" if seconds is None else f"{seconds:g} s for each batch, or "
     for key, row in scores.items():
         if row.unfinished:
             parts.append(
-                f"{key}: {row.unfinished} texts were cut off at {options.max_new_tokens} tokens for each 30 s of "
-                "speech: raise `--max-new-tokens`, unless they repeat themselves."
+                f"{key}: {row.unfinished} texts were cut off at {clock}{options.max_new_tokens} tokens for each 30 s "
+                "of speech: raise `--max-new-tokens`, unless they repeat themselves."
             )
     return "\n\n".join(filter(None, parts))
 

@@ -79,7 +79,7 @@ class Scores:
     exact_match: float | None = None  # share of answers that equal the reference
     exact_match_interval: Interval | None = None
     contained_answer: float | None = None  # share of answers that contain the reference
-    unfinished: int = 0  # texts that were cut off at `max_new_tokens`
+    unfinished: int = 0  # texts that were cut off, at `max_new_tokens` or `max_time`
     failures: list[dict] = field(default_factory=list)  # rows that could not be scored: row, audio, reason
     comparison: dict | None = None  # with another system on the same clips
     positions_per_second_interval: Interval | None = None

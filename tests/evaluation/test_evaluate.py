@@ -15,6 +15,7 @@ from soundwave_hf.evaluation.sets import named_sources, open_sets, read_set
 from soundwave_hf.evaluation.shipped import ADAPTER, load_adapter
 from soundwave_hf.evaluation.transcribe import Transcripts
 from soundwave_hf.training.stages import ADAPTERS, lora_targets
+from tests.tiny_models import save_tiny_soundwave
 
 
 RATE = 16_000
@@ -336,6 +337,16 @@ def test_a_language_without_spaces_is_scored_by_characters(monkeypatch, data, ca
     assert "| set | substitutions | deletions | insertions | characters |" in printed
 
 
+def test_options_that_the_model_refuses_stop_before_the_first_clip(data, tmp_path, capsys):
+    folder = str(save_tiny_soundwave(tmp_path / "saved"))
+    words = ["evaluate", "--model", folder, "--data", data, "--generate"]
+    assert cli.main([*words, "{min_positions_per_second: 90}"]) == 2
+    assert "but a second has only 25 frames" in (err := capsys.readouterr().err) and "clip/s" not in err
+    assert cli.main([*words, "{ctc_draft: fast, num_beams: 2}"]) == 2
+    assert "`ctc_draft` is 'fast' and `num_beams` is 2" in capsys.readouterr().err
+    assert cli.main([*words, "{drop_unsupported: true}", "--max-new-tokens", "2"]) == 0
+
+
 def test_texts_that_were_cut_off_are_told(monkeypatch, data, capsys):
     def cut(requests) -> Transcripts:
         return Transcripts(["Good"] * len(requests), 1.0, finished=[request.row > 0 for request in requests])
@@ -343,6 +354,8 @@ def test_texts_that_were_cut_off_are_told(monkeypatch, data, capsys):
     monkeypatch.setattr(evaluate, "load_system", lambda *given, **backbones: cut)
     run_evaluation(checkpoint="mine", data=[data])
     assert "calls: 1 texts were cut off at 120 tokens" in capsys.readouterr().out
+    run_evaluation(checkpoint="mine", data=[data], generate={"max_time": 2})
+    assert "calls: 1 texts were cut off at 2 s for each batch, or 120 tokens" in capsys.readouterr().out
 
 
 def test_whisper_is_scored_beside_any_data(systems, data, tmp_path, monkeypatch, capsys):
