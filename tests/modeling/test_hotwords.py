@@ -64,6 +64,29 @@ def test_overlapping_phrases_count_once():
     assert tree.bonus("New York New York", is_whole=True) == 16
 
 
+def test_a_phrase_counts_as_often_as_it_is_heard():
+    tree = PhraseTree(["Dashwood", "Port Kestrelmoor", "kestrelmoor"], weight=1, times=[1, 2, 1])
+    answers = {
+        "Mr Dashwood": 8,
+        "Mr Dashwood, Dashwood": 8,
+        "Mr Dashwood, Dashwood, dash": 8,
+        "Port Kestrelmoor Dashwood": 24,
+        "Port Kestrelmoor, Port Kestrelmoor": 32,
+        "Port Kestrelmoor, Port Kestrelmoor, Port": 32,
+        "Port Kestrelmoor, Kestrelmoor, Kestrelmoor": 27,  # twice in all
+        "Kestrelmoor, kestrelmoor, Port Kestrelmoor": 22,
+        "Dashwood Port Kestrelmoor Dashwood": 24,
+    }
+    assert {answer: tree.bonus(answer, is_whole=True) for answer in answers} == answers
+    begun = ("Dash", "Dashwood Dash", "Dashwood Port", "Dashwood Port,")
+    assert [tree.bonus(answer) for answer in begun] == [4, 8, 12, 13]
+
+
+def test_a_phrase_without_spaces_counts_as_often_as_it_is_heard():
+    tree = PhraseTree(["北京", "北京大学"], weight=1, times=[1, 1])
+    assert [tree.bonus(answer, is_whole=True) for answer in ("北京北京", "北京大学", "北京大学北京")] == [6, 12, 12]
+
+
 def test_phrases_without_spaces_match_inside_of_a_text():
     tree = PhraseTree(["北京"], weight=1)
     assert [tree.bonus(answer) for answer in ("我在北", "我在北京", "我在北京大学", "我在北方")] == [3, 6, 6, 0]
