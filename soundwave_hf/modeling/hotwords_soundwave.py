@@ -23,6 +23,7 @@ MOST_PHRASES = 2_000
 MOST_CHARACTERS = 100
 HOTWORD_WEIGHT = 1.0  # nats for each byte; chosen by benchmarks/hotwords.py, as `LEAST_HEARD`
 CTC_WEIGHT = 0.5  # of the CTC head in rows where a phrase is heard, if neither the call nor the config gives one
+LEAST_APART = 5  # frames between two places of a phrase: the frames beside a place hold a rest of it
 LEAST_HEARD = -3.0  # nats for each byte, by which a phrase that is heard may be less likely than the best labels
 
 
@@ -180,7 +181,8 @@ def _places(one: Heard, forward: SaidTexts, backward: SaidTexts) -> list[Heard]:
         first = int(fitting[-1]) if len(fitting) else int(firsts[: last + 1].argmax())
         if all(first >= other.end or last < other.first for other in found):
             found.append(Heard(one.phrase, one.text, lasts[last] / len(one.text), first, last + 1))
-        lasts[first : last + 1 + (last - first) // 2] = -np.inf
+        apart = max(LEAST_APART, (last - first) // 2)
+        lasts[max(first - apart, 0) : last + 1 + apart] = -np.inf
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import pipeline
 
+from soundwave_hf.modeling.ctc_scores_soundwave import score_frames
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form
 from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor
 from soundwave_hf.modeling.hotwords_soundwave import (
@@ -184,6 +185,17 @@ def test_a_phrase_that_is_said_twice_is_heard_at_both_places():
     for favoured in (b" zyphrone met zyphrone", b" zyphrone met zyphrane", b" zyphrane met zyphrone"):
         assert both.whole(favoured) == pytest.approx(texts.whole(said), abs=5) and texts.whole(favoured) < -15
     assert both.whole(b" zyphrone met zyphrone zyphrone") < -15
+
+
+def test_the_frame_beside_a_place_is_no_second_place():
+    probs = torch.full((20, len(BYTES)), 1e-4)
+    probs[:, BLANK] = 0.99
+    said = {7: (b" ab", 0.3), 8: (b" a", 0.9), 10: (b"b", 0.9), 18: (b" ab", 0.9)}  # as two labels, and as one
+    for frame, (text, probability) in said.items():
+        probs[frame, BYTES.index(text)], probs[frame, BLANK] = probability, 0.99 - probability
+    (frames,) = score_frames(probs.log()[None], torch.tensor([20]), torch.eye(len(BYTES)), BLANK)
+    heard = heard_phrases(Bridge().texts(frames), ["ab"], Bridge())
+    assert sorted((one.first, one.end) for one in heard) == [(8, 11), (18, 19)]
 
 
 def test_of_phrases_in_the_same_frames_the_best_is_kept():
