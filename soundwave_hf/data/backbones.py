@@ -101,7 +101,7 @@ def _snapshot(name: str, **options) -> str:
     from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 
     if options.get("local_files_only") or is_offline_mode():
-        return snapshot_download(name, **options)
+        return snapshot_download(name, **{**options, "local_files_only": True})
     try:
         # `snapshot_download` sends this request first too, but without a timeout.
         HfApi(token=options.get("token")).model_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)

@@ -6,7 +6,7 @@ from itertools import groupby
 from numbers import Real
 
 import torch
-from transformers.generation import LogitsProcessor
+from transformers.generation import GenerationConfig, LogitsProcessor
 from transformers.utils import logging
 
 from .ctc_scores_soundwave import CTCTexts
@@ -21,6 +21,7 @@ logger = logging.get_logger(__name__)
 LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score
 # Options of `generate` that use the CTC head.
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
+DEFAULTS = ("ctc_weight", "hotword_weight")  # of them, those that a model's generation config may hold
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 
 
@@ -254,6 +255,7 @@ def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool
     """
     configs = [generation_config, model.generation_config]
     own = {name: options.pop(name, None) for name in CTC_OPTIONS}
+    _take_from_config(own, *configs)
     hotwords = _take_hotwords(own, configs)
     asked = {name: value for name, value in own.items() if value}
     weight = check_weight(given_option("ctc_weight", own, configs) or 0)
@@ -276,6 +278,21 @@ def take_ctc_decoding(model, generation_config, options: dict, needs_times: bool
         drafts = {name: own[name] for name in ("ctc_draft", "draft_entropy", "draft_probability")}
         options["custom_generate"] = drafted(decoding, options, needs_times, **drafts)
     return decoding
+
+
+def _take_from_config(own: dict, of_call: GenerationConfig | None, of_model: GenerationConfig):
+    """Take the options without a default from the generation config of the call.
+
+    Raises: `ValueError` if the model's own generation config holds one: it would change answers that nobody asked for.
+    """
+    for name in (name for name in CTC_OPTIONS if name not in DEFAULTS):
+        if of_call is not None and own[name] is None:
+            own[name] = getattr(of_call, name, None)
+        if (value := getattr(of_model, name, None)) is not None:
+            raise ValueError(
+                f"The model's generation config holds `{name}` ({value!r}), which has no default: remove it there, "
+                f"and give `{name}` to each call of `generate`."
+            )
 
 
 def _check_drafts(own: dict, asked: dict, hotwords: Hotwords | None):

@@ -5,17 +5,32 @@ choose. `fast` (arXiv 2603.11243): a transcript with low entropy at all frames i
 token with enough probability by the LLM is accepted. `ctc`: the transcript of the CTC head, without the LLM.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 from transformers.generation import (
     EosTokenCriteria,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
     GenerateDecoderOnlyOutput,
     GenerationConfig,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
     MaxTimeCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     StoppingCriteriaList,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
 )
 
 from .ctc_text_soundwave import CTCText
@@ -27,6 +42,22 @@ LEAST_PROBABILITY = 0.2  # `gamma` there
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that drafts do not have
 COMPARED_WORDS = 8  # last words of the answer, compared with the draft around the current place
 SHORTEST_DRAFT = 4  # tokens
+# What these do to a row does not depend on its place in the batch.
+ROW_BY_ROW = (
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 
 @dataclass
@@ -152,7 +183,7 @@ class DraftedDecoding:
         room = generation_config.max_length - input_ids.shape[1]
         rows = []
         for row, draft in enumerate(drafts):
-            processors = [p.for_row(row) if hasattr(p, "for_row") else p for p in logits_processor]
+            processors = [_for_row(each, row, len(drafts)) for each in logits_processor]
             is_silent = silent is not None and bool(silent[row])
             rows.append(_Row(self, draft, input_ids[row], LogitsProcessorList(processors), ends, room, is_silent))
         if any(not row.is_finished for row in rows):
@@ -172,6 +203,8 @@ class DraftedDecoding:
             ("return_dict_in_generate", True, config.return_dict_in_generate and not self.needs_times),
             *((name, True, getattr(config, name)) for name in OUTPUTS),
             ("use_cache", False, not config.use_cache),
+            # Refused tokens stay in the cache, which has to grow.
+            ("cache_implementation", config.cache_implementation, "static" in (config.cache_implementation or "")),
             ("streamer", streamer, streamer is not None),
             ("synced_gpus", True, synced_gpus),
             *(("stopping_criteria", type(each).__name__, not isinstance(each, known)) for each in criteria),
@@ -184,6 +217,25 @@ class DraftedDecoding:
                 )
 
 
+def _for_row(processor: LogitsProcessor, row: int, rows: int) -> LogitsProcessor:
+    """A logits processor for one row of a batch, which it gets alone.
+
+    Raises: `ValueError` for a processor whose effect may depend on the place in the batch.
+    """
+    if hasattr(processor, "for_row"):
+        return processor.for_row(row)
+    if rows > 1 and type(processor) not in ROW_BY_ROW:
+        raise ValueError(
+            f"`ctc_draft` decodes each of the {rows} rows by itself, and {type(processor).__name__} may need the "
+            "whole batch: decode one clip at a time, leave `ctc_draft` out, or give your own processor a method "
+            "`for_row(row)` that returns the processor of that row."
+        )
+    if isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor):  # one for each row
+        processor = copy(processor)
+        processor.prompt_ignore_length = processor.prompt_ignore_length[row : row + 1]
+    return processor
+
+
 class _Row:
     """One row of a batch: its answer so far, and the tokens that the next pass checks."""
 
@@ -192,18 +244,17 @@ class _Row:
         self.ends, self.room = ends, room
         self.llm_processors = LogitsProcessorList(p for p in processors if not hasattr(p, "for_row"))
         self.answer, self.is_finished = [], room < 1
-        self.checked = self._next_draft() if draft is not None and not silent else []
+        drafted = self._drafted() if not silent else []
+        self.checked = drafted[: max(room - 1, 0)]
         is_sure = search.mode == "fast" and draft is not None and draft.entropy <= search.most_entropy
         if search.mode == "ctc" or is_sure or (silent and draft is not None):
-            for token in [*self.checked, *self.ends[:1]]:
+            for token in [*drafted, *self.ends[:1]]:  # without the end token, if the limit cuts the transcript
                 self._take(token)
             self.is_finished = True
 
-    def _next_draft(self) -> list[int]:
-        if self.draft is None:
-            return []
-        room = max(self.room - len(self.answer) - 1, 0)
-        return self.draft.tokens(self.search.decoding.bridge, self.answer)[:room]
+    def _drafted(self) -> list[int]:
+        """Tokens of the draft after the answer so far."""
+        return [] if self.draft is None else self.draft.tokens(self.search.decoding.bridge, self.answer)
 
     def _take(self, token: int):
         if not self.is_finished:
@@ -232,7 +283,7 @@ class _Row:
             num_checked = len(self.checked)
             if num_checked:
                 self.draft.most_tokens = 2 * max(place, SHORTEST_DRAFT // 2) if place < num_checked else None
-            self.checked = self._next_draft()
+            self.checked = self._drafted()[: self.room - len(self.answer) - 1]
         return place
 
 

@@ -140,6 +140,7 @@ def find_adapter(name: str, subfolder: str = "", **hub) -> str | None:
         return folder if adapter_kind(folder) else None
     if os.path.exists(name) or not is_hub_name(name):
         return None
+    hub["local_files_only"] = hub.get("local_files_only") or is_offline_mode()
     if not any(_in_repository(name, file, subfolder, hub) for file in (LORA_FILES[0], TRAINED_FILE)):
         return None
     if _holds_whole_model(name, subfolder, hub):
@@ -157,7 +158,6 @@ def _in_repository(name: str, file: str, subfolder: str, hub: dict) -> bool:
 
 def _holds_whole_model(name: str, subfolder: str, hub: dict) -> bool:
     options = {key: hub[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in hub}
-    options["local_files_only"] = options.get("local_files_only") or is_offline_mode()
     inside = f"{subfolder}/" if subfolder else ""
     files = [f"{inside}{file}{index}" for file in WHOLE_WEIGHTS for index in ("", ".index.json")]
     return any(has_file(name, file, **options) for file in files)

@@ -3,10 +3,12 @@
 First, phrases that the CTC head does not hear anywhere in the clip are left out (the filter of arXiv 2411.06437).
 Then, decoding favours the others. Where the head hears a phrase, it scores it like its own best labels (as in arXiv
 2406.07096, which replaces them). A prefix tree gives each byte of a phrase a bonus, against the LLM's low probability
-of a rare word, and takes it back if the text goes on in another way. Phrases are compared without punctuation, in
-whole words, with the case that the caller gives; words may also begin with a capital.
+of a rare word, and takes it back if the text goes on in another way. A phrase gets it as often as it is heard. Phrases
+are compared without punctuation, in whole words, with the case that the caller gives; words may also begin with a
+capital.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +23,7 @@ MOST_PHRASES = 2_000
 MOST_CHARACTERS = 100
 HOTWORD_WEIGHT = 1.0  # nats for each byte; chosen by benchmarks/hotwords.py, as `LEAST_HEARD`
 CTC_WEIGHT = 0.5  # of the CTC head in rows where a phrase is heard, if neither the call nor the config gives one
+LEAST_APART = 5  # frames between two places of a phrase: the frames beside a place hold a rest of it
 LEAST_HEARD = -3.0  # nats for each byte, by which a phrase that is heard may be less likely than the best labels
 
 
@@ -124,7 +127,8 @@ class Hotwords:
             heard = heard_phrases(own, phrases, bridge) if own is not None else []
             spans = [(one.text, one.first, one.end) for one in heard]
             scores.append(own.with_spans(spans) if spans else own)
-            trees.append(PhraseTree([one.phrase for one in heard], self.weight) if heard else None)
+            times = Counter(one.phrase for one in heard)
+            trees.append(PhraseTree(list(times), self.weight, list(times.values())) if heard else None)
         return scores, trees
 
 
@@ -177,7 +181,8 @@ def _places(one: Heard, forward: SaidTexts, backward: SaidTexts) -> list[Heard]:
         first = int(fitting[-1]) if len(fitting) else int(firsts[: last + 1].argmax())
         if all(first >= other.end or last < other.first for other in found):
             found.append(Heard(one.phrase, one.text, lasts[last] / len(one.text), first, last + 1))
-        lasts[first : last + 1 + (last - first) // 2] = -np.inf
+        apart = max(LEAST_APART, (last - first) // 2)
+        lasts[max(first - apart, 0) : last + 1 + apart] = -np.inf
     return found
 
 
@@ -233,15 +238,25 @@ class _Node:
         depth: number of its bytes, without the space before it.
         children: by the next byte.
         rests: remaining bytes of each phrase that begins so.
-        ends: whether it is a whole phrase.
-        ends_anywhere: whether it is a whole phrase that may end inside of a text without spaces.
+        phrases: those that begin so, by their number.
+        ends: those that it writes whole.
+        ends_anywhere: whether a whole phrase may end inside of a text without spaces.
     """
 
     depth: int = 0
     children: dict[int, "_Node"] = field(default_factory=dict)
     rests: list[bytes] = field(default_factory=list)
-    ends: bool = False
+    phrases: set[int] = field(default_factory=set)
+    ends: set[int] = field(default_factory=set)
     ends_anywhere: bool = False
+
+
+@dataclass(frozen=True)
+class _Paid:
+    """Whole phrases in a text: their bytes, and how often each is there (empty without limits)."""
+
+    size: int
+    times: tuple[int, ...]
 
 
 @dataclass
@@ -249,20 +264,12 @@ class _Matches:
     """How far phrases are matched at the end of a text.
 
     Args:
-        settled: bytes of the whole phrases before it; the most, if phrases overlap.
-        begun: phrases that may go on: nodes, and the settled bytes where each began.
+        settled: the whole phrases before it; those with the most bytes, if phrases overlap.
+        begun: phrases that may go on: nodes, and the phrases settled where each began.
     """
 
-    settled: int
-    begun: list[tuple[_Node, int]]
-
-    def best(self) -> int:
-        """Bytes of whole phrases and of one that has begun."""
-        return max([self.settled, *(before + node.depth for node, before in self.begun)])
-
-    def whole(self) -> int:
-        """Bytes of whole phrases, if the text ends here."""
-        return max([self.settled, *(before + node.depth for node, before in self.begun if node.ends)])
+    settled: _Paid
+    begun: list[tuple[_Node, _Paid]]
 
 
 class PhraseTree:
@@ -274,6 +281,8 @@ class PhraseTree:
     Args:
         phrases: what to favour.
         weight: nats for each byte.
+        times (*optional*): how often each phrase counts at most, by itself or inside of a longer one; by default
+            without limit.
 
     Example:
 
@@ -286,25 +295,33 @@ class PhraseTree:
     ```
     """
 
-    def __init__(self, phrases: Sequence[str], weight: float):
+    def __init__(self, phrases: Sequence[str], weight: float, times: Sequence[int] | None = None):
         self.weight, self.root = weight, _Node()
-        for text in dict.fromkeys(words_of(case) for phrase in phrases for case in sorted(_cases(phrase))):
-            self._add(text)
-        self.matches = {b"": _Matches(0, [])}
+        # How often a phrase holds each other one; without limits nothing is counted.
+        self.holds = [[_times_inside(one, outer) for one in phrases] if times else [] for outer in phrases]
+        counted = [[count * times[number] for count in held] for number, held in enumerate(self.holds) if times]
+        self.limits = tuple(map(max, zip(*counted, strict=True)))
+        for number, phrase in enumerate(phrases):
+            for text in dict.fromkeys(words_of(case) for case in sorted(_cases(phrase))):
+                self._add(text, number)
+        self.matches = {b"": _Matches(_Paid(0, (0,) * len(self.limits)), [])}
 
-    def _add(self, text: str):
+    def _add(self, text: str, number: int):
         node, begun = self.root, _begun(text)
         for place, byte in enumerate(begun):
             node.rests.append(begun[place:])
             node = node.children.setdefault(byte, _Node(place + 1 - (begun[:1] == b" ")))
-        node.ends, node.ends_anywhere = True, ENDS.search(text) is not None
+            node.phrases.add(number)
+        node.ends.add(number)
+        node.ends_anywhere = ENDS.search(text) is not None
 
     def bonus(self, answer: str, is_whole: bool = False) -> float:
         """Bonus of an answer. Args: is_whole: whether the answer has ended."""
         if is_whole:
-            return self.weight * self._match(words_of(answer).encode()).whole()
+            return self.weight * self._whole(self._match(words_of(answer).encode())).size
         begun, finished = word_prefixes(answer)
-        counts = [self._match(text).best() for text in begun] + [self._match(text).whole() for text in finished]
+        counts = [self._best(self._match(text)) for text in begun]
+        counts += [self._whole(self._match(text)).size for text in finished]
         return self.weight * max(counts)
 
     def continuations(self, answer: str) -> set[bytes]:
@@ -321,13 +338,48 @@ class PhraseTree:
         return self.matches[text]
 
     def _next(self, matches: _Matches, byte: int) -> _Matches:
-        settled = matches.whole() if byte == ord(" ") else matches.settled
+        settled = self._whole(matches) if byte == ord(" ") else matches.settled
         begun = []
         for node, before in [*matches.begun, (self.root, settled)]:
             if byte in node.children:
                 begun.append((node.children[byte], before))
-        anywhere = [before + node.depth for node, before in begun if node.ends_anywhere]
-        return _Matches(max([settled, *anywhere]), begun)
+        anywhere = [self._pay(before, node) for node, before in begun if node.ends_anywhere]
+        return _Matches(max([settled, *anywhere], key=lambda paid: paid.size), begun)
+
+    def _best(self, matches: _Matches) -> int:
+        """Bytes of whole phrases and of one that has begun."""
+        begun = (
+            before.size + node.depth for node, before in matches.begun if self._open(before, node.phrases) is not None
+        )
+        return max([matches.settled.size, *begun])
+
+    def _whole(self, matches: _Matches) -> _Paid:
+        """Whole phrases, if the text ends here."""
+        ended = [self._pay(before, node) for node, before in matches.begun if node.ends]
+        return max([matches.settled, *ended], key=lambda paid: paid.size)
+
+    def _pay(self, before: _Paid, node: _Node) -> _Paid:
+        """The phrases before and the one that ends here, if its limit is not reached."""
+        number = self._open(before, node.ends)
+        if number is None:
+            return before
+        return _Paid(before.size + node.depth, self._times(before, number))
+
+    def _open(self, before: _Paid, numbers: set[int]) -> int | None:
+        """The first of these phrases that may be paid once more."""
+        for number in sorted(numbers):
+            if all(count <= most for count, most in zip(self._times(before, number), self.limits, strict=True)):
+                return number
+        return None
+
+    def _times(self, before: _Paid, number: int) -> tuple[int, ...]:
+        return tuple(count + more for count, more in zip(before.times, self.holds[number], strict=True))
+
+
+def _times_inside(phrase: str, outer: str) -> int:
+    """How often a phrase is in another one, in whole words, whatever the case."""
+    text, end = _begun(words_of(phrase.lower())).decode(), "" if ENDS.search(phrase) else " "
+    return f"{words_of(outer.lower())} ".count(text + end)
 
 
 __all__ = ["Hotwords", "PhraseTree", "check_hotword_weight", "check_hotwords", "has_lists", "heard_phrases"]

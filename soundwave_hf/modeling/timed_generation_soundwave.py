@@ -98,16 +98,21 @@ class TimesRequest:
     def take(cls, model, input_ids, config: GenerationConfig | None, kwargs: dict) -> "TimesRequest | None":
         """Remove the options from the arguments of `generate`; None if none is set.
 
+        Defaults of a generation config have no effect on calls without a transcription request.
+
         Raises: `ValueError` for an unknown value, or if a row is not a transcription of one clip.
         """
         configs = [config, model.generation_config]
+        is_asked = any(kwargs.get(name) is not None for name in ("return_timestamps", "drop_unsupported"))
         kind, drops, returns_dict = (
             given_option(name, kwargs, configs)
             for name in ("return_timestamps", "drop_unsupported", "return_dict_in_generate")
         )
         for name in ("return_timestamps", "drop_unsupported"):
             kwargs.pop(name, None)
-        if kind in (None, False) and not drops:
+        marked = kwargs.get("is_transcription")
+        has_requests = marked is not None and bool(torch.as_tensor(marked).any())
+        if (kind in (None, False) and not drops) or not (is_asked or has_requests):
             return None
         name = "drop_unsupported" if kind in (None, False) else "return_timestamps"
         kind = None if kind in (None, False) else check_kind(kind)

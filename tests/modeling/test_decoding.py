@@ -346,3 +346,17 @@ def test_joint_decoding_with_word_times_scores_the_vocabulary_once(model, proces
     assert len(calls) == 1
     new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     assert new[: len(answers(model, inputs)[0])] == answers(model, inputs)[0]
+
+
+def test_options_without_a_default_come_from_the_generation_config_of_the_call_alone(model, processor, monkeypatch):
+    inputs = ask(processor, 1.9)
+    given = {"ctc_draft": "ctc", "ctc_weight": None}
+    own = GenerationConfig(max_new_tokens=6, eos_token_id=257, ctc_draft="ctc")
+    assert answers(model, inputs, ctc_weight=None, generation_config=own) == answers(model, inputs, **given)
+    for name, value in {"ctc_draft": "nonsense", "hotwords": [""], "draft_entropy": -1}.items():
+        with pytest.raises(ValueError, match=name):
+            answers(model, inputs, generation_config=GenerationConfig(max_new_tokens=6, **{name: value}))
+        with monkeypatch.context() as patch:
+            patch.setattr(model.generation_config, name, value, raising=False)
+            with pytest.raises(ValueError, match=f"The model's generation config holds `{name}`"):
+                answers(model, inputs)

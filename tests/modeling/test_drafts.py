@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText
 from soundwave_hf.modeling.decoding_soundwave import CTCDecoding
@@ -132,19 +133,64 @@ def test_sure_transcripts_are_taken_unseen_and_others_are_checked(model, process
     drafts = [Known(plain[0], (4,)), Known(plain[1], (2, 3))]
     give_drafts(monkeypatch, drafts)
     fast = {"ctc_draft": "fast", "draft_entropy": 1.0}
-    assert answers(model, inputs, **fast) == ([[*draft.answer[:11], 257] for draft in drafts], 0)  # no pass at all
+    assert answers(model, inputs, **fast) == ([draft.answer for draft in drafts], 0)  # no pass at all
     drafts[0].entropy = 1.1
     unseen, num_passes = answers(model, inputs, **fast, draft_probability=1.0)
-    assert unseen == [plain[0], [*drafts[1].answer[:11], 257]] and num_passes == 2
+    assert unseen == [plain[0], drafts[1].answer] and num_passes == 2
     drafts[1].entropy = 1.1
     assert answers(model, inputs, **fast, draft_probability=1.0)[0] == plain
     lenient, num_passes = answers(model, inputs, **fast, draft_probability=0.0)
     assert [row[:11] for row in lenient] == [draft.answer[:11] for draft in drafts] and num_passes == 1
 
 
+@pytest.mark.parametrize("options", [{"ctc_draft": "ctc"}, {"ctc_draft": "fast", "draft_entropy": 9.0}])
+def test_a_transcript_that_the_limit_cuts_has_no_end_token(model, processor, monkeypatch, options):
+    inputs = ask(processor, 1.9, 0.5)
+    give_drafts(monkeypatch, [Known([3, 4, 5]), Known([3, 4, 5, 6, 8])])
+    expected = {2: [[3, 4], [3, 4]], 3: [[3, 4, 5], [3, 4, 5]], 4: [[3, 4, 5, 257], [3, 4, 5, 6]]}
+    for room, rows in expected.items():
+        assert answers(model, inputs, **options, max_new_tokens=room) == (rows, 0)
+    assert answers(model, inputs, **options, max_new_tokens=9)[0] == [[3, 4, 5, 257], [3, 4, 5, 6, 8, 257]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.5},
+        {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[5]], "min_new_tokens": 9},
+        {"suppress_tokens": [4, 9], "begin_suppress_tokens": [3], "repetition_penalty": 1.3},
+        {"sequence_bias": [[[7], 3.0]], "exponential_decay_length_penalty": (4, 1.2), "renormalize_logits": True},
+    ],
+)
+def test_processors_of_the_library_see_each_row_as_in_greedy_decoding(model, processor, options):
+    for seconds in (SECONDS, SECONDS[:1]):  # rows with padding, and one without
+        inputs = ask(processor, *seconds)
+        for weight in (None, 0.5):
+            plain, _ = answers(model, inputs, ctc_weight=weight, **options)
+            assert answers(model, inputs, ctc_weight=weight, ctc_draft="lossless", **options)[0] == plain
+
+
+def test_processors_that_may_need_the_whole_batch_are_refused_there(model, processor):
+    class Own(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return scores
+
+    allowed = [[50, 253], [101, 102], [7, 8], [9, 10]]
+    for options in (
+        {"prefix_allowed_tokens_fn": lambda row, ids: allowed[row]},
+        {"logits_processor": LogitsProcessorList([Own()])},
+    ):
+        with pytest.raises(ValueError, match="may need the whole batch"):
+            answers(model, ask(processor, *SECONDS), ctc_draft="lossless", **options)
+        inputs = ask(processor, SECONDS[0])
+        assert answers(model, inputs, ctc_draft="lossless", **options)[0] == answers(model, inputs, **options)[0]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"ctc_draft": "lossless", "cache_implementation": "static"}, "`cache_implementation` is 'static'"),
         ({"ctc_draft": "lossles"}, "'lossles'; expected one of"),
         ({"ctc_draft": "lossless", "num_beams": 2}, "`num_beams` is 2"),
         ({"ctc_draft": "lossless", "do_sample": True}, "`do_sample` is True"),

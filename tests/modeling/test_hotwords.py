@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import pipeline
 
+from soundwave_hf.modeling.ctc_scores_soundwave import score_frames
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form
 from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor
 from soundwave_hf.modeling.hotwords_soundwave import (
@@ -62,6 +63,29 @@ def test_overlapping_phrases_count_once():
     tree = PhraseTree(["New York", "York City Hall"], weight=1)
     assert tree.bonus("New York City Hall", is_whole=True) == 14  # not 8 + 14
     assert tree.bonus("New York New York", is_whole=True) == 16
+
+
+def test_a_phrase_counts_as_often_as_it_is_heard():
+    tree = PhraseTree(["Dashwood", "Port Kestrelmoor", "kestrelmoor"], weight=1, times=[1, 2, 1])
+    answers = {
+        "Mr Dashwood": 8,
+        "Mr Dashwood, Dashwood": 8,
+        "Mr Dashwood, Dashwood, dash": 8,
+        "Port Kestrelmoor Dashwood": 24,
+        "Port Kestrelmoor, Port Kestrelmoor": 32,
+        "Port Kestrelmoor, Port Kestrelmoor, Port": 32,
+        "Port Kestrelmoor, Kestrelmoor, Kestrelmoor": 27,  # twice in all
+        "Kestrelmoor, kestrelmoor, Port Kestrelmoor": 22,
+        "Dashwood Port Kestrelmoor Dashwood": 24,
+    }
+    assert {answer: tree.bonus(answer, is_whole=True) for answer in answers} == answers
+    begun = ("Dash", "Dashwood Dash", "Dashwood Port", "Dashwood Port,")
+    assert [tree.bonus(answer) for answer in begun] == [4, 8, 12, 13]
+
+
+def test_a_phrase_without_spaces_counts_as_often_as_it_is_heard():
+    tree = PhraseTree(["北京", "北京大学"], weight=1, times=[1, 1])
+    assert [tree.bonus(answer, is_whole=True) for answer in ("北京北京", "北京大学", "北京大学北京")] == [6, 12, 12]
 
 
 def test_phrases_without_spaces_match_inside_of_a_text():
@@ -161,6 +185,17 @@ def test_a_phrase_that_is_said_twice_is_heard_at_both_places():
     for favoured in (b" zyphrone met zyphrone", b" zyphrone met zyphrane", b" zyphrane met zyphrone"):
         assert both.whole(favoured) == pytest.approx(texts.whole(said), abs=5) and texts.whole(favoured) < -15
     assert both.whole(b" zyphrone met zyphrone zyphrone") < -15
+
+
+def test_the_frame_beside_a_place_is_no_second_place():
+    probs = torch.full((20, len(BYTES)), 1e-4)
+    probs[:, BLANK] = 0.99
+    said = {7: (b" ab", 0.3), 8: (b" a", 0.9), 10: (b"b", 0.9), 18: (b" ab", 0.9)}  # as two labels, and as one
+    for frame, (text, probability) in said.items():
+        probs[frame, BYTES.index(text)], probs[frame, BLANK] = probability, 0.99 - probability
+    (frames,) = score_frames(probs.log()[None], torch.tensor([20]), torch.eye(len(BYTES)), BLANK)
+    heard = heard_phrases(Bridge().texts(frames), ["ab"], Bridge())
+    assert sorted((one.first, one.end) for one in heard) == [(8, 11), (18, 19)]
 
 
 def test_of_phrases_in_the_same_frames_the_best_is_kept():

@@ -361,6 +361,24 @@ def test_what_cannot_be_aligned_is_refused(model, processor):
         model.generate(**two, is_transcription=[True], return_timestamps="word")
 
 
+def test_defaults_leave_calls_without_a_transcription_request_alone(model, processor, monkeypatch):
+    inputs = ask(processor, 1.0, 0.6)
+    questions = {name: value for name, value in inputs.items() if name != "is_transcription"}
+    text = {"input_ids": torch.tensor([[5, 6]])}
+    plain = [model.generate(**given, max_new_tokens=4) for given in (questions, text)]
+    for name, value in (("drop_unsupported", True), ("return_timestamps", "word")):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.generation_config, name, value, raising=False)
+            for given, ids in zip((questions, text), plain, strict=True):
+                assert torch.equal(model.generate(**given, max_new_tokens=4), ids)
+            found = model.generate(**inputs, max_new_tokens=4)
+            asked = model.generate(**inputs, max_new_tokens=4, **{name: value})
+            assert type(found) is type(asked)
+            assert torch.equal(*(getattr(each, "sequences", each) for each in (found, asked)))
+            with pytest.raises(ValueError, match=f"`{name}` was given and row 1 is not a transcription request"):
+                model.generate(**questions, is_transcription=torch.tensor([True, False]), max_new_tokens=4)
+
+
 @pytest.mark.parametrize("kind", ["word", "segment", True])
 def test_the_pipeline_gives_chunks_of_the_whole_recording(folder, kind):
     transcribe = pipeline("soundwave-asr", model=folder)
