@@ -117,7 +117,7 @@ def check_together(options: Mapping[str, Any], needs_times: bool, streamer):
     except (TypeError, AttributeError) as error:
         raise not_taken(options, error) from error
     if drafted is not None:
-        drafted._refuse(config, StoppingCriteriaList(), False, streamer)
+        drafted.refuse_options(config, StoppingCriteriaList(), False, streamer)
 
 
 def not_taken(options: Mapping[str, Any], error: Exception) -> ValueError:

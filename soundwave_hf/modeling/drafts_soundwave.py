@@ -175,7 +175,7 @@ class DraftedDecoding:
         streamer=None,
         **inputs,
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
-        self._refuse(generation_config, stopping_criteria, synced_gpus, streamer)
+        self.refuse_options(generation_config, stopping_criteria, synced_gpus, streamer)
         silent = inputs.get("silent_rows")
         drafts = self.decoding.drafts or [None] * len(input_ids)
         ends = generation_config.eos_token_id
@@ -195,7 +195,8 @@ class DraftedDecoding:
         ids = torch.cat([input_ids, torch.tensor(answers, device=input_ids.device, dtype=input_ids.dtype)], dim=1)
         return GenerateDecoderOnlyOutput(sequences=ids) if self.needs_times else ids
 
-    def _refuse(self, config: GenerationConfig, criteria: StoppingCriteriaList, synced_gpus: bool, streamer):
+    def refuse_options(self, config: GenerationConfig, criteria: StoppingCriteriaList, synced_gpus: bool, streamer):
+        """Raises: `ValueError` for options of `generate` that do not go with drafts."""
         known = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
         refused = [
             ("num_beams", config.num_beams, (config.num_beams or 1) > 1),
