@@ -267,7 +267,7 @@ def _training(facts: ModelFacts) -> str:
     if facts.has_plot:
         lines += ["", f"![Loss, CTC head and learning rate by step]({PLOT})"]
     for run in runs:
-        if written := shown_recipe(run.recipe):
+        if written := shown_recipe(run.recipe, run.data.datasets):
             lines += ["", f"Recipe of stage `{run.stage}`, without the paths of the machine:", "", "```yaml"]
             lines += [yaml.safe_dump(written, sort_keys=False).rstrip(), "```"]
     versions = {name: version for run in runs for name, version in run.versions.items() if name in SHOWN_VERSIONS}

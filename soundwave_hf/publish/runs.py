@@ -3,18 +3,30 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from ..data.locate import looks_local
 from ..data.used import DataUsed, read_comment
 from ..json_files import read_json_object
 from ..secret_values import refuse_secrets
 
 
 TRAINER_STATE, RECIPE, DATA_CARD, VERSIONS = "trainer_state.json", "recipe.yaml", "data_card.md", "versions.json"
+HIDDEN = (
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "hub_model_id",
+    "start_from",
+    "encoder_cache",
+    "resume_from_checkpoint",
+)
+FILE = re.compile(r"\.(jsonl?|ya?ml|[ct]sv|txt|parquet|py|pt|bin|safetensors)$", re.IGNORECASE)
 RECORD = "training_runs.json"  # beside exported and merged weights: their runs, without paths of the machine
 
 
@@ -121,28 +133,50 @@ def describe_runs(folder: str | os.PathLike) -> str | None:
     found = runs_of(Path(folder)).values()
     if not found:
         return None
-    runs = [dataclasses.asdict(dataclasses.replace(run, recipe=shown_recipe(run.recipe))) for run in found]
+    runs = [_described(run) for run in found]
     for run in runs:
         refuse_secrets(run["recipe"], f"The recipe of `{folder}`")
     return json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n"
 
 
-def shown_recipe(recipe: Mapping) -> dict:
-    """A recipe without values that are paths of the machine or names of accounts."""
-    hidden = {"output_dir", "logging_dir", "run_name", "hub_model_id", "start_from", "encoder_cache"}
-    kept = {key: value for key, value in recipe.items() if key not in hidden}
-    return {key: shown for key, value in kept.items() if (shown := _without_paths(value)) is not None}
+def _described(run: Run) -> dict:
+    return dataclasses.asdict(dataclasses.replace(run, recipe=shown_recipe(run.recipe, run.data.datasets)))
 
 
-def _without_paths(value):
+def shown_recipe(recipe: Mapping, datasets: Sequence[str] = ()) -> dict:
+    """A recipe without values that are paths of the machine or names of accounts.
+
+    Only data may be named by a folder that looks like a word; other values are paths by their form alone. So a card
+    does not depend on what else the current folder holds. Args: datasets: names in the recipe that are of the Hub.
+    """
+    kept = {key: value for key, value in recipe.items() if key not in HIDDEN}
+    places = {key: _is_place if key in ("data", "eval_data") else _is_path for key in kept}
+    shown = {key: _without_paths(value, places[key], datasets) for key, value in kept.items()}
+    return {key: value for key, value in shown.items() if value is not None}
+
+
+def _without_paths(value, is_path: Callable[[str], bool], datasets: Sequence[str]):
     if isinstance(value, str):
-        looks = os.path.isabs(value) or value.startswith(("~", ".", "$")) or os.path.exists(value)
-        return None if looks or value.count("/") > 1 and "://" not in value else value
-    if isinstance(value, Mapping):
-        return {key: shown for key, each in value.items() if (shown := _without_paths(each)) is not None}
+        return None if value not in datasets and is_path(value) else value
+    if isinstance(value, Mapping):  # `repeat` has sources as keys
+        found = {key: each for key, each in value.items() if not _is_path(str(key))}
+        shown = {key: _without_paths(each, is_path, datasets) for key, each in found.items()}
+        return {key: each for key, each in shown.items() if each is not None}
     if isinstance(value, list | tuple):
-        return [shown for each in value if (shown := _without_paths(each)) is not None]
+        return [shown for each in value if (shown := _without_paths(each, is_path, datasets)) is not None]
     return value
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value has the form of a path. `user/model` and words have not."""
+    if value.startswith(("/", "~", ".", "$", "file:")) or "\\" in value:
+        return True
+    return "://" not in value and (value.count("/") > 1 or FILE.search(value) is not None)
+
+
+def _is_place(value: str) -> bool:
+    """Whether training reads data of this name from the machine."""
+    return _is_path(value) or looks_local(value)
 
 
 __all__ = ["RECIPE", "RECORD", "Run", "describe_runs", "read_json", "read_runs", "shown_recipe"]
