@@ -66,7 +66,9 @@ def metadata_of(facts: ModelFacts) -> dict:
 
 
 def _results(file: ScoreFile) -> list[EvalResult]:
-    """Error rates in percent for `model-index`. Sets of this machine have their own name as type."""
+    """Error rates in percent for `model-index`; their names say the decoding. Sets of this machine have their own name
+    as type.
+    """
     found = []
     for name, scores in file.sets.items():
         value, source = getattr(scores, file.metric), file.on_hub.get(name, {})
@@ -80,7 +82,8 @@ def _results(file: ScoreFile) -> list[EvalResult]:
                     dataset_split=source.get("split"),
                     dataset_revision=source.get("revision"),
                     metric_type=file.metric,
-                    metric_name=f"{file.metric.upper()} %",
+                    metric_name=", ".join(part for part in (f"{file.metric.upper()} %", file.decoding) if part),
+                    metric_args={**({"ctc_only": True} if file.ctc_only else {}), **file.generate} or None,
                     metric_value=round(100 * value, 2),
                 )
             )
@@ -169,8 +172,8 @@ def _scores(facts: ModelFacts) -> str:
 
 def _score_file(file: ScoreFile) -> list[str]:
     how = "the CTC head alone, without the LLM" if file.ctc_only else "the LLM's text"
-    settings = ", ".join(f"`{key}: {value}`" for key, value in file.generate.items())
-    decoding = "" if file.ctc_only else f", {settings}" if settings else ", default decoding of `evaluate`"
+    settings = "".join(f", `{key}: {value}`" for key, value in file.generate.items())
+    decoding = settings or ("" if file.ctc_only else ", default decoding of `evaluate`")
     lines = [
         f"Written by `soundwave-hf evaluate` for `{file.weights}`: {how}{decoding}. Language: {file.language}. "
         "The ranges hold 95 % of the rates of clips that were drawn again with replacement.",
@@ -202,7 +205,7 @@ def _limits(facts: ModelFacts) -> str:
     if facts.data.sources and hours == hours:
         lines.append(f"It was trained on {hours:.2f} hours of speech, repeats included.")
     lines.append("Like other LLMs, it may write fluent text that nobody said.")
-    return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
+    return "\n".join(["## Limits", "", *(f"- {line}" for line in dict.fromkeys(lines))])
 
 
 def _limits_of_set(name: str, scores: Scores, file: ScoreFile) -> list[str]:

@@ -35,6 +35,12 @@ class ScoreFile:
     generate: Mapping = field(default_factory=dict)
     ctc_only: bool = False
 
+    @property
+    def decoding(self) -> str:
+        """What made the texts, if it is not the LLM as it decodes by default."""
+        settings = [f"{key}: {value}" for key, value in self.generate.items()]
+        return ", ".join([*(["CTC head alone"] if self.ctc_only else []), *settings])
+
 
 @dataclass(frozen=True)
 class ModelFacts:

@@ -210,24 +210,26 @@ def send(target: Target, out: Path, message: str) -> Sent:
 def write_eval_results(target: Target, files: list[ScoreFile], out: Path) -> list[str]:
     """Write `.eval_results/` for data sets that are registered as benchmarks, those with an `eval.yaml`.
 
-    A set of which rows could not be scored is no result of the benchmark. Returns: names of the data sets.
+    A set of which rows could not be scored is no result of the benchmark. A benchmark gets one result: of the first
+    file with the LLM's scores, else of the first one with those of the CTC head. Returns: names of the data sets.
     """
     written = []
-    for file in files:
+    for file in sorted(files, key=lambda file: file.ctc_only):
         for name, source in file.on_hub.items():
             scores = file.sets.get(name)
             value = None if scores is None or scores.failures else getattr(scores, file.metric)
             task = None if value is None else registered_task(target.api, source)
-            if task is None:
+            path = out / ".eval_results" / f"{source['path'].replace('/', '--')}--{task}.yaml"
+            if task is None or path.exists():
                 continue
+            notes = f"{file.metric.upper()} in %", f"{scores.clips} clips", "soundwave-hf evaluate"
             entry = EvalResultEntry(
                 dataset_id=source["path"],
                 task_id=task,
                 value=round(100 * value, 2),
                 dataset_revision=source.get("revision"),
-                notes=f"{file.metric.upper()} in %, {scores.clips} clips, soundwave-hf evaluate",
+                notes=", ".join(part for part in (*notes, file.decoding) if part),
             )
-            path = out / ".eval_results" / f"{source['path'].replace('/', '--')}--{task}.yaml"
             path.parent.mkdir(exist_ok=True)
             path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
             written.append(source["path"])
