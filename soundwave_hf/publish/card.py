@@ -9,6 +9,7 @@ from ..data.card import NONE, DataSource
 from ..data.licenses import is_non_commercial, license_fields
 from ..evaluation.reporting import markdown_table, percent, score_table
 from ..evaluation.scoring import UNIT_OF, Scores
+from .card_parts import known_values
 from .facts import ModelFacts, ScoreFile, on_hub
 from .measured import WORD_OF, last_measured
 from .runs import Run, shown_recipe
@@ -94,20 +95,31 @@ def _results(file: ScoreFile) -> list[EvalResult]:
 
 
 def _title(facts: ModelFacts) -> str:
-    names = [name if on_hub(name) else os.path.basename(name) for name in (facts.encoder, facts.llm)]
+    names = _backbones(facts)
     title = f"# {facts.name.split('/')[-1]}" if facts.name else "# Soundwave speech adapters"
     stage = facts.runs[-1].stage if facts.runs else None
     trained = f" that `soundwave-hf train` trained{f' in stage `{stage}`' if stage else ''}"
     what = {
-        "whole": f"A speech language model after Soundwave ({PAPER}): the encoder of {names[0]} joined to {names[1]}. "
+        "whole": f"A speech language model after Soundwave ({PAPER}): {names[0]} joined to {names[1]}. "
         "This repository holds the whole model and its code.",
-        "lora": f"The adapters and LoRA{trained}. They join the encoder of {names[0]} to {names[1]}, as in Soundwave "
+        "lora": f"The adapters and LoRA{trained}. They join {names[0]} to {names[1]}, as in Soundwave "
         f"({PAPER}). Those two are not in this repository.",
-        "align": f"The alignment adapter and CTC head{trained}. They join the encoder of {names[0]} to {names[1]}, as "
+        "align": f"The alignment adapter and CTC head{trained}. They join {names[0]} to {names[1]}, as "
         f"in Soundwave ({PAPER}). Those two are not in this repository. The model transcribes with its CTC head "
         "alone and answers no questions.",
     }
-    return f"{title}\n\n{what[facts.kind]}"
+    bases = [name for name in known_values(facts.own, "base_model") if name not in (facts.encoder, facts.llm)]
+    made_from = f" Made from {', '.join(bases)}, as its author states." if bases else ""
+    return f"{title}\n\n{what[facts.kind]}{made_from}"
+
+
+def _backbones(facts: ModelFacts) -> tuple[str, str]:
+    """Encoder and LLM as a sentence names them. A folder of this machine goes by its own name."""
+    encoder, llm = (
+        name if on_hub(name) else "" if name.startswith("an unnamed ") else os.path.basename(name.rstrip("/"))
+        for name in (facts.encoder, facts.llm)
+    )
+    return f"the encoder of {encoder}" if encoder else "a speech encoder", llm or "an LLM"
 
 
 def _use(facts: ModelFacts) -> str:
@@ -199,8 +211,12 @@ def _limits(facts: ModelFacts) -> str:
         for name, scores in file.sets.items():
             lines += _limits_of_set(name, scores, file)
     languages = list(dict.fromkeys([*facts.data.languages, *(file.language for file in facts.scores)]))
-    known = f"{', '.join(languages)}; others are untested" if languages else "not stated"
-    lines.append(f"Languages of its data and scores: {known}.")
+    named = [language for language in known_values(facts.own, "language") if language not in languages]
+    if languages or not named:
+        known = f"{', '.join(languages)}; others are untested" if languages else "not stated"
+        lines.append(f"Languages of its data and scores: {known}.")
+    if named:
+        lines.append(f"Languages that its author states, without data or scores here: {', '.join(named)}.")
     hours = sum(source.hours for source in facts.data.sources)
     if facts.data.sources and hours == hours:
         lines.append(f"It was trained on {hours:.2f} hours of speech, repeats included.")
@@ -225,7 +241,10 @@ def _limits_of_set(name: str, scores: Scores, file: ScoreFile) -> list[str]:
 
 def _data(facts: ModelFacts) -> str:
     data = facts.data
+    stated = [f"`{name}`" for name in known_values(facts.own, "datasets") if name not in data.datasets]
     if not data.sources and not data.datasets:
+        if stated:
+            return f"## Data\n\nNo record of the data came with the weights. Its author states {', '.join(stated)}."
         return f"## Data\n\nThe data of the training is **not stated**.{_see_own(facts)}" if facts.name else ""
     rows = [
         [_source_name(source), str(source.rows or "unknown"), _hours(source), _license(source.license), source.url]
@@ -235,6 +254,8 @@ def _data(facts: ModelFacts) -> str:
     lines = ["## Data", "", "Rows as often as the recipe repeats them:", "", table]
     if data.datasets:
         lines += ["", "Data sets of the Hub: " + ", ".join(f"`{name}`" for name in data.datasets) + "."]
+    if stated:
+        lines += ["", f"Its author also states {', '.join(stated)}."]
     if unknown := [_source_name(source) for source in data.sources if not source.license]:
         lines += ["", f"**No licence is stated** for {', '.join(unknown)}."]
     return "\n".join(lines)

@@ -52,7 +52,7 @@ class ModelFacts:
         name (`str`, *optional*): of the repository, `user/model`.
         license (`str`, *optional*): of the weights. licenses: of data sources and backbones, by name.
         has_plot (`bool`): whether `training.png` is beside the card.
-        has_own (`bool`): whether the user's own text is on the same page.
+        has_own (`bool`): whether the user's own text is on the same page. own (`dict`): the user's own metadata.
     """
 
     kind: str
@@ -66,6 +66,7 @@ class ModelFacts:
     licenses: Mapping[str, str] = field(default_factory=dict)
     has_plot: bool = False
     has_own: bool = False
+    own: Mapping = field(default_factory=dict)
 
 
 def on_hub(name: str) -> bool:

@@ -164,8 +164,6 @@ def _own_card(path: Path, replace: bool) -> Card:
     refuse_edited(card, f"`{path}`")
     if card.block is None and card.after:
         print(f"The text of `{path}` is kept below the text that is written.", flush=True)
-    if dropped := left_out_metadata(card):
-        print(f"`{path}` has {dropped} in its metadata; they are left out, as scores come from score files.")
     return card
 
 
@@ -222,7 +220,7 @@ def _write(model: Model, facts: ModelFacts, own: Card, out: Path, shard_size: st
     """
     try:
         write_files(model, out, facts.name, shard_size, linked)
-        facts = dataclasses.replace(_plot(facts, out), has_own=bool(own.own))
+        facts = dataclasses.replace(_plot(facts, out), has_own=bool(own.own), own=own.metadata)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -234,6 +232,8 @@ def _write(model: Model, facts: ModelFacts, own: Card, out: Path, shard_size: st
     metadata, block = model_card(facts)
     if typed:
         metadata = {key: value for key, value in metadata.items() if key not in LICENSE_KEYS}
+    if lost := left_out_metadata(own, metadata):
+        print(f"Of your metadata, {lost} are left out: scores come from score files, other values from the model.")
     text = write_card(metadata, block, own)
     if holds_secret(text):
         raise ValueError("The card would hold what looks like a token or password: look in the recipe and README.md.")

@@ -383,10 +383,12 @@ def test_a_hub_that_keeps_something_else_is_found_out(made, hub, capsys, monkeyp
     assert "The Hub does not hold what was sent: ['config.json'] differ. Push again." in refused(made, capsys)
 
 
-def test_a_new_branch_is_compared_with_the_text_that_main_has_on_the_hub(made, hub):
-    push_model(made / "run", "me/mine")
+def test_a_new_branch_is_compared_with_the_text_that_main_has_on_the_hub(folder, hub):
+    run = folder("run")
+    (run / "README.md").write_text("My own words.\n")
+    push_model(run, "me/mine")
     there = hub.repositories["me/mine"] / "README.md"
     there.write_text(there.read_text() + "\n## News\n\nA prize.\n")
     with pytest.raises(ValueError, match="would be lost"):  # the folder has other text of its own
-        push_model(made / "run", "me/mine", revision="next")
+        push_model(run, "me/mine", revision="next")
     assert ("me/mine", "next") not in hub.branches
