@@ -100,9 +100,7 @@ def push_model(
     message = message or f"Upload {repo.split('/')[-1]} with soundwave-hf"
     own = _own_card(model.folder / README, replace_card)
     facts = collect_facts(model, repo, scores, runs, data_cards, license, licenses)
-    typed = facts.license is None
-    if typed:
-        facts = dataclasses.replace(facts, license=_license_of(own.metadata))
+    typed = facts.license is None  # then it is that of the own card
     if (line := describe_left_out(model)) is not None:
         print(line, flush=True)
     if dry_run is not None:
@@ -147,6 +145,8 @@ def check_names(
         check_license(license, "--license")
     if message is not None and (not message.strip() or holds_secret(message)):
         raise ValueError("`--message` is empty, or holds what looks like a token: write what the commit does.")
+    if revision is not None and (not revision or revision != "".join(revision.split())):
+        raise ValueError(f"`--revision` is {revision!r}; expected the name of a branch, or leave it out for main.")
     if create_pr and revision is not None and revision.startswith("refs/"):
         raise ValueError(f"`--revision {revision}` is a pull request already: leave `--create-pr` out.")
 
@@ -158,7 +158,11 @@ def _own_card(path: Path, replace: bool) -> Card:
     """
     if not path.is_file():
         return Card({})
-    card = read_card(path.read_text(encoding="utf-8"), f"`{path}`")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is not UTF-8 text ({error}): save it as UTF-8, or remove it.") from error
+    card = read_card(text, f"`{path}`")
     if replace:
         return Card({key: value for key, value in card.metadata.items() if key.startswith("license")})
     refuse_edited(card, f"`{path}`")
@@ -220,6 +224,8 @@ def _write(model: Model, facts: ModelFacts, own: Card, out: Path, shard_size: st
 
     Raises: `OSError` if the disk is full; `ValueError` if the card would hold a secret.
     """
+    if typed:
+        facts = dataclasses.replace(facts, license=_license_of(own.metadata))
     try:
         write_files(model, out, facts.name, shard_size, linked)
         facts = dataclasses.replace(_plot(facts, out), has_own=bool(own.own))
