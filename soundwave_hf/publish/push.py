@@ -16,13 +16,14 @@ from huggingface_hub.utils import validate_repo_id
 from ..atomic import atomic_folder, refuse_used
 from ..data.licenses import check_license
 from ..data.used import DataUsed
+from ..modeling.folders_soundwave import model_digest
 from ..picture import has_matplotlib
 from ..secret_values import holds_secret
 from ..training.watch import plot_histories
 from .card import PLOT, model_card
 from .card_parts import Card, join_own, left_out_metadata, read_card, refuse_edited, write_card
 from .errors import hub_errors
-from .facts import SCORES, ModelFacts, read_all_scores, read_data_card, with_licenses
+from .facts import SCORES, ModelFacts, ScoreFile, read_all_scores, read_data_card, with_licenses
 from .files import SHARD_SIZE, Model, check_shard_size, describe_left_out, read_model, write_files
 from .reload import check_reload
 from .remote import Sent, Target, find_target, make_missing, patient_session, remote_card, send, write_eval_results
@@ -187,8 +188,11 @@ def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, li
     if not runs and any((model.folder / name).is_file() for name in (RECIPE, RECORD)):
         runs = [model.folder]
     found = read_runs(runs)
+    are_named = bool(scores)
     if not scores and (model.folder / SCORES).is_file():
         scores = [model.folder / SCORES]
+    files = read_all_scores(scores)
+    check_scored(model, scores, files, are_named)
     data = sum((run.data for run in found), DataUsed())
     data = sum((read_data_card(card) for card in data_cards), data)
     facts = ModelFacts(
@@ -198,10 +202,28 @@ def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, li
         name=repo,
         runs=found,
         data=data,
-        scores=read_all_scores(scores),
+        scores=files,
         license=license or _recipe_license(found),
     )
     return with_licenses(facts, licenses)
+
+
+def check_scored(model: Model, paths: Sequence, files: Sequence[ScoreFile], are_named: bool):
+    """Say which score files are of other weights, such as those before a merge.
+
+    Raises: `ValueError` if that is so for a file that the user did not name.
+    """
+    digest = model_digest(str(model.folder))
+    for path, file in zip(paths, files, strict=True):
+        if file.digest in (None, digest):
+            continue
+        other = f"`{path}` has the scores of other weights (`{file.weights}`) than those of `{model.folder}`"
+        if not are_named:
+            raise ValueError(
+                f"{other}: score these with `soundwave-hf evaluate --output`, remove the file, or name it with "
+                "`--scores` if the weights are the same in another form."
+            )
+        print(f"{other}. The card shows them.", flush=True)
 
 
 def _license_of(metadata: Mapping) -> str | None:

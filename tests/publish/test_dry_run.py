@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from soundwave_hf import cli, push_model
+from soundwave_hf.modeling.folders_soundwave import model_digest
 from soundwave_hf.publish import files
 from soundwave_hf.publish.card import READERS_NEED
 from soundwave_hf.publish.files import INDEX, read_model, tensor_sizes
+from tests.publish.conftest import SCORES
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +221,19 @@ def test_readers_of_a_whole_model_install_the_oldest_version_that_this_package_t
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     (bounds,) = [each for each in project["dependencies"] if each.startswith("transformers")]
     assert f'"{bounds.split(",")[0]}"' in READERS_NEED
+
+
+def test_scores_of_other_weights_are_told(folder, tmp_path, capsys):
+    whole = folder("whole")
+    place = whole / "evaluation.json"
+    place.write_text(json.dumps(SCORES | {"weights_digest": "of others"}))
+    assert "has the scores of other weights (`runs/mine`)" in refused(whole, tmp_path, capsys)
+    push_model(whole, "me/mine", dry_run=tmp_path / "named", scores=[place])
+    assert "has the scores of other weights (`runs/mine`)" in capsys.readouterr().out
+    place.write_text(json.dumps(SCORES | {"weights_digest": model_digest(str(whole))}))
+    push_model(whole, "me/mine", dry_run=tmp_path / "same")
+    assert "other weights" not in capsys.readouterr().out
+    assert "14.5" in (tmp_path / "same" / "README.md").read_text()
 
 
 def test_a_folder_in_use_is_not_written_to(made, tmp_path, capsys):
