@@ -97,7 +97,7 @@ clean:
 	rm -rf $(VENV) $(VENV)-transformers-* $(VENV)-oldest $(VENV)-newest docs/_build build dist
 
 # One stamp an extra: what it installs is named in pyproject.toml, the versions in constraints.txt.
-$(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/pip
+$(VENV)/%.stamp: pyproject.toml constraints.txt soundwave_hf/__init__.py | $(VENV)/bin/pip
 	$(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .auto_classes import register
 
 
-__version__ = "0.1.0"  # pyproject.toml reads it here
+__version__ = "0.2.0.dev0"  # pyproject.toml reads it here
 
 if TYPE_CHECKING:
     from .adapters import load_adapter, load_processor, resolve_adapter

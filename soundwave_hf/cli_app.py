@@ -2,6 +2,7 @@
 
 import argparse
 
+from . import __version__
 from .cli_options import add_placing, add_verb, add_weights, given_placing, given_weights
 
 
@@ -46,7 +47,11 @@ def write_space(output: str, given: dict):
         if name in given:
             raise ValueError(f"`--{name}` is chosen by the Space: leave it out with `--write-space`.")
     written = write(output, given.pop("folder", None), given)
-    print(f"The Space is in {written}: `hf upload USER/SPACE {written} --repo-type space` puts it on the hub.")
+    print(
+        f"The Space is in {written}: `hf upload USER/SPACE {written} --repo-type space` puts it on the hub.\n"
+        f"It installs soundwave-hf {__version__} from PyPI (requirements.txt). A private model needs a secret "
+        "`HF_TOKEN` in the Space's settings."
+    )
 
 
 def add_app(verbs):

@@ -9,8 +9,9 @@ from typing import Any
 from .. import __version__
 from ..atomic import atomic_folder, refuse_used
 from ..data.backbones import SHIPPED_BACKBONES
+from ..modeling.backbones_soundwave import as_dtype
 from ..modeling.folders_soundwave import is_hub_name
-from .serve import check_gradio
+from .serve import LOOPBACK, MAX_SECONDS, check_gradio, check_served
 
 
 APP = '''"""The page of soundwave-hf as a Space. `python app.py` starts it on your machine too."""
@@ -60,9 +61,13 @@ def write_space(output: str | os.PathLike, name: str | None = None, options: Map
         name: hub name of the model; by default the shipped weights.
         options: `max_seconds` and `dtype` of `run_app`.
 
-    Raises: `ValueError` for a folder in place of a hub name; `FileExistsError` for a folder that is not empty.
+    Raises: `ValueError` for a folder in place of a hub name, and values that the page refuses; `FileExistsError` for a
+        folder that is not empty.
     """
     check_gradio()
+    options = dict(options or {})
+    check_served(LOOPBACK, None, options.get("max_seconds", MAX_SECONDS))
+    as_dtype(options.get("dtype"))
     if name is not None and (os.path.isdir(name) or not is_hub_name(name)):
         raise ValueError(
             f"FOLDER is `{name}`, and a Space loads its model from the hub: push the folder, and give its name there, "
@@ -70,7 +75,7 @@ def write_space(output: str | os.PathLike, name: str | None = None, options: Map
         )
     refuse_used(output)
     given = {} if name is None else {"folder": name}
-    arguments = "\n        ".join(f"{key}={value!r}," for key, value in (given | dict(options or {})).items())
+    arguments = "\n        ".join(f"{key}={value!r}," for key, value in (given | options).items())
     app = APP.replace("        {arguments}\n", f"        {arguments}\n" if arguments else "")
     models = "\n".join(f"- {model}" for model in ([name] if name else SHIPPED_BACKBONES))
     shown = f"[{name}](https://huggingface.co/{name})" if name else "the small one that ships with the package"

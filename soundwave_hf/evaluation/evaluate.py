@@ -1,5 +1,6 @@
 """`soundwave-hf evaluate`: score one system, or compare two, on the validation sets or on any data."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
 from ..data.manifest import write_rows
 from ..modeling.backbones_soundwave import as_dtype
-from ..modeling.folders_soundwave import find_adapter, trained_backbone
+from ..modeling.folders_soundwave import find_adapter, model_digest, trained_backbone
 from ..modeling.loading_soundwave import as_device
 from ..transcribe import TranscribeOptions, try_options
 from .generate_options import check_generate
@@ -265,7 +266,10 @@ def run_evaluation(
     name = str(checkpoint or adapter or ADAPTER.name)
     print(summary(scores, options, name, against))
     if output:
-        write_report(output, {"weights": name, **report_header(options, whisper_name, against, data)}, scores)
+        place = str(checkpoint or resolve_adapter(folder))
+        digest = {"weights_digest": model_digest(place)} if os.path.isdir(place) else {}  # of a hub name: not known
+        header = report_header(options, whisper_name, against, data)
+        write_report(output, {"weights": name, **digest, **header}, scores)
     if transcripts:
         found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
         write_rows(Path(transcripts), [line for lines in found_lines for line in lines])

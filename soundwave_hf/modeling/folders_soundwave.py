@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -311,11 +312,21 @@ def weights_digest(name: str, part: str) -> str | None:
 
     Args: name: folder or hub name; part: "encoder" (only the encoder of a Whisper counts) or "llm".
     """
+    return _sampled_digest(weights_files(name), lambda key: _digested_name(key, part))
+
+
+def model_digest(folder: str) -> str | None:
+    """`weights_digest` of all matrices in a folder of adapters or a whole model; None if it has no safetensors."""
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    return _sampled_digest([os.path.join(folder, name) for name in names], lambda key: key)
+
+
+def _sampled_digest(paths: list[str], name_of: Callable[[str], str | None]) -> str | None:
     samples = {}
-    for path in weights_files(name):
+    for path in paths:
         with safe_open(path, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118 (the file is not a container)
-                if (known := _digested_name(key, part)) is None:
+                if (known := name_of(key)) is None:
                     continue
                 matrix = weights.get_slice(key)
                 if len(matrix.get_shape()) > 1:
@@ -348,6 +359,7 @@ __all__ = [
     "find_adapter",
     "is_hub_name",
     "locate_backbone",
+    "model_digest",
     "refuse_other_backbones",
     "trained_backbone",
     "weights_digest",

@@ -28,6 +28,7 @@ CITATION = """```bibtex
   year={2025}
 }
 ```"""
+READERS_NEED = '"transformers>=5.23" torch soundfile soxr'  # of a whole model, whose code is in the repository
 FEW_WORDS = 1000  # of a set: below this, one word is more than a tenth of a point
 
 
@@ -148,7 +149,7 @@ def _use(facts: ModelFacts) -> str:
             "ids = model.generate(**inputs, max_new_tokens=100)",
             'print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])',
         ]
-    needs = "`pip install transformers`" if facts.kind == "whole" else "Install `soundwave-hf`"
+    needs = f"`pip install {READERS_NEED}`" if facts.kind == "whole" else "Install `soundwave-hf`"
     return "\n".join(["## Use", "", f"{needs}, then:", "", "```python", *code, "```"])
 
 

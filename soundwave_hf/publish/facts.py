@@ -24,6 +24,7 @@ class ScoreFile:
 
     Args:
         weights (`str`): name of what was scored, without folders of a machine.
+        digest (`str`, *optional*): `model_digest` of these weights; older files have none.
         sets (`dict[str, Scores]`), on_hub (`dict[str, dict]`): scores by set; where a set comes from, if the Hub.
     """
 
@@ -34,6 +35,7 @@ class ScoreFile:
     on_hub: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     generate: Mapping = field(default_factory=dict)
     ctc_only: bool = False
+    digest: str | None = None
 
     @property
     def decoding(self) -> str:
@@ -97,6 +99,7 @@ def read_scores(path: str | os.PathLike) -> ScoreFile:
         on_hub=values.get("data") or {},
         generate=values.get("generate") or {},
         ctc_only=bool(values.get("ctc_only")),
+        digest=values.get("weights_digest"),
     )
 
 

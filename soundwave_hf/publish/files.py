@@ -28,7 +28,7 @@ from ..modeling.folders_soundwave import (
     trained_backbone,
 )
 from ..paths import find_weights
-from ..secret_values import WAY_OUT, holds_secret
+from ..secret_values import WAY_OUT, holds_secret, names_secret
 from ..training.export import without_places
 from .facts import on_hub
 
@@ -268,8 +268,29 @@ def _clean_config(config: dict, name: str, model: Model, repo: str) -> dict:
 def _refuse_secret(path: Path):
     if path.suffix not in TEXTS or path.name in VOCABULARIES:
         return
-    if holds_secret(path.read_text(encoding="utf-8", errors="replace")):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".json" and path.name not in TOKENIZER and (key := _secret_key(_json_of(text))) is not None:
+        raise ValueError(f"`{path}` sets `{key}`, which looks like a secret and would be public. {WAY_OUT}")
+    if holds_secret(text):
         raise ValueError(f"`{path}` holds what looks like a token or password, and would be public. {WAY_OUT}")
+
+
+def _secret_key(values) -> str | None:
+    """A key at any depth that names a secret and has a text."""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in pairs:
+        if isinstance(value, str) and value and names_secret(str(key)):
+            return str(key)
+        if (found := _secret_key(value)) is not None:
+            return found
+    return None
+
+
+def _json_of(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # whoever reads the file says so
+        return None
 
 
 def write_weights(model: Model, out: Path, shard_size: str, linked: bool):

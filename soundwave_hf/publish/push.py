@@ -16,13 +16,14 @@ from huggingface_hub.utils import validate_repo_id
 from ..atomic import atomic_folder, refuse_used
 from ..data.licenses import check_license
 from ..data.used import DataUsed
+from ..modeling.folders_soundwave import model_digest
 from ..picture import has_matplotlib
 from ..secret_values import holds_secret
 from ..training.watch import plot_histories
 from .card import PLOT, model_card
 from .card_parts import Card, join_own, left_out_metadata, read_card, refuse_edited, write_card
 from .errors import hub_errors
-from .facts import SCORES, ModelFacts, read_all_scores, read_data_card, with_licenses
+from .facts import SCORES, ModelFacts, ScoreFile, read_all_scores, read_data_card, with_licenses
 from .files import SHARD_SIZE, Model, check_shard_size, describe_left_out, read_model, write_files
 from .reload import check_reload
 from .remote import Sent, Target, find_target, make_missing, patient_session, remote_card, send, write_eval_results
@@ -100,9 +101,7 @@ def push_model(
     message = message or f"Upload {repo.split('/')[-1]} with soundwave-hf"
     own = _own_card(model.folder / README, replace_card)
     facts = collect_facts(model, repo, scores, runs, data_cards, license, licenses)
-    typed = facts.license is None
-    if typed:
-        facts = dataclasses.replace(facts, license=_license_of(own.metadata))
+    typed = facts.license is None  # then it is that of the own card
     if (line := describe_left_out(model)) is not None:
         print(line, flush=True)
     if dry_run is not None:
@@ -147,6 +146,8 @@ def check_names(
         check_license(license, "--license")
     if message is not None and (not message.strip() or holds_secret(message)):
         raise ValueError("`--message` is empty, or holds what looks like a token: write what the commit does.")
+    if revision is not None and (not revision or revision != "".join(revision.split())):
+        raise ValueError(f"`--revision` is {revision!r}; expected the name of a branch, or leave it out for main.")
     if create_pr and revision is not None and revision.startswith("refs/"):
         raise ValueError(f"`--revision {revision}` is a pull request already: leave `--create-pr` out.")
 
@@ -158,7 +159,11 @@ def _own_card(path: Path, replace: bool) -> Card:
     """
     if not path.is_file():
         return Card({})
-    card = read_card(path.read_text(encoding="utf-8"), f"`{path}`")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is not UTF-8 text ({error}): save it as UTF-8, or remove it.") from error
+    card = read_card(text, f"`{path}`")
     if replace:
         return Card({key: value for key, value in card.metadata.items() if key.startswith("license")})
     refuse_edited(card, f"`{path}`")
@@ -181,8 +186,11 @@ def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, li
     if not runs and any((model.folder / name).is_file() for name in (RECIPE, RECORD)):
         runs = [model.folder]
     found = read_runs(runs)
+    are_named = bool(scores)
     if not scores and (model.folder / SCORES).is_file():
         scores = [model.folder / SCORES]
+    files = read_all_scores(scores)
+    check_scored(model, scores, files, are_named)
     data = sum((run.data for run in found), DataUsed())
     data = sum((read_data_card(card) for card in data_cards), data)
     facts = ModelFacts(
@@ -192,10 +200,28 @@ def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, li
         name=repo,
         runs=found,
         data=data,
-        scores=read_all_scores(scores),
+        scores=files,
         license=license or _recipe_license(found),
     )
     return with_licenses(facts, licenses)
+
+
+def check_scored(model: Model, paths: Sequence, files: Sequence[ScoreFile], are_named: bool):
+    """Say which score files are of other weights, such as those before a merge.
+
+    Raises: `ValueError` if that is so for a file that the user did not name.
+    """
+    digest = model_digest(str(model.folder))
+    for path, file in zip(paths, files, strict=True):
+        if file.digest in (None, digest):
+            continue
+        other = f"`{path}` has the scores of other weights (`{file.weights}`) than those of `{model.folder}`"
+        if not are_named:
+            raise ValueError(
+                f"{other}: score these with `soundwave-hf evaluate --output`, remove the file, or name it with "
+                "`--scores` if the weights are the same in another form."
+            )
+        print(f"{other}. The card shows them.", flush=True)
 
 
 def _license_of(metadata: Mapping) -> str | None:
@@ -218,6 +244,8 @@ def _write(model: Model, facts: ModelFacts, own: Card, out: Path, shard_size: st
 
     Raises: `OSError` if the disk is full; `ValueError` if the card would hold a secret.
     """
+    if typed:
+        facts = dataclasses.replace(facts, license=_license_of(own.metadata))
     try:
         write_files(model, out, facts.name, shard_size, linked)
         facts = dataclasses.replace(_plot(facts, out), has_own=bool(own.own), own=own.metadata)

@@ -18,6 +18,8 @@ from huggingface_hub import (
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from ..json_files import read_json_object
+from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..published_files import sha256
 from .facts import ScoreFile
 from .files import OURS, matches
@@ -25,6 +27,7 @@ from .files import OURS, matches
 
 WAIT_SECONDS = 300  # for one answer of the Hub; its client waits for ever by default
 MAIN = "main"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 
 
 @contextmanager
@@ -72,7 +75,7 @@ def find_target(
 
     An open pull request of this user with the same title is used again.
 
-    Raises: errors of `huggingface_hub`; `ValueError` if a public repository was to be private.
+    Raises: errors of `huggingface_hub`; `ValueError` if a public repository was to be private, or holds another model.
     """
     api = HfApi(library_name="soundwave-hf")
     user = api.whoami()["name"]
@@ -84,7 +87,26 @@ def find_target(
         raise ValueError(f"`{repo}` exists and is public, and `--private` was given: give another name.")
     missing = _is_new_branch(revision) and not api.revision_exists(repo, revision)
     target = replace(target, makes_branch=missing)
+    _refuse_other_model(target)
     return _pull_request(target, message) if create_pr and not missing else replace(target, opens_pr=create_pr)
+
+
+def _refuse_other_model(target: Target):
+    """Raises: `ValueError` where the repository holds a model of another kind, which a push would overwrite."""
+    revision = MAIN if target.makes_branch else target.revision
+    there = remote_files(target, revision)
+    weights = sorted(name for name in there if name.endswith(WEIGHTS))
+    kind = None
+    if "config.json" in there:
+        path = target.api.hf_hub_download(target.repo, "config.json", revision=revision)
+        kind = read_json_object(Path(path)).get("model_type", "unknown")
+    if kind == SoundwaveConfig.model_type or not (kind or weights):
+        return
+    what = f"a model of type {kind!r}" if kind else f"weights without a config ({', '.join(weights[:2])})"
+    raise ValueError(
+        f"`{target.repo}` holds {what}, and a push would overwrite it: name another repository, or delete its files "
+        "on the Hub first."
+    )
 
 
 def _is_new_branch(revision: str | None) -> bool:

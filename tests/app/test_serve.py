@@ -131,6 +131,12 @@ def test_a_space_is_written_for_a_model_of_the_hub(run, tmp_path):
     assert front["sdk_version"].startswith("6.") and len(front["short_description"]) <= 60
 
 
+@pytest.mark.parametrize("given", [["--max-seconds", "nan"], ["--max-seconds", "0"], ["--dtype", "float99"]])
+def test_a_space_is_not_written_with_values_that_its_page_refuses(run, tmp_path, given):
+    code, _, message = run("who/what", "--write-space", str(tmp_path / "space"), *given)
+    assert code == 2 and given[1] in message and not (tmp_path / "space").exists()
+
+
 def test_a_space_of_the_shipped_weights_names_their_backbones(run, tmp_path):
     assert run("--write-space", str(tmp_path / "space"))[0] == 0
     front = yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---")[1])

@@ -200,6 +200,7 @@ def test_scores_and_lines_of_ones_own_data(systems, data, tmp_path, capsys):
     assert "| set | substitutions | deletions | insertions | words |" in printed
     report = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert (report["weights"], report["metric"], report["language"]) == ("mine", "wer", "en")
+    assert "weights_digest" not in report  # no folder
     assert report["sets"]["calls"]["word_errors"] == {"substitutions": 1, "deletions": 0, "insertions": 0, "words": 6}
     lines = read_lines(files["transcripts"])
     assert [line["row"] for line in lines] == [0, 1, 2, 3]

@@ -23,7 +23,7 @@ from soundwave_hf import (
     resolve_adapter,
 )
 from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
-from soundwave_hf.modeling.folders_soundwave import backbone_name, describe_folder, weights_digest
+from soundwave_hf.modeling.folders_soundwave import backbone_name, describe_folder, model_digest, weights_digest
 from soundwave_hf.training.export import export_adapter
 from soundwave_hf.training.run import add_lora
 from tests.local_hub import local_hub
@@ -323,6 +323,19 @@ def test_a_copy_in_other_shards_and_another_float_type_is_the_same_backbone(plac
     assert (tmp_path / "sharded" / "model.safetensors.index.json").is_file()
     assert weights_digest(str(tmp_path / "sharded"), "llm") == expected
     assert weights_digest(str(place / "whisper"), "encoder") not in (None, expected)
+
+
+def test_a_folder_has_the_digest_of_its_matrices_whatever_their_files_and_float_type(place, tmp_path):
+    llm = LlamaForCausalLM.from_pretrained(place / "llm")
+    llm.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    llm.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    expected = model_digest(str(place / "llm"))
+    assert model_digest(str(tmp_path / "sharded")) == model_digest(str(tmp_path / "half")) == expected
+    with torch.no_grad():
+        llm.model.layers[0].mlp.up_proj.weight += 1
+    llm.save_pretrained(tmp_path / "other")
+    assert model_digest(str(tmp_path / "other")) not in (None, expected)
+    assert model_digest(str(tmp_path)) is None
 
 
 def test_adapters_whose_config_tells_nothing_of_their_backbones_are_compared_by_width_with_a_warning(

@@ -3,14 +3,19 @@
 import errno
 import json
 import socket
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from soundwave_hf import cli, push_model
+from soundwave_hf.modeling.folders_soundwave import model_digest
 from soundwave_hf.publish import files
+from soundwave_hf.publish.card import READERS_NEED
 from soundwave_hf.publish.files import INDEX, read_model, tensor_sizes
+from tests.publish.conftest import SCORES
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +200,40 @@ def test_a_token_in_a_config_is_refused_and_not_repeated(folder, tmp_path, capsy
     (whole / "generation_config.json").write_text(json.dumps(config | {"x": "hf_AbCdEfGhIjKlMnOpQrStUvWx"}))
     printed = refused(whole, tmp_path, capsys)
     assert "holds what looks like a token" in printed and "hf_AbCd" not in printed
+
+
+@pytest.mark.parametrize("secret", [{"api_key": "plainpassword"}, {"hub": [{"token": "s3cret-word"}]}])
+def test_a_key_of_a_secret_in_a_config_is_refused(folder, tmp_path, capsys, secret):
+    whole = folder("whole")
+    config = json.loads((whole / "generation_config.json").read_text())
+    (whole / "generation_config.json").write_text(json.dumps(config | secret))
+    printed = refused(whole, tmp_path, capsys)
+    assert "which looks like a secret" in printed and "password" not in printed and "s3cret" not in printed
+
+
+def test_a_card_that_is_not_utf8_is_named(folder, tmp_path, capsys):
+    whole = folder("whole")
+    (whole / "README.md").write_bytes(b"caf\xe9")
+    assert "README.md` is not UTF-8 text" in refused(whole, tmp_path, capsys)
+
+
+def test_readers_of_a_whole_model_install_the_oldest_version_that_this_package_takes():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (bounds,) = [each for each in project["dependencies"] if each.startswith("transformers")]
+    assert f'"{bounds.split(",")[0]}"' in READERS_NEED
+
+
+def test_scores_of_other_weights_are_told(folder, tmp_path, capsys):
+    whole = folder("whole")
+    place = whole / "evaluation.json"
+    place.write_text(json.dumps(SCORES | {"weights_digest": "of others"}))
+    assert "has the scores of other weights (`runs/mine`)" in refused(whole, tmp_path, capsys)
+    push_model(whole, "me/mine", dry_run=tmp_path / "named", scores=[place])
+    assert "has the scores of other weights (`runs/mine`)" in capsys.readouterr().out
+    place.write_text(json.dumps(SCORES | {"weights_digest": model_digest(str(whole))}))
+    push_model(whole, "me/mine", dry_run=tmp_path / "same")
+    assert "other weights" not in capsys.readouterr().out
+    assert "14.5" in (tmp_path / "same" / "README.md").read_text()
 
 
 def test_a_folder_in_use_is_not_written_to(made, tmp_path, capsys):

@@ -328,6 +328,41 @@ def test_a_name_that_is_taken_by_something_else_is_refused(made, hub, capsys):
     assert "`me/mine` is taken by something that is no model" in refused(made, capsys)
 
 
+@pytest.mark.parametrize(
+    "files", [{"config.json": '{"model_type": "qwen2"}'}, {"model-00001-of-00009.safetensors": "x"}]
+)
+@pytest.mark.parametrize("given", [{}, {"revision": "next"}, {"create_pr": True}])
+def test_another_model_is_not_overwritten(made, hub, files, given):
+    folder = hub.repositories["me/other"] = hub.writable / "me" / "other"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    what = "a model of type 'qwen2'" if "config.json" in files else "weights without a config"
+    with pytest.raises(ValueError, match=f"`me/other` holds {what}"):
+        push_model(made / "run", "me/other", **given)
+    assert hub.commits == [] and names(folder) == set(files)
+
+
+@pytest.mark.parametrize("revision", ["", " ", "a b", "next\n"])
+def test_a_revision_that_is_no_name_is_refused(made, hub, revision):
+    with pytest.raises(ValueError, match="`--revision` is"):
+        push_model(made / "run", "me/mine", revision=revision)
+    assert hub.commits == []
+
+
+def test_a_licence_that_was_set_on_the_hub_is_that_of_the_text_too(folder, hub):
+    run = folder("run")
+    push_model(run, "me/mine")
+    there = hub.repositories["me/mine"] / "README.md"
+    card = ModelCard.load(there)
+    card.data.license = "cc-by-nc-4.0"
+    card.save(there)
+    push_model(run, "me/mine")
+    card = ModelCard.load(there)
+    assert card.data.license == "cc-by-nc-4.0" and "non-commercial" in card.data.tags
+    assert "These weights: not stated" not in card.text and "cc-by-nc-4.0" in card.text
+
+
 def test_a_public_repository_does_not_become_private_without_a_word(made, hub, capsys):
     push_model(made / "run", "me/mine")
     printed = capsys.readouterr()
