@@ -17,6 +17,7 @@ from .ctc_soundwave import _scores, tokens_at_once
 
 LIKELY_LABELS = 32  # at each frame
 LEAST_PROBABILITY = 1e-5  # of a likely label, at its best frame
+CACHED_VALUES = 2_000_000  # texts times frames, for each clip: about 50 MB
 NEGLIGIBLE = 25.0  # nats: smaller terms of a sum are dropped
 
 
@@ -130,7 +131,7 @@ class CTCTexts:
     """CTC scores of texts over the frames of one clip (prefix scores as in P17-1048, over texts instead of labels).
 
     A text can be written by any sequence of labels whose joined bytes are its bytes. Scores depend only on the text
-    and are cached, so beams, drafts and candidates with the same beginning share work.
+    and are cached, so beams, drafts and candidates with the same beginning share work. The cache is bounded.
 
     Args:
         frames: CTC scores of the clip.
@@ -162,6 +163,7 @@ class CTCTexts:
         for place, text in enumerate(self.texts):
             self.places.setdefault(text, []).append(place)
         self.spans = {}  # label -> first frame, frame after the last, and log-probability of all: see `with_spans`
+        self.most_cached = CACHED_VALUES // len(self.blank)
         self.spelt = {b"": _Spelt({}, np.concatenate([[0.0], np.cumsum(self.blank)]))}
         self.least = -np.inf  # texts with a lower peak are not continued
         self.begun, self.columns = {b"": 0.0}, {}
@@ -225,6 +227,8 @@ class CTCTexts:
     def _column(self, text: bytes) -> tuple[int, int, np.ndarray, float]:
         """Labels that begin with a text: first, end, their total log-probability `(frames,)`, and its maximum."""
         if text not in self.columns:
+            if len(self.columns) >= self.most_cached:
+                self.columns = {}
             first, end = self._beginning_with(text)
             column = self.probs[first:end].sum(axis=0)
             column = np.log(np.maximum(column, 1e-300))
@@ -257,6 +261,9 @@ class CTCTexts:
         known = len(text)
         while text[:known] not in self.spelt:
             known -= 1
+        if known < len(text) and len(self.spelt) >= max(self.most_cached, 2 * len(text)):
+            # Other texts may be computed again.
+            self.spelt = {text[:end]: self.spelt[text[:end]] for end in range(known + 1)}
         for end in range(known + 1, len(text) + 1):
             self.spelt[text[:end]] = self._spell_last(text[:end])
         return self.spelt[text]
@@ -303,7 +310,7 @@ class SaidTexts(CTCTexts):
             self.places = {text[::-1]: places for text, places in texts.places.items()}
         self.log_probs = (texts.log_probs - likeliest)[:, order]
         self.blank = (texts.blank - likeliest)[order]
-        self.least, self.spans = least, {}
+        self.least, self.spans, self.most_cached = least, {}, texts.most_cached
         self.spelt = {b"": _Spelt({}, np.zeros(len(self.blank) + 1))}  # a text may begin at any frame
 
     def score(self, text: bytes) -> float:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from soundwave_hf.modeling import ctc_scores_soundwave
 from soundwave_hf.modeling.ctc_scores_soundwave import CTCFrames, CTCTexts, score_frames
 from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc
 
@@ -106,3 +107,22 @@ def test_a_long_clip_and_an_impossible_text_have_finite_and_no_probability():
     scores = CTCTexts(frames, BYTES, [1, 3, 4])
     assert scores.whole(b" a a a a") == -math.inf  # four labels at least, in three frames
     assert scores.prefix(b"c") == -math.inf
+
+
+@pytest.mark.parametrize("cached", [0, 40, 300])
+def test_scores_do_not_depend_on_how_many_are_cached(monkeypatch, cached):
+    frames, _ = frames_of(10)
+    texts = ["".join(letters).encode() for letters in itertools.product((" a", "b", "a b", "ab"), repeat=4)]
+
+    def scores():
+        clip = CTCTexts(frames, BYTES, [1, 3, 4])
+        found = [(clip.prefix(text), clip.whole(text), clip.continuations(text, 3)) for text in texts]
+        return clip, found
+
+    whole, expected = scores()
+    monkeypatch.setattr(ctc_scores_soundwave, "CACHED_VALUES", cached)
+    clip, found = scores()
+    assert found == expected
+    longest = max(map(len, texts))
+    assert len(clip.spelt) <= max(cached // 10, 2 * longest) + longest < len(whole.spelt)
+    assert len(clip.columns) <= max(cached // 10, 1)
