@@ -11,6 +11,7 @@ from transformers.generation import StoppingCriteriaList
 from ..modeling.decoding_soundwave import CTC_OPTIONS, take_ctc_decoding
 from ..modeling.hotwords_soundwave import check_hotwords, has_lists
 from ..modeling.positions_soundwave import POSITION_OPTIONS, take_position_limits
+from ..modeling.timed_generation_soundwave import check_streamer
 
 
 # Options of transcription requests alone.
@@ -103,11 +104,7 @@ def check_together(options: Mapping[str, Any], needs_times: bool, streamer):
     """The checks of `generate` itself for options that exclude each other, without a model."""
     given = {**options, "is_transcription": True, "input_features": True}
     drops = given.pop("drop_unsupported", False)
-    if drops and streamer is not None:
-        raise ValueError(
-            "`drop_unsupported` and a `streamer` were given, but unsupported words are only known when the text is "
-            "complete: leave one of them out."
-        )
+    check_streamer(drops, streamer)
     take_position_limits(ANY_MODEL, None, given)
     take_ctc_decoding(ANY_MODEL, None, given, needs_times=needs_times or drops)
     drafted = given.pop("custom_generate", None)

@@ -81,6 +81,15 @@ class TokenLogProbs(LogitsProcessor):
         return found
 
 
+def check_streamer(drops: bool | None, streamer):
+    """Raises: `ValueError` if unsupported words are to be left out of an answer that is shown while it is written."""
+    if drops and streamer is not None:
+        raise ValueError(
+            "`drop_unsupported` and a `streamer` were given, but unsupported words are only known when the answer is "
+            "complete: leave one of them out."
+        )
+
+
 class TimesRequest:
     """Options of a call of `generate`: word times, and removal of unsupported words.
 
@@ -117,11 +126,7 @@ class TimesRequest:
         name = "drop_unsupported" if kind in (None, False) else "return_timestamps"
         kind = None if kind in (None, False) else check_kind(kind)
         _check_rows(model, name, input_ids, kwargs)
-        if drops and kwargs.get("streamer") is not None:
-            raise ValueError(
-                "`drop_unsupported` and `streamer` were given, but unsupported words are only known when the answer "
-                "is complete: leave one of them out."
-            )
+        check_streamer(drops, kwargs.get("streamer"))
         kwargs["return_dict_in_generate"] = True
         return cls(kind, bool(drops), bool(returns_dict), find_tokenizer(model, kwargs.get("tokenizer")))
 
@@ -215,4 +220,4 @@ def ctc_clips(model, audio, input_features=None, input_features_mask=None, frame
     return [CTCClip(own, seconds, end, config.label_peak, form) for own, end in zip(frames, ends, strict=True)]
 
 
-__all__ = ["SoundwaveGenerateOutput", "TimesRequest", "ctc_clips"]
+__all__ = ["SoundwaveGenerateOutput", "TimesRequest", "check_streamer", "ctc_clips"]
