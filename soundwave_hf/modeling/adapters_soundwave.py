@@ -15,7 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_soundwave import SoundwaveConfig
 from .ctc_scores_soundwave import CTCFrames, score_frames
-from .ctc_soundwave import large_vocabulary_ctc, true_places
+from .ctc_soundwave import large_vocabulary_ctc, likeliest_tokens, true_places
 from .trained_fields_soundwave import keep_trained_fields
 
 
@@ -290,6 +290,11 @@ class SoundwaveCTCHead(nn.Module):
         logits = aligned @ token_embeddings.T.to(aligned.dtype)
         logits[..., self.blank_id] = aligned @ self.blank_weight.to(aligned.dtype) + self.blank_bias
         return logits
+
+    def likeliest(self, frames: torch.Tensor, token_embeddings: torch.Tensor, number: int):
+        """The likeliest tokens of frames `(frames, width)` and their shares, both `(frames, number)`."""
+        token_weight = token_embeddings if self.weight is None else self.weight
+        return likeliest_tokens(frames, token_weight, self.blank_id, number)
 
     @torch.no_grad()
     def resize(self, vocabulary: int):

@@ -80,8 +80,10 @@ class SoundwaveConfig(PreTrainedConfig):
             matrix.
         blank_margin (`float`): nats by which the blank must exceed a frame's likeliest token to be the frame's label.
             CTC prefers the blank if it is unsure. With a margin above 0, unsure frames keep their token for the LLM.
-        label_embeddings (`bool`): whether to add to each position the LLM's embedding of its CTC label, so that the
-            LLM can read the CTC transcript from the first training step. False for both values of `compat`.
+        label_embeddings (`bool` or `"expected"`): whether to add to each position the LLM's embedding of its CTC
+            label, so that the LLM can read the CTC transcript from the first training step. `"expected"` adds the mean
+            embedding of the 16 likeliest tokens, weighted by their CTC probabilities (as LegoSLM, arXiv 2505.11352):
+            the LLM also reads what else the CTC head may have heard. False for both values of `compat`.
         adapter_heads (`int`, *optional*): attention heads of both adapters. Defaults to those of the LLM.
         adapter_dropout (`float`): dropout of the alignment layer.
         ctc_loss_weight (`float`): weight of the CTC loss when it is added to the LLM's loss.
@@ -134,7 +136,7 @@ class SoundwaveConfig(PreTrainedConfig):
     keep_blanks: bool | None = None
     tie_ctc_head: bool | None = None
     blank_margin: float | int = 0.0
-    label_embeddings: bool = False
+    label_embeddings: bool | Literal["expected"] = False
     adapter_heads: int | None = None
     adapter_dropout: float = 0.1
     ctc_loss_weight: float | int = 0.3

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 
 CHUNK_SCORES = 1 << 20  # scores in memory at once; a larger number needs more memory and is not faster
+FRAME_SCORES = 1 << 24  # the same for whole frames, which are scored against all tokens
 
 
 def tokens_at_once(num_frames: int) -> int:
@@ -245,6 +246,31 @@ def large_vocabulary_ctc(
     return result
 
 
+@torch.no_grad()
+def likeliest_tokens(
+    frames: torch.Tensor, token_weight: torch.Tensor, blank_id: int, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens of frames, without the blank, and their shares of each other's probability.
+
+    Args:
+        frames (`torch.Tensor` of shape `(frames, width)`): states to score.
+        token_weight (`torch.Tensor` of shape `(vocabulary, width)`): one row for each token.
+        blank_id (`int`): the label of the blank.
+        number (`int`): of tokens at each frame; less if the vocabulary is smaller.
+
+    Returns: ids and shares, both `(frames, number)`; the shares of a frame sum to 1. Without a gradient.
+    """
+    number = min(number, len(token_weight) - 1)
+    scores, ids = [], []
+    for some in frames.split(max(FRAME_SCORES // len(token_weight), 1)):
+        all_scores = _scores(some, token_weight)
+        all_scores[:, blank_id] = -torch.inf
+        best = all_scores.topk(number, dim=1)
+        scores.append(best.values)
+        ids.append(best.indices)
+    return torch.cat(ids), torch.cat(scores).softmax(dim=1)
+
+
 def _as_autocast(frames: torch.Tensor) -> torch.Tensor:
     """Frames in autocast's dtype. Autocast casts in the forward pass only; the backward pass needs the same dtype."""
     device = frames.device.type
@@ -285,4 +311,4 @@ def _spread(values: torch.Tensor, places: torch.Tensor, scores: torch.Tensor, fi
     )
 
 
-__all__ = ["CTCResult", "large_vocabulary_ctc", "tokens_at_once", "true_places"]
+__all__ = ["CTCResult", "large_vocabulary_ctc", "likeliest_tokens", "tokens_at_once", "true_places"]

@@ -64,6 +64,9 @@ from .timed_generation_soundwave import ctc_clips
 logger = logging.get_logger(__name__)
 
 
+LIKELY_TOKENS = 16  # of `label_embeddings: expected`; they hold 97 % of what the shipped CTC head gives to tokens
+
+
 class SoundwaveModel(SoundwaveAudioModel):
     r"""
     The audio side, the shrinking adapter and the LLM without its head.
@@ -143,8 +146,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         audio.pooler_output = self.shrinking_adapter(audio.aligned_states, mask, keep)
         if self.config.label_embeddings:
             places = torch.argsort(~keep.flatten(), stable=True)[: len(audio.pooler_output)]  # kept frames, in order
-            kept_labels = audio.ctc_best.flatten()[places]
-            audio.pooler_output = audio.pooler_output + self.get_input_embeddings()(kept_labels)
+            audio.pooler_output = audio.pooler_output + self.embed_labels(audio, places, embeddings)
         audio.num_positions = keep.sum(dim=1)
         if position_limits is not None:
             audio.pooler_output, audio.num_positions = position_limits.leave_out(
@@ -153,6 +155,22 @@ class SoundwaveModel(SoundwaveAudioModel):
         if output_ctc_logits:
             audio.ctc_logits = self.ctc_head.logits(aligned, embeddings)
         return audio
+
+    def embed_labels(self, audio: SoundwaveAudioOutput, places: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """What `label_embeddings` adds to the positions: `(positions, width)`.
+
+        Args:
+            places (`torch.LongTensor` of shape `(positions,)`): frame of each position, in the flattened batch.
+            table: `token_table()`.
+        """
+        labels = audio.ctc_best.flatten()[places]
+        of_labels = self.get_input_embeddings()(labels)
+        if self.config.label_embeddings != "expected":
+            return of_labels
+        tokens, shares = self.ctc_head.likeliest(audio.aligned_states.flatten(0, 1)[places], table, LIKELY_TOKENS)
+        expected = (shares[..., None] * self.get_input_embeddings()(tokens)).sum(dim=1).to(of_labels.dtype)
+        is_blank = labels == self.config.audio_token_id  # a kept blank keeps its own embedding
+        return torch.where(is_blank[:, None], of_labels, expected)
 
     @torch.no_grad()
     def judge_silence(

@@ -248,6 +248,48 @@ def test_positions_may_hold_the_embeddings_of_their_labels(family):
     assert_near(both.pooler_output, sound.pooler_output + embeddings)
 
 
+@pytest.mark.parametrize("tie_ctc_head", [True, False], ids=["tied", "free"])
+@pytest.mark.parametrize("family", ["llama", "gemma"])  # Gemma scales its embeddings
+@torch.no_grad()
+def test_positions_may_hold_the_expected_embeddings_of_their_likeliest_tokens(family, tie_ctc_head):
+    features, mask = make_clips([80, 44])
+    fields = {"keep_blanks": False, "tie_ctc_head": tie_ctc_head}
+    plain = tiny_model(family, **fields)
+    sound = plain.get_audio_features(features, mask, output_ctc_logits=True)
+    both = tiny_model(family, **fields, label_embeddings="expected").get_audio_features(features, mask)
+    assert torch.equal(both.num_positions, sound.num_positions)
+    frames = torch.arange(sound.ctc_best.shape[1]) < sound.num_frames[:, None]
+    kept = sound.ctc_logits[first_of_run(sound.ctc_best) & frames & (sound.ctc_best != AUDIO)].double()
+    assert len(kept) > 2
+    expected = []
+    for scores in kept:
+        order = sorted((token for token in range(VOCABULARY) if token != AUDIO), key=lambda token: -scores[token])[:16]
+        shares = scores[order].exp() / scores[order].exp().sum()
+        expected.append(shares @ plain.get_input_embeddings()(torch.tensor(order)).double())
+    assert_near(both.pooler_output, sound.pooler_output + torch.stack(expected).float())
+
+
+@torch.no_grad()
+def test_a_kept_blank_holds_its_own_embedding_beside_expected_ones():
+    clips = make_clips([80])
+    plain, labelled = (tiny_model(keep_blanks=True, label_embeddings=kind) for kind in (True, "expected"))
+    logits = plain.get_audio_features(*clips, output_ctc_logits=True).ctc_logits[0]
+    lead = logits[:, AUDIO] - logits[:, :AUDIO].amax(dim=1)
+    for model in (plain, labelled):
+        model.model.ctc_head.blank_bias.sub_(lead.median() - 1e-4)  # half of the frames become blanks
+    audio = plain.get_audio_features(*clips)
+    is_blank = audio.ctc_best[first_of_run(audio.ctc_best)] == AUDIO
+    assert 0 < is_blank.sum() < len(is_blank)
+    expected = labelled.get_audio_features(*clips).pooler_output
+    assert_near(expected[is_blank], audio.pooler_output[is_blank])
+    assert (expected - audio.pooler_output)[~is_blank].abs().amax(dim=1).min() > 1e-4
+
+
+def test_label_embeddings_of_another_kind_are_refused():
+    with pytest.raises(Exception, match="label_embeddings"):
+        tiny_config(label_embeddings="mean")
+
+
 def test_the_losses_know_nothing_of_the_margin():
     features, mask = make_clips([80, 44, 60, 30])
     losses = [
