@@ -57,6 +57,7 @@ from transformers.utils.logging import disable_progress_bar
 from soundwave_hf.data.rows import at_folder
 from soundwave_hf.evaluation.shipped import ADAPTER, REPOSITORY
 from soundwave_hf.modeling.ctc_soundwave import CTCResult
+from soundwave_hf.modeling.modeling_soundwave import LIKELY_TOKENS
 from soundwave_hf.paths import soundwave_home
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
 from soundwave_hf.training.collator import SoundwaveDataCollator
@@ -99,7 +100,7 @@ def published_loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.T
     positions = audio_model.shrinking_adapter(aligned, mask, keep)  # [positions, width]
     embed = audio_model.get_input_embeddings()
     if config.label_embeddings:
-        positions = positions + embed(published_labels(scores, head)[keep])
+        positions = positions + added_embeddings(scores[keep], head, embed, config.label_embeddings)
     place = int((inputs["input_ids"][0] == config.audio_token_id).nonzero())
     text, labels = embed(inputs["input_ids"][0]), inputs["labels"][0]
     merged = torch.cat([text[:place], positions.to(text), text[place + 1 :]])
@@ -112,6 +113,17 @@ def published_loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.T
 def published_labels(scores: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """The likeliest label of each frame, the blank where it leads by its margin."""
     return with_margin(scores, head.blank_id, head.blank_margin).argmax(dim=-1)
+
+
+def added_embeddings(scores: torch.Tensor, head: nn.Module, embed: nn.Module, kind: bool | str) -> torch.Tensor:
+    """What `label_embeddings` adds to positions `(positions, vocabulary)`: `(positions, width)`."""
+    labels = published_labels(scores, head)
+    if kind != "expected":
+        return embed(labels)
+    tokens = scores.detach().index_fill(1, torch.tensor(head.blank_id, device=scores.device), -torch.inf)
+    best = tokens.topk(min(LIKELY_TOKENS, tokens.shape[1] - 1), dim=1)
+    expected = (best.values.softmax(dim=1)[..., None] * embed(best.indices)).sum(dim=1)
+    return torch.where((labels == head.blank_id)[:, None], embed(labels), expected)
 
 
 def with_margin(scores: torch.Tensor, blank_id: int, margin: float) -> torch.Tensor:

@@ -45,7 +45,14 @@ def test_the_published_way_takes_the_published_models_own_ctc_loss(training, cli
     torch.testing.assert_close(training.published_loss(model, clip), model(**clip).loss)
 
 
-@pytest.mark.parametrize("fields", [{}, {"label_embeddings": True, "keep_blanks": False, "blank_margin": 1.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"label_embeddings": True, "keep_blanks": False, "blank_margin": 1.0},
+        {"label_embeddings": "expected", "keep_blanks": True},
+    ],
+)
 def test_the_published_way_takes_the_published_models_own_losses(training, clip, fields):
     model = tiny_model(compat="published", **fields)
     prompt = {"input_ids": PROMPT, "labels": LABELS}

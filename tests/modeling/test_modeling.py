@@ -285,6 +285,25 @@ def test_a_kept_blank_holds_its_own_embedding_beside_expected_ones():
     assert (expected - audio.pooler_output)[~is_blank].abs().amax(dim=1).min() > 1e-4
 
 
+@torch.no_grad()
+def test_expected_embeddings_of_a_batch_are_those_of_each_clip_alone():
+    model = tiny_model(keep_blanks=False, label_embeddings="expected")
+    lengths = [80, 51, 5]
+    features, mask = make_clips(lengths)
+    batch = model.get_audio_features(features, mask)
+    positions = batch.pooler_output.split(batch.num_positions.tolist())
+    for clip, length, found in zip(features, lengths, positions, strict=True):
+        assert_near(found, model.get_audio_features(clip[None, :, :length]).pooler_output)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_expected_embeddings_keep_the_models_dtype(dtype):
+    positions = tiny_model(label_embeddings="expected").to(dtype).get_audio_features(*make_clips([80])).pooler_output
+    assert positions.dtype == dtype
+    assert positions.isfinite().all()
+
+
 def test_label_embeddings_of_another_kind_are_refused():
     with pytest.raises(Exception, match="label_embeddings"):
         tiny_config(label_embeddings="mean")

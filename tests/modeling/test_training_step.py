@@ -94,8 +94,9 @@ def waits_of_a_step(model, **batch) -> list[str]:
 # ---- waits for an accelerator
 
 
-def test_a_step_of_both_losses_waits_5_times_where_it_waited_32_times(as_on_an_accelerator):
-    found = waits_of_a_step(tiny_model(label_embeddings=True), **labelled(batch_of_two()), ctc_labels=CTC_LABELS)
+@pytest.mark.parametrize("kind", [True, "expected"])
+def test_a_step_of_both_losses_waits_5_times_where_it_waited_32_times(as_on_an_accelerator, kind):
+    found = waits_of_a_step(tiny_model(label_embeddings=kind), **labelled(batch_of_two()), ctc_labels=CTC_LABELS)
     # Lengths for CTC, positions of the clips, width of the merged rows; the library's mask of the LLM adds two.
     assert found.count("tolist") == 3
     assert len(found) <= 5, found
