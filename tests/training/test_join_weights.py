@@ -1,0 +1,86 @@
+"""`examples/soundwave-small/join_weights.py`: the head of one run and the LLM of another."""
+
+import json
+import shutil
+import sys
+
+import join_weights
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from soundwave_hf import SoundwaveForConditionalGeneration, train
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["join_weights.py", *map(str, words)])
+    join_weights.main()
+
+
+@pytest.fixture
+def other_head(chain, tmp_path):
+    """A Stage I run whose head differs, and writes transcripts as they are."""
+    folder = shutil.copytree(chain["align"].folder, tmp_path / "other")
+    weights = {name: value + 0.25 for name, value in load_file(folder / "trained.safetensors").items()}
+    join_weights.save_file(weights, folder / "trained.safetensors")
+    for name in join_weights.CONFIGS:
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"ctc_text": "as_written"}))
+    return folder
+
+
+def test_head_and_llm_come_from_their_folders(chain, other_head, tmp_path, monkeypatch):
+    run(monkeypatch, other_head, tmp_path / "out", "--llm", chain["shrink"].folder)
+    model = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "out", merge_lora=False)
+    found = {name.removeprefix("base_model.model.model."): value for name, value in model.state_dict().items()}
+    head = load_file(other_head / "trained.safetensors")
+    llm = load_file(chain["shrink"].folder / "adapter_model.safetensors")
+    assert model.config.ctc_text == "as_written"
+    lora = {name: value for name, value in llm.items() if "lora_" in name}
+    assert head and lora
+    for name, value in head.items():
+        part, rest = name.split(".", 1)
+        assert torch.equal(found[f"{part}.modules_to_save.default.{rest}"], value), name
+    weights = model.state_dict()
+    for name, value in lora.items():
+        assert torch.equal(weights[name.replace(".weight", ".default.weight")], value), name
+    shrinking = "base_model.model.model.shrinking_adapter."
+    kept = {name: value for name, value in llm.items() if name.startswith(shrinking)}
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert kept
+    assert all(torch.equal(saved[name], value) for name, value in kept.items())
+
+
+def test_each_joined_folder_trains_on(workspace, chain, other_head, tmp_path, monkeypatch):
+    run(monkeypatch, other_head, tmp_path / "joined", "--llm", chain["shrink"].folder)
+    run(monkeypatch, tmp_path / "joined", tmp_path / "head")
+    for stage, start in (("align", "head"), ("shrink", "joined")):
+        recipe = {"encoder": workspace.encoder, "llm": workspace.llm, "start_from": str(tmp_path / start)}
+        data, out = workspace.data / "train.jsonl", tmp_path / f"trained-{stage}"
+        recipe |= {"stage": stage, "data": str(data), "output_dir": str(out), "max_steps": 1, "bf16": False}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        train(tmp_path / "recipe.yaml")
+        assert (out / ("trained.safetensors" if stage == "align" else "adapter_model.safetensors")).is_file()
+
+
+def test_what_cannot_be_joined_is_refused(chain, other_head, tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").mkdir()
+    narrow = shutil.copytree(other_head, tmp_path / "narrow")
+    weights = load_file(narrow / "trained.safetensors")
+    weights["ctc_head.blank_weight"] = weights["ctc_head.blank_weight"][:3].clone()
+    join_weights.save_file(weights, narrow / "trained.safetensors")
+    encoder = shutil.copytree(other_head, tmp_path / "encoder")
+    (encoder / "encoder_lora.safetensors").touch()
+    llm = chain["shrink"].folder
+    for words, message in (
+        ((other_head, tmp_path / "there"), "there` exists already"),
+        ((tmp_path / "there", tmp_path / "out"), "has neither trained.safetensors nor adapter_model.safetensors"),
+        ((other_head, tmp_path / "out", "--llm", other_head), "has no adapter_model.safetensors"),
+        ((narrow, tmp_path / "out", "--llm", llm), "`ctc_head.blank_weight` has shape (3,) in"),
+        ((encoder, tmp_path / "out"), "has a LoRA on the encoder"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, *words)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
