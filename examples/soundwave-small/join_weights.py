@@ -1,10 +1,14 @@
 """Joins trained weights: the alignment adapter and the CTC head of one folder, the rest of another.
 
-    python join_weights.py HEAD OUT             the head alone, for stage `align` to go on from
-    python join_weights.py HEAD OUT --llm LLM   with the shrinking adapter and the LoRA of LLM, for stage `shrink`
+    python join_weights.py HEAD OUT                             the head alone, for stage `align` to go on from
+    python join_weights.py HEAD OUT --llm LLM                   with the shrinking adapter and the LoRA of LLM
+    python join_weights.py HEAD OUT --toward OTHER --share 0.4  60 % of HEAD and 40 % of OTHER, weight by weight
 
-HEAD and LLM are folders that `soundwave-hf train` or `export` wrote. Stage I can then train a head on, while an LLM
-that reads another head stays, and Stage II brings the two together again.
+HEAD, LLM and OTHER are folders that `soundwave-hf train` or `export` wrote. Stage I can then train a head on, while an
+LLM that reads another head stays, and Stage II brings the two together again.
+
+A head that trained on with other speech hears that speech better and may lose some of what it knew. If OTHER went on
+from HEAD, a mean of the two often keeps both (WiSE-FT, arXiv 2109.01903).
 """
 
 import argparse
@@ -43,12 +47,30 @@ def head_weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def write_head(head: Path, out: Path):
-    """Write a Stage I folder with the head of another folder."""
-    weights = head_weights(head)
+def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
+    """Weights between those of two heads of one shape, in float32.
+
+    Args: share: of `other`, from 0 to 1.
+    Raises: ValueError if the heads differ in shape or in what they write.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"`--share` is {share}; expected a number from 0 (the first head) to 1 (the second).")
+    one, two = head_weights(head), head_weights(other)
+    of_one, of_two = SoundwaveConfig.from_pretrained(head), SoundwaveConfig.from_pretrained(other)
+    for field in FIELDS:
+        if getattr(of_one, field) != getattr(of_two, field):
+            raise ValueError(
+                f"`{field}` is {getattr(of_one, field)!r} in `{head}` and {getattr(of_two, field)!r} in `{other}`: "
+                "only heads with the same fields have a mean."
+            )
+    return {name: torch.lerp(value.float(), two[name].float(), share) for name, value in one.items()}
+
+
+def write_head(weights: dict[str, torch.Tensor], configs: Path, out: Path):
+    """Write a Stage I folder: weights of a head, and the configs of the folder that they come from."""
     out.mkdir(parents=True)
     for name in CONFIGS:
-        shutil.copy(head / name, out / name)
+        shutil.copy(configs / name, out / name)
     save_file(weights, out / TRAINED_FILE, metadata={"format": "pt"})
 
 
@@ -82,11 +104,20 @@ def main():
     parser.add_argument("head", type=Path, help="folder whose alignment adapter and CTC head are taken")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist")
     parser.add_argument("--llm", type=Path, help="folder whose LoRA and shrinking adapter are taken")
+    parser.add_argument("--toward", type=Path, help="folder of a head that trained on from the first")
+    parser.add_argument("--share", type=float, help="share of that head in the mean, from 0 to 1")
     args = parser.parse_args()
+    if (args.toward is None) != (args.share is None) or (args.toward is not None and args.llm is not None):
+        parser.error("`--toward` and `--share` belong together, and `--llm` is a second call.")
     if args.out.exists():
         parser.error(f"`{args.out}` exists already: name another folder, or remove it.")
     try:
-        write_head(args.head, args.out) if args.llm is None else join(args.head, args.llm, args.out)
+        if args.llm is not None:
+            join(args.head, args.llm, args.out)
+        elif args.toward is not None:
+            write_head(mean_head(args.head, args.toward, args.share), args.head, args.out)
+        else:
+            write_head(head_weights(args.head), args.head, args.out)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

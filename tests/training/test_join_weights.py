@@ -63,6 +63,17 @@ def test_each_joined_folder_trains_on(workspace, chain, other_head, tmp_path, mo
         assert (out / ("trained.safetensors" if stage == "align" else "adapter_model.safetensors")).is_file()
 
 
+def test_a_mean_of_two_heads_lies_between_them(chain, tmp_path, monkeypatch):
+    other = shutil.copytree(chain["align"].folder, tmp_path / "other")
+    first = load_file(chain["align"].folder / "trained.safetensors")
+    join_weights.save_file({name: value + 1 for name, value in first.items()}, other / "trained.safetensors")
+    run(monkeypatch, chain["align"].folder, tmp_path / "out", "--toward", other, "--share", "0.25")
+    found = load_file(tmp_path / "out" / "trained.safetensors")
+    assert found.keys() == first.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(found[name], value + 0.25)
+
+
 def test_what_cannot_be_joined_is_refused(chain, other_head, tmp_path, monkeypatch, capsys):
     (tmp_path / "there").mkdir()
     narrow = shutil.copytree(other_head, tmp_path / "narrow")
@@ -78,6 +89,9 @@ def test_what_cannot_be_joined_is_refused(chain, other_head, tmp_path, monkeypat
         ((other_head, tmp_path / "out", "--llm", other_head), "has no adapter_model.safetensors"),
         ((narrow, tmp_path / "out", "--llm", llm), "`ctc_head.blank_weight` has shape (3,) in"),
         ((encoder, tmp_path / "out"), "has a LoRA on the encoder"),
+        ((other_head, tmp_path / "out", "--toward", llm, "--share", "0.5"), "`ctc_text` is 'as_written' in"),
+        ((llm, tmp_path / "out", "--toward", llm, "--share", "1.5"), "`--share` is 1.5; expected a number from 0"),
+        ((llm, tmp_path / "out", "--toward", llm), "`--toward` and `--share` belong together"),
     ):
         with pytest.raises(SystemExit) as stop:
             run(monkeypatch, *words)
