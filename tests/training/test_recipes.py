@@ -64,6 +64,23 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     assert recipe.augment.speed == 0.15
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "start"),
+    [
+        ("1_align", "align", "1_align"),
+        ("2_shrink", "shrink", "joined/first"),
+        ("2_join", "shrink", "joined/second"),
+        ("3_instruct", "instruct", "joined/2_join"),
+    ],
+)
+def test_recipes_of_joined_weights_are_read(monkeypatch, tmp_path, name, stage, start):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    recipe, arguments = read_recipe(OF_SMALL / "joined" / f"{name}.yaml")
+    assert (recipe.stage, recipe.start_from) == (stage, str(tmp_path / "runs" / start))
+    assert arguments.output_dir == str(tmp_path / "runs" / "joined" / name)
+    assert {recipe.encoder, recipe.llm} == set(SHIPPED_BACKBONES)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path):
     command = LAUNCH if path.parent.name == PAPER else "soundwave-hf"
