@@ -27,6 +27,7 @@ from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.evaluation.metrics import bootstrap_interval
 from soundwave_hf.evaluation.shipped import ADAPTER, EXAMPLES
+from soundwave_hf.evaluation.transcribe import conversation, generated_texts
 from soundwave_hf.modeling.folders_soundwave import backbone_name
 from soundwave_hf.processing.text_soundwave import normalize_text
 
@@ -62,17 +63,13 @@ def read_questions(path: Path = QUESTIONS) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# ---- written ----
-
-
-def turns(questions: Sequence[dict]) -> list[list[dict]]:
-    return [[{"role": "user", "content": question["question"]}] for question in questions]
-
-
 def batches(rows: Sequence, size: int) -> Iterator[Sequence]:
     for begin in range(0, len(rows), size):
         yield rows[begin : begin + size]
         print(f"{min(begin + size, len(rows))} of {len(rows)}", end="\r", file=sys.stderr)
+
+
+# ---- written ----
 
 
 @torch.inference_mode()
@@ -80,8 +77,9 @@ def written_answers(asked: str, model, tokenizer, questions: Sequence[dict], bat
     """Answers to written questions, of a causal LM or of our model."""
     found = []
     for part in batches(questions, batch_size):
+        turns = [[{"role": "user", "content": question["question"]}] for question in part]
         inputs = tokenizer.apply_chat_template(
-            turns(part), add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+            turns, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
         )
         ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -117,13 +115,9 @@ def spoken_answers(asked: str, model, processor, questions: Sequence[dict], batc
     found = []
     for part in batches(list(enumerate(questions)), batch_size):
         clips = [speak(question["question"], number) for number, question in part]
-        talks = [
-            [{"role": "user", "content": [{"type": "audio", "audio": {"array": samples, "sampling_rate": RATE}}]}]
-            for samples, _ in clips
-        ]
+        talks = [conversation({"array": samples, "sampling_rate": RATE}, "") for samples, _ in clips]
         inputs = processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
-        ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts, _ = generated_texts(model, processor, inputs, MAX_NEW_TOKENS)
         for (_, question), (_, voice), text in zip(part, clips, texts, strict=True):
             found.append(Answer(asked, **question, text=text, voice=voice))
     return found

@@ -62,11 +62,15 @@ def chat_questions(count: int, rng: random.Random) -> list[str]:
 
     Raises: ValueError where there are not so many.
     """
-    found = [form.format(thing) for thing in _split(THINGS) for form in ABOUT_THINGS]
-    found += [form.format(deed) for deed in _split(DEEDS) for form in ABOUT_DEEDS]
+    found = all_questions()
     if count > len(found):
         raise ValueError(f"`count` is {count}, but there are only {len(found)} questions. Ask for at most that many.")
     return rng.sample(found, count)
+
+
+def all_questions() -> list[str]:
+    found = [form.format(thing) for thing in _split(THINGS) for form in ABOUT_THINGS]
+    return found + [form.format(deed) for deed in _split(DEEDS) for form in ABOUT_DEEDS]
 
 
 def _split(words: str) -> list[str]:

@@ -1,20 +1,8 @@
 """The benchmark of builders runs every builder, and notices a template that loses something."""
 
-import importlib.util
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "builders.py"
-    spec = importlib.util.spec_from_file_location("builders_benchmark", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_builder_has_a_line_and_every_row_is_rendered(benchmark, tmp_path, monkeypatch):

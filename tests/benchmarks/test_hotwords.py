@@ -1,24 +1,11 @@
 """The benchmark of hotwords counts wrong names and leaks; its splits share no name."""
 
-import importlib.util
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from soundwave_hf.evaluation.shipped import EXAMPLES
 from tests.modeling.conftest import folder, model, processor  # noqa: F401
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "hotwords.py"
-    spec = importlib.util.spec_from_file_location("hotwords_benchmark", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
 
 
 def clip(benchmark, text: str, names: list[str]):

@@ -1,22 +1,9 @@
 """The benchmark hands a stream on at the speed of speech and measures from the moment that audio came."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from soundwave_hf import live
 from tests.test_live import RATE, loaded  # noqa: F401
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "live.py"
-    spec = importlib.util.spec_from_file_location("live_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_partial_text_is_as_old_as_the_audio_that_was_waited_for(benchmark, loaded, monkeypatch):  # noqa: F811

@@ -1,25 +1,11 @@
 """The benchmark makes the sounds that it names, and its table says what the model's own rule says."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
 
 from tests.tiny import tiny_processor
 from tests.tiny_models import MEL_BINS, tiny_model
-
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("no_speech", ROOT / "benchmarks" / "no_speech.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def power(samples: np.ndarray, low: float, high: float) -> float:

@@ -1,22 +1,9 @@
 """The benchmark of positions transcribes the same clips with each setting."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from tests.tiny_models import save_tiny_soundwave
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "positions.py"
-    spec = importlib.util.spec_from_file_location("positions_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_settings_name_their_options(benchmark):

@@ -1,10 +1,7 @@
 """The benchmark of spoken questions: which answers are right, and who answers what."""
 
-import importlib.util
 import json
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +9,6 @@ import pytest
 from soundwave_hf.evaluation.shipped import EXAMPLES
 from soundwave_hf.processing.text_soundwave import normalize_text
 from tests.modeling.conftest import folder, model, processor  # noqa: F401
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "questions.py"
-    spec = importlib.util.spec_from_file_location("questions_benchmark", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -49,13 +37,7 @@ def test_no_question_is_in_the_training_data(benchmark, monkeypatch):
         *spoken_questions.calendar_questions(),
         *spoken_questions.arithmetic_questions(250, random.Random(0)),
     ]
-    texts = [question for question, _ in trained]
-    texts += [
-        form.format(x) for x in chat_questions._split(chat_questions.THINGS) for form in chat_questions.ABOUT_THINGS
-    ]
-    texts += [
-        form.format(x) for x in chat_questions._split(chat_questions.DEEDS) for form in chat_questions.ABOUT_DEEDS
-    ]
+    texts = [question for question, _ in trained] + chat_questions.all_questions()
     trained = {normalize_text(text, policy="lower") for text in texts}
     questions = benchmark.read_questions()
     asked = {normalize_text(question["question"], policy="lower") for question in questions}
