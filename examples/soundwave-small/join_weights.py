@@ -20,13 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from soundwave_hf import SoundwaveConfig
+from soundwave_hf.modeling.backbones_soundwave import FIXED_BY_WEIGHTS
 from soundwave_hf.modeling.folders_soundwave import ENCODER_LORA_FILE, LORA_FILES, TRAINED_FILE
+from soundwave_hf.modeling.trained_fields_soundwave import TENSOR
 
 
 ALIGN_PARTS = ("alignment_adapter.", "ctc_head.")
 PEFT_PREFIX = "base_model.model.model."
-# Config fields that determine the shapes of the head and what it writes.
-FIELDS = ("stack_factor", "alignment_layers", "alignment_attention", "tie_ctc_head", "adapter_heads", "ctc_text")
+# Config fields that determine the shapes of the head and what it writes; `compat` only names their defaults.
+FIELDS = tuple(name for name in FIXED_BY_WEIGHTS if name != "compat")
 CONFIGS = ("config.json", "processor_config.json")
 
 
@@ -41,10 +43,21 @@ def head_weights(folder: Path) -> dict[str, torch.Tensor]:
     if path is None:
         raise FileNotFoundError(f"`{folder}` has neither {TRAINED_FILE} nor {LORA_FILES[1]}: give a trained folder.")
     weights = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(path).items()}
-    # Of the alignment adapter, a LoRA folder also holds the fields of its config as a tensor.
-    return {
-        name: value for name, value in weights.items() if name.startswith(ALIGN_PARTS) and value.is_floating_point()
-    }
+    return {name: value for name, value in without_fields(weights).items() if name.startswith(ALIGN_PARTS)}
+
+
+def without_fields(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights without the tensor of config fields that PEFT saves among them: the fields may change here."""
+    return {name: value for name, value in weights.items() if not name.endswith(f".{TENSOR}")}
+
+
+def check_shapes(head: Path, weights: dict[str, torch.Tensor], other: Path, others: dict[str, torch.Tensor]):
+    """Raises: ValueError if a weight of a head is missing in another folder's weights, or has another shape there."""
+    for name, value in weights.items():
+        found = others.get(name)
+        if found is None or found.shape != value.shape:
+            shape = "is missing" if found is None else f"has shape {tuple(found.shape)}"
+            raise ValueError(f"`{name}` has shape {tuple(value.shape)} in `{head}`, and in `{other}` it {shape}.")
 
 
 def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
@@ -63,6 +76,7 @@ def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
                 f"`{field}` is {getattr(of_one, field)!r} in `{head}` and {getattr(of_two, field)!r} in `{other}`: "
                 "only heads with the same fields have a mean."
             )
+    check_shapes(head, one, other, two)
     return {name: torch.lerp(value.float(), two[name].float(), share) for name, value in one.items()}
 
 
@@ -81,20 +95,16 @@ def join(head: Path, llm: Path, out: Path):
     """
     if not (llm / LORA_FILES[1]).is_file():
         raise FileNotFoundError(f"`{llm}` has no {LORA_FILES[1]}: give a folder of stage `shrink` or `instruct`.")
-    weights, others = load_file(llm / LORA_FILES[1]), head_weights(head)
-    for name, value in others.items():
-        stored = weights.get(PEFT_PREFIX + name)
-        if stored is None or stored.shape != value.shape:
-            shape = "is missing" if stored is None else f"has shape {tuple(stored.shape)}"
-            raise ValueError(f"`{name}` has shape {tuple(value.shape)} in `{head}`, and in `{llm}` it {shape}.")
-        weights[PEFT_PREFIX + name] = value.to(stored.dtype)
-    weights = {name: value for name, value in weights.items() if not name.endswith("trained_fields")}
+    of_head, of_llm = head_weights(head), head_weights(llm)
+    check_shapes(head, of_head, llm, of_llm)
+    weights = without_fields(load_file(llm / LORA_FILES[1]))
+    weights |= {PEFT_PREFIX + name: value.to(of_llm[name].dtype) for name, value in of_head.items()}
     out.mkdir(parents=True)
     shutil.copy(llm / LORA_FILES[0], out / LORA_FILES[0])
-    of_head = SoundwaveConfig.from_pretrained(head)
+    head_config = SoundwaveConfig.from_pretrained(head)
     for name in CONFIGS:
         config = json.loads((llm / name).read_text(encoding="utf-8"))
-        config |= {field: getattr(of_head, field) for field in FIELDS if name == "config.json" or field in config}
+        config |= {field: getattr(head_config, field) for field in FIELDS if name == "config.json" or field in config}
         (out / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(weights, out / LORA_FILES[1], metadata={"format": "pt"})
 

@@ -90,6 +90,10 @@ def test_what_cannot_be_joined_is_refused(chain, other_head, tmp_path, monkeypat
         ((narrow, tmp_path / "out", "--llm", llm), "`ctc_head.blank_weight` has shape (3,) in"),
         ((encoder, tmp_path / "out"), "has a LoRA on the encoder"),
         ((other_head, tmp_path / "out", "--toward", llm, "--share", "0.5"), "`ctc_text` is 'as_written' in"),
+        (
+            (other_head, tmp_path / "out", "--toward", narrow, "--share", "0.5"),
+            "narrow` it has shape (3,).",
+        ),
         ((llm, tmp_path / "out", "--toward", llm, "--share", "1.5"), "`--share` is 1.5; expected a number from 0"),
         ((llm, tmp_path / "out", "--toward", llm), "`--toward` and `--share` belong together"),
     ):
