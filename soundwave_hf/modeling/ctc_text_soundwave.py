@@ -128,6 +128,14 @@ class CTCText:
         """Label text of a finished answer."""
         return ctc_form(answer, self.form).encode()
 
+    def has_label(self, answer: str, token: int) -> bool:
+        """Whether the CTC head judges a token. Marks and line breaks have no label, except as written."""
+        text = self.bytes_of[token].decode(errors="replace")
+        if any(map(str.isalnum, text)) or "\ufffd" in text:  # a part of a character may become a letter
+            return True
+        labels_of = self.prefixes if self.form == "as_written" else self.whole
+        return labels_of(answer + text) != labels_of(answer)
+
     def plain_word(self, word: str) -> str:
         """A word in lower case without punctuation, for comparison."""
         return ctc_form(word, "lower").strip()

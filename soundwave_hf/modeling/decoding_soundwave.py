@@ -29,9 +29,11 @@ class CTCLogitsProcessor(LogitsProcessor):
     """Scores each next token by the LLM and the CTC head (one-pass joint decoding, P17-1048).
 
     A token's score is `(1 - weight) * log p_LLM(token) + weight * (F(answer + token) - F(answer))`, where `F` is the
-    CTC log-probability of all transcripts that begin with an answer, or, after the end token, that equal it. With a
-    `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get -inf. Scores depend only
-    on a row's clip and text, so beams may be reordered and drafts cut between two calls.
+    CTC log-probability of all transcripts that begin with an answer, or, after the end token, that equal it. A token
+    that leaves the label text as it was (a mark, a line break) has the whole `log p_LLM(token)` in place of the first
+    term: the CTC head does not judge it, and at a lower price such tokens would win wherever both parts disagree on
+    the next word. With a `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get
+    -inf. Scores depend only on a row's clip and text, so beams may be reordered and drafts cut between two calls.
 
     Args:
         texts: one for each row of the prompt; None for a row that is not changed.
@@ -94,11 +96,11 @@ class CTCLogitsProcessor(LogitsProcessor):
     def _score_row(self, row: int, answer: list[int], log_probs: torch.Tensor, num_kept: int) -> dict:
         """Joint scores of the tokens that may be among the `num_kept` best."""
         texts = self.texts[row]
-        candidates = [(token, (1 - self.weight) * value) for token, value in self._candidates(row, answer, log_probs)]
+        candidates = self._candidates(row, answer, log_probs)
         if (tree := self.trees[row]) is not None:
             before = self._bonus(tree, answer)
             candidates = [(token, own + self._bonus(tree, [*answer, token]) - before) for token, own in candidates]
-            candidates.sort(key=lambda pair: -pair[1])
+        candidates.sort(key=lambda pair: -pair[1])
         before = self._score(texts, answer) if self.weight else 0.0
         found, best = {}, []
         for token, own in candidates:  # the likeliest first; no CTC score is above 0
@@ -110,7 +112,7 @@ class CTCLogitsProcessor(LogitsProcessor):
         return found
 
     def _candidates(self, row: int, answer: list[int], log_probs: torch.Tensor) -> list[tuple[int, float]]:
-        """Tokens with their log-probability by the LLM, the likeliest first."""
+        """Tokens with the LLM's part of their scores."""
         tokens = set(log_probs.topk(min(LLM_CANDIDATES, len(log_probs))).indices.tolist()) | self.end_ids
         written = self.bridge.text_of(answer)
         following = set(self.trees[row].continuations(written)) if self.trees[row] is not None else set()
@@ -121,7 +123,12 @@ class CTCLogitsProcessor(LogitsProcessor):
         tokens = {token for token in tokens if token in self.end_ids or self.bridge.writes(token)}
         places = torch.tensor(sorted(tokens), device=log_probs.device)
         pairs = zip(places.tolist(), log_probs[places].tolist(), strict=True)
-        return sorted(((token, value) for token, value in pairs if value > -torch.inf), key=lambda pair: -pair[1])
+        return [(token, self._share(token, written) * value) for token, value in pairs if value > -torch.inf]
+
+    def _share(self, token: int, written: str) -> float:
+        """Weight of the LLM's log-probability: 1 for a token that the CTC head does not judge."""
+        is_judged = token in self.end_ids or self.bridge.has_label(written, token)
+        return 1 - self.weight if is_judged else 1.0
 
     def _bonus(self, tree: PhraseTree, answer: list[int]) -> float:
         is_whole = bool(answer) and answer[-1] in self.end_ids

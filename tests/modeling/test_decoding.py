@@ -77,6 +77,30 @@ def test_tokens_of_vocabularies_are_bytes_and_joined_they_are_the_text():
     assert bridge.text_of(tokens[:2]) == "Ç"
 
 
+@pytest.mark.parametrize(
+    "form, answer, added, is_judged",
+    [
+        ("lower", "He was", b".", False),
+        ("lower", "He was", b"\n", False),
+        ("lower", "He was.\n\n", b"(", False),
+        ("lower", "", b" ", False),
+        ("lower", "don", b"'", False),
+        ("lower", "He was", b"s", True),
+        ("lower", "He was ", b"4", True),
+        ("lower", "caf", "é".encode()[:1], True),  # half of a letter
+        ("lower", "He was", "…".encode()[:1], True),  # which might be half of a letter
+        ("lower_spelled", "It cost 42", b"!", False),
+        ("lower_spelled", "It cost 4", b"2", True),
+        ("as_written", "He was", b".", True),
+        ("as_written", "He was", b" ", True),
+        ("as_written", "He was ", b"\n", False),
+    ],
+)
+def test_marks_have_no_label_except_as_written(form, answer, added, is_judged):
+    bridge = CTCText(tiny_tokenizer(), form)
+    assert bridge.has_label(answer, bridge.token_of[added]) == is_judged
+
+
 def test_word_pieces_are_refused():
     from tests.tiny_models import tiny_tokenizer as words
 
@@ -103,7 +127,8 @@ def test_scores_of_tokens_are_the_formula_over_all_paths(weight, answer):
         text = ctc_form((written + BYTES[token]).decode(), "as_written").encode()
         text += b" " if token == 4 and text else b""
         after = math.log(sum(p for _, p in paths[written])) if token == END else begins(text)
-        expected[token] = (1 - weight) * log_prob + weight * (after - begins(written))
+        is_judged = token == END or text != written  # a space before the first word is not
+        expected[token] = (1 - weight if is_judged else 1) * log_prob + weight * (after - begins(written))
     best = max(expected, key=expected.get)
     assert int(found.argmax()) == best
     for token, value in enumerate(found.tolist()):
@@ -184,7 +209,8 @@ def test_beams_are_those_of_a_search_over_every_token(model, processor):
             before = ctc_score(answer)
             for token in filter(bridge.writes, range(len(bridge.bytes_of))):
                 change = min(ctc_score((*answer, token)) - before, 0.0)
-                own = (1 - weight) * log_probs[token].item() + weight * max(change, -1e4)
+                is_judged = chr(token).isalnum() or token > 127  # this tokenizer's tokens are bytes
+                own = (1 - weight if is_judged else 1) * log_probs[token].item() + weight * max(change, -1e4)
                 found.append(((*answer, token), score + own))
         beams = sorted(found, key=lambda beam: -beam[1])[:3]
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 3, "do_sample": False}
