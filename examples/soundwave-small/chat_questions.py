@@ -4,6 +4,9 @@ A model that learns its own answers to spoken questions, and to the same questio
 """
 
 import random
+import re
+
+from general_questions import general_questions
 
 from soundwave_hf.paths import soundwave_home
 
@@ -54,7 +57,8 @@ ABOUT_DEEDS = (
     "When should I {}?",
     "Give me one tip to {}.",
 )
-LONGEST_ANSWER_TOKENS = 128
+LONGEST_ANSWER_TOKENS = 44
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
 def chat_questions(count: int, rng: random.Random) -> list[str]:
@@ -70,7 +74,8 @@ def chat_questions(count: int, rng: random.Random) -> list[str]:
 
 def all_questions() -> list[str]:
     found = [form.format(thing) for thing in _split(THINGS) for form in ABOUT_THINGS]
-    return found + [form.format(deed) for deed in _split(DEEDS) for form in ABOUT_DEEDS]
+    found += [form.format(deed) for deed in _split(DEEDS) for form in ABOUT_DEEDS]
+    return list(dict.fromkeys(found + general_questions()))
 
 
 def _split(words: str) -> list[str]:
@@ -78,7 +83,10 @@ def _split(words: str) -> list[str]:
 
 
 def text_answers(questions: list[str], batch: int = 128) -> dict[str, str]:
-    """The text LLM's greedy answers; a question whose answer does not end within `LONGEST_ANSWER_TOKENS` has none."""
+    """The first paragraph of the text LLM's greedy answers, and of it the whole sentences (`whole_sentences`).
+
+    A question without a whole sentence in the first `LONGEST_ANSWER_TOKENS` has no answer.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -99,9 +107,16 @@ def text_answers(questions: list[str], batch: int = 128) -> dict[str, str]:
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER_TOKENS, do_sample=False)
         for question, row in zip(part, ids[:, inputs["input_ids"].shape[1] :], strict=True):
-            if tokenizer.eos_token_id in row:
-                answers[question] = tokenizer.decode(row, skip_special_tokens=True).strip()
-    return answers
+            text = tokenizer.decode(row, skip_special_tokens=True)
+            answers[question] = whole_sentences(text, is_finished=tokenizer.eos_token_id in row)
+    return {question: answer for question, answer in answers.items() if answer}
+
+
+def whole_sentences(text: str, is_finished: bool) -> str:
+    """An answer of one paragraph; of a longer or unfinished one, the whole sentences of the first paragraph."""
+    paragraph, *others = text.strip().split("\n")
+    ends = [found.end() for found in SENTENCE_END.finditer(paragraph)]
+    return paragraph if is_finished and not others else paragraph[: ends[-1] if ends else 0]
 
 
 def main() -> None:

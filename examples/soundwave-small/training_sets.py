@@ -26,7 +26,7 @@ from soundwave_hf.paths import soundwave_home
 
 FLITE_TEXTS, WORD_SEQUENCES = 30_000, 4_000
 LONGEST_SHARE = {"bible": 0.2}  # of the texts that flite speaks: one old book is not how people talk
-FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 2_300
+FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 3_500
 NO_SPEECH_CLIPS = 300  # of each of stages I and II
 INSTRUCTED_CLIPS = 3_000  # that stage III asks a question about; see `instruction_rows`
 SPLITS = ("stage1", "stage2")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import training_sets
-from chat_questions import chat_questions
+from chat_questions import chat_questions, whole_sentences
 
 
 def test_a_text_is_in_one_stage_in_every_voice():
@@ -57,3 +57,18 @@ def test_chat_questions_differ_and_end_the_list():
     assert len(set(questions)) == 500
     with pytest.raises(ValueError, match="`count` is 100000, but there are only"):
         chat_questions(100_000, random.Random(0))
+
+
+@pytest.mark.parametrize(
+    "text, is_finished, answer",
+    [
+        ("The opposite of hot is cold.", True, "The opposite of hot is cold."),
+        ("Madrid", True, "Madrid"),
+        ("It is Mars. It is red and has", False, "It is Mars."),
+        ("It is 3.5 times as", False, ""),
+        ("There are two:\n\n1. Gold", True, ""),
+        ("It is Mars.\nIt is", False, "It is Mars."),
+    ],
+)
+def test_answers_end_with_a_sentence(text, is_finished, answer):
+    assert whole_sentences(text, is_finished) == answer
