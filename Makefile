@@ -7,7 +7,7 @@
 #   make test-oldest              a part of the tests with the oldest version of each requirement
 #   make test-newest              the same part with the newest versions
 #   make test-gpu                 the tests that need a GPU
-#   make train                    build the data, train the shipped weights again, score them; continues an interrupted run
+#   make train                    build data, train small weights on two cores, score them; continues an interrupted run
 #   make check                    lint and format
 #   make docs                     the site, in docs/_build/html; a warning or a dead link is an error
 #   make dist                     build the wheel and the sdist, check them, print the licences
@@ -15,7 +15,7 @@
 PYTHON ?= python3
 AUDIO ?=
 VENV := .venv
-TRAINED := $(or $(SOUNDWAVE_HOME),$(HOME)/.cache/soundwave-hf)/runs/3_instruct
+RUNS := $(or $(SOUNDWAVE_HOME),$(HOME)/.cache/soundwave-hf)/runs
 RUN := $(VENV)/bin
 TRANSFORMERS ?=
 TRIED := $(VENV)-transformers-$(TRANSFORMERS)
@@ -75,8 +75,8 @@ train: $(VENV)/data.stamp $(VENV)/demo.stamp
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/1_align.yaml
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/2_shrink.yaml
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/3_instruct.yaml
-	$(RUN)/soundwave-hf export "$(TRAINED)" weights/soundwave-small
-	$(RUN)/soundwave-hf evaluate --baseline --output weights/soundwave-small/evaluation.json
+	$(RUN)/soundwave-hf export "$(RUNS)/3_instruct" "$(RUNS)/exported"
+	$(RUN)/soundwave-hf evaluate --adapter "$(RUNS)/exported" --baseline --output "$(RUNS)/exported/evaluation.json"
 
 check: $(VENV)/test.stamp
 	$(RUN)/ruff check .

@@ -28,8 +28,9 @@ FLITE_TEXTS, WORD_SEQUENCES = 30_000, 4_000
 LONGEST_SHARE = {"bible": 0.2}  # of the texts that flite speaks: one old book is not how people talk
 FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 3_500
 NO_SPEECH_CLIPS = 300  # of each of stages I and II
-INSTRUCTED_CLIPS = 3_000  # that stage III asks a question about; see `instruction_rows`
+INSTRUCTED_CLIPS = 850  # that stage III asks a question about; see `instruction_rows`
 SPLITS = ("stage1", "stage2")
+QUESTION_SOURCES = ("question", "natural-question")  # flite's and Kokoro's
 
 
 def small_folder() -> Path:
@@ -77,8 +78,9 @@ def plan(seed: int) -> None:
     write_human(soundwave_home() / "data" / "demo")
     names = [name for name, voice in VOICES.items() if voice.engine == "flite" and voice.share]
     shares = [VOICES[name].share for name in names]
+    questions = [{"text": question, "source": "question"} for question, _ in question_pairs(seed)]
     rows = []
-    for row in flite_texts(FLITE_TEXTS, seed) + word_rows(WORD_SEQUENCES, seed):
+    for row in flite_texts(FLITE_TEXTS, seed) + word_rows(WORD_SEQUENCES, seed) + questions:
         rng = random.Random(f"{seed} flite {row['text']}")
         voice, digest = rng.choices(names, shares)[0], hashlib.sha1(row["text"].encode()).hexdigest()[:16]
         audio = f"{digest[:2]}/{digest}_{voice}.flac"
@@ -165,7 +167,7 @@ def write(seed: int) -> None:
     """Write stage1.jsonl, stage2.jsonl and instruct.jsonl of the clips that are there."""
     folder = small_folder()
     clips = all_clips()
-    speech = [row for row in clips if row["source"] != "natural-question"]
+    speech = [row for row in clips if row["source"] not in QUESTION_SOURCES]
     stages = {split: [row for row in speech if split_of(row["text"]) == split] for split in SPLITS}
     for split, rows in stages.items():
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
@@ -177,8 +179,8 @@ def write(seed: int) -> None:
 def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
     """Stage III: requests about the clips of Stage II, spoken questions with their answers, the same in text."""
     answers = {row["question"]: row["answer"] for row in read_rows(small_folder() / "answers.jsonl")}
-    questions = [row for row in clips if row["source"] == "natural-question"]
-    speech = [row for row in clips if row["source"] != "natural-question" and split_of(row["text"]) == "stage2"]
+    questions = [row for row in clips if row["source"] in QUESTION_SOURCES]
+    speech = [row for row in clips if row["source"] not in QUESTION_SOURCES and split_of(row["text"]) == "stage2"]
     rng = random.Random(seed + 3)
     spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]

@@ -40,7 +40,7 @@ def test_whisper_itself_hears_the_shipped_clips_and_one_longer_than_its_window_t
 
 
 def test_the_shipped_weights_hear_the_shipped_clips():
-    assert ADAPTER.is_dir(), f"{ADAPTER} is not there: these weights ship with the repository, `make train` makes them"
+    assert ADAPTER.is_dir(), f"{ADAPTER} is not there: these weights ship with the repository"
     model, processor = load_adapter(ADAPTER, backbone_on_disk(ENCODER), backbone_on_disk(LLM))
     scores = evaluate_set(model, processor, read_set("librivox"))
     assert scores.wer < 0.42  # 0.338 when shipped

@@ -32,10 +32,12 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
     for number in range(24):
         audio = f"{number}.flac"
         soundfile.write(folder / audio, np.zeros(16_000, dtype=np.int16), 16_000)
-        text, source = f"The clip has the number {number}.", "natural-question" if number > 20 else "natural-wordnet"
+        source = {21: "natural-question", 22: "question", 23: "question"}.get(number, "natural-wordnet")
+        text = f"The clip has the number {number}."
         rows.append({"audio": audio, "text": text, "seconds": 1.0, "voice": "af_sky", "source": source})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    answers = [{"question": rows[21]["text"], "answer": "Yes."}, {"question": "What is ice?", "answer": "Cold water."}]
+    answers = [{"question": rows[21]["text"], "answer": "Yes."}, {"question": rows[22]["text"], "answer": "No."}]
+    answers.append({"question": "What is ice?", "answer": "Cold water."})
     answered = training_sets.small_folder() / "answers.jsonl"
     answered.write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
     training_sets.write(seed=0)
@@ -48,8 +50,9 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
     assert [sum(row["text"] == "" for row in part) for part in (first, second)] == [2, 2]
     # A question whose answer is known is asked in speech and in text; one without an answer is not asked.
     assert [row["answer"] for row in instruct if row.get("text") == rows[21]["text"]] == ["Yes."]
-    assert {row["question"] for row in instruct if "audio" not in row} == {rows[21]["text"], "What is ice?"}
-    assert not any(row.get("text") in (rows[22]["text"], rows[23]["text"]) for row in instruct)
+    assert [row["answer"] for row in instruct if row.get("text") == rows[22]["text"]] == ["No."]
+    assert {row["question"] for row in instruct if "audio" not in row} == {row["question"] for row in answers}
+    assert not any(row.get("text") == rows[23]["text"] for row in instruct)
 
 
 def test_chat_questions_differ_and_end_the_list():
