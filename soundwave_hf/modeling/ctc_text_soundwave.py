@@ -6,6 +6,7 @@ LLM writes " He was not 42." in all cases, so its tokens are compared with label
 bytes here, because a token may end inside a character.
 """
 
+import codecs
 import re
 import unicodedata
 from functools import lru_cache
@@ -20,6 +21,7 @@ from .spelled_soundwave import spell_numbers, unfinished_number
 CTC_FORMS = ("lower", "lower_spelled", "as_written")
 JOINERS = "\u200c\u200d"  # inside words of Persian and of Indian languages
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))  # soft hyphen, word joiner, byte order mark
+LABEL_TOKENS = 16  # the end of an answer that decides whether the next token has a label
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # of SentencePiece vocabularies
 
 
@@ -76,6 +78,21 @@ def word_prefixes(answer: str) -> tuple[list[bytes], list[bytes]]:
     return prefixes, [text.encode()]
 
 
+@lru_cache(maxsize=512)
+def may_begin_letter(part: bytes) -> bool:
+    """Whether the first bytes of a character in UTF-8 may become a letter, a digit or a combining mark.
+
+    False for the first bytes of symbols alone, such as those of an emoji, and for no bytes.
+    """
+    if not part:
+        return False
+    missing = (2 if part[0] < 0xE0 else 3 if part[0] < 0xF0 else 4) - len(part)
+    lowest = max(part + b"\x80" * missing, {0xE0: b"\xe0\xa0\x80", 0xF0: b"\xf0\x90\x80\x80"}.get(part[0], b""))
+    highest = min(part + b"\xbf" * missing, {0xED: b"\xed\x9f\xbf", 0xF4: b"\xf4\x8f\xbf\xbf"}.get(part[0], b"\xff"))
+    codes = range(ord(lowest.decode()), ord(highest.decode()) + 1)
+    return any(unicodedata.category(chr(code))[0] in "LMN" for code in codes)
+
+
 class CTCText:
     """Converts an LLM's tokens and answers to texts that the CTC head can score.
 
@@ -128,13 +145,23 @@ class CTCText:
         """Label text of a finished answer."""
         return ctc_form(answer, self.form).encode()
 
-    def has_label(self, answer: str, token: int) -> bool:
-        """Whether the CTC head judges a token. Marks and line breaks have no label, except as written."""
-        text = self.bytes_of[token].decode(errors="replace")
-        if any(map(str.isalnum, text)) or "\ufffd" in text:  # a part of a character may become a letter
+    def has_label(self, answer: list[int], token: int) -> bool:
+        """Whether a token after an answer changes the label text otherwise than by ending its last word.
+
+        Marks and line breaks do not, except in the form "as_written". The space before a word does, once.
+        """
+        end = b"".join(self.bytes_of[before] for before in answer[-LABEL_TOKENS:] if self.writes(before))
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        written = decoder.decode(end)
+        text, rest = decoder.decode(self.bytes_of[token]), decoder.getstate()[0]
+        if may_begin_letter(rest) or any(map(str.isalnum, text)):
             return True
-        labels_of = self.prefixes if self.form == "as_written" else self.whole
-        return labels_of(answer + text) != labels_of(answer)
+        if text == " ":
+            return not written[-1:].isspace()
+        return bool(text) and self.prefixes(written + text) not in (
+            self.prefixes(written),
+            self.prefixes(written + " "),
+        )
 
     def plain_word(self, word: str) -> str:
         """A word in lower case without punctuation, for comparison."""

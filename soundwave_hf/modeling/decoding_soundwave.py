@@ -18,7 +18,7 @@ from .hotwords_soundwave import CTC_WEIGHT, HOTWORD_WEIGHT, Hotwords, PhraseTree
 logger = logging.get_logger(__name__)
 
 
-LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score
+LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score, beside tokens without a label
 # Options of `generate` that use the CTC head.
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
 DEFAULTS = ("ctc_weight", "hotword_weight")  # of them, those that a model's generation config may hold
@@ -29,11 +29,14 @@ class CTCLogitsProcessor(LogitsProcessor):
     """Scores each next token by the LLM and the CTC head (one-pass joint decoding, P17-1048).
 
     A token's score is `(1 - weight) * log p_LLM(token) + weight * (F(answer + token) - F(answer))`, where `F` is the
-    CTC log-probability of all transcripts that begin with an answer, or, after the end token, that equal it. A token
-    that leaves the label text as it was (a mark, a line break) has the whole `log p_LLM(token)` in place of the first
-    term: the CTC head does not judge it, and at a lower price such tokens would win wherever both parts disagree on
-    the next word. With a `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get
-    -inf. Scores depend only on a row's clip and text, so beams may be reordered and drafts cut between two calls.
+    CTC log-probability of all transcripts that begin with an answer, or, after the end token, that equal it.
+
+    A token without a label, such as a mark or a line break, has `log p_LLM(token)` in place of the first term. It
+    changes `F` only where it ends a word. At a share of the LLM's price it would be the cheapest token wherever LLM
+    and CTC head disagree on the next word, and some answers would not end.
+
+    With a `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get -inf. Scores depend
+    only on a row's clip and text, so beams may be reordered and drafts cut between two calls.
 
     Args:
         texts: one for each row of the prompt; None for a row that is not changed.
@@ -112,8 +115,8 @@ class CTCLogitsProcessor(LogitsProcessor):
         return found
 
     def _candidates(self, row: int, answer: list[int], log_probs: torch.Tensor) -> list[tuple[int, float]]:
-        """Tokens with the LLM's part of their scores."""
-        tokens = set(log_probs.topk(min(LLM_CANDIDATES, len(log_probs))).indices.tolist()) | self.end_ids
+        """Tokens with the LLM's term of their scores."""
+        tokens = self._likeliest(answer, log_probs) | self.end_ids
         written = self.bridge.text_of(answer)
         following = set(self.trees[row].continuations(written)) if self.trees[row] is not None else set()
         for prefix in self.bridge.prefixes(written)[0]:
@@ -123,12 +126,25 @@ class CTCLogitsProcessor(LogitsProcessor):
         tokens = {token for token in tokens if token in self.end_ids or self.bridge.writes(token)}
         places = torch.tensor(sorted(tokens), device=log_probs.device)
         pairs = zip(places.tolist(), log_probs[places].tolist(), strict=True)
-        return [(token, self._share(token, written) * value) for token, value in pairs if value > -torch.inf]
+        weights = {True: 1 - self.weight, False: 1.0}
+        return [
+            (token, weights[self._has_label(answer, token)] * value) for token, value in pairs if value > -torch.inf
+        ]
 
-    def _share(self, token: int, written: str) -> float:
-        """Weight of the LLM's log-probability: 1 for a token that the CTC head does not judge."""
-        is_judged = token in self.end_ids or self.bridge.has_label(written, token)
-        return 1 - self.weight if is_judged else 1.0
+    def _likeliest(self, answer: list[int], log_probs: torch.Tensor) -> set[int]:
+        """The LLM's likeliest tokens with a label, and those without one that are likelier than the last of them."""
+        found, num_labelled = set(), 0
+        for token in log_probs.topk(min(8 * LLM_CANDIDATES, len(log_probs))).indices.tolist():
+            found.add(token)
+            num_labelled += self._has_label(answer, token)
+            if num_labelled == LLM_CANDIDATES:
+                break
+        return found
+
+    def _has_label(self, answer: list[int], token: int) -> bool:
+        """Whether the CTC head judges a token: one with a label, or one that ends the answer."""
+        is_text = self.weight > 0 and token not in self.end_ids and self.bridge.writes(token)
+        return not is_text or self.bridge.has_label(answer, token)
 
     def _bonus(self, tree: PhraseTree, answer: list[int]) -> float:
         is_whole = bool(answer) and answer[-1] in self.end_ids

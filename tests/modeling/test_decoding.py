@@ -1,7 +1,9 @@
 """Joint decoding against its formula over every path, and as `generate` runs it."""
 
+import itertools
 import logging
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig, pipeline
 
 from soundwave_hf import SoundwaveForConditionalGeneration, transcribe_clips
 from soundwave_hf.evaluation.transcribe import model_system, run_rows
-from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
+from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, may_begin_letter, vocabulary_bytes
 from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor, check_weight
 from soundwave_hf.processing.text_soundwave import ctc_target
 from tests.modeling.test_ctc_scores import BYTES, brute_force, frames_of
@@ -78,27 +80,92 @@ def test_tokens_of_vocabularies_are_bytes_and_joined_they_are_the_text():
 
 
 @pytest.mark.parametrize(
-    "form, answer, added, is_judged",
+    "form, answer, added, has_label",
     [
-        ("lower", "He was", b".", False),
-        ("lower", "He was", b"\n", False),
-        ("lower", "He was.\n\n", b"(", False),
-        ("lower", "", b" ", False),
-        ("lower", "don", b"'", False),
-        ("lower", "He was", b"s", True),
-        ("lower", "He was ", b"4", True),
-        ("lower", "caf", "é".encode()[:1], True),  # half of a letter
-        ("lower", "He was", "…".encode()[:1], True),  # which might be half of a letter
-        ("lower_spelled", "It cost 42", b"!", False),
-        ("lower_spelled", "It cost 4", b"2", True),
-        ("as_written", "He was", b".", True),
-        ("as_written", "He was", b" ", True),
-        ("as_written", "He was ", b"\n", False),
+        ("lower", "He was", ".", False),
+        ("lower", "He was", "\n", False),
+        ("lower", "He was.\n\n", "(", False),
+        ("lower", "", ".", False),
+        ("lower", "He was", "s", True),
+        ("lower", "He was ", "4", True),
+        ("lower", "He was", " ", True),  # " 42" is a space and two digits in many vocabularies
+        ("lower", "He was,", " ", True),
+        ("lower", "He was ", " ", False),
+        ("lower", "", " ", True),
+        ("lower", "don", "'", True),  # of "don't"
+        ("lower", "don'", "'", False),
+        ("lower", "He was ", "'", False),
+        ("lower", "cafe", "\u0301", True),
+        ("lower", "cafe ", "\u0301", False),
+        ("lower", "你", "好", True),
+        ("lower", "你", "。", False),
+        ("lower", "la ", "♪", False),
+        ("lower", "so ", "😀", False),
+        ("lower_spelled", "It cost 42", "!", False),
+        ("lower_spelled", "It cost 4", "2", True),
+        ("lower_spelled", "It cost 1", ",", True),  # of "1,000"
+        ("as_written", "He was", ".", True),
+        ("as_written", "He was", " ", True),
+        ("as_written", "He was ", "\n", False),
     ],
 )
-def test_marks_have_no_label_except_as_written(form, answer, added, is_judged):
-    bridge = CTCText(tiny_tokenizer(), form)
-    assert bridge.has_label(answer, bridge.token_of[added]) == is_judged
+def test_marks_have_no_label_except_as_written(form, answer, added, has_label):
+    tokenizer = tiny_tokenizer()
+    bridge = CTCText(tokenizer, form)
+    before = tokenizer(answer, add_special_tokens=False).input_ids
+    parts = [bridge.token_of[bytes([byte])] for byte in added.encode()]
+    found = [bridge.has_label(before + parts[:place], token) for place, token in enumerate(parts)]
+    assert found[-1] == has_label
+    assert all(found) or not has_label  # the first bytes of a letter count as the letter
+
+
+def test_the_first_bytes_of_letters_and_of_symbols():
+    for character in "éабвあ한字𝒜🄰😀♪…€":
+        whole = character.encode()
+        for length in range(max(1, len(whole) - 2), len(whole)):
+            rests = itertools.product(range(0x80, 0xC0), repeat=len(whole) - length)
+            every = [(whole[:length] + bytes(rest)).decode(errors="ignore") for rest in rests]
+            may = any(unicodedata.category(one)[0] in "LMN" for one in every if one)
+            assert may_begin_letter(whole[:length]) == may, (character, length)
+    assert may_begin_letter(b"\xf0") and not may_begin_letter(b"\xf4") and not may_begin_letter(b"")
+
+
+class Clip:
+    """CTC scores by hand: the head has heard "dead and", and takes the end for unlikely."""
+
+    begun = {b" dead ": math.log(0.02), b" dead and": math.log(0.012)}
+
+    def prefix(self, text: bytes) -> float:
+        return self.begun.get(text, -30.0)
+
+    def whole(self, text: bytes) -> float:
+        return math.log(0.0001) if text == b" dead" else -30.0
+
+    def continuations(self, text: bytes, count: int) -> list[bytes]:
+        return [b" and"]
+
+
+class WordBridge(Bridge):
+    """A vocabulary of two words, two marks and the end."""
+
+    def __init__(self):
+        self.form, self.bytes_of = "lower", [b" dead", b" and", b".", b"\n", b""]
+        self.token_of = {text: token for token, text in enumerate(self.bytes_of)}
+
+
+def test_a_line_break_is_not_the_cheapest_token_where_the_llm_and_the_head_disagree():
+    processor = CTCLogitsProcessor([Clip()], WordBridge(), 0.5, prompt_length=1, end_ids=[4])
+    shares = torch.tensor([[1e-5, 0.01, 1e-5, 0.03, 0.87]])
+    llm = (shares / shares.sum()).log()
+    answer = torch.tensor([[9, 0, 2]])  # " dead."
+    before = math.log(0.02 + 0.0001)
+    end, word, line = (0.5 * value for value in (math.log(0.0001) - before, math.log(0.012) - before, 0.0))
+    expected = {1: 0.5 * llm[0, 1].item() + word, 3: llm[0, 3].item() + line, 4: 0.5 * llm[0, 4].item() + end}
+    found = processor(answer.repeat(2, 1), llm.repeat(2, 1))[0]  # two beams keep four tokens
+    assert {token: found[token].item() for token in expected} == pytest.approx(expected, abs=1e-5)
+    assert max(expected, key=expected.get) == int(processor(answer, llm).argmax()) == 1
+    # At half of the price it would have won.
+    assert 0.5 * llm[0, 3].item() + line > max(expected.values())
 
 
 def test_word_pieces_are_refused():
@@ -127,8 +194,7 @@ def test_scores_of_tokens_are_the_formula_over_all_paths(weight, answer):
         text = ctc_form((written + BYTES[token]).decode(), "as_written").encode()
         text += b" " if token == 4 and text else b""
         after = math.log(sum(p for _, p in paths[written])) if token == END else begins(text)
-        is_judged = token == END or text != written  # a space before the first word is not
-        expected[token] = (1 - weight if is_judged else 1) * log_prob + weight * (after - begins(written))
+        expected[token] = (1 - weight) * log_prob + weight * (after - begins(written))
     best = max(expected, key=expected.get)
     assert int(found.argmax()) == best
     for token, value in enumerate(found.tolist()):
@@ -209,8 +275,8 @@ def test_beams_are_those_of_a_search_over_every_token(model, processor):
             before = ctc_score(answer)
             for token in filter(bridge.writes, range(len(bridge.bytes_of))):
                 change = min(ctc_score((*answer, token)) - before, 0.0)
-                is_judged = chr(token).isalnum() or token > 127  # this tokenizer's tokens are bytes
-                own = (1 - weight if is_judged else 1) * log_probs[token].item() + weight * max(change, -1e4)
+                share = 1 - weight if bridge.has_label(list(answer), token) else 1
+                own = share * log_probs[token].item() + weight * max(change, -1e4)
                 found.append(((*answer, token), score + own))
         beams = sorted(found, key=lambda beam: -beam[1])[:3]
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 3, "do_sample": False}
