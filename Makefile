@@ -76,7 +76,8 @@ train: $(VENV)/data.stamp $(VENV)/demo.stamp
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/2_shrink.yaml
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/3_instruct.yaml
 	$(RUN)/soundwave-hf export "$(RUNS)/3_instruct" "$(RUNS)/exported"
-	$(RUN)/soundwave-hf evaluate --adapter "$(RUNS)/exported" --baseline --output "$(RUNS)/exported/evaluation.json"
+	$(RUN)/soundwave-hf evaluate --adapter "$(RUNS)/exported" --baseline --generate '{ctc_weight: 0.5}' \
+		--output "$(RUNS)/exported/evaluation.json"
 
 check: $(VENV)/test.stamp
 	$(RUN)/ruff check .

@@ -58,7 +58,9 @@ ABOUT_DEEDS = (
     "Give me one tip to {}.",
 )
 LONGEST_ANSWER_TOKENS = 44
-SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+SENTENCE_END = re.compile(
+    r"(?<!\b\d)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)[.!?][\"')\]]*(?=\s|$)"
+)  # not behind "1" or "Dr"
 
 
 def chat_questions(count: int, rng: random.Random) -> list[str]:
@@ -83,7 +85,7 @@ def _split(words: str) -> list[str]:
 
 
 def text_answers(questions: list[str], batch: int = 128) -> dict[str, str]:
-    """The first paragraph of the text LLM's greedy answers, and of it the whole sentences (`whole_sentences`).
+    """The text LLM's greedy answers, as `whole_sentences` cuts them.
 
     A question without a whole sentence in the first `LONGEST_ANSWER_TOKENS` has no answer.
     """

@@ -4,7 +4,7 @@ They are of the kinds that `benchmarks/questions.json` has, about other things. 
 """
 
 COUNTRIES = """
-Spain|Portugal|Austria|Belgium|Denmark|Sweden|Norway|Finland|Hungary|Ukraine|Ireland|Scotland|Romania|Bulgaria|Israel
+Spain|Austria|Belgium|Denmark|Sweden|Norway|Finland|Hungary|Ukraine|Ireland|Scotland|Romania|Bulgaria|Israel
 Thailand|Vietnam|Iran|Iraq|Cuba|Chile|Argentina|Colombia|Venezuela|Bolivia|Australia|New Zealand|South Africa
 Tanzania|Uganda|Sudan|Senegal|Madagascar|Mongolia|Malaysia|Singapore|Sri Lanka|Iceland|Croatia|Serbia
 the Czech Republic|Jamaica

@@ -226,8 +226,8 @@ def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
 def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 1200) -> list[dict]:
     """All rows in random order: `each` questions about clips, four times as many transcripts, every spoken question.
 
-    Transcripts are most of it, so that a model which learns to answer does not forget to write down; of the telephone
-    prompts, which are short and few, each comes five times.
+    A large part are transcripts, so that a model which learns to answer does not forget to write down. Of the
+    telephone prompts, which are short and few, each comes five times.
 
     Args: train: rows of clips with a transcript; random-word clips are left out of the questions.
           questions: rows of spoken questions with `answer`.

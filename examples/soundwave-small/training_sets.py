@@ -1,6 +1,6 @@
 """Which clips each stage hears: `python training_sets.py plan`, `speak`, `write`, in this order.
 
-`plan` chooses the texts that flite speaks: those that `natural_speech.py` leaves to it. `speak` makes their clips.
+`plan` chooses what flite speaks: texts that `natural_speech.py` leaves to it, and questions. `speak` makes the clips.
 `write` lists what is there in stage1.jsonl, stage2.jsonl and instruct.jsonl, below `$SOUNDWAVE_HOME`/data/small.
 Stages I and II hear different texts, so that in Stage II the CTC head errs as it will on new speech.
 """
@@ -30,7 +30,8 @@ FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 3_500
 NO_SPEECH_CLIPS = 300  # of each of stages I and II
 INSTRUCTED_CLIPS = 850  # that stage III asks a question about; see `instruction_rows`
 SPLITS = ("stage1", "stage2")
-QUESTION_SOURCES = ("question", "natural-question")  # flite's and Kokoro's
+TEXT_QUESTIONS = 900  # of stage III: asked in text alone
+QUESTION_SOURCES = ("question", "natural-question")  # spoken by flite; by Kokoro, if its manifest lists some
 
 
 def small_folder() -> Path:
@@ -159,8 +160,9 @@ def write_human(folder: Path) -> None:
 
 def question_pairs(seed: int) -> list[tuple[str, str | None]]:
     """(question, answer) pairs to be spoken: facts with their answer, and questions that the LLM answers itself."""
-    facts = spoken_questions(FACT_QUESTIONS, random.Random(seed + 1))
-    return facts + [(question, None) for question in chat_questions(CHAT_QUESTIONS, random.Random(seed + 2))]
+    facts = dict(spoken_questions(FACT_QUESTIONS, random.Random(seed + 1)))
+    chat = chat_questions(CHAT_QUESTIONS, random.Random(seed + 2))
+    return [*facts.items(), *((question, None) for question in chat if question not in facts)]
 
 
 def write(seed: int) -> None:
@@ -185,7 +187,7 @@ def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
     spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
     rows = instruction_rows(speech, spoken, rng, INSTRUCTED_CLIPS)
-    rows += [{**row, "task": "text"} for row in texts]
+    rows += [{**row, "task": "text"} for row in rng.sample(texts, min(TEXT_QUESTIONS, len(texts)))]
     return rng.sample(rows, len(rows))
 
 

@@ -71,7 +71,30 @@ def test_chat_questions_differ_and_end_the_list():
         ("It is 3.5 times as", False, ""),
         ("There are two:\n\n1. Gold", True, ""),
         ("It is Mars.\nIt is", False, "It is Mars."),
+        ('He said "stop." Then he', False, 'He said "stop."'),
+        ("It is by Dr. Seuss and", False, ""),
+        ("1. Gold 2. Silver 3", False, ""),
     ],
 )
 def test_answers_end_with_a_sentence(text, is_finished, answer):
     assert whole_sentences(text, is_finished) == answer
+
+
+def test_each_question_is_asked_once_and_a_fact_keeps_its_answer():
+    pairs = training_sets.question_pairs(seed=0)
+    assert len({question for question, _ in pairs}) == len(pairs) > 3_000
+    assert dict(pairs)["What is the opposite of hot?"] == "The opposite of hot is cold."
+
+
+def test_flite_speaks_the_texts_and_each_question_in_a_voice_of_training(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    monkeypatch.setattr(training_sets, "write_human", lambda folder: None)
+    monkeypatch.setattr(training_sets, "flite_texts", lambda count, seed: [{"text": "A text.", "source": "wordnet"}])
+    monkeypatch.setattr(training_sets, "word_rows", lambda count, seed: [{"text": "one two", "source": "words"}])
+    training_sets.small_folder().mkdir(parents=True)
+    training_sets.plan(seed=0)
+    rows = [json.loads(line) for line in (training_sets.small_folder() / "flite.jsonl").read_text().splitlines()]
+    asked = [row["text"] for row in rows if row["source"] == "question"]
+    assert asked == [question for question, _ in training_sets.question_pairs(0)] and len(rows) == len(asked) + 2
+    assert len({row["audio"] for row in rows}) == len(rows)
+    assert {row["voice"] for row in rows} == {"slt", "rms", "kal16"}
