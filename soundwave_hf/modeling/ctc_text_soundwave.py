@@ -78,21 +78,6 @@ def word_prefixes(answer: str) -> tuple[list[bytes], list[bytes]]:
     return prefixes, [text.encode()]
 
 
-@lru_cache(maxsize=512)
-def may_begin_letter(part: bytes) -> bool:
-    """Whether the first bytes of a character in UTF-8 may become a letter, a digit or a combining mark.
-
-    False for the first bytes of symbols alone, such as those of an emoji, and for no bytes.
-    """
-    if not part:
-        return False
-    missing = (2 if part[0] < 0xE0 else 3 if part[0] < 0xF0 else 4) - len(part)
-    lowest = max(part + b"\x80" * missing, {0xE0: b"\xe0\xa0\x80", 0xF0: b"\xf0\x90\x80\x80"}.get(part[0], b""))
-    highest = min(part + b"\xbf" * missing, {0xED: b"\xed\x9f\xbf", 0xF4: b"\xf4\x8f\xbf\xbf"}.get(part[0], b"\xff"))
-    codes = range(ord(lowest.decode()), ord(highest.decode()) + 1)
-    return any(unicodedata.category(chr(code))[0] in "LMN" for code in codes)
-
-
 class CTCText:
     """Converts an LLM's tokens and answers to texts that the CTC head can score.
 
@@ -148,13 +133,14 @@ class CTCText:
     def has_label(self, answer: list[int], token: int) -> bool:
         """Whether a token after an answer changes the label text otherwise than by ending its last word.
 
-        Marks and line breaks do not, except in the form "as_written". The space before a word does, once.
+        Marks and line breaks do not, except in the form "as_written". The space before a word does, once. Of tokens
+        that write a letter in parts, the last one does.
         """
         end = b"".join(self.bytes_of[before] for before in answer[-LABEL_TOKENS:] if self.writes(before))
         decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         written = decoder.decode(end)
-        text, rest = decoder.decode(self.bytes_of[token]), decoder.getstate()[0]
-        if may_begin_letter(rest) or any(map(str.isalnum, text)):
+        text = decoder.decode(self.bytes_of[token])  # without an incomplete character at the end
+        if any(map(str.isalnum, text)):
             return True
         if text == " ":
             return not written[-1:].isspace()
