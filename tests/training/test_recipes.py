@@ -70,7 +70,7 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
         ("1_align", "align", "1_align"),
         ("2_shrink", "shrink", "joined/first"),
         ("2_join", "shrink", "joined/second"),
-        ("3_instruct", "instruct", "joined/2_join"),
+        ("3_instruct", "instruct", "joined/third"),
     ],
 )
 def test_recipes_of_joined_weights_are_read(monkeypatch, tmp_path, name, stage, start):
