@@ -6,7 +6,7 @@ A model that learns its own answers to spoken questions, and to the same questio
 import random
 import re
 
-from general_questions import general_questions
+from general_questions import fill_forms, general_questions
 
 from soundwave_hf.paths import soundwave_home
 
@@ -58,9 +58,8 @@ ABOUT_DEEDS = (
     "Give me one tip to {}.",
 )
 LONGEST_ANSWER_TOKENS = 44
-SENTENCE_END = re.compile(
-    r"(?<!\b\d)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)[.!?][\"')\]]*(?=\s|$)"
-)  # not behind "1" or "Dr"
+NO_END = r"(?<!\b\d)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)"  # a mark behind one of these
+SENTENCE_END = re.compile(NO_END + r"[.!?][\"')\]]*(?=\s|$)")
 
 
 def chat_questions(count: int, rng: random.Random) -> list[str]:
@@ -75,13 +74,7 @@ def chat_questions(count: int, rng: random.Random) -> list[str]:
 
 
 def all_questions() -> list[str]:
-    found = [form.format(thing) for thing in _split(THINGS) for form in ABOUT_THINGS]
-    found += [form.format(deed) for deed in _split(DEEDS) for form in ABOUT_DEEDS]
-    return list(dict.fromkeys(found + general_questions()))
-
-
-def _split(words: str) -> list[str]:
-    return [word for line in words.strip().splitlines() for word in line.split("|")]
+    return list(dict.fromkeys(fill_forms([(THINGS, ABOUT_THINGS), (DEEDS, ABOUT_DEEDS)]) + general_questions()))
 
 
 def text_answers(questions: list[str], batch: int = 128) -> dict[str, str]:

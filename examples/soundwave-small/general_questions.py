@@ -3,6 +3,10 @@
 They are of the kinds that `benchmarks/questions.json` has, about other things. A test checks that no text is in both.
 """
 
+import re
+from collections.abc import Iterable, Sequence
+
+
 COUNTRIES = """
 Spain|Austria|Belgium|Denmark|Sweden|Norway|Finland|Hungary|Ukraine|Ireland|Scotland|Romania|Bulgaria|Israel
 Thailand|Vietnam|Iran|Iraq|Cuba|Chile|Argentina|Colombia|Venezuela|Bolivia|Australia|New Zealand|South Africa
@@ -135,10 +139,12 @@ def general_questions() -> list[str]:
         (COUNTS, ("How many {}?",)),
         (SINGLE, ("{}",)),
     )
-    return list(
-        dict.fromkeys(form.format(thing) for things, forms in kinds for thing in _split(things) for form in forms)
+    return fill_forms(kinds)
+
+
+def fill_forms(kinds: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Each form of each kind with each thing of its list, each text once. In a list, `|` and line breaks divide."""
+    filled = (
+        form.format(thing) for things, forms in kinds for thing in re.split(r"[|\n]", things.strip()) for form in forms
     )
-
-
-def _split(words: str) -> list[str]:
-    return [word for line in words.strip().splitlines() for word in line.split("|")]
+    return list(dict.fromkeys(filled))

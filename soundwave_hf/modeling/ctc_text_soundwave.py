@@ -113,8 +113,10 @@ class CTCText:
 
     def text_of(self, tokens: list[int]) -> str:
         """Text of an answer's tokens, without an incomplete character at the end."""
-        written = b"".join(self.bytes_of[token] for token in tokens if self.writes(token))
-        return written.decode(errors="ignore")
+        return self._bytes_written(tokens).decode(errors="ignore")
+
+    def _bytes_written(self, tokens: list[int]) -> bytes:
+        return b"".join(self.bytes_of[token] for token in tokens if self.writes(token))
 
     def prefixes(self, answer: str) -> tuple[list[bytes], list[bytes]]:
         """Label texts of an unfinished answer: texts that may continue, and texts that may be complete."""
@@ -136,18 +138,14 @@ class CTCText:
         Marks and line breaks do not, except in the form "as_written". The space before a word does, once. Of tokens
         that write a letter in parts, the last one does.
         """
-        end = b"".join(self.bytes_of[before] for before in answer[-LABEL_TOKENS:] if self.writes(before))
         decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-        written = decoder.decode(end)
+        written = decoder.decode(self._bytes_written(answer[-LABEL_TOKENS:]))
         text = decoder.decode(self.bytes_of[token])  # without an incomplete character at the end
         if any(map(str.isalnum, text)):
             return True
         if text == " ":
             return not written[-1:].isspace()
-        return bool(text) and self.prefixes(written + text) not in (
-            self.prefixes(written),
-            self.prefixes(written + " "),
-        )
+        return bool(text) and self.prefixes(written + text) not in map(self.prefixes, (written, written + " "))
 
     def plain_word(self, word: str) -> str:
         """A word in lower case without punctuation, for comparison."""

@@ -1,7 +1,8 @@
 """Joint decoding: the LLM's next tokens, rescored with the CTC head's scores."""
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from itertools import groupby
 from numbers import Real
 
@@ -116,7 +117,8 @@ class CTCLogitsProcessor(LogitsProcessor):
 
     def _candidates(self, row: int, answer: list[int], log_probs: torch.Tensor) -> list[tuple[int, float]]:
         """Tokens with the LLM's term of their scores."""
-        tokens = self._likeliest(answer, log_probs) | self.end_ids
+        has_label = cache(partial(self._has_label, answer))
+        tokens = likeliest_labelled(log_probs, has_label) | self.end_ids
         written = self.bridge.text_of(answer)
         following = set(self.trees[row].continuations(written)) if self.trees[row] is not None else set()
         for prefix in self.bridge.prefixes(written)[0]:
@@ -126,20 +128,8 @@ class CTCLogitsProcessor(LogitsProcessor):
         tokens = {token for token in tokens if token in self.end_ids or self.bridge.writes(token)}
         places = torch.tensor(sorted(tokens), device=log_probs.device)
         pairs = zip(places.tolist(), log_probs[places].tolist(), strict=True)
-        weights = {True: 1 - self.weight, False: 1.0}
-        return [
-            (token, weights[self._has_label(answer, token)] * value) for token, value in pairs if value > -torch.inf
-        ]
-
-    def _likeliest(self, answer: list[int], log_probs: torch.Tensor) -> set[int]:
-        """The LLM's likeliest tokens with a label, and those without one that are likelier than the last of them."""
-        found, num_labelled = set(), 0
-        for token in log_probs.topk(min(8 * LLM_CANDIDATES, len(log_probs))).indices.tolist():
-            found.add(token)
-            num_labelled += self._has_label(answer, token)
-            if num_labelled == LLM_CANDIDATES:
-                break
-        return found
+        pairs = [(token, value) for token, value in pairs if value > -torch.inf]
+        return [(token, (1 - self.weight * has_label(token)) * value) for token, value in pairs]
 
     def _has_label(self, answer: list[int], token: int) -> bool:
         """Whether the CTC head judges a token: one with a label, or one that ends the answer."""
@@ -157,6 +147,17 @@ class CTCLogitsProcessor(LogitsProcessor):
         begun, finished = self.bridge.prefixes(self.bridge.text_of(answer))
         scores = [*map(texts.prefix, begun), *map(texts.whole, finished)]
         return float(torch.logsumexp(torch.tensor(scores, dtype=torch.float64), dim=0))
+
+
+def likeliest_labelled(log_probs: torch.Tensor, has_label: Callable[[int], bool]) -> set[int]:
+    """The LLM's likeliest tokens with a label, and those without one that are likelier than the last of them."""
+    found, num_labelled = set(), 0
+    for token in log_probs.topk(min(8 * LLM_CANDIDATES, len(log_probs))).indices.tolist():
+        found.add(token)
+        num_labelled += has_label(token)
+        if num_labelled == LLM_CANDIDATES:
+            break
+    return found
 
 
 class CTCDecoding(LogitsProcessor):

@@ -283,8 +283,7 @@ def test_a_row_where_no_phrase_is_heard_is_decoded_as_without_hotwords(model, pr
 def test_a_phrase_with_enough_weight_is_written(model, processor, all_heard, options):
     inputs = ask(processor, 1.9, 0.5)
     rows = answers(model, inputs, hotwords=["zyph"], hotword_weight=60.0, max_new_tokens=12, **options)
-    # The random LLM also writes bytes of no character.
-    assert all("zyph" in processor.decode(row).replace("\ufffd", "").lower() for row in rows)
+    assert all("zyph" in processor.decode(row).lower() for row in rows)
 
 
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
