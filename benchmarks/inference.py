@@ -197,7 +197,7 @@ def ours(model, processor, clips: list[Clip], scores: bool = False, **options) -
     if scores:
         options |= {"return_dict_in_generate": True, "output_scores": True}
     limit = MAX_NEW_TOKENS * windows_of(inputs, processor)
-    given = {"do_sample": False, "max_new_tokens": limit, "tokenizer": processor.tokenizer, **options}
+    given = {"do_sample": False, "num_beams": 1, "max_new_tokens": limit, "tokenizer": processor.tokenizer, **options}
     found = model.generate(**inputs, **given)
     if scores:
         return found.scores

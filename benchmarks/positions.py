@@ -50,7 +50,7 @@ def measure(model, processor, rows: list[dict], batch_size: int, **options) -> P
     for batch in batches_of_like_length(seconds, batch_size):
         inputs = processor.apply_transcription_request([rows[place]["audio"] for place in batch])
         begin = time.process_time()
-        found, _ = generated_texts(model, processor, inputs, **options)
+        found, _ = generated_texts(model, processor, inputs, num_beams=1, **options)
         taken += time.process_time() - begin
         clips = {name: inputs[name] for name in ("input_features", "input_features_mask")}
         audio = model.get_audio_features(**clips, position_limits=find_position_limits(model, options))

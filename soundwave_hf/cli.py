@@ -33,7 +33,7 @@ PATH_OPTIONS += ("dry_run", "scores", "runs", "data_cards")
 
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"
-GENERATE_HELP = "options of `generate`, such as '{ctc_weight: 0.3, num_beams: 4}'; default: greedy"
+GENERATE_HELP = "options of `generate`, such as '{ctc_weight: 0.3, num_beams: 4}'; default: the model's, or greedy"
 FAILED = 2  # exit code where some files could not be transcribed
 
 

@@ -60,7 +60,8 @@ class StreamingTranscriber:
         pause_seconds (`float`): time without a CTC label that ends a segment.
         longest_seconds (`float`, *optional*): longest segment, 10 s by default, at most the encoder's window. Without
             a pause, the segment is cut at the quietest place of its last third.
-        language, max_new_tokens, ctc_only, hotwords, generate: as in `TranscribeOptions`.
+        language, max_new_tokens, ctc_only, hotwords: as in `TranscribeOptions`.
+        generate: the same, but `num_beams` is 1 unless you set it: beams may not keep up with a speaker.
 
     Raises: `ValueError` for a value out of range.
 
@@ -93,7 +94,8 @@ class StreamingTranscriber:
         generate: Mapping[str, Any] | None = None,
     ):
         self.model, self.processor = model, processor
-        given = {"max_new_tokens": max_new_tokens, "ctc_only": ctc_only, "hotwords": hotwords, "generate": generate}
+        search = generate if ctc_only else {"num_beams": 1, **(generate or {})}  # beams may not keep up with a speaker
+        given = {"max_new_tokens": max_new_tokens, "ctc_only": ctc_only, "hotwords": hotwords, "generate": search}
         self.options = TranscribeOptions(language, batch_size=1, **given)
         self.rate = processor.feature_extractor.sampling_rate  # Hz of the model
         self.sampling_rate = sampling_rate

@@ -42,7 +42,7 @@ class TranscribeOptions:
     chunk_length_s: float | None = None  # longest piece in seconds; the encoder's window by default
     max_new_tokens: int | None = None  # for each 30 s of a piece; 256 by default
     ctc_only: bool = False  # the CTC head's greedy transcript, without the LLM
-    generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
+    generate: Mapping[str, Any] | None = None  # options of `generate`; by default the model's, or greedy
     hotwords: Sequence[str] | None = None  # names and terms that the LLM favours where they are heard
     word_times: bool = False  # whether segments have words with their times
     confidence: bool = False  # whether segments, and words if there are any, have a probability

@@ -61,7 +61,7 @@ class Options:
     max_new_tokens: int = MAX_NEW_TOKENS  # for each 30 s of the clips
     device: str | None = None  # the CPU by default
     dtype: str | None = None  # by default float32 for adapters, and a checkpoint's own dtype
-    generate: Mapping[str, Any] | None = None  # options of `generate`; greedy by default
+    generate: Mapping[str, Any] | None = None  # options of `generate`; by default the model's, or greedy
 
     def __post_init__(self):
         check_batch_size(self.batch_size)

@@ -53,7 +53,7 @@ def ask(
     max_new_tokens: int = MAX_NEW_TOKENS,
     language: str | None = None,
 ) -> Transcripts:
-    """Ask the same question about each clip, in one padded batch. The answers are greedy.
+    """Ask the same question about each clip, in one padded batch. The search is that of the model's generation config.
 
     Args:
         clips: audio in any form that the processor accepts.
@@ -79,7 +79,7 @@ def answer(
 ) -> Transcripts:
     """Texts for requests of one kind (all transcripts or all conversations) in one padded batch.
 
-    Args: generate: options of `generate`, greedy by default; conversations ignore `TRANSCRIPT_OPTIONS`.
+    Args: generate: options of `generate`; conversations ignore `TRANSCRIPT_OPTIONS`.
     """
     options = dict(generate or {})
     limits = find_position_limits(model, options)
@@ -109,7 +109,7 @@ def generated_texts(
 
     Args:
         max_new_tokens: for each encoder window of the longest clip.
-        options: of `generate`; greedy by default.
+        options: of `generate`; by default those of the model's generation config, or greedy.
     """
     _, texts, ended = generate_texts(model, processor, inputs, max_new_tokens, **options)
     return texts, ended

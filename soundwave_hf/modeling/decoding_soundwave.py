@@ -24,6 +24,12 @@ LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score, beside tokens witho
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
 DEFAULTS = ("ctc_weight", "hotword_weight")  # of them, those that a model's generation config may hold
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
+DEFAULT_BEAMS = "transcription_num_beams"  # field of a generation config
+# Options of `generate` that choose a search, or that beams exclude. With one of them the default has no effect.
+SEARCH_OPTIONS = (
+    *("num_beams", "do_sample", "penalty_alpha", "prompt_lookup_num_tokens", "assistant_model", "custom_generate"),
+    *("streamer", "past_key_values", "cache", *(name for name in CTC_OPTIONS if "draft" in name)),
+)
 
 
 class CTCLogitsProcessor(LogitsProcessor):
@@ -331,6 +337,29 @@ def _check_drafts(own: dict, asked: dict, hotwords: Hotwords | None):
         )
 
 
+def take_default_beams(model, generation_config: GenerationConfig | None, options: dict):
+    """Set `num_beams` to the default for transcripts, `transcription_num_beams` of a generation config.
+
+    The default is for calls whose rows are all transcription requests, and that choose no search themselves.
+
+    Args: options: keywords of `generate`.
+
+    Raises: `ValueError` if the default is not a whole number of 1 or more.
+    """
+    configs = [generation_config, model.generation_config]
+    beams = given_option(DEFAULT_BEAMS, {}, configs)
+    marked = options.get("is_transcription")
+    if beams is None or marked is None or not torch.as_tensor(marked).all():
+        return
+    if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
+        raise ValueError(
+            f"`{DEFAULT_BEAMS}` of the generation config is {beams!r}; expected a whole number such as 4."
+        )
+    chosen = (given_option(name, options, configs) for name in SEARCH_OPTIONS)
+    if not any(value is not None and value is not False for value in chosen):
+        options["num_beams"] = beams
+
+
 def given_option(name: str, options: dict, configs: list):
     """The value of an option: from the call, or else from the first generation config that has one."""
     values = [options.get(name), *(getattr(config, name, None) for config in configs)]
@@ -365,4 +394,12 @@ def check_weight(weight) -> float:
     return float(weight)
 
 
-__all__ = ["CTC_OPTIONS", "CTCDecoding", "CTCLogitsProcessor", "check_weight", "given_option", "take_ctc_decoding"]
+__all__ = [
+    "CTC_OPTIONS",
+    "CTCDecoding",
+    "CTCLogitsProcessor",
+    "check_weight",
+    "given_option",
+    "take_ctc_decoding",
+    "take_default_beams",
+]

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
-from .decoding_soundwave import take_ctc_decoding
+from .decoding_soundwave import take_ctc_decoding, take_default_beams
 from .positions_soundwave import take_position_limits
 from .timed_generation_soundwave import TimesRequest, ctc_clips
 
@@ -306,12 +306,17 @@ class SoundwaveGenerationMixin(GenerationMixin):
         `keep_blanks`, `min_positions_per_second` and `max_positions_per_second` set how many positions a clip gets:
         see `PositionLimits`. The generation config may hold defaults. Clips in a kept cache keep their positions.
 
+        `transcription_num_beams` of the generation config is the number of beams of calls whose rows are all
+        transcription requests. It has no effect on calls that choose another search, such as `num_beams=1`,
+        sampling, a draft, a streamer or a kept cache.
+
         Raises: `ValueError` if two caches are given, if clips, ids and cache do not fit together, for an option that
         is not possible with clips, and for word times of a row that is not a transcription request.
         """
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        take_default_beams(self, generation_config, kwargs)
         times = TimesRequest.take(self, input_ids, generation_config, kwargs)
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             self._check_guidance(input_ids, generation_config, kwargs)
