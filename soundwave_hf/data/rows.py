@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -366,11 +367,20 @@ def _open_places(messages: Sequence[Mapping]) -> int:
     return sum(part["type"] != "text" and not _has_own_clip(part) for message in messages for part in _parts(message))
 
 
+def check_repeat(repeat: Mapping[str, int], sources: Iterable[str | None]):
+    """Raises: `ValueError` if `repeat` names a source that no row has. Args: sources: of the rows."""
+    found = set(sources) - {None}
+    if unknown := set(repeat) - found:
+        there = f"the sources of the rows are {reprlib.repr(sorted(found))}" if found else "no row has a `source`"
+        raise ValueError(f"`repeat` names {sorted(unknown)}, but {there}: leave it out, or correct the name.")
+
+
 __all__ = [
     "COLUMNS",
     "RowCheck",
     "at_folder",
     "check_columns",
+    "check_repeat",
     "clips_of",
     "conversation_of",
     "rename",

@@ -13,7 +13,7 @@ from ..picture import check_matplotlib, new_figure
 from .each_row import each_row, is_segment
 from .lengths import clip_seconds
 from .mixture import Mixture
-from .rows import RowCheck, clips_of, conversation_of
+from .rows import RowCheck, check_repeat, clips_of, conversation_of
 
 
 EDGES = (0, 1, 2, 3, 5, 10, 15, 20, 30, 60, float("inf"))  # seconds, of the histogram
@@ -200,8 +200,7 @@ def collect_stats(
             stats.add(row, name, seconds, number, (repeat or {}).get(row.get("source"), 1))
     if not stats.rows:
         raise ValueError(f"No row can be used. {stats.reasons[0] if stats.reasons else 'There are none.'}")
-    if unknown := set(repeat or {}) - stats.groups["source"].keys():
-        raise ValueError(f"`repeat` names {sorted(unknown)}, and no row of `{source}` has that source.")
+    check_repeat(repeat or {}, stats.groups["source"].keys() - {NONE})
     return stats
 
 

@@ -21,7 +21,7 @@ from .named_rows import (
     undecoded,
     under_our_names,
 )
-from .rows import COLUMNS, RowCheck, at_folder, clips_of, stored_messages
+from .rows import COLUMNS, RowCheck, at_folder, check_repeat, clips_of, stored_messages
 
 
 TEXTS = ("source", "task", "question", "answer", "language", "speaker", "translation")
@@ -57,7 +57,7 @@ def open_rows(
     options = _Options(check or RowCheck(), home, with_seconds)
     parts = [_load(find(each), options) for each in list_sources(source, columns)]
     rows = parts[0] if len(parts) == 1 else _join(parts)
-    rows = _repeat(rows, repeat or {}, source)
+    rows = _repeat(rows, repeat or {})
     return rows.remove_columns([name for name in ("row",) if name in rows.column_names]).add_column(
         "row", list(range(len(rows)))
     )
@@ -288,12 +288,11 @@ def _with_stored_messages(rows: Dataset) -> Dataset:
     )
 
 
-def _repeat(rows: Dataset, repeat: Mapping[str, int], source) -> Dataset:
+def _repeat(rows: Dataset, repeat: Mapping[str, int]) -> Dataset:
     if not repeat:
         return rows
     sources = rows["source"][:] if "source" in rows.column_names else [None] * len(rows)
-    if unknown := set(repeat) - set(sources):
-        raise ValueError(f"`repeat` names {sorted(unknown)}, and no row of `{source}` has that source.")
+    check_repeat(repeat, sources)
     return rows.select([index for index, name in enumerate(sources) for _ in range(repeat.get(name, 1))])
 
 

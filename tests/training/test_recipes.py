@@ -228,7 +228,7 @@ def test_the_shipped_recipes_are_these():
         ({"repeat": {"s0": 0}}, "`repeat.s0` is 0; give a whole number, 1 or more"),
         ({"augment": 0.1}, "`augment` of .* is 0.1; give `key: value` pairs"),
         ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
-        ({"repeat": {"s0": 2, "absent": 3}}, r"`repeat` names \['absent'\], and no row of .* has that source"),
+        ({"repeat": {"s0": 2, "absent": 3}}, r"names \['absent'\], but the sources of the rows are \['s0', 's1'\]"),
         ({"learning_rate": "fast"}, "`learning_rate` is 'fast', and a number was expected"),
         ({"max_steps": "1.5"}, "`max_steps` is '1.5', and a whole number was expected"),
         ({"augment": {"speed": "some"}}, "`speed` is 'some', and a number was expected"),
