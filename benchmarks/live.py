@@ -129,7 +129,14 @@ def main():
     measured = play(Watched(model, processor, rate, **given), samples)
     reference = [" ".join(row["text"] for row in rows)]
     clip = {"array": samples, "sampling_rate": rate}
-    (file,) = transcribe_clips(model, processor, [clip], chunk_length_s=LONGEST_SECONDS, ctc_only=arguments.ctc_only)
+    (file,) = transcribe_clips(
+        model,
+        processor,
+        [clip],
+        chunk_length_s=LONGEST_SECONDS,
+        ctc_only=arguments.ctc_only,
+        generate=None if arguments.ctc_only else {"num_beams": 1},
+    )
     wers = [word_error_rate(reference, [text]) for text in (" ".join(measured.texts), file.text)]
     print(f"{arguments.threads} threads, torch {torch.__version__}")
     print(report(arguments.set, len(samples) / rate, measured, *wers))

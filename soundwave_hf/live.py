@@ -94,7 +94,9 @@ class StreamingTranscriber:
         generate: Mapping[str, Any] | None = None,
     ):
         self.model, self.processor = model, processor
-        search = generate if ctc_only else {"num_beams": 1, **(generate or {})}  # beams may not keep up with a speaker
+        search = generate
+        if not ctc_only and (generate or {}).get("num_beams") is None:
+            search = {**(generate or {}), "num_beams": 1}
         given = {"max_new_tokens": max_new_tokens, "ctc_only": ctc_only, "hotwords": hotwords, "generate": search}
         self.options = TranscribeOptions(language, batch_size=1, **given)
         self.rate = processor.feature_extractor.sampling_rate  # Hz of the model

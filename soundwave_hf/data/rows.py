@@ -372,7 +372,7 @@ def check_repeat(repeat: Mapping[str, int], sources: Iterable[str | None]):
     found = set(sources) - {None}
     if unknown := set(repeat) - found:
         there = f"the sources of the rows are {reprlib.repr(sorted(found))}" if found else "no row has a `source`"
-        raise ValueError(f"`repeat` names {sorted(unknown)}, but {there}: leave it out, or correct the name.")
+        raise ValueError(f"`repeat` names {sorted(unknown)}, but {there}: correct the names, or leave them out.")
 
 
 __all__ = [

@@ -20,6 +20,7 @@ TRANSCRIPT_OPTIONS = (*CTC_OPTIONS, "drop_unsupported")
 OWN_OPTIONS = {
     "max_new_tokens": "The number of tokens has an option of its own.",
     "num_return_sequences": "Each clip gets one text.",
+    "transcription_num_beams": "It is a default of generation configs: give `num_beams`.",
     "return_timestamps": "Word times have an option of their own: `word_times` (`--word-times`).",
 }
 # A model before it is loaded: its generation config sets nothing, and its frames may be of any length.

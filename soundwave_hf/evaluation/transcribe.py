@@ -379,7 +379,7 @@ def transcribe(
     ctc: bool = False,
     language: str | None = None,
 ) -> Transcripts:
-    """Greedy transcripts by `generate`, or by the CTC head without the LLM.
+    """Transcripts by `generate`, or by the CTC head without the LLM.
 
     Args: rows: with `audio`, one for each clip; label: text before the progress bar.
     Raises: ValueError for a clip that cannot be read.

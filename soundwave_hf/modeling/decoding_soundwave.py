@@ -27,8 +27,16 @@ CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 DEFAULT_BEAMS = "transcription_num_beams"  # field of a generation config
 # Options of `generate` that choose a search, or that beams exclude. With one of them the default has no effect.
 SEARCH_OPTIONS = (
-    *("num_beams", "do_sample", "penalty_alpha", "prompt_lookup_num_tokens", "assistant_model", "custom_generate"),
-    *("streamer", "past_key_values", "cache", *(name for name in CTC_OPTIONS if "draft" in name)),
+    *("num_beams", "do_sample", "penalty_alpha", "dola_layers", "guidance_scale"),
+    *(
+        "assistant_model",
+        "assistant_early_exit",
+        "use_mtp",
+        "prompt_lookup_num_tokens",
+        "custom_generate",
+        "ctc_draft",
+    ),
+    *("constraints", "force_words_ids", "num_beam_groups", "streamer", "past_key_values", "cache"),
 )
 
 
@@ -338,18 +346,26 @@ def _check_drafts(own: dict, asked: dict, hotwords: Hotwords | None):
 
 
 def take_default_beams(model, generation_config: GenerationConfig | None, options: dict):
-    """Set `num_beams` to the default for transcripts, `transcription_num_beams` of a generation config.
+    """Set `num_beams` to the default of joint decoding, `transcription_num_beams` of a generation config.
 
-    The default is for calls whose rows are all transcription requests, and that choose no search themselves.
+    The default is for calls whose rows are all transcription requests, and that choose no search themselves. The LLM
+    alone (`ctc_weight` 0) stays greedy: with more beams it leaves out more.
 
     Args: options: keywords of `generate`.
 
-    Raises: `ValueError` if the default is not a whole number of 1 or more.
+    Raises: `ValueError` if the default is not a whole number of 1 or more, or was given to the call.
     """
+    if options.get(DEFAULT_BEAMS) is not None:
+        raise ValueError(
+            f"`{DEFAULT_BEAMS}` is {options[DEFAULT_BEAMS]!r}, but it is a default of generation configs: give "
+            "`num_beams` to a call."
+        )
     configs = [generation_config, model.generation_config]
     beams = given_option(DEFAULT_BEAMS, {}, configs)
     marked = options.get("is_transcription")
     if beams is None or marked is None or not torch.as_tensor(marked).all():
+        return
+    if not given_option("ctc_weight", options, configs):
         return
     if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
         raise ValueError(

@@ -133,7 +133,8 @@ class CachedPrompt:
         if len(self.input_ids) != len(input_ids):
             raise ValueError(
                 f"`past_key_values` holds {len(self.input_ids)} rows with clips and `input_ids` has {len(input_ids)}: "
-                "pass the same rows, or leave the cache out and pass all clips."
+                "pass the same rows, or leave the cache out and pass all clips. A cache of beam search has a row for "
+                "each beam: with `num_beams=1`, its call returns one that can be continued."
             )
         read = self.read_ids[:, : max(in_cache, 0)].to(input_ids.device)
         length = min(read.shape[1], input_ids.shape[1] - 1)
@@ -306,9 +307,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         `keep_blanks`, `min_positions_per_second` and `max_positions_per_second` set how many positions a clip gets:
         see `PositionLimits`. The generation config may hold defaults. Clips in a kept cache keep their positions.
 
-        `transcription_num_beams` of the generation config is the number of beams of calls whose rows are all
-        transcription requests. It has no effect on calls that choose another search, such as `num_beams=1`,
-        sampling, a draft, a streamer or a kept cache.
+        `transcription_num_beams` of the generation config is the number of beams of joint decoding (`ctc_weight`) in
+        calls whose rows are all transcription requests. It has no effect on calls that choose another search, such as
+        `num_beams=1`, sampling, a draft, a streamer or a kept cache.
 
         Raises: `ValueError` if two caches are given, if clips, ids and cache do not fit together, for an option that
         is not possible with clips, and for word times of a row that is not a transcription request.

@@ -12,6 +12,7 @@ from tests.modeling.test_decoding import SECONDS, answers, ask, clips
 
 @pytest.fixture
 def beams(model, monkeypatch) -> int:
+    monkeypatch.setattr(model.generation_config, "ctc_weight", 0.5, raising=False)
     monkeypatch.setattr(model.generation_config, "transcription_num_beams", 3, raising=False)
     return 3
 
@@ -47,6 +48,7 @@ def test_rows_of_a_batch_get_what_each_gets_alone(model, processor, beams):
         {"num_beams": 1},
         {"ctc_draft": "lossless", "ctc_weight": None},
         {"prompt_lookup_num_tokens": 3},
+        {"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[5, 7]])},
         {"generation_config": GenerationConfig(num_beams=1, max_new_tokens=6)},
     ],
     ids=lambda options: next(iter(options)),
@@ -79,6 +81,12 @@ def test_questions_and_mixed_calls_are_greedy(model, processor, beams, used):
     assert used == [None, None, None, beams]
 
 
+@pytest.mark.parametrize("options", [{"ctc_weight": 0}, {"generation_config": GenerationConfig(ctc_weight=0.0)}])
+def test_the_llm_alone_is_greedy(model, processor, beams, used, options):
+    model.generate(**ask(processor, 1.9), max_new_tokens=2, do_sample=False, **options)
+    assert used == [None]
+
+
 def test_the_number_in_the_generation_config_of_a_call_comes_first(model, processor, beams, used):
     own = GenerationConfig(transcription_num_beams=2, max_new_tokens=2)
     model.generate(**ask(processor, 1.9), generation_config=own, do_sample=False)
@@ -91,8 +99,30 @@ def test_num_beams_of_the_model_comes_first(model, processor, beams, used, monke
     assert used == [None]
 
 
+def test_a_call_is_asked_for_num_beams(model, processor):
+    with pytest.raises(ValueError, match="`transcription_num_beams` is 2, but it is a default .* give `num_beams`"):
+        answers(model, ask(processor, 1.9), transcription_num_beams=2)
+    clip = {"array": clips(1.9)[0], "sampling_rate": 16_000}
+    with pytest.raises(ValueError, match="It is a default of generation configs: give `num_beams`"):
+        list(transcribe_clips(model, processor, [clip], generate={"transcription_num_beams": 2}))
+
+
+def test_the_cache_of_beams_says_that_it_cannot_be_continued(model, processor, beams):
+    inputs = ask(processor, 1.9)
+    options = {"return_dict_in_generate": True, "max_new_tokens": 2, "do_sample": False}
+    for more, is_kept in (({"num_beams": 1}, True), ({}, False)):
+        found = model.generate(**inputs, **options, **more)
+        longer = torch.cat([found.sequences, torch.tensor([[5]])], dim=1)
+        turn = {"input_ids": longer, "past_key_values": found.past_key_values, "max_new_tokens": 2, "do_sample": False}
+        if is_kept:
+            assert model.generate(**turn).shape[1] > longer.shape[1]
+        else:
+            with pytest.raises(ValueError, match="A cache of beam search has a row for each beam"):
+                model.generate(**turn)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "4"])
-def test_a_wrong_number_is_named(model, processor, monkeypatch, wrong):
+def test_a_wrong_number_is_named_where_it_is_read(model, processor, monkeypatch, wrong):
     monkeypatch.setattr(model.generation_config, "transcription_num_beams", wrong, raising=False)
     with pytest.raises(ValueError, match=f"`transcription_num_beams` of the generation config is {wrong!r}; expected"):
         answers(model, ask(processor, 1.9))

@@ -43,7 +43,9 @@ def test_an_exported_run_loads_and_is_near_the_run(workspace, chain, tmp_path):
 
 def test_defaults_of_decoding_travel_with_the_adapters(workspace, chain, tmp_path):
     folder = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
-    (folder / "generation_config.json").write_text('{"ctc_weight": 0.4, "max_positions_per_second": 6.5}')
+    (folder / "generation_config.json").write_text(
+        '{"ctc_weight": 0.4, "transcription_num_beams": 3, "max_positions_per_second": 6.5}'
+    )
     for options in ({}, {"merge_lora": False}):
         model = SoundwaveForConditionalGeneration.from_pretrained(folder, **options)
         assert model.generation_config.ctc_weight == 0.4
@@ -59,7 +61,7 @@ def test_defaults_of_decoding_travel_with_the_adapters(workspace, chain, tmp_pat
     )
     again = export_adapter(tmp_path / "finetuned", tmp_path / "again")
     kept = SoundwaveForConditionalGeneration.from_pretrained(again).generation_config
-    assert (kept.ctc_weight, kept.max_positions_per_second) == (0.4, 6.5), finetuned
+    assert (kept.ctc_weight, kept.transcription_num_beams, kept.max_positions_per_second) == (0.4, 3, 6.5), finetuned
     without = SoundwaveForConditionalGeneration.from_pretrained(chain["shrink"].folder)
     assert not hasattr(without.generation_config, "ctc_weight")
 
