@@ -81,7 +81,9 @@ def test_the_lines_that_transcribe_write_nothing_else(tmp_path, monkeypatch):
     block = block_about("apply_transcription_request").replace("weights/soundwave-small", str(adapters))
     assert str(adapters) in block
     ran = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=REPOSITORY)
-    assert (ran.returncode, ran.stderr) == (0, "")
+    # bitsandbytes, which the tests install, says this itself on processors with avx512_bf16.
+    written = [line for line in ran.stderr.splitlines() if not line.startswith("Failed to load CPU gemm_4bit_forward")]
+    assert (ran.returncode, written) == (0, [])
     assert ran.stdout.endswith("\n")
 
 
