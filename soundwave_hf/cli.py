@@ -44,6 +44,15 @@ def train(arguments: argparse.Namespace):
     from .training.run import run_recipe
 
     run_recipe(arguments.recipe, read_overrides(arguments.overrides))
+    end_process_group()
+
+
+def end_process_group():
+    """End the process group of `accelerate launch`: its threads may abort a process that ends before them."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def add_train(verbs):
