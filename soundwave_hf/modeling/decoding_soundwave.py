@@ -22,20 +22,13 @@ logger = logging.get_logger(__name__)
 LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score, beside tokens without a label
 # Options of `generate` that use the CTC head.
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
-DEFAULTS = ("ctc_weight", "hotword_weight")  # of them, those that a model's generation config may hold
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 DEFAULT_BEAMS = "transcription_num_beams"  # field of a generation config
+DEFAULTS = ("ctc_weight", "hotword_weight", DEFAULT_BEAMS)  # what a model's generation config may hold
 # Options of `generate` that choose a search, or that beams exclude. With one of them the default has no effect.
 SEARCH_OPTIONS = (
-    *("num_beams", "do_sample", "penalty_alpha", "dola_layers", "guidance_scale"),
-    *(
-        "assistant_model",
-        "assistant_early_exit",
-        "use_mtp",
-        "prompt_lookup_num_tokens",
-        "custom_generate",
-        "ctc_draft",
-    ),
+    *("num_beams", "do_sample", "penalty_alpha", "dola_layers", "guidance_scale", "custom_generate", "ctc_draft"),
+    *("assistant_model", "assistant_early_exit", "use_mtp", "prompt_lookup_num_tokens"),
     *("constraints", "force_words_ids", "num_beam_groups", "streamer", "past_key_values", "cache"),
 )
 

@@ -23,7 +23,7 @@ from ..atomic import atomic_file, atomic_files
 from ..data.rows import RowCheck
 from ..data.sources import check_rows, lengths_of, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
-from ..modeling.decoding_soundwave import DEFAULT_BEAMS, DEFAULTS
+from ..modeling.decoding_soundwave import DEFAULTS
 from ..modeling.encoder_lora_soundwave import has_encoder_lora, load_encoder_lora, save_encoder_lora
 from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
@@ -284,7 +284,7 @@ class SoundwaveTrainerMixin:
             self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
             # The rest of the generation config is the LLM's.
             config = getattr(self._base, "generation_config", None)
-            kept = (*DEFAULTS, DEFAULT_BEAMS, *POSITION_OPTIONS)
+            kept = (*DEFAULTS, *POSITION_OPTIONS)
             defaults = {name: getattr(config, name, None) for name in kept}
             if defaults := {name: value for name, value in defaults.items() if value is not None}:
                 (folder / GENERATION_CONFIG_NAME).write_text(json.dumps(defaults) + "\n")
