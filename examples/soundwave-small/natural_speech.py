@@ -82,6 +82,14 @@ def planned_texts(folder: Path, count: int, kept_apart: HeldOut, seed: int) -> l
     return [text for text in texts if not kept_apart.repeats(text.text)]
 
 
+def question_texts(kept_apart: HeldOut, seed: int) -> list[Text]:
+    """The questions that stage III hears, in random order."""
+    from training_sets import question_pairs
+
+    questions = [question for question, _ in question_pairs(0) if not kept_apart.repeats(question)]
+    return [Text(question, "question") for question in random.Random(seed).sample(questions, len(questions))]
+
+
 # ---- one clip ----
 
 Speaker = Callable[[str, KokoroVoice, float], np.ndarray]  # text, voice, speed -> int16 samples at 16 kHz
@@ -247,12 +255,16 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_natural_speech(hours: float, processes: int, seed: int = 0) -> Path:
-    """Make clips until there are `hours` of speech; returns the folder of clips and manifest."""
+def make_natural_speech(hours: float, processes: int, seed: int = 0, questions: bool = False) -> Path:
+    """Make clips until there are `hours` of speech; returns the folder of clips and manifest.
+
+    Args: questions: whether the questions of Stage III are spoken before the other texts.
+    """
     folder = soundwave_home() / "data" / "small" / "natural"
     with only_one(folder):
         model_folder, kept_apart = kokoro_folder(), held_out(folder)
-        texts = planned_texts(folder, round(3600 * hours / TEXT_SECONDS), kept_apart, seed)
+        texts = question_texts(kept_apart, seed) if questions else []
+        texts += planned_texts(folder, round(3600 * hours / TEXT_SECONDS), kept_apart, seed)
         work = Work(folder, earlier_rows(folder, kept_apart))
         print(f"{len(texts)} texts; {work.seconds / 3600:.2f} h of speech are there", flush=True)
         start = {"initializer": start_worker, "initargs": (folder, model_folder)}
@@ -266,9 +278,10 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=20.0, help="of speech, with what is there")
     parser.add_argument("--processes", type=int, default=2, help="one uses one core and about 0.5 GB")
     parser.add_argument("--seed", type=int, default=0, help="of texts, voices and speeds")
+    parser.add_argument("--questions", action="store_true", help="speak the questions of Stage III before other texts")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped; the same command goes on from here."))
-    print(f"Done: {make_natural_speech(options.hours, options.processes, options.seed)}")
+    print(f"Done: {make_natural_speech(options.hours, options.processes, options.seed, options.questions)}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from natural_speech import (
     is_plausible,
     only_one,
     planned_texts,
+    question_texts,
     speak_clip,
 )
 from natural_texts import HeldOut, Text, choose_for_coverage, choose_texts, spell_out, spoken_sentence
@@ -288,6 +289,18 @@ def test_texts_are_chosen_once_and_checked_at_every_run(monkeypatch, tmp_path):
         "source": "wordnet",
         "split": TEXTS[0].split,
     }
+
+
+def test_questions_are_those_of_stage_three_in_random_order_without_held_out_ones(monkeypatch):
+    import training_sets
+
+    pairs = [("What is tea?", None), ("What is a cup?", "A cup holds tea."), ("Who was Bach?", None)]
+    monkeypatch.setattr(training_sets, "question_pairs", lambda seed: pairs)
+    texts = question_texts(HeldOut([normalized("Who was Bach?")]), seed=0)
+    assert sorted(text.text for text in texts) == ["What is a cup?", "What is tea?"]
+    assert {clip_of(text, 0).row(1.0)["source"] for text in texts} <= set(training_sets.QUESTION_SOURCES)
+    orders = {tuple(text.text for text in question_texts(NOTHING, seed)) for seed in range(9)}
+    assert len(orders) > 1 and question_texts(NOTHING, 3) == question_texts(NOTHING, 3)
 
 
 def test_the_manifest_names_every_clip(tmp_path):
