@@ -14,7 +14,7 @@ from ..modeling.backbones_soundwave import as_dtype
 from ..modeling.folders_soundwave import find_adapter, model_digest, trained_backbone
 from ..modeling.loading_soundwave import as_device
 from ..transcribe import TranscribeOptions, try_options
-from .generate_options import check_generate
+from .generate_options import check_generate, default_options
 from .metrics import language_code, main_metric
 from .reporting import (
     clip_line,
@@ -268,8 +268,9 @@ def run_evaluation(
     if output:
         place = str(checkpoint or resolve_adapter(folder))
         digest = {"weights_digest": model_digest(place)} if os.path.isdir(place) else {}  # of a hub name: not known
+        defaults = {} if ctc else {"generation_config": default_options(place)}
         header = report_header(options, whisper_name, against, data)
-        write_report(output, {"weights": name, **digest, **header}, scores)
+        write_report(output, {"weights": name, **digest, **defaults, **header}, scores)
     if transcripts:
         found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
         write_rows(Path(transcripts), [line for lines in found_lines for line in lines])

@@ -23,8 +23,20 @@ OWN_OPTIONS = {
     "transcription_num_beams": "It is a default of generation configs: give `num_beams`.",
     "return_timestamps": "Word times have an option of their own: `word_times` (`--word-times`).",
 }
+# Entries of a generation config that say where it comes from.
+NO_OPTIONS = ("transformers_version", "_from_model_config")
 # A model before it is loaded: its generation config sets nothing, and its frames may be of any length.
 ANY_MODEL = SimpleNamespace(generation_config=GenerationConfig(), config=SimpleNamespace(frame_seconds=0.0))
+
+
+def default_options(place: str) -> dict[str, Any]:
+    """What the generation config of a folder or hub name sets, without token ids; empty if there is no config."""
+    try:
+        config = GenerationConfig.from_pretrained(place)
+    except OSError:
+        return {}
+    names = config.to_diff_dict().items()
+    return {name: value for name, value in names if not name.endswith("_token_id") and name not in NO_OPTIONS}
 
 
 def is_whole(value) -> bool:

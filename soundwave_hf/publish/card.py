@@ -85,7 +85,7 @@ def _results(file: ScoreFile) -> list[EvalResult]:
                     dataset_revision=source.get("revision"),
                     metric_type=file.metric,
                     metric_name=", ".join(part for part in (f"{file.metric.upper()} %", file.decoding) if part),
-                    metric_args={**({"ctc_only": True} if file.ctc_only else {}), **file.generate} or None,
+                    metric_args={**({"ctc_only": True} if file.ctc_only else {}), **file.settings} or None,
                     metric_value=round(100 * value, 2),
                 )
             )
@@ -185,7 +185,7 @@ def _scores(facts: ModelFacts) -> str:
 
 def _score_file(file: ScoreFile) -> list[str]:
     how = "the CTC head alone, without the LLM" if file.ctc_only else "the LLM's text"
-    settings = "".join(f", `{key}: {value}`" for key, value in file.generate.items())
+    settings = "".join(f", `{key}: {value}`" for key, value in file.settings.items())
     decoding = settings or ("" if file.ctc_only else ", default decoding of `evaluate`")
     lines = [
         f"Written by `soundwave-hf evaluate` for `{file.weights}`: {how}{decoding}. Language: {file.language}. "

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..data.licenses import check_license
 from ..data.used import DataUsed, read_metadata
 from ..evaluation.scoring import Scores
+from ..modeling.decoding_soundwave import DEFAULT_BEAMS
 from ..modeling.folders_soundwave import is_hub_name
 from .runs import Run, read_json
 
@@ -25,6 +26,8 @@ class ScoreFile:
     Args:
         weights (`str`): name of what was scored, without folders of a machine.
         digest (`str`, *optional*): `model_digest` of these weights; older files have none.
+        defaults (`dict`, *optional*): what their generation config set; older files have none.
+        generate (`dict`): options that were given to the command, and go before the defaults.
         sets (`dict[str, Scores]`), on_hub (`dict[str, dict]`): scores by set; where a set comes from, if the Hub.
     """
 
@@ -36,11 +39,20 @@ class ScoreFile:
     generate: Mapping = field(default_factory=dict)
     ctc_only: bool = False
     digest: str | None = None
+    defaults: Mapping | None = None
+
+    @property
+    def settings(self) -> dict:
+        """The options of `generate` that made the texts: the defaults that hold, and what was given."""
+        defaults = dict(self.defaults or {})
+        if "num_beams" in self.generate:
+            defaults.pop(DEFAULT_BEAMS, None)
+        return defaults | dict(self.generate)
 
     @property
     def decoding(self) -> str:
         """What made the texts, if it is not the LLM as it decodes by default."""
-        settings = [f"{key}: {value}" for key, value in self.generate.items()]
+        settings = [f"{key}: {value}" for key, value in self.settings.items()]
         return ", ".join([*(["CTC head alone"] if self.ctc_only else []), *settings])
 
 
@@ -100,6 +112,7 @@ def read_scores(path: str | os.PathLike) -> ScoreFile:
         generate=values.get("generate") or {},
         ctc_only=bool(values.get("ctc_only")),
         digest=values.get("weights_digest"),
+        defaults=values.get("generation_config"),
     )
 
 
@@ -124,7 +137,7 @@ def read_all_scores(paths: Sequence[str | os.PathLike]) -> list[ScoreFile]:
     seen: dict[str, str] = {}
     for path, file in zip(paths, files, strict=True):
         for name in file.sets:
-            key = json.dumps([name, file.ctc_only, dict(file.generate)], sort_keys=True)
+            key = json.dumps([name, file.ctc_only, file.settings], sort_keys=True)
             if key in seen:
                 raise ValueError(f"The set `{name}` is in `{seen[key]}` and in `{path}`: leave one of them out.")
             seen[key] = str(path)

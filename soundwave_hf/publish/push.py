@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..atomic import atomic_folder, refuse_used
 from ..data.licenses import check_license
 from ..data.used import DataUsed
+from ..evaluation.generate_options import default_options
 from ..modeling.folders_soundwave import model_digest
 from ..picture import has_matplotlib
 from ..secret_values import holds_secret
@@ -207,15 +208,21 @@ def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, li
 
 
 def check_scored(model: Model, paths: Sequence, files: Sequence[ScoreFile], are_named: bool):
-    """Say which score files are of other weights, such as those before a merge.
+    """Say which score files are of other weights, such as those before a merge, or of other defaults of decoding.
 
     Raises: `ValueError` if that is so for a file that the user did not name.
     """
-    digest = model_digest(str(model.folder))
+    digest, defaults = model_digest(str(model.folder)), default_options(str(model.folder))
     for path, file in zip(paths, files, strict=True):
-        if file.digest in (None, digest):
+        if file.digest not in (None, digest):
+            other = f"`{path}` has the scores of other weights (`{file.weights}`) than those of `{model.folder}`"
+        elif file.defaults not in (None, defaults):
+            other = (
+                f"`{path}` was scored when generation_config.json set {file.defaults or 'nothing'}, and in "
+                f"`{model.folder}` it sets {defaults or 'nothing'}"
+            )
+        else:
             continue
-        other = f"`{path}` has the scores of other weights (`{file.weights}`) than those of `{model.folder}`"
         if not are_named:
             raise ValueError(
                 f"{other}: score these with `soundwave-hf evaluate --output`, remove the file, or name it with "

@@ -6,6 +6,7 @@ import soundfile
 from datasets import Audio, Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor, cli
 from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
@@ -171,6 +172,22 @@ def test_the_ctc_head_of_adapters_of_any_stage_is_scored(tmp_path, stage):
     rows = [{"audio": str(tmp_path / "clip.wav"), "text": "hello"}]
     scores = run_evaluation(adapter=str(tmp_path / "run"), data={"calls": rows}, ctc=True)["calls"]
     assert (scores.clips, scores.wer) == (1, scores.ctc_wer) and 1 <= scores.positions_per_second <= 26
+
+
+def test_a_score_file_says_how_the_model_decodes_by_default(tmp_path):
+    write_tiny_whisper(tmp_path / "whisper")
+    write_tiny_llm(tmp_path / "llm")
+    save_adapters("shrink", str(tmp_path / "whisper"), str(tmp_path / "llm"), tmp_path / "run")
+    soundfile.write(tmp_path / "clip.wav", 0.1 * np.random.default_rng(0).standard_normal(RATE), RATE)
+    rows = {"calls": [{"audio": str(tmp_path / "clip.wav"), "text": "hello"}]}
+    options = {"adapter": str(tmp_path / "run"), "data": rows, "output": str(tmp_path / "scores.json")}
+    run_evaluation(**options, max_new_tokens=2)
+    assert json.loads((tmp_path / "scores.json").read_text())["generation_config"] == {}
+    GenerationConfig(eos_token_id=1, ctc_weight=0.5).save_pretrained(tmp_path / "run")
+    run_evaluation(**options, max_new_tokens=2)
+    assert json.loads((tmp_path / "scores.json").read_text())["generation_config"] == {"ctc_weight": 0.5}
+    run_evaluation(**options, ctc=True)
+    assert "generation_config" not in json.loads((tmp_path / "scores.json").read_text())
 
 
 def save_adapters(stage: str, encoder: str, llm: str, folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from soundwave_hf import cli, push_model
 from soundwave_hf.modeling.folders_soundwave import model_digest
@@ -234,6 +235,24 @@ def test_scores_of_other_weights_are_told(folder, tmp_path, capsys):
     push_model(whole, "me/mine", dry_run=tmp_path / "same")
     assert "other weights" not in capsys.readouterr().out
     assert "14.5" in (tmp_path / "same" / "README.md").read_text()
+
+
+def test_scores_with_other_defaults_of_decoding_are_told(folder, tmp_path, capsys):
+    whole = folder("whole")
+    GenerationConfig(eos_token_id=1, ctc_weight=0.5, transcription_num_beams=4).save_pretrained(whole)
+    place = whole / "evaluation.json"
+    place.write_text(json.dumps(SCORES | {"generation_config": {"ctc_weight": 0.3}}))
+    told = refused(whole, tmp_path, capsys)
+    assert "was scored when generation_config.json set {'ctc_weight': 0.3}, and in" in told
+    assert "it sets {'ctc_weight': 0.5, 'transcription_num_beams': 4}: score these with" in told
+    now = {"ctc_weight": 0.5, "transcription_num_beams": 4}
+    place.write_text(json.dumps(SCORES | {"generation_config": now}))
+    push_model(whole, "me/mine", dry_run=tmp_path / "same")
+    card = (tmp_path / "same" / "README.md").read_text()
+    assert "the LLM's text, `ctc_weight: 0.5`, `transcription_num_beams: 4`. Language" in card
+    place.write_text(json.dumps(SCORES | {"generation_config": now, "generate": {"num_beams": 1}}))
+    push_model(whole, "me/mine", dry_run=tmp_path / "greedy")
+    assert "text, `ctc_weight: 0.5`, `num_beams: 1`. Language" in (tmp_path / "greedy" / "README.md").read_text()
 
 
 def test_a_folder_in_use_is_not_written_to(made, tmp_path, capsys):
