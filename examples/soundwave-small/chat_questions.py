@@ -1,13 +1,17 @@
 """Everyday questions, and the text LLM's own answers to them: `python chat_questions.py`.
 
-A model that learns its own answers to spoken questions, and to the same questions in text, keeps what it knew.
+A model that learns its own answers to spoken questions, and to the same questions in text, keeps what it knew. The
+command may be stopped at any time, and goes on where it was.
 """
 
 import random
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 from general_questions import fill_forms, general_questions
 
+from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.paths import soundwave_home
 
 
@@ -77,12 +81,13 @@ def all_questions() -> list[str]:
     return list(dict.fromkeys(fill_forms([(THINGS, ABOUT_THINGS), (DEEDS, ABOUT_DEEDS)]) + general_questions()))
 
 
-def text_answers(questions: list[str], batch: int = 128) -> dict[str, str]:
-    """The text LLM's greedy answers, as `whole_sentences` cuts them.
+def text_answers(questions: list[str], batch: int = 128) -> Iterator[dict[str, str]]:
+    """The text LLM's greedy answers to each batch of questions, as `whole_sentences` cuts them.
 
-    A question without a whole sentence in the first `LONGEST_ANSWER_TOKENS` has no answer.
+    A question without a whole sentence in the first `LONGEST_ANSWER_TOKENS` has an empty answer.
     """
     import torch
+    from tqdm import trange
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from soundwave_hf.data.backbones import resolve_backbone
@@ -92,8 +97,7 @@ def text_answers(questions: list[str], batch: int = 128) -> dict[str, str]:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
-    answers = {}
-    for start in range(0, len(questions), batch):
+    for start in trange(0, len(questions), batch, desc="answers", unit=f" x {batch}"):
         part = questions[start : start + batch]
         turns = [[{"role": "user", "content": question}] for question in part]
         inputs = tokenizer.apply_chat_template(
@@ -101,10 +105,20 @@ def text_answers(questions: list[str], batch: int = 128) -> dict[str, str]:
         ).to(device)
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER_TOKENS, do_sample=False)
-        for question, row in zip(part, ids[:, inputs["input_ids"].shape[1] :], strict=True):
-            text = tokenizer.decode(row, skip_special_tokens=True)
-            answers[question] = whole_sentences(text, is_finished=tokenizer.eos_token_id in row)
-    return {question: answer for question, answer in answers.items() if answer}
+        answers = ids[:, inputs["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        finished = [tokenizer.eos_token_id in row for row in answers]
+        yield dict(zip(part, map(whole_sentences, texts, finished), strict=True))
+
+
+def all_answers(questions: list[str], part: Path) -> dict[str, str]:
+    """The text LLM's answers. Those in `part`, a file of an earlier start, are there already; new ones join them."""
+    found = {row["question"]: row["answer"] for row in read_rows(part)} if part.is_file() else {}
+    missing = [question for question in questions if question not in found]
+    for answers in text_answers(missing) if missing else ():
+        found |= answers
+        write_rows(part, [{"question": question, "answer": answer} for question, answer in found.items()])
+    return {question: found[question] for question in questions}
 
 
 def whole_sentences(text: str, is_finished: bool) -> str:
@@ -118,10 +132,9 @@ def main() -> None:
     """Write answers.jsonl below `$SOUNDWAVE_HOME`/data/small: question, answer."""
     from training_sets import question_pairs, small_folder
 
-    from soundwave_hf.data.manifest import write_rows
-
     pairs = question_pairs(seed=0)
-    own = text_answers([question for question, answer in pairs if answer is None])
+    open_questions = [question for question, answer in pairs if answer is None]
+    own = all_answers(open_questions, small_folder() / "text_answers.jsonl")
     answers = {question: answer or own.get(question) for question, answer in pairs}
     rows = [{"question": question, "answer": answer} for question, answer in answers.items() if answer]
     write_rows(small_folder() / "answers.jsonl", rows)

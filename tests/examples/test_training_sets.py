@@ -3,6 +3,7 @@
 import json
 import random
 
+import chat_questions as chat_module
 import numpy as np
 import pytest
 import soundfile
@@ -78,6 +79,25 @@ def test_chat_questions_differ_and_end_the_list():
 )
 def test_answers_end_with_a_sentence(text, is_finished, answer):
     assert whole_sentences(text, is_finished) == answer
+
+
+def test_answers_of_a_stopped_start_are_kept(monkeypatch, tmp_path):
+    asked = []
+
+    def answers(questions, stop_after=None):
+        for number, question in enumerate(questions):
+            if number == stop_after:
+                raise KeyboardInterrupt
+            asked.append(question)
+            yield {question: f"About {question}" if question != "c" else ""}
+
+    monkeypatch.setattr(chat_module, "text_answers", lambda questions: answers(questions, stop_after=3))
+    with pytest.raises(KeyboardInterrupt):
+        chat_module.all_answers(["a", "b", "c", "d", "e"], tmp_path / "part.jsonl")
+    monkeypatch.setattr(chat_module, "text_answers", answers)
+    found = chat_module.all_answers(["e", "d", "b", "c"], tmp_path / "part.jsonl")
+    assert list(found.items()) == [("e", "About e"), ("d", "About d"), ("b", "About b"), ("c", "")]
+    assert asked == ["a", "b", "c", "e", "d"]  # each once, the one without an answer too
 
 
 def test_each_question_is_asked_once_and_a_fact_keeps_its_answer():
