@@ -8,7 +8,8 @@ HEAD, LLM and OTHER are folders that `soundwave-hf train` or `export` wrote. Sta
 LLM that reads another head stays, and Stage II brings the two together again.
 
 A head that trained on with other speech hears that speech better and may lose some of what it knew. If OTHER went on
-from HEAD, a mean of the two often keeps both (WiSE-FT, arXiv 2109.01903).
+from HEAD, a mean of the two often keeps both (WiSE-FT, arXiv 2109.01903). The LoRA of an encoder belongs to the head,
+and comes with it. In a mean, a LoRA that only one of the two has is scaled by the share of that one.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from soundwave_hf import SoundwaveConfig
 from soundwave_hf.modeling.backbones_soundwave import FIXED_BY_WEIGHTS
-from soundwave_hf.modeling.folders_soundwave import ENCODER_LORA_FILE, LORA_FILES, TRAINED_FILE
+from soundwave_hf.modeling.encoder_lora_soundwave import read_encoder_lora, write_encoder_lora
+from soundwave_hf.modeling.folders_soundwave import LORA_FILES, TRAINED_FILE
 from soundwave_hf.modeling.trained_fields_soundwave import TENSOR
 
 
@@ -30,15 +32,14 @@ PEFT_PREFIX = "base_model.model.model."
 # Config fields that determine the shapes of the head and what it writes; `compat` only names their defaults.
 FIELDS = tuple(name for name in FIXED_BY_WEIGHTS if name != "compat")
 CONFIGS = ("config.json", "processor_config.json")
+Lora = tuple[dict[str, torch.Tensor], dict]  # matrices and settings of an encoder's LoRA
 
 
 def head_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Weights of alignment adapter and CTC head by their names in Stage I, from a folder of any stage.
 
-    Raises: FileNotFoundError if the folder has no weights, ValueError if they need the LoRA of an encoder.
+    Raises: FileNotFoundError if the folder has no weights.
     """
-    if (folder / ENCODER_LORA_FILE).is_file():
-        raise ValueError(f"`{folder}` has a LoRA on the encoder, which its head needs: train on from that folder.")
     path = next((path for name in (TRAINED_FILE, LORA_FILES[1]) if (path := folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"`{folder}` has neither {TRAINED_FILE} nor {LORA_FILES[1]}: give a trained folder.")
@@ -80,12 +81,37 @@ def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
     return {name: torch.lerp(value.float(), two[name].float(), share) for name, value in one.items()}
 
 
-def write_head(weights: dict[str, torch.Tensor], configs: Path, out: Path):
-    """Write a Stage I folder: weights of a head, and the configs of the folder that they come from."""
+def mean_lora(head: Path, other: Path, share: float) -> Lora | None:
+    """The LoRA of the encoder between those of two folders; None if neither has one.
+
+    Raises: ValueError if they have different ones.
+    """
+    one, two = (read_encoder_lora(str(folder)) for folder in (head, other))
+    if one is None and two is None:
+        return None
+    if one is not None and two is not None:
+        if one[1]["digest"] != two[1]["digest"]:
+            raise ValueError(f"The encoders of `{head}` and `{other}` have different LoRAs, which have no mean here.")
+        return one
+    matrices, settings = two if one is None else one
+    part = share if one is None else 1 - share
+    return matrices, settings | {"lora_alpha": part * settings["lora_alpha"]}
+
+
+def write_head(weights: dict[str, torch.Tensor], lora: Lora | None, configs: Path, out: Path):
+    """Write a Stage I folder: weights of a head, the LoRA of its encoder, and the configs of the folder `configs`."""
     out.mkdir(parents=True)
     for name in CONFIGS:
         shutil.copy(configs / name, out / name)
     save_file(weights, out / TRAINED_FILE, metadata={"format": "pt"})
+    write_lora(lora, out)
+
+
+def write_lora(lora: Lora | None, out: Path):
+    """Write the LoRA of an encoder, and its digest into the config that is there."""
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config["encoder_lora"] = None if lora is None else write_encoder_lora(*lora, str(out))
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def join(head: Path, llm: Path, out: Path):
@@ -107,6 +133,7 @@ def join(head: Path, llm: Path, out: Path):
         config |= {field: getattr(head_config, field) for field in FIELDS if name == "config.json" or field in config}
         (out / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(weights, out / LORA_FILES[1], metadata={"format": "pt"})
+    write_lora(read_encoder_lora(str(head)), out)
 
 
 def main():
@@ -125,9 +152,10 @@ def main():
         if args.llm is not None:
             join(args.head, args.llm, args.out)
         elif args.toward is not None:
-            write_head(mean_head(args.head, args.toward, args.share), args.head, args.out)
+            lora = mean_lora(args.head, args.toward, args.share)
+            write_head(mean_head(args.head, args.toward, args.share), lora, args.head, args.out)
         else:
-            write_head(head_weights(args.head), args.head, args.out)
+            write_head(head_weights(args.head), read_encoder_lora(str(args.head)), args.head, args.out)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

@@ -139,13 +139,22 @@ def save_encoder_lora(model, folder: str, whole: dict[str, torch.Tensor] | None 
     tower = _tower(model)
     if settings := getattr(tower, "own_lora", None):
         matrices = {name: matrix.detach().cpu().contiguous() for name, matrix in lora_matrices(model, whole).items()}
-        model.config.encoder_lora = _digest(matrices, settings)
     elif merged := getattr(tower, "merged_lora", None):
         matrices, settings = merged
     else:
         return
+    model.config.encoder_lora = write_encoder_lora(matrices, settings, folder)
+
+
+def write_encoder_lora(matrices: dict[str, torch.Tensor], settings: dict, folder: str) -> str:
+    """Write the LoRA of an encoder to a folder of trained adapters.
+
+    Args: matrices, settings: as `read_encoder_lora` gives them.
+    Returns: its digest, which belongs in the folder's config as `encoder_lora`.
+    """
     kept = json.dumps({name: settings[name] for name in ("r", "lora_alpha")})  # one key: their order would vary
     save_file(matrices, os.path.join(folder, ENCODER_LORA_FILE), metadata={"lora": kept})
+    return _digest(matrices, settings)
 
 
 @torch.no_grad()
@@ -175,4 +184,5 @@ __all__ = [
     "merge_encoder_lora",
     "read_encoder_lora",
     "save_encoder_lora",
+    "write_encoder_lora",
 ]

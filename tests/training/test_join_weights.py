@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from soundwave_hf import SoundwaveForConditionalGeneration, train
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, train
 
 
 def run(monkeypatch, *words):
@@ -74,21 +74,49 @@ def test_a_mean_of_two_heads_lies_between_them(chain, tmp_path, monkeypatch):
         torch.testing.assert_close(found[name], value + 0.25)
 
 
+def with_encoder_lora(head, folder, value: float):
+    """A copy of a Stage I folder with a LoRA of rank 1 on one matrix of the encoder, where B A is `value`."""
+    shutil.copytree(head, folder)
+    matrix = "layers.0.self_attn.q_proj.lora_{}.weight"
+    width = json.loads((folder / "config.json").read_text())["audio_config"]["d_model"]
+    matrices = {matrix.format("A"): torch.ones(1, width), matrix.format("B"): torch.full((width, 1), float(value))}
+    join_weights.write_lora((matrices, {"r": 1, "lora_alpha": 2}), folder)
+    return folder
+
+
+def query_matrix(folder) -> torch.Tensor:
+    return SoundwaveForCTC.from_pretrained(folder).audio_tower.layers[0].self_attn.q_proj.weight
+
+
+@pytest.mark.parametrize("is_first, change", [(False, 0.5), (True, 1.5)])
+def test_the_encoders_lora_comes_with_the_head_and_is_scaled_in_a_mean(chain, tmp_path, monkeypatch, is_first, change):
+    plain = chain["align"].folder
+    lora = with_encoder_lora(plain, tmp_path / "lora", 1)
+    run(monkeypatch, lora, tmp_path / "head")
+    torch.testing.assert_close(query_matrix(tmp_path / "head"), query_matrix(plain) + 2)
+    first, other = (lora, plain) if is_first else (plain, lora)
+    run(monkeypatch, first, tmp_path / "mean", "--toward", other, "--share", "0.25")
+    torch.testing.assert_close(query_matrix(tmp_path / "mean"), query_matrix(plain) + change)
+    run(monkeypatch, tmp_path / "mean", tmp_path / "joined", "--llm", chain["shrink"].folder)
+    joined = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "joined")
+    expected = SoundwaveForCTC.from_pretrained(tmp_path / "mean").audio_tower.state_dict()
+    assert all(torch.equal(joined.model.audio_tower.state_dict()[name], value) for name, value in expected.items())
+
+
 def test_what_cannot_be_joined_is_refused(chain, other_head, tmp_path, monkeypatch, capsys):
     (tmp_path / "there").mkdir()
     narrow = shutil.copytree(other_head, tmp_path / "narrow")
     weights = load_file(narrow / "trained.safetensors")
     weights["ctc_head.blank_weight"] = weights["ctc_head.blank_weight"][:3].clone()
     join_weights.save_file(weights, narrow / "trained.safetensors")
-    encoder = shutil.copytree(other_head, tmp_path / "encoder")
-    (encoder / "encoder_lora.safetensors").touch()
+    one, two = (with_encoder_lora(other_head, tmp_path / f"encoder-{value}", value) for value in (1, 2))
     llm = chain["shrink"].folder
     for words, message in (
         ((other_head, tmp_path / "there"), "there` exists already"),
         ((tmp_path / "there", tmp_path / "out"), "has neither trained.safetensors nor adapter_model.safetensors"),
         ((other_head, tmp_path / "out", "--llm", other_head), "has no adapter_model.safetensors"),
         ((narrow, tmp_path / "out", "--llm", llm), "`ctc_head.blank_weight` has shape (3,) in"),
-        ((encoder, tmp_path / "out"), "has a LoRA on the encoder"),
+        ((one, tmp_path / "out", "--toward", two, "--share", "0.5"), "have different LoRAs"),
         ((other_head, tmp_path / "out", "--toward", llm, "--share", "0.5"), "`ctc_text` is 'as_written' in"),
         (
             (other_head, tmp_path / "out", "--toward", narrow, "--share", "0.5"),
