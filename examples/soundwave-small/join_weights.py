@@ -24,11 +24,12 @@ from soundwave_hf import SoundwaveConfig
 from soundwave_hf.modeling.backbones_soundwave import FIXED_BY_WEIGHTS
 from soundwave_hf.modeling.encoder_lora_soundwave import read_encoder_lora, write_encoder_lora
 from soundwave_hf.modeling.folders_soundwave import LORA_FILES, TRAINED_FILE
-from soundwave_hf.modeling.trained_fields_soundwave import TENSOR
+from soundwave_hf.modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
 
 
 ALIGN_PARTS = ("alignment_adapter.", "ctc_head.")
 PEFT_PREFIX = "base_model.model.model."
+FIELDS_TENSOR = f"{PEFT_PREFIX}alignment_adapter.{TENSOR}"
 # Config fields that determine the shapes of the head and what it writes; `compat` only names their defaults.
 FIELDS = tuple(name for name in FIXED_BY_WEIGHTS if name != "compat")
 CONFIGS = ("config.json", "processor_config.json")
@@ -132,8 +133,9 @@ def join(head: Path, llm: Path, out: Path):
         config = json.loads((llm / name).read_text(encoding="utf-8"))
         config |= {field: getattr(head_config, field) for field in FIELDS if name == "config.json" or field in config}
         (out / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(weights, out / LORA_FILES[1], metadata={"format": "pt"})
     write_lora(read_encoder_lora(str(head)), out)
+    fields = as_tensor(trained_fields(SoundwaveConfig.from_pretrained(out)))
+    save_file(weights | {FIELDS_TENSOR: fields}, out / LORA_FILES[1], metadata={"format": "pt"})
 
 
 def main():

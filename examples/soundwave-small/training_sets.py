@@ -1,7 +1,8 @@
 """Which clips each stage hears: `python training_sets.py plan`, `speak`, `write`, in this order.
 
 `plan` chooses what flite speaks: texts that `natural_speech.py` leaves to it, and questions. `speak` makes the clips.
-`write` lists what is there in stage1.jsonl, stage2.jsonl and instruct.jsonl, below `$SOUNDWAVE_HOME`/data/small.
+`write` lists what is there in stage1.jsonl, stage2.jsonl, questions.jsonl (spoken ones) and instruct.jsonl, below
+`$SOUNDWAVE_HOME`/data/small.
 Stages I and II hear different texts, so that in Stage II the CTC head errs as it will on new speech.
 """
 
@@ -166,7 +167,7 @@ def question_pairs(seed: int) -> list[tuple[str, str | None]]:
 
 
 def write(seed: int) -> None:
-    """Write stage1.jsonl, stage2.jsonl and instruct.jsonl of the clips that are there."""
+    """Write stage1.jsonl, stage2.jsonl, questions.jsonl and instruct.jsonl of the clips that are there."""
     folder = small_folder()
     clips = all_clips()
     speech = [row for row in clips if row["source"] not in QUESTION_SOURCES]
@@ -175,6 +176,7 @@ def write(seed: int) -> None:
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
     for (source,), (count, seconds) in count_rows(clips, ("source",)).items():
         print(f"{source}: {count} clips, {seconds / 3600:.2f} h")
+    write_rows(folder / "questions.jsonl", [row for row in clips if row["source"] in QUESTION_SOURCES])
     write_rows(folder / "instruct.jsonl", instruct_rows(clips, seed))
 
 

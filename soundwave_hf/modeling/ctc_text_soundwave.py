@@ -278,6 +278,7 @@ __all__ = [
     "find_bridge",
     "find_tokenizer",
     "vocabulary_bytes",
+    "word_pattern",
     "word_prefixes",
     "words_of",
 ]

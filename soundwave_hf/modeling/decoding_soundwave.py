@@ -11,7 +11,7 @@ from transformers.generation import GenerationConfig, LogitsProcessor
 from transformers.utils import logging
 
 from .ctc_scores_soundwave import CTCTexts
-from .ctc_text_soundwave import CTCText, find_bridge
+from .ctc_text_soundwave import CTCText, find_bridge, word_pattern
 from .drafts_soundwave import Draft, draft_of, drafted
 from .hotwords_soundwave import CTC_WEIGHT, HOTWORD_WEIGHT, Hotwords, PhraseTree, check_hotword_weight, check_hotwords
 
@@ -23,6 +23,7 @@ LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score, beside tokens witho
 # Options of `generate` that use the CTC head.
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
+MOST_MARKS = 8  # tokens without letters in a row, such as dashes and line breaks; then a word or the end must come
 DEFAULT_BEAMS = "transcription_num_beams"  # field of a generation config
 DEFAULTS = ("ctc_weight", "hotword_weight", DEFAULT_BEAMS)  # what a model's generation config may hold
 # Options of `generate` that choose a search, or that beams exclude. With one of them the default has no effect.
@@ -41,7 +42,8 @@ class CTCLogitsProcessor(LogitsProcessor):
 
     A token without a label, such as a mark or a line break, has `log p_LLM(token)` in place of the first term. It
     changes `F` only where it ends a word. At a share of the LLM's price it would be the cheapest token wherever LLM
-    and CTC head disagree on the next word, and some answers would not end.
+    and CTC head disagree on the next word, and some answers would not end. After `MOST_MARKS` of them in a row, the
+    next token has a label or ends the answer: a list of dashes is cheap for both, and would go on.
 
     With a `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get -inf. Scores depend
     only on a row's clip and text, so beams may be reordered and drafts cut between two calls.
@@ -133,6 +135,8 @@ class CTCLogitsProcessor(LogitsProcessor):
         for text in following:
             tokens |= self.bridge.tokens_for(text, at_start=not written)
         tokens = {token for token in tokens if token in self.end_ids or self.bridge.writes(token)}
+        if self._ends_in_marks(answer):
+            tokens = set(filter(has_label, tokens))
         places = torch.tensor(sorted(tokens), device=log_probs.device)
         pairs = zip(places.tolist(), log_probs[places].tolist(), strict=True)
         pairs = [(token, value) for token, value in pairs if value > -torch.inf]
@@ -142,6 +146,11 @@ class CTCLogitsProcessor(LogitsProcessor):
         """Whether the CTC head judges a token: one with a label, or one that ends the answer."""
         is_text = self.weight > 0 and token not in self.end_ids and self.bridge.writes(token)
         return not is_text or self.bridge.has_label(answer, token)
+
+    def _ends_in_marks(self, answer: list[int]) -> bool:
+        """Whether the last `MOST_MARKS` tokens of an answer write no letter or digit."""
+        last = answer[-MOST_MARKS:]
+        return len(last) == MOST_MARKS and not word_pattern().search(self.bridge.text_of(last))
 
     def _bonus(self, tree: PhraseTree, answer: list[int]) -> float:
         is_whole = bool(answer) and answer[-1] in self.end_ids

@@ -42,13 +42,14 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
     answered = training_sets.small_folder() / "answers.jsonl"
     answered.write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
     training_sets.write(seed=0)
-    first, second, instruct = (
+    first, second, instruct, questions = (
         [json.loads(line) for line in (training_sets.small_folder() / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("stage1", "stage2", "instruct")
+        for name in ("stage1", "stage2", "instruct", "questions")
     )
     spoken = [{row["text"] for row in part if row["text"]} for part in (first, second)]
     assert not spoken[0] & spoken[1] and len(spoken[0] | spoken[1]) == 21
     assert [sum(row["text"] == "" for row in part) for part in (first, second)] == [2, 2]
+    assert sorted(row["text"] for row in questions) == sorted(row["text"] for row in rows[21:])
     # A question whose answer is known is asked in speech and in text; one without an answer is not asked.
     assert [row["answer"] for row in instruct if row.get("text") == rows[21]["text"]] == ["Yes."]
     assert [row["answer"] for row in instruct if row.get("text") == rows[22]["text"]] == ["No."]

@@ -11,7 +11,7 @@ from transformers import DynamicCache, GenerationConfig, pipeline
 from soundwave_hf import SoundwaveForConditionalGeneration, transcribe_clips
 from soundwave_hf.evaluation.transcribe import model_system, run_rows
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
-from soundwave_hf.modeling.decoding_soundwave import CTCLogitsProcessor, check_weight
+from soundwave_hf.modeling.decoding_soundwave import MOST_MARKS, CTCLogitsProcessor, check_weight
 from soundwave_hf.processing.text_soundwave import ctc_target
 from tests.modeling.test_ctc_scores import BYTES, brute_force, frames_of
 from tests.tiny import tiny_tokenizer
@@ -152,6 +152,19 @@ def test_a_line_break_is_not_the_cheapest_token_where_the_llm_and_the_head_disag
     assert max(expected, key=expected.get) == int(processor(answer, llm).argmax()) == 1
     # At half of the price it would have won.
     assert 0.5 * llm[0, 3].item() + line > max(expected.values())
+
+
+@pytest.mark.parametrize(
+    "marks, chosen", [([3] * 7, 3), ([3] * 8, 1), ([2, 3] * 4, 1), ([3] * 7 + [0], 3), ([3] * 20, 1)]
+)
+def test_marks_in_a_row_are_limited(marks, chosen):
+    processor = CTCLogitsProcessor([Clip()], WordBridge(), 0.5, prompt_length=1, end_ids=[4])
+    llm = torch.tensor([[0.001, 0.003, 0.003, 0.99, 0.003]]).log()  # " dead", " and", ".", a line break, the end
+    found = processor(torch.tensor([[9, 0, *marks]]), llm)[0]
+    assert int(found.argmax()) == chosen
+    assert MOST_MARKS == 8 and torch.isfinite(found).any()
+    limited = chosen != 3
+    assert all(math.isinf(value) for value in found[[2, 3]].tolist()) == limited
 
 
 def test_word_pieces_are_refused():

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, train
+from soundwave_hf.modeling.trained_fields_soundwave import from_tensor
 
 
 def run(monkeypatch, *words):
@@ -49,6 +50,7 @@ def test_head_and_llm_come_from_their_folders(chain, other_head, tmp_path, monke
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert kept
     assert all(torch.equal(saved[name], value) for name, value in kept.items())
+    assert from_tensor(saved[join_weights.FIELDS_TENSOR])["ctc_text"] == "as_written"
 
 
 def test_each_joined_folder_trains_on(workspace, chain, other_head, tmp_path, monkeypatch):

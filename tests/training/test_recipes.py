@@ -71,6 +71,8 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
         ("2_shrink", "shrink", "joined/first"),
         ("2_join", "shrink", "joined/second"),
         ("3_instruct", "instruct", "joined/third"),
+        ("1_encoder", "align", "joined/mean"),
+        ("3_questions", "instruct", "joined/fourth"),
     ],
 )
 def test_recipes_of_joined_weights_are_read(monkeypatch, tmp_path, name, stage, start):
