@@ -11,7 +11,7 @@ from pathlib import Path
 from ..data.licenses import check_license
 from ..data.used import DataUsed, read_metadata
 from ..evaluation.scoring import Scores
-from ..modeling.decoding_soundwave import DEFAULT_BEAMS
+from ..modeling.decoding_soundwave import DEFAULT_BEAMS, SEARCH_OPTIONS
 from ..modeling.folders_soundwave import is_hub_name
 from .runs import Run, read_json
 
@@ -45,7 +45,7 @@ class ScoreFile:
     def settings(self) -> dict:
         """The options of `generate` that made the texts: the defaults that hold, and what was given."""
         defaults = dict(self.defaults or {})
-        if "num_beams" in self.generate:
+        if self.generate.keys() & set(SEARCH_OPTIONS) or self.generate.get("ctc_weight") == 0:
             defaults.pop(DEFAULT_BEAMS, None)
         return defaults | dict(self.generate)
 

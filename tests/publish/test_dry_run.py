@@ -253,6 +253,9 @@ def test_scores_with_other_defaults_of_decoding_are_told(folder, tmp_path, capsy
     place.write_text(json.dumps(SCORES | {"generation_config": now, "generate": {"num_beams": 1}}))
     push_model(whole, "me/mine", dry_run=tmp_path / "greedy")
     assert "text, `ctc_weight: 0.5`, `num_beams: 1`. Language" in (tmp_path / "greedy" / "README.md").read_text()
+    place.write_text(json.dumps(SCORES | {"generation_config": now, "generate": {"ctc_weight": 0}}))
+    push_model(whole, "me/mine", dry_run=tmp_path / "alone")
+    assert "the LLM's text, `ctc_weight: 0`. Language" in (tmp_path / "alone" / "README.md").read_text()
 
 
 def test_a_folder_in_use_is_not_written_to(made, tmp_path, capsys):
