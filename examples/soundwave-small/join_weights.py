@@ -3,13 +3,15 @@
     python join_weights.py HEAD OUT                             the head alone, for stage `align` to go on from
     python join_weights.py HEAD OUT --llm LLM                   with the shrinking adapter and the LoRA of LLM
     python join_weights.py HEAD OUT --toward OTHER --share 0.4  60 % of HEAD and 40 % of OTHER, weight by weight
+    python join_weights.py HEAD OUT --llm LLM --toward OTHER --share 0.5  HEAD, with the mean of two LLMs
 
 HEAD, LLM and OTHER are folders that `soundwave-hf train` or `export` wrote. Stage I can then train a head on, while an
 LLM that reads another head stays, and Stage II brings the two together again.
 
 A head that trained on with other speech hears that speech better and may lose some of what it knew. If OTHER went on
-from HEAD, a mean of the two often keeps both (WiSE-FT, arXiv 2109.01903). The LoRA of an encoder belongs to the head,
-and comes with it. In a mean, a LoRA that only one of the two has is scaled by the share of that one.
+from HEAD, a mean of the two often keeps both (WiSE-FT, arXiv 2109.01903). So does a mean of two LLMs, if OTHER went on
+from LLM. The LoRA of an encoder belongs to the head, and comes with it. In a mean, a head without one counts as one
+that changes nothing.
 """
 
 import argparse
@@ -33,6 +35,7 @@ FIELDS_TENSOR = f"{PEFT_PREFIX}alignment_adapter.{TENSOR}"
 # Config fields that determine the shapes of the head and what it writes; `compat` only names their defaults.
 FIELDS = tuple(name for name in FIXED_BY_WEIGHTS if name != "compat")
 CONFIGS = ("config.json", "processor_config.json")
+LORA_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 Lora = tuple[dict[str, torch.Tensor], dict]  # matrices and settings of an encoder's LoRA
 
 
@@ -53,6 +56,12 @@ def without_fields(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in weights.items() if not name.endswith(f".{TENSOR}")}
 
 
+def check_share(share: float):
+    """Raises: ValueError if the share of the second folder of a mean is not between 0 and 1."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"`--share` is {share}; expected a number from 0 (the first folder) to 1 (the second).")
+
+
 def check_shapes(head: Path, weights: dict[str, torch.Tensor], other: Path, others: dict[str, torch.Tensor]):
     """Raises: ValueError if a weight of a head is missing in another folder's weights, or has another shape there."""
     for name, value in weights.items():
@@ -68,8 +77,7 @@ def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
     Args: share: of `other`, from 0 to 1.
     Raises: ValueError if the heads differ in shape or in what they write.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"`--share` is {share}; expected a number from 0 (the first head) to 1 (the second).")
+    check_share(share)
     one, two = head_weights(head), head_weights(other)
     of_one, of_two = SoundwaveConfig.from_pretrained(head), SoundwaveConfig.from_pretrained(other)
     for field in FIELDS:
@@ -83,20 +91,29 @@ def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
 
 
 def mean_lora(head: Path, other: Path, share: float) -> Lora | None:
-    """The LoRA of the encoder between those of two folders; None if neither has one.
+    """The LoRA of the encoder whose change of each matrix is the mean of two folders'; None if neither has one.
 
-    Raises: ValueError if they have different ones.
+    The matrices of two LoRAs are stacked, so that their ranks add up. A folder without a LoRA counts as no change.
+    Raises: ValueError if the two change different matrices of the encoder.
     """
     one, two = (read_encoder_lora(str(folder)) for folder in (head, other))
-    if one is None and two is None:
-        return None
-    if one is not None and two is not None:
-        if one[1]["digest"] != two[1]["digest"]:
-            raise ValueError(f"The encoders of `{head}` and `{other}` have different LoRAs, which have no mean here.")
+    if one is not None and two is not None and one[1]["digest"] == two[1]["digest"]:
         return one
-    matrices, settings = two if one is None else one
-    part = share if one is None else 1 - share
-    return matrices, settings | {"lora_alpha": part * settings["lora_alpha"]}
+    parts = [(lora, part) for lora, part in ((one, 1 - share), (two, share)) if lora is not None]
+    if not parts:
+        return None
+    if any(lora[0].keys() != parts[0][0][0].keys() for lora, _ in parts):
+        raise ValueError(f"The LoRAs of the encoders of `{head}` and `{other}` change different matrices: no mean.")
+    rank = sum(lora[1]["r"] for lora, _ in parts)
+    return {name: stacked(name, parts) for name in parts[0][0][0]}, {"r": rank, "lora_alpha": rank}
+
+
+def stacked(name: str, parts: list[tuple[Lora, float]]) -> torch.Tensor:
+    """The matrices A or B of several LoRAs as one. B holds the scales `share * lora_alpha / r`."""
+    if ".lora_A." in name:
+        return torch.cat([matrices[name].float() for (matrices, _), _ in parts])
+    scaled = (matrices[name].float() * part * lora["lora_alpha"] / lora["r"] for (matrices, lora), part in parts)
+    return torch.cat(list(scaled), dim=1)
 
 
 def write_head(weights: dict[str, torch.Tensor], lora: Lora | None, configs: Path, out: Path):
@@ -115,17 +132,44 @@ def write_lora(lora: Lora | None, out: Path):
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def join(head: Path, llm: Path, out: Path):
-    """Write a Stage II folder: the weights of `llm`, with the alignment adapter and the CTC head of `head`.
+def llm_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of a folder of stage `shrink` or `instruct`, by their names there.
 
-    Raises: ValueError if the adapters differ in shape, or `llm` holds no LoRA.
+    Raises: FileNotFoundError if it holds no LoRA of the LLM.
     """
-    if not (llm / LORA_FILES[1]).is_file():
-        raise FileNotFoundError(f"`{llm}` has no {LORA_FILES[1]}: give a folder of stage `shrink` or `instruct`.")
+    if not (folder / LORA_FILES[1]).is_file():
+        raise FileNotFoundError(f"`{folder}` has no {LORA_FILES[1]}: give a folder of stage `shrink` or `instruct`.")
+    return without_fields(load_file(folder / LORA_FILES[1]))
+
+
+def mean_llm(llm: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
+    """Weights between those of two folders of stage `shrink` or `instruct`, in the type of the first.
+
+    A mean of LoRA matrices is near the mean of their products only if one trained on from the other.
+    Raises: ValueError if the two differ in the shape or the settings of the LoRA.
+    """
+    check_share(share)
+    one, two = llm_weights(llm), llm_weights(other)
+    check_shapes(llm, one, other, two)
+    settings = [json.loads((folder / LORA_FILES[0]).read_text(encoding="utf-8")) for folder in (llm, other)]
+    for field in LORA_SETTINGS:
+        if settings[0].get(field) != settings[1].get(field):
+            raise ValueError(
+                f"`{field}` of the LoRA is {settings[0].get(field)!r} in `{llm}` and {settings[1].get(field)!r} in "
+                f"`{other}`: only LoRAs with the same settings have a mean."
+            )
+    return {name: torch.lerp(value.float(), two[name].float(), share).to(value.dtype) for name, value in one.items()}
+
+
+def join(head: Path, llm: Path, weights: dict[str, torch.Tensor], out: Path):
+    """Write a Stage II folder: `weights` of an LLM, with the alignment adapter and the CTC head of `head`.
+
+    Args: llm: the folder whose configs fit `weights`.
+    Raises: ValueError if the adapters differ in shape.
+    """
     of_head, of_llm = head_weights(head), head_weights(llm)
     check_shapes(head, of_head, llm, of_llm)
-    weights = without_fields(load_file(llm / LORA_FILES[1]))
-    weights |= {PEFT_PREFIX + name: value.to(of_llm[name].dtype) for name, value in of_head.items()}
+    weights = weights | {PEFT_PREFIX + name: value.to(of_llm[name].dtype) for name, value in of_head.items()}
     out.mkdir(parents=True)
     shutil.copy(llm / LORA_FILES[0], out / LORA_FILES[0])
     head_config = SoundwaveConfig.from_pretrained(head)
@@ -138,26 +182,37 @@ def join(head: Path, llm: Path, out: Path):
     save_file(weights | {FIELDS_TENSOR: fields}, out / LORA_FILES[1], metadata={"format": "pt"})
 
 
+def write(args: argparse.Namespace):
+    """Write the folder that the arguments ask for."""
+    if args.llm is not None:
+        mean = args.toward is not None
+        join(
+            args.head,
+            args.llm,
+            mean_llm(args.llm, args.toward, args.share) if mean else llm_weights(args.llm),
+            args.out,
+        )
+    elif args.toward is not None:
+        weights = mean_head(args.head, args.toward, args.share)
+        write_head(weights, mean_lora(args.head, args.toward, args.share), args.head, args.out)
+    else:
+        write_head(head_weights(args.head), read_encoder_lora(str(args.head)), args.head, args.out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("head", type=Path, help="folder whose alignment adapter and CTC head are taken")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist")
     parser.add_argument("--llm", type=Path, help="folder whose LoRA and shrinking adapter are taken")
-    parser.add_argument("--toward", type=Path, help="folder of a head that trained on from the first")
-    parser.add_argument("--share", type=float, help="share of that head in the mean, from 0 to 1")
+    parser.add_argument("--toward", type=Path, help="folder that trained on from LLM, or from HEAD without `--llm`")
+    parser.add_argument("--share", type=float, help="share of OTHER in the mean, from 0 to 1")
     args = parser.parse_args()
-    if (args.toward is None) != (args.share is None) or (args.toward is not None and args.llm is not None):
-        parser.error("`--toward` and `--share` belong together, and `--llm` is a second call.")
+    if (args.toward is None) != (args.share is None):
+        parser.error("`--toward` and `--share` belong together: give both or neither.")
     if args.out.exists():
         parser.error(f"`{args.out}` exists already: name another folder, or remove it.")
     try:
-        if args.llm is not None:
-            join(args.head, args.llm, args.out)
-        elif args.toward is not None:
-            lora = mean_lora(args.head, args.toward, args.share)
-            write_head(mean_head(args.head, args.toward, args.share), lora, args.head, args.out)
-        else:
-            write_head(head_weights(args.head), read_encoder_lora(str(args.head)), args.head, args.out)
+        write(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

@@ -76,10 +76,10 @@ def test_a_mean_of_two_heads_lies_between_them(chain, tmp_path, monkeypatch):
         torch.testing.assert_close(found[name], value + 0.25)
 
 
-def with_encoder_lora(head, folder, value: float):
+def with_encoder_lora(head, folder, value: float, projection: str = "q"):
     """A copy of a Stage I folder with a LoRA of rank 1 on one matrix of the encoder, where B A is `value`."""
     shutil.copytree(head, folder)
-    matrix = "layers.0.self_attn.q_proj.lora_{}.weight"
+    matrix = f"layers.0.self_attn.{projection}_proj.lora_{{}}.weight"
     width = json.loads((folder / "config.json").read_text())["audio_config"]["d_model"]
     matrices = {matrix.format("A"): torch.ones(1, width), matrix.format("B"): torch.full((width, 1), float(value))}
     join_weights.write_lora((matrices, {"r": 1, "lora_alpha": 2}), folder)
@@ -105,26 +105,61 @@ def test_the_encoders_lora_comes_with_the_head_and_is_scaled_in_a_mean(chain, tm
     assert all(torch.equal(joined.model.audio_tower.state_dict()[name], value) for name, value in expected.items())
 
 
+def test_the_loras_of_two_encoders_have_a_mean(chain, tmp_path, monkeypatch):
+    plain = chain["align"].folder
+    one, two = (with_encoder_lora(plain, tmp_path / f"lora-{value}", value) for value in (1, 3))
+    run(monkeypatch, one, tmp_path / "mean", "--toward", two, "--share", "0.25")
+    torch.testing.assert_close(query_matrix(tmp_path / "mean"), query_matrix(plain) + 0.75 * 2 + 0.25 * 6)
+    run(monkeypatch, one, tmp_path / "same", "--toward", one, "--share", "0.25")
+    torch.testing.assert_close(query_matrix(tmp_path / "same"), query_matrix(plain) + 2)
+
+
+def test_two_llms_have_a_mean_beside_the_head_of_a_third_folder(chain, other_head, tmp_path, monkeypatch):
+    llm, name = chain["shrink"].folder, "adapter_model.safetensors"
+    first, later = load_file(llm / name), shutil.copytree(llm, tmp_path / "later")
+    moved = {key: value + 1 for key, value in join_weights.without_fields(first).items()}
+    join_weights.save_file(moved, later / name)
+    run(monkeypatch, other_head, tmp_path / "out", "--llm", llm, "--toward", later, "--share", "0.25")
+    found, head = load_file(tmp_path / "out" / name), load_file(other_head / "trained.safetensors")
+    assert found.keys() == first.keys()
+    for key, value in first.items():
+        short = key.removeprefix("base_model.model.model.")
+        if key != join_weights.FIELDS_TENSOR:
+            torch.testing.assert_close(found[key], head.get(short, value + 0.25), msg=key)
+    SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "out")
+
+
 def test_what_cannot_be_joined_is_refused(chain, other_head, tmp_path, monkeypatch, capsys):
     (tmp_path / "there").mkdir()
     narrow = shutil.copytree(other_head, tmp_path / "narrow")
     weights = load_file(narrow / "trained.safetensors")
     weights["ctc_head.blank_weight"] = weights["ctc_head.blank_weight"][:3].clone()
     join_weights.save_file(weights, narrow / "trained.safetensors")
-    one, two = (with_encoder_lora(other_head, tmp_path / f"encoder-{value}", value) for value in (1, 2))
-    llm = chain["shrink"].folder
+    one, two = (with_encoder_lora(other_head, tmp_path / f"encoder-{matrix}", 1, matrix) for matrix in "qk")
+    llm, scaled = chain["shrink"].folder, shutil.copytree(chain["shrink"].folder, tmp_path / "scaled")
+    settings = json.loads((scaled / "adapter_config.json").read_text())
+    (scaled / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 99}))
     for words, message in (
         ((other_head, tmp_path / "there"), "there` exists already"),
         ((tmp_path / "there", tmp_path / "out"), "has neither trained.safetensors nor adapter_model.safetensors"),
         ((other_head, tmp_path / "out", "--llm", other_head), "has no adapter_model.safetensors"),
         ((narrow, tmp_path / "out", "--llm", llm), "`ctc_head.blank_weight` has shape (3,) in"),
-        ((one, tmp_path / "out", "--toward", two, "--share", "0.5"), "have different LoRAs"),
+        ((one, tmp_path / "out", "--toward", two, "--share", "0.5"), "change different matrices"),
         ((other_head, tmp_path / "out", "--toward", llm, "--share", "0.5"), "`ctc_text` is 'as_written' in"),
         (
             (other_head, tmp_path / "out", "--toward", narrow, "--share", "0.5"),
             "narrow` it has shape (3,).",
         ),
         ((llm, tmp_path / "out", "--toward", llm, "--share", "1.5"), "`--share` is 1.5; expected a number from 0"),
+        (
+            (one, tmp_path / "out", "--llm", llm, "--toward", scaled, "--share", "0.5"),
+            "only LoRAs with the same settings",
+        ),
+        (
+            (one, tmp_path / "out", "--llm", llm, "--toward", one, "--share", "0.5"),
+            "encoder-q` has no adapter_model.safetensors",
+        ),
+        ((llm, tmp_path / "out", "--llm", llm, "--toward", llm, "--share", "-1"), "`--share` is -1.0; expected"),
         ((llm, tmp_path / "out", "--toward", llm), "`--toward` and `--share` belong together"),
     ):
         with pytest.raises(SystemExit) as stop:
