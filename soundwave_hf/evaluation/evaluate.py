@@ -268,9 +268,8 @@ def run_evaluation(
     if output:
         place = str(checkpoint or resolve_adapter(folder))
         digest = {"weights_digest": model_digest(place)} if os.path.isdir(place) else {}  # of a hub name: not known
-        defaults = {} if ctc else {"generation_config": default_options(place)}
-        header = report_header(options, whisper_name, against, data)
-        write_report(output, {"weights": name, **digest, **defaults, **header}, scores)
+        header = report_header(place, options, whisper_name, against, data)
+        write_report(output, {"weights": name, **digest, **header}, scores)
     if transcripts:
         found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
         write_rows(Path(transcripts), [line for lines in found_lines for line in lines])
@@ -278,9 +277,10 @@ def run_evaluation(
     return scores
 
 
-def report_header(options: Options, whisper: str | None, against: str | None, data=()) -> dict:
-    """Settings of the evaluation and data sets of the hub, for the JSON file."""
+def report_header(place: str, options: Options, whisper: str | None, against: str | None, data=()) -> dict:
+    """Settings of the model in the folder `place`, of the evaluation, and data sets of the hub, for the JSON file."""
     header = {
+        "generation_config": None if options.ctc else default_options(place),
         "metric": options.metric,
         "language": language_code(options.language),
         "whisper": whisper,

@@ -4,6 +4,8 @@ Clips are encoded and merged once, before beams or samples are made. After that,
 clip) and the merged row (embeddings, mask, cache) differ by a constant number of positions.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +31,18 @@ OWN_INPUTS = (
 CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and in 5.24
 # The name in the installed version.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def by_name(function: Callable, args: tuple, kwargs: dict, after: int) -> dict:
+    """Positional arguments of a call by their names.
+
+    Args: after: how many parameters of the function come before them.
+
+    Raises: `TypeError` if there are too many, or one is among `kwargs` too.
+    """
+    signature = inspect.signature(function)
+    signature.bind(*[None] * after, *args, **kwargs)
+    return dict(zip(list(signature.parameters)[after:], args, strict=False))
 
 
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
@@ -314,6 +328,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         Raises: `ValueError` if two caches are given, if clips, ids and cache do not fit together, for an option that
         is not possible with clips, and for word times of a row that is not a transcription request.
         """
+        kwargs |= by_name(super().generate, args, kwargs, after=3)
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
@@ -332,10 +347,10 @@ class SoundwaveGenerationMixin(GenerationMixin):
             kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
         if times is None:
             logits_processor = LogitsProcessorList([*(logits_processor or []), decoding, rules])
-            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+            return super().generate(inputs, generation_config, logits_processor, **kwargs)
         rules.keeps_clips = True
         logits_processor = LogitsProcessorList([times.log_probs, *(logits_processor or []), decoding, rules])
-        outputs = super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        outputs = super().generate(inputs, generation_config, logits_processor, **kwargs)
         return times.finish(self, outputs, input_ids, rules.end_ids, rules.clips)
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):

@@ -3,12 +3,11 @@
 import json
 import random
 
-import chat_questions as chat_module
+import chat_questions
 import numpy as np
 import pytest
 import soundfile
 import training_sets
-from chat_questions import chat_questions, whole_sentences
 
 
 def test_a_text_is_in_one_stage_in_every_voice():
@@ -58,10 +57,10 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
 
 
 def test_chat_questions_differ_and_end_the_list():
-    questions = chat_questions(500, random.Random(0))
+    questions = chat_questions.chat_questions(500, random.Random(0))
     assert len(set(questions)) == 500
     with pytest.raises(ValueError, match="`count` is 100000, but there are only"):
-        chat_questions(100_000, random.Random(0))
+        chat_questions.chat_questions(100_000, random.Random(0))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_chat_questions_differ_and_end_the_list():
     ],
 )
 def test_answers_end_with_a_sentence(text, is_finished, answer):
-    assert whole_sentences(text, is_finished) == answer
+    assert chat_questions.whole_sentences(text, is_finished) == answer
 
 
 def test_answers_of_a_stopped_start_are_kept(monkeypatch, tmp_path):
@@ -92,11 +91,11 @@ def test_answers_of_a_stopped_start_are_kept(monkeypatch, tmp_path):
             asked.append(question)
             yield {question: f"About {question}" if question != "c" else ""}
 
-    monkeypatch.setattr(chat_module, "text_answers", lambda questions: answers(questions, stop_after=3))
+    monkeypatch.setattr(chat_questions, "text_answers", lambda questions: answers(questions, stop_after=3))
     with pytest.raises(KeyboardInterrupt):
-        chat_module.all_answers(["a", "b", "c", "d", "e"], tmp_path / "part.jsonl")
-    monkeypatch.setattr(chat_module, "text_answers", answers)
-    found = chat_module.all_answers(["e", "d", "b", "c"], tmp_path / "part.jsonl")
+        chat_questions.all_answers(["a", "b", "c", "d", "e"], tmp_path / "part.jsonl")
+    monkeypatch.setattr(chat_questions, "text_answers", answers)
+    found = chat_questions.all_answers(["e", "d", "b", "c"], tmp_path / "part.jsonl")
     assert list(found.items()) == [("e", "About e"), ("d", "About d"), ("b", "About b"), ("c", "")]
     assert asked == ["a", "b", "c", "e", "d"]  # each once, the one without an answer too
 

@@ -1,8 +1,10 @@
 """`transcription_num_beams` of a generation config: the default number of beams of transcripts."""
 
+import functools
+
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, TextStreamer, pipeline
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList, TextStreamer, pipeline
 from transformers.generation import GenerationMixin
 
 from soundwave_hf import SoundwaveForConditionalGeneration, StreamingTranscriber, transcribe_clips
@@ -23,6 +25,7 @@ def used(model, monkeypatch) -> list[int | None]:
     seen = []
     plain = GenerationMixin.generate
 
+    @functools.wraps(plain)
     def generate(self, *args, **kwargs):
         seen.append(kwargs.get("num_beams"))
         return plain(self, *args, **kwargs)
@@ -65,6 +68,23 @@ def test_sampling_and_streams_take_no_beams(model, processor, beams, used, capsy
     model.generate(**inputs, do_sample=True, max_new_tokens=2)
     model.generate(**inputs, streamer=TextStreamer(processor.tokenizer, skip_prompt=True), max_new_tokens=2)
     assert used == [None, None] and capsys.readouterr().out
+
+
+def test_options_given_by_position_count_as_those_by_name(model, processor, beams, used, capsys):
+    inputs = ask(processor, 1.9)
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True)
+    own = GenerationConfig(max_new_tokens=2)
+    # inputs, generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, synced_gpus,
+    # assistant_model, streamer
+    model.generate(None, own, None, None, None, None, None, streamer, **inputs)
+    assert used == [None] and capsys.readouterr().out
+    never = StoppingCriteriaList([lambda ids, scores: torch.ones(len(ids), dtype=torch.bool)])
+    stopped = model.generate(None, own, None, never, **inputs)
+    assert stopped.shape[1] < model.generate(None, own, **inputs).shape[1]
+    with pytest.raises(TypeError, match="multiple values for argument 'stopping_criteria'"):
+        model.generate(None, None, None, never, **inputs, stopping_criteria=never)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        model.generate(*[None] * 12, **inputs)
 
 
 def test_a_kept_cache_takes_no_beams(model, processor, beams, used):
