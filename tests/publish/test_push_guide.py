@@ -32,7 +32,7 @@ def test_the_commands_run(made, hub, same_process, quick_plot, tmp_path, monkeyp
     exec(code, {})
     assert (tmp_path / "upload-from-python" / "README.md").is_file()
     card = (hub.repositories["me/mine"] / "README.md").read_text()
-    assert "| test | 2 | 2 |" in card and "license: apache-2.0" in card
+    assert "| test | 2 | 2 |" in card and "license: cc-by-sa-3.0" in card
     assert card == (tmp_path / "upload" / "README.md").read_text()
 
 
