@@ -71,7 +71,7 @@ def steps(way: ClipWay) -> list[tuple[str, str]]:
     return [
         ("samples", f"[{len(way.samples)}]"),
         ("log-mel\n(processor)", f"[{mel_bins}, {mel_frames}]"),
-        ("encoder frames\n(Whisper, frozen)", f"[{frames}, {width}]"),
+        ("encoder frames\n(Whisper)", f"[{frames}, {width}]"),
         ("aligned frames\n(alignment adapter)\nand CTC labels", f"[{aligned}, {llm}]"),
         ("kept positions\n(shrinking adapter)", f"[{count}, {llm}]\n{count / way.seconds:.2f} a second"),
         ("input of the LLM", f"[{before} + {count} + {behind}, {llm}]"),

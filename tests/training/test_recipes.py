@@ -72,6 +72,7 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
         ("2_join", "shrink", "joined/second"),
         ("3_instruct", "instruct", "joined/third"),
         ("1_encoder", "align", "joined/mean"),
+        ("1_soup", "align", "joined/encoder"),
         ("3_questions", "instruct", "joined/fourth"),
     ],
 )
