@@ -38,9 +38,9 @@ from debian_packages import debian_root
 from game_archives import SKY_SPEECH, SkyDisk, code_tables, queen_subtitles, read_queen, sky_sound, sky_subtitles
 from human_speech import is_plausible
 from natural_speech import only_one
-from natural_texts import HeldOut, held_out, spoken_key
+from natural_texts import held_out
 from pypi_packages import check_contents
-from sentences import dictionary_words
+from sentences import HeldOut, dictionary_words, spoken_key
 from voices import SAMPLING_RATE, clip_seconds, write_clip
 
 from soundwave_hf.data.backbones import resolve_backbone

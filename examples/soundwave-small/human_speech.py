@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from debian_packages import debian_root
-from sentences import normalized, spell_numbers
+from sentences import HeldOut, normalized, spell_numbers
 from voices import SAMPLING_RATE, clip_seconds, write_clip
 
 from soundwave_hf.data.backbones import resolve_backbone
@@ -62,6 +62,11 @@ def held_out_texts() -> frozenset[str]:
     prompts = [text for name, text in asterisk_transcripts().items() if split_remainder(name) != TRAINING]
     texts = prompts + [spoken_prompt(text) for text in prompts] + librivox_transcripts()
     return frozenset(normalized(text) for text in texts)
+
+
+def repeats_held_out(text: str) -> bool:
+    """Whether a text is one of `held_out_texts`, holds a whole one of four words or more, or stands in one."""
+    return HeldOut(held_out_texts()).repeats(text)
 
 
 def unused_prompt_words(names: list[str]) -> frozenset[str]:
@@ -143,7 +148,7 @@ def prompt_clip(name: str, folder: Path) -> tuple[Path, float]:
 def prompt_rows(folder: Path, remainder: int) -> list[dict]:
     """Rows of the transcribed prompts of one part of the split (texts of the validation part as published).
 
-    Training leaves out clips above 30 s and those whose text is also a validation text; validation leaves out none.
+    Training leaves out clips above 30 s, and texts that `repeats_held_out` finds; validation leaves out none.
     """
     if remainder not in (VALIDATION, TRAINING):
         raise ValueError(
@@ -154,7 +159,7 @@ def prompt_rows(folder: Path, remainder: int) -> list[dict]:
         if split_remainder(name) != remainder:
             continue
         spoken = spoken_prompt(text) if remainder == TRAINING else text
-        if remainder == TRAINING and normalized(spoken) in held_out_texts():
+        if remainder == TRAINING and repeats_held_out(spoken):
             continue
         path, seconds = prompt_clip(name, folder)
         if remainder == VALIDATION or seconds <= LONGEST_TRAINING_SECONDS:
@@ -192,7 +197,7 @@ def pseudo_rows(folder: Path) -> list[dict]:
         if not SHORTEST_PSEUDO_SECONDS <= seconds <= LONGEST_TRAINING_SECONDS:
             continue
         text, loss = listener.transcribe(soundfile.read(path, dtype="float32")[0])
-        if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and normalized(text) not in held_out_texts():
+        if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and not repeats_held_out(text):
             rows.append(row(path, spoken_prompt(text), seconds, voice="allison", source="human-pseudo", folder=folder))
     write_rows(kept, rows)
     return rows

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from kokoro_voices import HELD_OUT_VOICES, Kokoro, KokoroVoice, draw_voice, kokoro_folder
-from natural_texts import HeldOut, Text, held_out, natural_texts
+from natural_texts import Text, held_out, natural_texts
+from sentences import HeldOut
 from voices import LONGEST_SECONDS, SAMPLING_RATE, SHORTEST_SECONDS, clip_seconds, write_clip
 
 from soundwave_hf.data.manifest import read_rows, write_rows

@@ -17,7 +17,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from build_data import Sizes, spoken_texts
@@ -25,12 +24,14 @@ from debian_packages import debian_root
 from human_speech import all_prompt_names, held_out_texts, unused_prompt_words
 from name_sentences import name_sentences
 from sentences import (
+    HeldOut,
     clean_sentence,
     dictionary_words,
     fortune_sentences,
     normalized,
     phone_prompts,
     split_sentences,
+    spoken_key,
     year_words,
 )
 from spoken_questions import DEMO_QUESTION
@@ -41,13 +42,9 @@ from soundwave_hf.atomic import atomic_file
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")
 SHORTEST_WORDS, LONGEST_WORDS = 4, 22
 COMMON_WORDS = 8_000  # most frequent words of general English that the texts are to cover
-LEAK_WORDS = 4  # a text of so many words that stands in a validation text is a leak; single common words are none
 QUESTION_SHARE = 0.08  # of the texts: questions of the sources
 GRAMMAR_SHARES = {"prompts": 0.06, "names": 0.05}  # numbers, dates, times, amounts, spelled letters; names
 TEXT_COST_WORDS = 3  # what a sentence costs beside its words (pauses), when its gain is weighed
-
-
-spoken_key = cache(normalized)  # the same text is looked at several times, and the normaliser is slow
 
 
 @dataclass(frozen=True)
@@ -190,30 +187,6 @@ def source_texts(root: Path, grammars: dict[str, int], seed: int) -> Iterator[Te
 
 
 # ---- nothing of the validation sets ----
-
-
-class HeldOut:
-    """Texts that nothing spoken may repeat: equal, or a run of `LEAK_WORDS` or more words that is one whole text."""
-
-    def __init__(self, texts: Iterable[str]):
-        """Args: texts: in normalised form (`normalized`)."""
-        self.texts = {text for text in texts if text}
-        self.long = sorted(text for text in self.texts if len(text.split()) >= LEAK_WORDS)
-        self.by_start: dict[str, list[str]] = {}
-        for text in self.long:
-            self.by_start.setdefault(" ".join(text.split()[:LEAK_WORDS]), []).append(text)
-        self.joined = "\n".join(f" {text} " for text in self.long)
-
-    def repeats(self, text: str) -> bool:
-        """Whether a text is a held-out one, holds a whole one of four words or more, or stands in one."""
-        key = spoken_key(text)
-        if key in self.texts:
-            return True
-        words = key.split()
-        if len(words) >= LEAK_WORDS and f" {key} " in self.joined:
-            return True
-        starts = (" ".join(words[i : i + LEAK_WORDS]) for i in range(len(words) - LEAK_WORDS + 1))
-        return any(f" {whole} " in f" {key} " for start in starts for whole in self.by_start.get(start, ()))
 
 
 def held_out(folder: Path) -> HeldOut:

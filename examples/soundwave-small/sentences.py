@@ -19,6 +19,7 @@ SKIPPED_COLLECTIONS = {
     "ascii-art", "perl", "knghtbrd", "translate-me", "ethnic", "men-women", "drugs", "zippy", "debian", "pratchett",
 }  # fmt: skip
 VERSE_COLLECTIONS = {"songs-poems", "tao"}  # a line is a sentence
+LEAK_WORDS = 4  # a text of so many words that stands in a validation text is a leak; single common words are none
 
 
 @cache
@@ -32,6 +33,36 @@ def text_normalizer():
 def normalized(text: str) -> str:
     """The form in which two texts count as the same."""
     return text_normalizer()(text).strip()
+
+
+# ---- nothing of the validation sets ----
+
+
+spoken_key = cache(normalized)  # the same text is looked at several times, and the normaliser is slow
+
+
+class HeldOut:
+    """Texts that nothing spoken may repeat: equal, or a run of `LEAK_WORDS` or more words that is one whole text."""
+
+    def __init__(self, texts: Iterable[str]):
+        """Args: texts: in normalised form (`normalized`)."""
+        self.texts = {text for text in texts if text}
+        self.long = sorted(text for text in self.texts if len(text.split()) >= LEAK_WORDS)
+        self.by_start: dict[str, list[str]] = {}
+        for text in self.long:
+            self.by_start.setdefault(" ".join(text.split()[:LEAK_WORDS]), []).append(text)
+        self.joined = "\n".join(f" {text} " for text in self.long)
+
+    def repeats(self, text: str) -> bool:
+        """Whether a text is a held-out one, holds a whole one of four words or more, or stands in one."""
+        key = spoken_key(text)
+        if key in self.texts:
+            return True
+        words = key.split()
+        if len(words) >= LEAK_WORDS and f" {key} " in self.joined:
+            return True
+        starts = (" ".join(words[i : i + LEAK_WORDS]) for i in range(len(words) - LEAK_WORDS + 1))
+        return any(f" {whole} " in f" {key} " for start in starts for whole in self.by_start.get(start, ()))
 
 
 # ---- numbers in words ----

@@ -51,7 +51,8 @@ def split_of(text: str) -> str:
 def flite_texts(count: int, seed: int) -> list[dict]:
     """`count` texts of the sources of `natural_texts` that are not spoken by Kokoro, and sequences of single words."""
     from natural_speech import planned_texts
-    from natural_texts import held_out, source_texts, spoken_key, text_packages
+    from natural_texts import held_out, source_texts, text_packages
+    from sentences import spoken_key
 
     natural = small_folder() / "natural"
     kept_apart = held_out(natural)

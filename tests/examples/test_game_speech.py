@@ -33,7 +33,7 @@ from game_speech import (
     write_clips,
     write_manifest,
 )
-from natural_texts import HeldOut
+from sentences import HeldOut
 
 
 KNOWN = ("what", "you", "want", "i", "had", "to", "inspect", "it", "the", "fire", "is", "on", "go", "now")

@@ -15,6 +15,7 @@ from human_speech import (
     is_plausible,
     prompt_name,
     prompt_rows,
+    repeats_held_out,
     split_remainder,
     spoken_prompt,
     unused_prompt_words,
@@ -76,6 +77,10 @@ def test_training_texts_say_the_keys_and_validation_texts_are_held_out():
     assert normalized("He was not an ill disposed young man") in held_out_texts()
     validation = [text for name, text in asterisk_transcripts().items() if split_remainder(name) == VALIDATION]
     assert all(normalized(text) in held_out_texts() for text in validation)
+    assert "has left the conference." in validation
+    for text in ("has left the conference", "The leader has left the conference.", "not an ill disposed young man"):
+        assert repeats_held_out(text), text
+    assert not repeats_held_out("The leader has left the building.")
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from natural_speech import (
     question_texts,
     speak_clip,
 )
-from natural_texts import HeldOut, Text, choose_for_coverage, choose_texts, spell_out, spoken_sentence
-from sentences import normalized
+from natural_texts import Text, choose_for_coverage, choose_texts, spell_out, spoken_sentence
+from sentences import HeldOut, normalized
 
 from soundwave_hf.data.manifest import read_rows, write_rows
 
