@@ -351,5 +351,6 @@ def phone_prompts(count: int, rng: random.Random) -> list[str]:
 
 
 def without(texts: Iterable[str], held_out: frozenset[str]) -> list[str]:
-    """Texts that do not occur, in normalised form, in `held_out` (texts of the validation sets)."""
-    return [text for text in texts if normalized(text) and normalized(text) not in held_out]
+    """Texts that repeat none of `held_out` (normalised texts of the validation sets), see `HeldOut`."""
+    kept_apart = HeldOut(held_out)
+    return [text for text in texts if spoken_key(text) and not kept_apart.repeats(text)]

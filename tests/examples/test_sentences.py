@@ -139,6 +139,7 @@ def test_prompts_are_the_same_at_every_call_and_all_different():
 
 def test_texts_of_the_validation_sets_are_left_out():
     texts = ["Agents.", "one more, please", "Thank you.", "He was not an ill disposed young man!"]
+    texts += ["So he was not an ill-disposed young man?", "An ill-disposed young man!"]
     held_out = held_out_texts() | {normalized("Thank you")}
     assert without(texts, held_out) == ["Agents.", "one more, please"]
     prompts = without(phone_prompts(1500, random.Random(0)), held_out)
