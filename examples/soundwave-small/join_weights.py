@@ -17,6 +17,7 @@ that changes nothing.
 import argparse
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -63,12 +64,23 @@ def check_share(share: float):
 
 
 def check_shapes(head: Path, weights: dict[str, torch.Tensor], other: Path, others: dict[str, torch.Tensor]):
-    """Raises: ValueError if a weight of a head is missing in another folder's weights, or has another shape there."""
+    """Raises: ValueError if a weight of one folder is missing in another, or has another shape there."""
     for name, value in weights.items():
         found = others.get(name)
         if found is None or found.shape != value.shape:
             shape = "is missing" if found is None else f"has shape {tuple(found.shape)}"
             raise ValueError(f"`{name}` has shape {tuple(value.shape)} in `{head}`, and in `{other}` it {shape}.")
+
+
+def check_fields(folder: Path, other: Path, fields: Iterable[str]):
+    """Raises: ValueError if a field differs in the configs of two folders."""
+    one, two = SoundwaveConfig.from_pretrained(folder), SoundwaveConfig.from_pretrained(other)
+    for field in fields:
+        if getattr(one, field) != getattr(two, field):
+            raise ValueError(
+                f"`{field}` is {getattr(one, field)!r} in `{folder}` and {getattr(two, field)!r} in `{other}`: only "
+                "weights with the same fields have a mean."
+            )
 
 
 def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
@@ -79,13 +91,7 @@ def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
     """
     check_share(share)
     one, two = head_weights(head), head_weights(other)
-    of_one, of_two = SoundwaveConfig.from_pretrained(head), SoundwaveConfig.from_pretrained(other)
-    for field in FIELDS:
-        if getattr(of_one, field) != getattr(of_two, field):
-            raise ValueError(
-                f"`{field}` is {getattr(of_one, field)!r} in `{head}` and {getattr(of_two, field)!r} in `{other}`: "
-                "only heads with the same fields have a mean."
-            )
+    check_fields(head, other, FIELDS)
     check_shapes(head, one, other, two)
     return {name: torch.lerp(value.float(), two[name].float(), share) for name, value in one.items()}
 
@@ -102,6 +108,9 @@ def mean_lora(head: Path, other: Path, share: float) -> Lora | None:
     parts = [(lora, part) for lora, part in ((one, 1 - share), (two, share)) if lora is not None]
     if not parts:
         return None
+    if len(parts) == 1:  # the matrices stay, so that training goes on from them
+        (matrices, settings), part = parts[0]
+        return matrices, settings | {"lora_alpha": part * settings["lora_alpha"]}
     if any(lora[0].keys() != parts[0][0][0].keys() for lora, _ in parts):
         raise ValueError(f"The LoRAs of the encoders of `{head}` and `{other}` change different matrices: no mean.")
     rank = sum(lora[1]["r"] for lora, _ in parts)
@@ -151,6 +160,8 @@ def mean_llm(llm: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
     check_share(share)
     one, two = llm_weights(llm), llm_weights(other)
     check_shapes(llm, one, other, two)
+    check_shapes(other, two, llm, one)
+    check_fields(llm, other, [name for name in FIELDS if name != "ctc_text"])  # the head is another one
     settings = [json.loads((folder / LORA_FILES[0]).read_text(encoding="utf-8")) for folder in (llm, other)]
     for field in LORA_SETTINGS:
         if settings[0].get(field) != settings[1].get(field):

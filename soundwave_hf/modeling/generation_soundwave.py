@@ -40,9 +40,13 @@ def by_name(function: Callable, args: tuple, kwargs: dict, after: int) -> dict:
 
     Raises: `TypeError` if there are too many, or one is among `kwargs` too.
     """
-    signature = inspect.signature(function)
-    signature.bind(*[None] * after, *args, **kwargs)
-    return dict(zip(list(signature.parameters)[after:], args, strict=False))
+    if not args:
+        return {}
+    bound = inspect.signature(function).bind(*[None] * after, *args, **kwargs)
+    names = list(bound.arguments)[after : after + len(args)]
+    if len(names) < len(args):
+        raise TypeError(f"{function} does not name the arguments that were given by position: give them by name.")
+    return dict(zip(names, args, strict=True))
 
 
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
