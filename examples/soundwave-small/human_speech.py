@@ -64,11 +64,6 @@ def held_out_texts() -> frozenset[str]:
     return frozenset(normalized(text) for text in texts)
 
 
-def repeats_held_out(text: str) -> bool:
-    """Whether a text is one of `held_out_texts`, holds a whole one of four words or more, or stands in one."""
-    return HeldOut(held_out_texts()).repeats(text)
-
-
 def unused_prompt_words(names: list[str]) -> frozenset[str]:
     """Texts of unused prompts (remainder 0), as far as their names give them: `digits_17` -> "17", `letters_k` -> "k".
 
@@ -148,18 +143,19 @@ def prompt_clip(name: str, folder: Path) -> tuple[Path, float]:
 def prompt_rows(folder: Path, remainder: int) -> list[dict]:
     """Rows of the transcribed prompts of one part of the split (texts of the validation part as published).
 
-    Training leaves out clips above 30 s, and texts that `repeats_held_out` finds; validation leaves out none.
+    Training leaves out clips above 30 s, and texts that repeat one of `held_out_texts` (see `HeldOut`); validation
+    leaves out none.
     """
     if remainder not in (VALIDATION, TRAINING):
         raise ValueError(
             f"remainder arrived as {remainder}; prompts with remainder 0 are used for nothing. Give 1 or 2."
         )
-    rows = []
+    rows, kept_apart = [], HeldOut(held_out_texts())
     for name, text in asterisk_transcripts().items():
         if split_remainder(name) != remainder:
             continue
         spoken = spoken_prompt(text) if remainder == TRAINING else text
-        if remainder == TRAINING and repeats_held_out(spoken):
+        if remainder == TRAINING and kept_apart.repeats(spoken):
             continue
         path, seconds = prompt_clip(name, folder)
         if remainder == VALIDATION or seconds <= LONGEST_TRAINING_SECONDS:
@@ -191,13 +187,13 @@ def pseudo_rows(folder: Path) -> list[dict]:
     names = [name for name in all_prompt_names() if split_remainder(name) == TRAINING]
     names = [name for name in names if name not in asterisk_transcripts() and not name.startswith("silence_")]
     listener = WhisperListener(resolve_backbone("openai/whisper-base"))
-    rows = []
+    rows, kept_apart = [], HeldOut(held_out_texts())
     for name in tqdm(names, desc="pseudo-labels", unit="clip", mininterval=5):
         path, seconds = prompt_clip(name, folder)
         if not SHORTEST_PSEUDO_SECONDS <= seconds <= LONGEST_TRAINING_SECONDS:
             continue
         text, loss = listener.transcribe(soundfile.read(path, dtype="float32")[0])
-        if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and not repeats_held_out(text):
+        if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and not kept_apart.repeats(text):
             rows.append(row(path, spoken_prompt(text), seconds, voice="allison", source="human-pseudo", folder=folder))
     write_rows(kept, rows)
     return rows

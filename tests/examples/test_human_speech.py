@@ -15,13 +15,12 @@ from human_speech import (
     is_plausible,
     prompt_name,
     prompt_rows,
-    repeats_held_out,
     split_remainder,
     spoken_prompt,
     unused_prompt_words,
 )
 from librivox import CLIPS
-from sentences import normalized
+from sentences import HeldOut, normalized
 from voices import VOICES, Utterance, choose_voice, clip_seconds, speak, write_clip
 
 
@@ -78,9 +77,10 @@ def test_training_texts_say_the_keys_and_validation_texts_are_held_out():
     validation = [text for name, text in asterisk_transcripts().items() if split_remainder(name) == VALIDATION]
     assert all(normalized(text) in held_out_texts() for text in validation)
     assert "has left the conference." in validation
+    kept_apart = HeldOut(held_out_texts())
     for text in ("has left the conference", "The leader has left the conference.", "not an ill disposed young man"):
-        assert repeats_held_out(text), text
-    assert not repeats_held_out("The leader has left the building.")
+        assert kept_apart.repeats(text), text
+    assert not kept_apart.repeats("The leader has left the building.")
 
 
 @pytest.mark.parametrize(
