@@ -72,14 +72,24 @@ def check_shapes(head: Path, weights: dict[str, torch.Tensor], other: Path, othe
             raise ValueError(f"`{name}` has shape {tuple(value.shape)} in `{head}`, and in `{other}` it {shape}.")
 
 
-def check_fields(folder: Path, other: Path, fields: Iterable[str]):
-    """Raises: ValueError if a field differs in the configs of two folders."""
-    one, two = SoundwaveConfig.from_pretrained(folder), SoundwaveConfig.from_pretrained(other)
-    for field in fields:
-        if getattr(one, field) != getattr(two, field):
+def config_fields(folder: Path, names: Iterable[str] = FIELDS) -> dict:
+    """Fields of a folder's config by name."""
+    config = SoundwaveConfig.from_pretrained(folder)
+    return {name: getattr(config, name) for name in names}
+
+
+def lora_settings(folder: Path) -> dict:
+    """What scales and shapes the LoRA of the LLM in a folder, by name; None for what its config leaves out."""
+    settings = json.loads((folder / LORA_FILES[0]).read_text(encoding="utf-8"))
+    return {name: settings.get(name) for name in LORA_SETTINGS}
+
+
+def check_equal(folder: Path, one: dict, other: Path, two: dict, what: str):
+    """Raises: ValueError if a setting differs in two folders. Args: what: has a mean only if all are equal."""
+    for name, value in one.items():
+        if value != two[name]:
             raise ValueError(
-                f"`{field}` is {getattr(one, field)!r} in `{folder}` and {getattr(two, field)!r} in `{other}`: only "
-                "weights with the same fields have a mean."
+                f"`{name}` is {value!r} in `{folder}` and {two[name]!r} in `{other}`: only {what} have a mean."
             )
 
 
@@ -91,7 +101,7 @@ def mean_head(head: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
     """
     check_share(share)
     one, two = head_weights(head), head_weights(other)
-    check_fields(head, other, FIELDS)
+    check_equal(head, config_fields(head), other, config_fields(other), "weights with the same fields")
     check_shapes(head, one, other, two)
     return {name: torch.lerp(value.float(), two[name].float(), share) for name, value in one.items()}
 
@@ -103,18 +113,17 @@ def mean_lora(head: Path, other: Path, share: float) -> Lora | None:
     Raises: ValueError if the two change different matrices of the encoder.
     """
     one, two = (read_encoder_lora(str(folder)) for folder in (head, other))
-    if one is not None and two is not None and one[1]["digest"] == two[1]["digest"]:
-        return one
-    parts = [(lora, part) for lora, part in ((one, 1 - share), (two, share)) if lora is not None]
-    if not parts:
+    if one is None and two is None:
         return None
-    if len(parts) == 1:  # the matrices stay, so that training goes on from them
-        (matrices, settings), part = parts[0]
+    if one is None or two is None:  # the matrices stay, so that training goes on from them
+        (matrices, settings), part = (one, 1 - share) if two is None else (two, share)
         return matrices, settings | {"lora_alpha": part * settings["lora_alpha"]}
-    if any(lora[0].keys() != parts[0][0][0].keys() for lora, _ in parts):
+    if one[1]["digest"] == two[1]["digest"]:
+        return one
+    if one[0].keys() != two[0].keys():
         raise ValueError(f"The LoRAs of the encoders of `{head}` and `{other}` change different matrices: no mean.")
-    rank = sum(lora[1]["r"] for lora, _ in parts)
-    return {name: stacked(name, parts) for name in parts[0][0][0]}, {"r": rank, "lora_alpha": rank}
+    rank, parts = one[1]["r"] + two[1]["r"], [(one, 1 - share), (two, share)]
+    return {name: stacked(name, parts) for name in one[0]}, {"r": rank, "lora_alpha": rank}
 
 
 def stacked(name: str, parts: list[tuple[Lora, float]]) -> torch.Tensor:
@@ -161,14 +170,9 @@ def mean_llm(llm: Path, other: Path, share: float) -> dict[str, torch.Tensor]:
     one, two = llm_weights(llm), llm_weights(other)
     check_shapes(llm, one, other, two)
     check_shapes(other, two, llm, one)
-    check_fields(llm, other, [name for name in FIELDS if name != "ctc_text"])  # the head is another one
-    settings = [json.loads((folder / LORA_FILES[0]).read_text(encoding="utf-8")) for folder in (llm, other)]
-    for field in LORA_SETTINGS:
-        if settings[0].get(field) != settings[1].get(field):
-            raise ValueError(
-                f"`{field}` of the LoRA is {settings[0].get(field)!r} in `{llm}` and {settings[1].get(field)!r} in "
-                f"`{other}`: only LoRAs with the same settings have a mean."
-            )
+    fields = [name for name in FIELDS if name != "ctc_text"]  # the head is another one
+    check_equal(llm, config_fields(llm, fields), other, config_fields(other, fields), "weights with the same fields")
+    check_equal(llm, lora_settings(llm), other, lora_settings(other), "LoRAs with the same settings")
     return {name: torch.lerp(value.float(), two[name].float(), share).to(value.dtype) for name, value in one.items()}
 
 
@@ -196,13 +200,8 @@ def join(head: Path, llm: Path, weights: dict[str, torch.Tensor], out: Path):
 def write(args: argparse.Namespace):
     """Write the folder that the arguments ask for."""
     if args.llm is not None:
-        mean = args.toward is not None
-        join(
-            args.head,
-            args.llm,
-            mean_llm(args.llm, args.toward, args.share) if mean else llm_weights(args.llm),
-            args.out,
-        )
+        mean = None if args.toward is None else mean_llm(args.llm, args.toward, args.share)
+        join(args.head, args.llm, mean or llm_weights(args.llm), args.out)
     elif args.toward is not None:
         weights = mean_head(args.head, args.toward, args.share)
         write_head(weights, mean_lora(args.head, args.toward, args.share), args.head, args.out)
