@@ -24,6 +24,7 @@ LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score, beside tokens witho
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 MOST_MARKS = 8  # tokens without letters in a row, such as dashes and line breaks; then a word or the end must come
+MOST_BEHIND = 5.0  # nats by which the CTC head's term of an answer may lie behind that of the answer ended earlier
 DEFAULT_BEAMS = "transcription_num_beams"  # field of a generation config
 DEFAULTS = ("ctc_weight", "hotword_weight", DEFAULT_BEAMS)  # what a model's generation config may hold
 # Options of `generate` that choose a search, or that beams exclude. With one of them the default has no effect.
@@ -44,6 +45,10 @@ class CTCLogitsProcessor(LogitsProcessor):
     changes `F` only where it ends a word. At a share of the LLM's price it would be the cheapest token wherever LLM
     and CTC head disagree on the next word, and some answers would not end. After `MOST_MARKS` of them in a row, the
     next token has a label or ends the answer: a list of dashes is cheap for both, and would go on.
+
+    An answer does not go on long after its clip has ended, where a further letter may cost less than the end. A token
+    is left out if an earlier part of the answer, as the whole transcript, is better than the answer with it: by more
+    than `MOST_BEHIND`, in `weight` times the CTC log-probability.
 
     With a `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get -inf. Scores depend
     only on a row's clip and text, so beams may be reordered and drafts cut between two calls.
@@ -114,15 +119,21 @@ class CTCLogitsProcessor(LogitsProcessor):
             before = self._bonus(tree, answer)
             candidates = [(token, own + self._bonus(tree, [*answer, token]) - before) for token, own in candidates]
         candidates.sort(key=lambda pair: -pair[1])
-        before = self._score(texts, answer) if self.weight else 0.0
-        found, best = {}, []
+        if not self.weight:
+            return dict(candidates[:num_kept])
+        before, least = self._score(texts, answer), self._least(texts, answer)
+        found, behind, best = {}, {}, []
         for token, own in candidates:  # the likeliest first; no CTC score is above 0
             if len(best) == num_kept and own <= best[-1]:
                 break
-            change = self._score(texts, [*answer, token]) - before if self.weight else 0.0
-            found[token] = own + self.weight * max(min(change, 0.0), -1e4)
-            best = sorted([*best, found[token]], reverse=True)[:num_kept]
-        return found
+            score = self._score(texts, [*answer, token])
+            joint = own + self.weight * max(min(score - before, 0.0), -1e4)
+            if score < least and token not in self.end_ids:
+                behind[token] = joint
+                continue
+            found[token] = joint
+            best = sorted([*best, joint], reverse=True)[:num_kept]
+        return found or behind  # the end may be forbidden, by `min_new_tokens`
 
     def _candidates(self, row: int, answer: list[int], log_probs: torch.Tensor) -> list[tuple[int, float]]:
         """Tokens with the LLM's term of their scores."""
@@ -151,6 +162,11 @@ class CTCLogitsProcessor(LogitsProcessor):
         """Whether the last `MOST_MARKS` tokens of an answer write no letter or digit."""
         last = answer[-MOST_MARKS:]
         return len(last) == MOST_MARKS and not word_pattern().search(self.bridge.text_of(last))
+
+    def _least(self, texts: CTCTexts, answer: list[int]) -> float:
+        """The least `F` with which an answer may go on: see `MOST_BEHIND`."""
+        text = self.bridge.whole(self.bridge.text_of(answer))
+        return max(texts.whole(text[:end]) for end in range(len(text) + 1)) - MOST_BEHIND / self.weight
 
     def _bonus(self, tree: PhraseTree, answer: list[int]) -> float:
         is_whole = bool(answer) and answer[-1] in self.end_ids

@@ -10,6 +10,7 @@ from transformers import DynamicCache, GenerationConfig, pipeline
 
 from soundwave_hf import SoundwaveForConditionalGeneration, transcribe_clips
 from soundwave_hf.evaluation.transcribe import model_system, run_rows
+from soundwave_hf.modeling import decoding_soundwave
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
 from soundwave_hf.modeling.decoding_soundwave import MOST_MARKS, CTCLogitsProcessor, check_weight
 from soundwave_hf.processing.text_soundwave import ctc_target
@@ -119,7 +120,7 @@ def test_marks_have_no_label_except_as_written(form, answer, added, has_label):
 class Clip:
     """CTC scores by hand: the head has heard "dead and", and takes the end for unlikely."""
 
-    begun = {b" dead ": math.log(0.02), b" dead and": math.log(0.012)}
+    begun = {b" dead ": math.log(0.02), b" dead and": math.log(0.012), b" dead and ": math.log(0.012)}
 
     def prefix(self, text: bytes) -> float:
         return self.begun.get(text, -30.0)
@@ -155,7 +156,7 @@ def test_a_line_break_is_not_the_cheapest_token_where_the_llm_and_the_head_disag
 
 
 @pytest.mark.parametrize(
-    "marks, chosen", [([3] * 7, 3), ([3] * 8, 1), ([2, 3] * 4, 1), ([3] * 7 + [0], 3), ([3] * 20, 1)]
+    "marks, chosen", [([3] * 7, 3), ([3] * 8, 1), ([2, 3] * 4, 1), ([3] * 7 + [1], 3), ([3] * 20, 1)]
 )
 def test_marks_in_a_row_are_limited(marks, chosen):
     processor = CTCLogitsProcessor([Clip()], WordBridge(), 0.5, prompt_length=1, end_ids=[4])
@@ -165,6 +166,71 @@ def test_marks_in_a_row_are_limited(marks, chosen):
     assert MOST_MARKS == 8 and torch.isfinite(found).any()
     limited = chosen != 3
     assert all(math.isinf(value) for value in found[[2, 3]].tolist()) == limited
+
+
+class Once(Clip):
+    """A clip of "dead" alone: to say it twice is 12 nats less likely than to end, and each word more costs 1 nat."""
+
+    def prefix(self, text: bytes) -> float:
+        return -30.0 if b" and" in text else -(11.0 + text.count(b" dead")) if text.count(b" dead") > 1 else 0.0
+
+    def whole(self, text: bytes) -> float:
+        return -1.0 if text == b" dead" else -30.0
+
+
+def next_scores(weight: float, answer: list[int], beams: int = 2, end: float = 1e-6) -> torch.Tensor:
+    """Joint scores after an answer to `Once`, with an LLM that repeats itself."""
+    processor = CTCLogitsProcessor([Once()], WordBridge(), weight, prompt_length=1, end_ids=[4])
+    llm = torch.tensor([[0.9, 0.001, 0.001, 0.001, end]]).log()  # " dead", " and", ".", a line break, the end
+    return processor(torch.tensor([[9, *answer]] * beams), llm.repeat(beams, 1))[-1]
+
+
+@pytest.mark.parametrize(
+    "weight, answer, goes_on",
+    [
+        (0.5, [], True),
+        (0.3, [0], True),  # 12 nats times the weight: 3.6; the limit is 5
+        (0.4, [0], True),
+        (0.5, [0], False),
+        (0.9, [0], False),
+        (0.4, [0, 3], True),
+        (0.5, [0, 3], False),  # a line break changes nothing
+        (0.4, [0, 0], False),  # 13 nats: 5.2
+        (0.3, [0, 0, 0, 0, 0], True),
+        (0.3, [0, 0, 0, 0, 0, 0], False),
+    ],
+)
+def test_an_answer_does_not_go_on_far_behind_the_same_answer_ended_earlier(weight, answer, goes_on):
+    found = next_scores(weight, answer)
+    assert math.isfinite(found[0]) == goes_on
+    assert math.isfinite(found[4])
+    greedy = next_scores(weight, answer, beams=1, end=0.01)
+    assert goes_on or int(greedy.argmax()) not in (0, 1)  # but a mark, or the end
+
+
+def test_where_the_end_is_forbidden_an_answer_goes_on():
+    found = next_scores(0.9, [0, 0], beams=1, end=0.0)  # as `min_new_tokens` leaves it
+    assert int(found.argmax()) == 0 and not found.isnan().any()
+
+
+@pytest.mark.parametrize("answer", [[0], [2], [0, 3], [2, 2], [0, 3, 1]])
+def test_the_limit_is_taken_from_the_sum_over_all_paths(answer, monkeypatch):
+    monkeypatch.setattr(decoding_soundwave, "MOST_BEHIND", 0.5)
+    frames, log_probs = frames_of(5)
+    paths, bridge, weight = brute_force(log_probs.double()), Bridge(), 0.9
+
+    def log_of(chosen) -> float:
+        return math.log(sum(p for text, found in paths.items() if chosen(text) for _, p in found) or 1e-300)
+
+    processor = CTCLogitsProcessor([bridge.texts(frames)], bridge, weight, prompt_length=0, end_ids=[END])
+    written = b"".join(BYTES[token] for token in answer)
+    text = ctc_form(written.decode(), "as_written").encode()
+    least = max(log_of(text[:end].__eq__) for end in range(len(text) + 1)) - 0.5 / weight
+    found = processor(torch.tensor([answer] * 4), torch.zeros(4, 7))[0]  # four beams keep every token
+    for token in (0, 1, 2, 3):
+        begun = ctc_form((written + BYTES[token]).decode(), "as_written").encode()
+        assert math.isfinite(found[token]) == (log_of(lambda text, begun=begun: text.startswith(begun)) >= least)
+    assert math.isfinite(found[END])
 
 
 def test_word_pieces_are_refused():
