@@ -1,4 +1,4 @@
-"""python benchmarks/questions.py [--adapter weights/soundwave-small] [--spoken 100] [--written 50] [--answers FILE]
+"""python benchmarks/questions.py [--adapter weights/soundwave-small] [--spoken 100] [--written 50] [--cascade]
 
 Whether a model answers spoken questions as its LLM answers written ones, and what the LLM still knows after training.
 `questions.json` holds 300 questions with accepted answers; none is in the training data. An answer is right if it
@@ -7,6 +7,10 @@ contains an accepted one as whole words, whatever its case and marks.
 First the untouched LLM gets every question in writing. The model then hears the first `--spoken` of those that it
 answered right, without any text, in voices that are kept out of training: flite awb and Kokoro's, alone and mixed. And
 it gets `--written` of the 300, right or not, in writing. All answers are greedy and have at most 64 tokens.
+
+`--cascade` also gives the untouched LLM the spoken questions in writing: in the form of the CTC targets (what perfect
+hearing would give the LLM), as the CTC head hears them, and as the model transcribes them. So one sees whether an
+answer was lost in hearing or in answering.
 
 It prints one Markdown table with 95 % intervals. `--answers` writes each answer as a line of JSON.
 """
@@ -27,7 +31,8 @@ from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.evaluation.metrics import bootstrap_interval
 from soundwave_hf.evaluation.shipped import ADAPTER, EXAMPLES
-from soundwave_hf.evaluation.transcribe import conversation, generated_texts
+from soundwave_hf.evaluation.transcribe import ask, conversation, generated_texts
+from soundwave_hf.modeling.ctc_text_soundwave import ctc_form
 from soundwave_hf.modeling.folders_soundwave import backbone_name
 from soundwave_hf.processing.text_soundwave import normalize_text
 
@@ -123,6 +128,28 @@ def spoken_answers(asked: str, model, processor, questions: Sequence[dict], batc
     return found
 
 
+@torch.inference_mode()
+def transcripts(model, processor, questions: Sequence[dict], batch_size: int, speak) -> dict[str, list[str]]:
+    """How the questions are written, for each way to hear them."""
+    form = model.config.ctc_text
+    found = {"in the form of CTC targets": [ctc_form(one["question"], form).strip() for one in questions]}
+    for part in batches(list(enumerate(questions)), batch_size):
+        clips = [{"array": speak(one["question"], number)[0], "sampling_rate": RATE} for number, one in part]
+        heard = ask(model, processor, clips)
+        found.setdefault("as the CTC head hears them", []).extend(heard.ctc_texts)
+        found.setdefault("as the model transcribes them", []).extend(heard.texts)
+    return found
+
+
+def cascade_answers(untouched, tokenizer, model, processor, questions: Sequence[dict], batch_size: int, speak):
+    """Answers of the untouched LLM to the transcripts of spoken questions."""
+    found = []
+    for name, texts in transcripts(model, processor, questions, batch_size, speak).items():
+        written = [{**one, "question": text} for one, text in zip(questions, texts, strict=True)]
+        found += written_answers(f"untouched LLM, questions {name}", untouched, tokenizer, written, batch_size)
+    return found
+
+
 # ---- report ----
 
 
@@ -151,6 +178,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--spoken", type=int, default=100, help="most spoken questions")
     parser.add_argument("--written", type=int, default=50, help="written questions for the model")
+    parser.add_argument("--cascade", action="store_true", help="the untouched LLM also answers the transcripts")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--answers", type=Path, help="file for the answers, as JSON lines")
     options = parser.parse_args(arguments)
@@ -161,12 +189,13 @@ def main(arguments: list[str] | None = None):
     tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
     untouched = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
     known = written_answers("untouched LLM, written", untouched, tokenizer, questions, options.batch_size)
-    del untouched
     some = questions[: options.written]
     answers = known + [replace(one, asked=f"{one.asked}, first {len(some)}") for one in known[: len(some)]]
     answers += written_answers(f"model, written, first {len(some)}", model, tokenizer, some, options.batch_size)
     right = [{"question": one.question, "answers": one.answers} for one in known if one.is_right][: options.spoken]
     answers += spoken_answers("model, spoken", model, processor, right, options.batch_size, speak)
+    if options.cascade:
+        answers += cascade_answers(untouched, tokenizer, model, processor, right, options.batch_size, speak)
     if options.answers is not None:
         lines = (json.dumps({**asdict(answer), "is_right": answer.is_right}) for answer in answers)
         options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")

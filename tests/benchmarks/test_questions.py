@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from soundwave_hf.evaluation.shipped import EXAMPLES
+from soundwave_hf.evaluation.transcribe import ctc_transcribe
 from soundwave_hf.processing.text_soundwave import normalize_text
 from tests.modeling.conftest import folder, model, processor  # noqa: F401
 
@@ -91,15 +92,21 @@ def test_the_model_hears_what_the_llm_knows(benchmark, model, processor, folder,
     monkeypatch.setattr(benchmark.AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: model)
     monkeypatch.setattr(benchmark.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: processor.tokenizer)
     monkeypatch.setattr(benchmark, "resolve_backbone", lambda name: name)
-    benchmark.main(["--adapter", str(folder), "--written", "2", "--answers", str(out)])
-    assert heard == ["Question 1?", "Question 3?"]
+    benchmark.main(["--adapter", str(folder), "--written", "2", "--answers", str(out), "--cascade"])
+    assert heard == 2 * ["Question 1?", "Question 3?"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| untouched LLM, written | 5 | 2 | 40 |")
     assert lines[3].startswith("| untouched LLM, written, first 2 | 2 | 1 |")
     assert lines[4].startswith("| model, written, first 2 | 2 | 1 |")
     assert lines[5].startswith("| model, spoken | 2 | ")
+    cascade = [line for line in lines if line.startswith("| untouched LLM, questions ")]
+    assert [line.split(" | ")[1] for line in cascade] == ["2"] * 3
+    assert cascade[0].startswith("| untouched LLM, questions in the form of CTC targets | 2 | 2 |")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["voice"] for row in rows] == [None] * 9 + ["kokoro test"] * 2
+    assert [row["voice"] for row in rows] == [None] * 9 + ["kokoro test"] * 2 + [None] * 6
+    assert [row["question"] for row in rows[11:13]] == ["question 1", "question 3"]
+    clips = [{"array": speak("", number)[0], "sampling_rate": 16_000} for number in (0, 1)]
+    assert [row["question"] for row in rows[13:15]] == ctc_transcribe(model, processor, clips).texts
     assert [row["is_right"] for row in rows[:5]] == [False, True, False, True, False]
 
 
