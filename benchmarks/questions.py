@@ -1,4 +1,4 @@
-"""python benchmarks/questions.py [--adapter weights/soundwave-small] [--spoken 100] [--written 50] [--cascade]
+"""python benchmarks/questions.py [--adapter weights/soundwave-small] [--cascade] [--answers FILE]
 
 Whether a model answers spoken questions as its LLM answers written ones, and what the LLM still knows after training.
 `questions.json` holds 300 questions with accepted answers; none is in the training data. An answer is right if it
@@ -9,8 +9,8 @@ answered right, without any text, in voices that are kept out of training: flite
 it gets `--written` of the 300, right or not, in writing. All answers are greedy and have at most 64 tokens.
 
 `--cascade` also gives the untouched LLM the spoken questions in writing: in the form of the CTC targets (what perfect
-hearing would give the LLM), as the CTC head hears them, and as the model transcribes them. So one sees whether an
-answer was lost in hearing or in answering.
+hearing would give the LLM), as the CTC head hears them, and as the model transcribes them by its generation config. So
+one sees whether an answer was lost in hearing or in answering.
 
 It prints one Markdown table with 95 % intervals. `--answers` writes each answer as a line of JSON.
 """
@@ -52,6 +52,7 @@ class Answer:
     answers: list[str]  # accepted
     text: str
     voice: str | None = None
+    heard: str | None = None  # what the LLM read in place of the question
 
     @property
     def is_right(self) -> bool:
@@ -146,7 +147,9 @@ def cascade_answers(untouched, tokenizer, model, processor, questions: Sequence[
     found = []
     for name, texts in transcripts(model, processor, questions, batch_size, speak).items():
         written = [{**one, "question": text} for one, text in zip(questions, texts, strict=True)]
-        found += written_answers(f"untouched LLM, questions {name}", untouched, tokenizer, written, batch_size)
+        answers = written_answers(f"untouched LLM, questions {name}", untouched, tokenizer, written, batch_size)
+        pairs = zip(answers, questions, strict=True)
+        found += [replace(answer, question=one["question"], heard=answer.question) for answer, one in pairs]
     return found
 
 
@@ -189,6 +192,8 @@ def main(arguments: list[str] | None = None):
     tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
     untouched = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
     known = written_answers("untouched LLM, written", untouched, tokenizer, questions, options.batch_size)
+    if not options.cascade:
+        del untouched
     some = questions[: options.written]
     answers = known + [replace(one, asked=f"{one.asked}, first {len(some)}") for one in known[: len(some)]]
     answers += written_answers(f"model, written, first {len(some)}", model, tokenizer, some, options.batch_size)

@@ -100,12 +100,14 @@ class _Spelt:
         ends: for each last label, log-probability `(frames + 1,)` that a sequence is complete after so many frames and
             that the last frame has this label.
         blank: the same, if the last frame is blank.
+        earlier: log-probability that the transcript is the likeliest of the shorter beginnings of the text.
     """
 
-    def __init__(self, ends: dict[int, np.ndarray], blank: np.ndarray):
+    def __init__(self, ends: dict[int, np.ndarray], blank: np.ndarray, earlier: float = -np.inf):
         self.ends, self.blank = ends, blank
         self.total = np.logaddexp.reduce([blank, *ends.values()]) if ends else blank
         self.peak = self.total.max()
+        self.ended = max(float(self.total[-1]), earlier)
 
     def before(self, label: int) -> np.ndarray:
         """Log-probability `(frames,)` that a label may begin at a frame. A repeated label needs a blank."""
@@ -194,6 +196,10 @@ class CTCTexts:
     def whole(self, text: bytes) -> float:
         """Log-probability that the transcript is this text."""
         return float(self._spell(text).total[-1])
+
+    def ended(self, text: bytes) -> float:
+        """Log-probability that the transcript is the likeliest of this text and its beginnings."""
+        return self._spell(text).ended
 
     def prefix(self, text: bytes) -> float:
         """Log-probability that the transcript begins with this text."""
@@ -287,10 +293,11 @@ class CTCTexts:
         peaks = {label: values.max() for label, values in ends.items()}
         best = max(peaks.values(), default=-np.inf)
         ends = {label: values for label, values in ends.items() if peaks[label] >= best - NEGLIGIBLE}
+        earlier = self.spelt[text[:-1]].ended
         if best == -np.inf:
-            return _Spelt({}, np.full(len(self.blank) + 1, -np.inf))
+            return _Spelt({}, np.full(len(self.blank) + 1, -np.inf), earlier)
         reached = np.logaddexp.reduce(list(ends.values()))
-        return _Spelt(ends, _held(self.blank, reached[:-1]))
+        return _Spelt(ends, _held(self.blank, reached[:-1]), earlier)
 
 
 class SaidTexts(CTCTexts):

@@ -115,6 +115,12 @@ class CTCText:
         """Text of an answer's tokens, without an incomplete character at the end."""
         return self._bytes_written(tokens).decode(errors="ignore")
 
+    def ends_inside_character(self, tokens: list[int]) -> bool:
+        """Whether the last token of an answer writes the first bytes of a character alone."""
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        decoder.decode(self._bytes_written(tokens[-LABEL_TOKENS:]))
+        return bool(decoder.getstate()[0])
+
     def _bytes_written(self, tokens: list[int]) -> bytes:
         return b"".join(self.bytes_of[token] for token in tokens if self.writes(token))
 

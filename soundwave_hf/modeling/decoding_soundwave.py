@@ -24,7 +24,8 @@ LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score, beside tokens witho
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 MOST_MARKS = 8  # tokens without letters in a row, such as dashes and line breaks; then a word or the end must come
-MOST_BEHIND = 5.0  # nats by which the CTC head's term of an answer may lie behind that of the answer ended earlier
+MOST_BEHIND = 5.0  # nats, `weight` times CTC: an answer may be so much worse than an earlier part of it as the whole
+FAR_BEHIND = 1e4  # nats that a token costs which makes it worse
 DEFAULT_BEAMS = "transcription_num_beams"  # field of a generation config
 DEFAULTS = ("ctc_weight", "hotword_weight", DEFAULT_BEAMS)  # what a model's generation config may hold
 # Options of `generate` that choose a search, or that beams exclude. With one of them the default has no effect.
@@ -46,9 +47,10 @@ class CTCLogitsProcessor(LogitsProcessor):
     and CTC head disagree on the next word, and some answers would not end. After `MOST_MARKS` of them in a row, the
     next token has a label or ends the answer: a list of dashes is cheap for both, and would go on.
 
-    An answer does not go on long after its clip has ended, where a further letter may cost less than the end. A token
-    is left out if an earlier part of the answer, as the whole transcript, is better than the answer with it: by more
-    than `MOST_BEHIND`, in `weight` times the CTC log-probability.
+    An answer does not go on long after its clip has ended, where a further letter may cost less than the end. If an
+    earlier part of its label text, as the whole transcript, is better than the answer with a token by more than
+    `MOST_BEHIND` (`weight` times the CTC log-probability), the token comes behind all others. Where the answer may not
+    end, as with `min_new_tokens`, or is inside a character of several tokens, this does not apply.
 
     With a `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get -inf. Scores depend
     only on a row's clip and text, so beams may be reordered and drafts cut between two calls.
@@ -121,19 +123,20 @@ class CTCLogitsProcessor(LogitsProcessor):
         candidates.sort(key=lambda pair: -pair[1])
         if not self.weight:
             return dict(candidates[:num_kept])
-        before, least = self._score(texts, answer), self._least(texts, answer)
-        found, behind, best = {}, {}, []
+        before, may_end = self._score(texts, answer), any(token in self.end_ids for token, _ in candidates)
+        least = self._least(texts, answer) if may_end else -torch.inf
+        found, best = {}, []
         for token, own in candidates:  # the likeliest first; no CTC score is above 0
             if len(best) == num_kept and own <= best[-1]:
                 break
             score = self._score(texts, [*answer, token])
-            joint = own + self.weight * max(min(score - before, 0.0), -1e4)
+            change = score - before if before > -torch.inf else 0.0
+            found[token] = own + self.weight * max(min(change, 0.0), -1e4)
             if score < least and token not in self.end_ids:
-                behind[token] = joint
-                continue
-            found[token] = joint
-            best = sorted([*best, joint], reverse=True)[:num_kept]
-        return found or behind  # the end may be forbidden, by `min_new_tokens`
+                found[token] -= FAR_BEHIND
+            else:
+                best = sorted([*best, found[token]], reverse=True)[:num_kept]
+        return found
 
     def _candidates(self, row: int, answer: list[int], log_probs: torch.Tensor) -> list[tuple[int, float]]:
         """Tokens with the LLM's term of their scores."""
@@ -165,8 +168,9 @@ class CTCLogitsProcessor(LogitsProcessor):
 
     def _least(self, texts: CTCTexts, answer: list[int]) -> float:
         """The least `F` with which an answer may go on: see `MOST_BEHIND`."""
-        text = self.bridge.whole(self.bridge.text_of(answer))
-        return max(texts.whole(text[:end]) for end in range(len(text) + 1)) - MOST_BEHIND / self.weight
+        if self.bridge.ends_inside_character(answer):
+            return -torch.inf
+        return texts.ended(self.bridge.whole(self.bridge.text_of(answer))) - MOST_BEHIND / self.weight
 
     def _bonus(self, tree: PhraseTree, answer: list[int]) -> float:
         is_whole = bool(answer) and answer[-1] in self.end_ids

@@ -46,6 +46,8 @@ def test_texts_have_the_summed_probability_of_all_paths_that_write_them(seed):
     for text in (b"", b" a", b" ab", b" aba", b" ab a", b"aa", b" a a", b"bb"):
         whole = sum(probability for _, probability in texts.get(text, []))
         assert math.exp(scores.whole(text)) == pytest.approx(whole, rel=1e-4), text
+        beginnings = (scores.whole(text[:end]) for end in range(len(text) + 1))
+        assert scores.ended(text) == max(beginnings), text
         begun = sum(p for written, found in texts.items() if written.startswith(text) for _, p in found)
         assert math.exp(scores.prefix(text)) == pytest.approx(begun, rel=1e-4), text
 
@@ -116,7 +118,9 @@ def test_scores_do_not_depend_on_how_many_are_cached(monkeypatch, cached):
 
     def scores():
         clip = CTCTexts(frames, BYTES, [1, 3, 4])
-        found = [(clip.prefix(text), clip.whole(text), clip.continuations(text, 3)) for text in texts]
+        found = [
+            (clip.prefix(text), clip.whole(text), clip.ended(text), clip.continuations(text, 3)) for text in texts
+        ]
         return clip, found
 
     whole, expected = scores()

@@ -128,6 +128,9 @@ class Clip:
     def whole(self, text: bytes) -> float:
         return math.log(0.0001) if text == b" dead" else -30.0
 
+    def ended(self, text: bytes) -> float:
+        return max(self.whole(text[:end]) for end in range(len(text) + 1))
+
     def continuations(self, text: bytes, count: int) -> list[bytes]:
         return [b" and"]
 
@@ -202,15 +205,39 @@ def next_scores(weight: float, answer: list[int], beams: int = 2, end: float = 1
 )
 def test_an_answer_does_not_go_on_far_behind_the_same_answer_ended_earlier(weight, answer, goes_on):
     found = next_scores(weight, answer)
-    assert math.isfinite(found[0]) == goes_on
-    assert math.isfinite(found[4])
+    assert (found[0] > -100) == goes_on
+    assert torch.isfinite(found[[0, 4]]).all()  # beams beyond the best still have tokens to go on with
     greedy = next_scores(weight, answer, beams=1, end=0.01)
     assert goes_on or int(greedy.argmax()) not in (0, 1)  # but a mark, or the end
 
 
-def test_where_the_end_is_forbidden_an_answer_goes_on():
-    found = next_scores(0.9, [0, 0], beams=1, end=0.0)  # as `min_new_tokens` leaves it
-    assert int(found.argmax()) == 0 and not found.isnan().any()
+@pytest.mark.parametrize("weight", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("answer", [[0], [0, 0], [0, 3, 0]])
+def test_where_the_end_is_forbidden_scores_are_those_without_the_limit(weight, answer, monkeypatch):
+    found = next_scores(weight, answer, end=0.0)  # as `min_new_tokens` leaves it
+    monkeypatch.setattr(decoding_soundwave, "MOST_BEHIND", math.inf)
+    assert found.tolist() == next_scores(weight, answer, end=0.0).tolist() and found[0] > -100
+
+
+def test_a_character_of_several_tokens_is_finished():
+    class Letters(WordBridge):
+        def __init__(self):
+            self.form, self.bytes_of = "lower", [b" dead", b" \xe5\xa5", b"\xbd", b"\n", b""]
+            self.token_of = {text: token for token, text in enumerate(self.bytes_of)}
+
+    bridge = Letters()
+    assert [bridge.ends_inside_character(answer) for answer in ([], [0], [0, 1], [0, 1, 2])] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    processor = CTCLogitsProcessor([Once()], bridge, 0.9, prompt_length=1, end_ids=[4])
+    llm = torch.tensor([[0.001, 0.001, 0.99, 0.001, 0.007]]).log()
+    after_piece = processor(torch.tensor([[9, 0, 1]] * 2), llm.repeat(2, 1))[0]
+    assert after_piece[2] > -100  # otherwise the answer would end in half of a character
+    after_character = processor(torch.tensor([[9, 0, 1, 2]] * 2), llm.repeat(2, 1))[0]
+    assert after_character[0] < -1000 and after_character[4] > -100
 
 
 @pytest.mark.parametrize("answer", [[0], [2], [0, 3], [2, 2], [0, 3, 1]])
@@ -229,8 +256,8 @@ def test_the_limit_is_taken_from_the_sum_over_all_paths(answer, monkeypatch):
     found = processor(torch.tensor([answer] * 4), torch.zeros(4, 7))[0]  # four beams keep every token
     for token in (0, 1, 2, 3):
         begun = ctc_form((written + BYTES[token]).decode(), "as_written").encode()
-        assert math.isfinite(found[token]) == (log_of(lambda text, begun=begun: text.startswith(begun)) >= least)
-    assert math.isfinite(found[END])
+        assert (found[token] > -8000) == (log_of(lambda text, begun=begun: text.startswith(begun)) >= least)
+    assert found[END] > -8000
 
 
 def test_word_pieces_are_refused():
