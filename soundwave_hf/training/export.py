@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file
-from ..modeling.configuration_soundwave import relative_name
+from ..modeling.configuration_soundwave import SoundwaveConfig, relative_name
 from ..modeling.folders_soundwave import ENCODER_LORA_FILE
+from ..modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
 from ..publish.runs import RECORD, describe_runs
 
 
@@ -61,7 +62,11 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
 
 
 def half_weights(run: Path) -> dict[str, torch.Tensor]:
-    """The adapters of a run as float16. Raises: `ValueError` if a weight has no finite float16 value."""
+    """The adapters of a run as float16, with the fields of its config.json, which may have been edited since.
+
+    Raises: `ValueError` if a weight has no finite float16 value.
+    """
+    fields = as_tensor(trained_fields(SoundwaveConfig.from_pretrained(run)))
     weights = {
         name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
         for name, weight in load_file(run / WEIGHTS).items()
@@ -69,7 +74,7 @@ def half_weights(run: Path) -> dict[str, torch.Tensor]:
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
-    return weights
+    return weights | {name: fields for name in weights if name.endswith(f".{TENSOR}")}
 
 
 def _name_from(backbone: dict, run: Path, destination: Path):

@@ -1,10 +1,13 @@
+import json
 import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from soundwave_hf import SoundwaveForConditionalGeneration, train
+from soundwave_hf.modeling.backbones_soundwave import adapter_fields
 from soundwave_hf.publish.runs import read_runs
 from soundwave_hf.training.export import WEIGHTS, export_adapter
 
@@ -39,6 +42,21 @@ def test_an_exported_run_loads_and_is_near_the_run(workspace, chain, tmp_path):
     for name, parameter in run.named_parameters():
         assert weights[name].dtype == torch.float32
         torch.testing.assert_close(weights[name], parameter, rtol=1e-2, atol=1e-3)
+
+
+def test_a_field_that_was_edited_in_the_config_is_that_of_the_exported_weights(workspace, chain, tmp_path):
+    run = shutil.copytree(chain["shrink"].folder, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    margin = config["blank_margin"] + 0.25
+    (run / "config.json").write_text(json.dumps(config | {"blank_margin": margin}))
+    folder = export_adapter(run, tmp_path / "shipped")
+    backbones = workspace.encoder, workspace.llm
+    model = SoundwaveForConditionalGeneration.from_backbones(*backbones, **adapter_fields(folder, *backbones))
+    loaded = PeftModel.from_pretrained(model, folder)  # compares the weights' fields with the model's
+    assert loaded.config.blank_margin == margin
+    other = SoundwaveForConditionalGeneration.from_backbones(*backbones, **adapter_fields(run, *backbones))
+    with pytest.raises(ValueError, match="`blank_margin` is"):
+        PeftModel.from_pretrained(other, chain["shrink"].folder)
 
 
 def test_defaults_of_decoding_travel_with_the_adapters(workspace, chain, tmp_path):
