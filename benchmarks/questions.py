@@ -9,8 +9,8 @@ answered right, without any text, in voices that are kept out of training: flite
 it gets `--written` of the 300, right or not, in writing. All answers are greedy and have at most 64 tokens.
 
 `--cascade` also gives the untouched LLM the spoken questions in writing: in the form of the CTC targets (what perfect
-hearing would give the LLM), as the CTC head hears them, and as the model transcribes them by its generation config. So
-one sees whether an answer was lost in hearing or in answering.
+hearing would give the LLM), as the CTC head hears them, and as the model transcribes them (by its generation config).
+The model gets its own transcripts too. So one sees whether an answer was lost in hearing or in answering.
 
 It prints one Markdown table with 95 % intervals. `--answers` writes each answer as a line of JSON.
 """
@@ -143,11 +143,14 @@ def transcripts(model, processor, questions: Sequence[dict], batch_size: int, sp
 
 
 def cascade_answers(untouched, tokenizer, model, processor, questions: Sequence[dict], batch_size: int, speak):
-    """Answers of the untouched LLM to the transcripts of spoken questions."""
+    """Answers to the transcripts of spoken questions: of the untouched LLM, and of the model to its own."""
+    written = transcripts(model, processor, questions, batch_size, speak)
+    asked = [("untouched LLM", untouched, *texts) for texts in written.items()]
+    asked.append(("model", model, *list(written.items())[-1]))
     found = []
-    for name, texts in transcripts(model, processor, questions, batch_size, speak).items():
-        written = [{**one, "question": text} for one, text in zip(questions, texts, strict=True)]
-        answers = written_answers(f"untouched LLM, questions {name}", untouched, tokenizer, written, batch_size)
+    for who, llm, how, texts in asked:
+        heard = [{**one, "question": text} for one, text in zip(questions, texts, strict=True)]
+        answers = written_answers(f"{who}, questions {how}", llm, tokenizer, heard, batch_size)
         pairs = zip(answers, questions, strict=True)
         found += [replace(answer, question=one["question"], heard=answer.question) for answer, one in pairs]
     return found
