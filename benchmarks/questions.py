@@ -21,6 +21,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,7 @@ def speaker() -> Callable[[str, int], tuple[np.ndarray, str]]:
 
     kokoro = Kokoro(kokoro_folder())
 
+    @cache  # with `--cascade`, each question is heard twice
     def speak(text: str, number: int) -> tuple[np.ndarray, str]:
         rng = random.Random(number)
         speed = rng.uniform(0.9, 1.1)
