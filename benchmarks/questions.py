@@ -8,9 +8,10 @@ First the untouched LLM gets every question in writing. The model then hears the
 answered right, without any text, in voices that are kept out of training: flite awb and Kokoro's, alone and mixed. And
 it gets `--written` of the 300, right or not, in writing. All answers are greedy and have at most 64 tokens.
 
-`--cascade` also gives the untouched LLM the spoken questions in writing: in the form of the CTC targets (what perfect
-hearing would give the LLM), as the CTC head hears them, and as the model transcribes them (by its generation config).
-The model gets its own transcripts too. So one sees whether an answer was lost in hearing or in answering.
+`--cascade` adds answers in two steps: the model transcribes a question, then the LLM answers the transcript
+(`answer_from_transcripts`; the LoRA is off for the answer). To tell what is lost in hearing from what is lost in
+answering, the model with its LoRA gets its transcripts too. The untouched LLM gets the transcripts of the CTC head,
+and the questions in the form of the CTC targets (perfect hearing).
 
 It prints one Markdown table with 95 % intervals. `--answers` writes each answer as a line of JSON.
 """
@@ -28,11 +29,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor, answer_from_transcripts
 from soundwave_hf.data.backbones import resolve_backbone
 from soundwave_hf.evaluation.metrics import bootstrap_interval
 from soundwave_hf.evaluation.shipped import ADAPTER, EXAMPLES
-from soundwave_hf.evaluation.transcribe import ask, conversation, generated_texts
+from soundwave_hf.evaluation.transcribe import conversation, ctc_transcribe, generated_texts
 from soundwave_hf.modeling.ctc_text_soundwave import ctc_form
 from soundwave_hf.modeling.folders_soundwave import backbone_name
 from soundwave_hf.processing.text_soundwave import normalize_text
@@ -131,28 +132,26 @@ def spoken_answers(asked: str, model, processor, questions: Sequence[dict], batc
     return found
 
 
-@torch.inference_mode()
-def transcripts(model, processor, questions: Sequence[dict], batch_size: int, speak) -> dict[str, list[str]]:
-    """How the questions are written, for each way to hear them."""
-    form = model.config.ctc_text
-    found = {"in the form of CTC targets": [ctc_form(one["question"], form).strip() for one in questions]}
-    for part in batches(list(enumerate(questions)), batch_size):
-        clips = [{"array": speak(one["question"], number)[0], "sampling_rate": RATE} for number, one in part]
-        heard = ask(model, processor, clips)
-        found.setdefault("as the CTC head hears them", []).extend(heard.ctc_texts)
-        found.setdefault("as the model transcribes them", []).extend(heard.texts)
-    return found
-
-
 def cascade_answers(untouched, tokenizer, model, processor, questions: Sequence[dict], batch_size: int, speak):
-    """Answers to the transcripts of spoken questions: of the untouched LLM, and of the model to its own."""
-    written = transcripts(model, processor, questions, batch_size, speak)
-    asked = [("untouched LLM", untouched, *texts) for texts in written.items()]
-    asked.append(("model", model, *list(written.items())[-1]))
-    found = []
-    for who, llm, how, texts in asked:
-        heard = [{**one, "question": text} for one, text in zip(questions, texts, strict=True)]
-        answers = written_answers(f"{who}, questions {how}", llm, tokenizer, heard, batch_size)
+    """Answers to transcripts of spoken questions. Args: model: with its LoRA apart."""
+    clips, voices = zip(*(speak(one["question"], number) for number, one in enumerate(questions)), strict=True)
+    clips = [{"array": samples, "sampling_rate": RATE} for samples in clips]
+    head = [text for part in batches(clips, batch_size) for text in ctc_transcribe(model, processor, part).texts]
+    talks = [conversation(clip, "") for clip in clips]
+    cascade = answer_from_transcripts(model, processor, talks, batch_size, MAX_NEW_TOKENS)
+    perfect = [ctc_form(one["question"], model.config.ctc_text).strip() for one in questions]
+    own = [one.transcripts[0] for one in cascade]
+    found = [
+        Answer("model, spoken, from its transcripts", **one, text=answer.text, voice=voice, heard=text)
+        for one, answer, voice, text in zip(questions, cascade, voices, own, strict=True)
+    ]
+    for asked, llm, texts in (
+        ("model with its LoRA, its transcripts", model, own),
+        ("untouched LLM, transcripts of the CTC head", untouched, head),
+        ("untouched LLM, the questions in the form of CTC targets", untouched, perfect),
+    ):
+        read = [{**one, "question": text} for one, text in zip(questions, texts, strict=True)]
+        answers = written_answers(asked, llm, tokenizer, read, batch_size)
         pairs = zip(answers, questions, strict=True)
         found += [replace(answer, question=one["question"], heard=answer.question) for answer, one in pairs]
     return found
@@ -186,12 +185,14 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--spoken", type=int, default=100, help="most spoken questions")
     parser.add_argument("--written", type=int, default=50, help="written questions for the model")
-    parser.add_argument("--cascade", action="store_true", help="the untouched LLM also answers the transcripts")
+    parser.add_argument("--cascade", action="store_true", help="also answer from transcripts")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--answers", type=Path, help="file for the answers, as JSON lines")
     options = parser.parse_args(arguments)
     questions, speak = read_questions(), speaker()
-    model = SoundwaveForConditionalGeneration.from_pretrained(str(options.adapter), dtype=torch.float32).eval()
+    model = SoundwaveForConditionalGeneration.from_pretrained(
+        str(options.adapter), dtype=torch.float32, merge_lora=not options.cascade
+    ).eval()
     processor = SoundwaveProcessor.from_pretrained(str(options.adapter))
     llm = resolve_backbone(backbone_name(model.config.text_config.name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")

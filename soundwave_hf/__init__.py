@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
     from .processing.processing_soundwave import SoundwaveProcessor
     from .publish.push import push_model
+    from .text_answers import answer_from_transcripts
     from .training.arguments import SoundwaveTrainingArguments
     from .training.collator import SoundwaveCollator, SoundwaveDataCollator
     from .training.run import run_stage, train
@@ -53,6 +54,7 @@ _MODULE_OF = {
     "run_stage": "training.run",
     "train": "training.run",
     "StreamingTranscriber": "live",
+    "answer_from_transcripts": "text_answers",
     "transcribe_clips": "transcribe",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "SoundwaveTrainer",
     "SoundwaveTrainingArguments",
     "StreamingTranscriber",
+    "answer_from_transcripts",
     "convert_published",
     "load_adapter",
     "load_processor",

@@ -37,6 +37,7 @@ DOCUMENTED = [
     load_lora,
     soundwave_hf.StreamingTranscriber,
     soundwave_hf.transcribe_clips,
+    soundwave_hf.answer_from_transcripts,
 ]
 
 
@@ -72,6 +73,7 @@ def save_tiny_lora(folder, encoder: str, llm: str):
     lora = LoraConfig(r=2, target_modules=lora_targets(joined.model.language_model), modules_to_save=list(ADAPTERS))
     get_peft_model(joined, lora).save_pretrained(folder)
     joined.config.save_pretrained(folder)
+    soundwave_hf.SoundwaveProcessor.from_backbones(encoder, llm).save_pretrained(folder)
     return folder
 
 

@@ -425,6 +425,7 @@ class SoundwaveProcessor(ProcessorMixin):
         conversation: list[dict] | list[list[dict]],
         chat_template: str | None = None,
         *,
+        add_system_prompt: bool = True,
         sampling_rate: int | None = None,
         processor_kwargs: dict | None = None,
         **kwargs,
@@ -439,13 +440,13 @@ class SoundwaveProcessor(ProcessorMixin):
                 rate is given beside it: `{"type": "audio", "audio": array, "sampling_rate": 16000}`.
             chat_template (`str`, *optional*): a template, or the name of one, instead of the processor's. A template
                 for messages as parts must add audio tokens and a system prompt itself.
+            add_system_prompt (`bool`): add the paper's `SYSTEM_PROMPT` to conversations without a system message.
+                Without it, the LLM's template may add its own.
             sampling_rate (`int`, *optional*): Hz of arrays without a rate.
             processor_kwargs (`dict`, *optional*): options of the call, such as `{"padding": False}`. Audio options
                 (`mono`, `allow_truncated`, `max_seconds`, `max_bytes`) may also be given directly.
             kwargs: as in [`ProcessorMixin.apply_chat_template`]: `tokenize`, `return_dict`, `add_generation_prompt`,
                 `continue_final_message`, `tools`, `return_tensors`, and variables of the template.
-
-        `SYSTEM_PROMPT` is added to conversations without a system message.
 
         Returns: `str` or list of `str` with `tokenize=False` (the default), else the output of the call, or only its
             `input_ids` with `return_dict=False`.
@@ -465,7 +466,7 @@ class SoundwaveProcessor(ProcessorMixin):
             template = FLATTEN_PARTS.replace("AUDIO_TOKEN", json.dumps(self.audio_token)) + template
         conversations, is_batched = self._normalize_conversations(conversation)
         conversations = [[standard_parts(message) for message in messages] for messages in conversations]
-        if flatten or chat_template is None:
+        if add_system_prompt and (flatten or chat_template is None):
             conversations = [with_system_prompt(messages, template, special_tokens) for messages in conversations]
         given = {name: kwargs.pop(name) for name in AUDIO_OPTIONS if name in kwargs}
         if sampling_rate is not None:

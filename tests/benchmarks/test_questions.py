@@ -6,10 +6,12 @@ import random
 import numpy as np
 import pytest
 
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor, answer_from_transcripts
 from soundwave_hf.evaluation.shipped import EXAMPLES
-from soundwave_hf.evaluation.transcribe import ctc_transcribe
+from soundwave_hf.evaluation.transcribe import conversation, ctc_transcribe
 from soundwave_hf.processing.text_soundwave import normalize_text
 from tests.modeling.conftest import folder, model, processor  # noqa: F401
+from tests.modeling.test_load_adapters import place  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_answers_are_counted_by_who_was_asked(benchmark):
     ]
 
 
-def test_the_model_hears_what_the_llm_knows(benchmark, model, processor, folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_model_hears_what_the_llm_knows(benchmark, place, tmp_path, monkeypatch, capsys):  # noqa: F811
     questions = [{"question": f"Question {number}?", "answers": ["yes"]} for number in range(5)]
     heard = []
 
@@ -81,36 +83,44 @@ def test_the_model_hears_what_the_llm_knows(benchmark, model, processor, folder,
         heard.append(text)
         return (3000 * np.random.default_rng(number).standard_normal(8_000)).astype(np.int16), "kokoro test"
 
-    def llm(asked, model, tokenizer, questions, batch_size):
+    def llm(asked, untouched, tokenizer, questions, batch_size):
         texts = ["Yes." if "3" in one["question"] or "1" in one["question"] else "No." for one in questions]
         return [benchmark.Answer(asked, **one, text=text) for one, text in zip(questions, texts, strict=True)]
 
     monkeypatch.setattr(benchmark, "read_questions", lambda: questions)
     monkeypatch.setattr(benchmark, "speaker", lambda: speak)
     monkeypatch.setattr(benchmark, "written_answers", llm)
+    monkeypatch.setattr(benchmark, "resolve_backbone", lambda name: str(place / "llm"))
     out = tmp_path / "answers.jsonl"
-    monkeypatch.setattr(benchmark.AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: model)
-    monkeypatch.setattr(benchmark.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: processor.tokenizer)
-    monkeypatch.setattr(benchmark, "resolve_backbone", lambda name: name)
-    benchmark.main(["--adapter", str(folder), "--written", "2", "--answers", str(out), "--cascade"])
+    benchmark.main(["--adapter", str(place / "run"), "--written", "2", "--answers", str(out), "--cascade"])
     assert heard == 2 * ["Question 1?", "Question 3?"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| untouched LLM, written | 5 | 2 | 40 |")
     assert lines[3].startswith("| untouched LLM, written, first 2 | 2 | 1 |")
     assert lines[4].startswith("| model, written, first 2 | 2 | 1 |")
     assert lines[5].startswith("| model, spoken | 2 | ")
-    cascade = [line for line in lines if ", questions " in line]
-    assert [line.split(" | ")[1] for line in cascade] == ["2"] * 4
-    assert [line.split(", questions")[0] for line in cascade] == ["| untouched LLM"] * 3 + ["| model"]
-    assert cascade[0].startswith("| untouched LLM, questions in the form of CTC targets | 2 | 2 |")
+    assert [line.split(" | ")[:2] for line in lines[7:]] == [
+        ["| model, spoken, from its transcripts", "2"],
+        ["| model, spoken, from its transcripts, kokoro", "2"],
+        ["| model with its LoRA, its transcripts", "2"],
+        ["| untouched LLM, transcripts of the CTC head", "2"],
+        ["| untouched LLM, the questions in the form of CTC targets", "2"],
+    ]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["voice"] for row in rows] == [None] * 9 + ["kokoro test"] * 2 + [None] * 8
-    assert [row["question"] for row in rows[11:]] == 4 * ["Question 1?", "Question 3?"]
-    assert [row["heard"] for row in rows[:13]] == [None] * 11 + ["question 1", "question 3"]
-    clips = [{"array": speak("", number)[0], "sampling_rate": 16_000} for number in (0, 1)]
-    assert [row["heard"] for row in rows[13:15]] == ctc_transcribe(model, processor, clips).texts
-    assert [row["heard"] for row in rows[15:17]] == [row["heard"] for row in rows[17:]]
     assert [row["is_right"] for row in rows[:5]] == [False, True, False, True, False]
+    assert [row["voice"] for row in rows] == [None] * 9 + ["kokoro test"] * 4 + [None] * 6
+    assert [row["question"] for row in rows[9:]] == 5 * ["Question 1?", "Question 3?"]
+    assert [row["heard"] for row in rows[:11]] == [None] * 11
+    loaded = (
+        SoundwaveForConditionalGeneration.from_pretrained(place / "run", merge_lora=False),
+        SoundwaveProcessor.from_pretrained(place / "run"),
+    )
+    clips = [{"array": speak("", number)[0], "sampling_rate": 16_000} for number in (0, 1)]
+    found = answer_from_transcripts(*loaded, [conversation(clip, "") for clip in clips], max_new_tokens=64)
+    assert [row["text"] for row in rows[11:13]] == [one.text for one in found]
+    assert [row["heard"] for row in rows[11:15]] == 2 * [one.transcripts[0] for one in found]
+    assert [row["heard"] for row in rows[15:17]] == ctc_transcribe(*loaded, clips).texts
+    assert [row["heard"] for row in rows[17:]] == ["question 1", "question 3"]
 
 
 def test_written_questions_are_answered_in_batches(benchmark, model, processor):  # noqa: F811
