@@ -1,7 +1,8 @@
 """Instruction rows (Stage III): requests about a clip whose answers are known by construction.
 
-Three kinds: transcribe (many wordings), questions that code answers from the transcript, and spoken questions. Answers
-are full sentences; some quote the transcript first, which lets a small language model read before it replies.
+Four kinds: transcribe (many wordings), questions that code answers from the transcript, who speaks, and spoken
+questions. Answers are full sentences; some quote the transcript first, which lets a small language model read before
+it replies.
 """
 
 import random
@@ -193,6 +194,36 @@ TRANSCRIPT_QUESTIONS: tuple[Callable[[str, list[str], random.Random], tuple[str,
 )  # fmt: skip
 
 
+# ---- who speaks ----
+
+
+WHO_SPEAKS = ("Who speaks, a man or a woman?", "Who is speaking?", "Is the speaker a woman or a man?")
+WOMEN, MEN = ("slt", "allison"), ("rms", "joe")  # kal16 is made so much higher that one cannot always tell
+
+
+def speaker_of(voice: str) -> str | None:
+    """Return "woman" or "man", or None for an unknown voice. A mixture of Kokoro's: `af_sky:0.40+af_bella:0.60`.
+
+    The second letter of Kokoro's names tells: `af_sky` is an American woman, `bm_lewis` a British man.
+    """
+    if voice in WOMEN + MEN:
+        return "woman" if voice in WOMEN else "man"
+    kinds = {part[1] for part in voice.split("+") if re.match("[ab][fm]_", part)}
+    return {"f": "woman", "m": "man"}[kinds.pop()] if len(kinds) == 1 else None
+
+
+def who_speaks_rows(clips: list[dict], rng: random.Random, most: int) -> list[dict]:
+    """Whether a woman or a man speaks, for up to `most` clips of known voices; as many women as men."""
+    speakers = {clip["audio"]: speaker_of(clip.get("voice") or "") for clip in clips}
+    by_speaker = [[clip for clip in clips if speakers[clip["audio"]] == one] for one in ("woman", "man")]
+    count = min(most // 2, *map(len, by_speaker))
+    rows = []
+    for clip in (clip for own in by_speaker for clip in rng.sample(own, count)):
+        question, answer = rng.choice(WHO_SPEAKS), f"A {speakers[clip['audio']]} speaks."
+        rows.append({**clip, "question": question, "answer": answer, "task": "who_speaks"})
+    return rows
+
+
 # ---- rows ----
 
 
@@ -226,6 +257,8 @@ def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
 def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 1200) -> list[dict]:
     """All rows in random order: `each` questions about clips, four times as many transcripts, every spoken question.
 
+    If the voices are known, a tenth of the questions about clips ask who speaks.
+
     A large part are transcripts, so that a model which learns to answer does not forget to write down. Of the
     telephone prompts, which are short and few, each comes five times.
 
@@ -241,6 +274,9 @@ def instruction_rows(train: list[dict], questions: list[dict], rng: random.Rando
     places = {clip["audio"] for clip in asked}
     others = [clip for clip in others if clip["audio"] not in places]
     rows = transcribe_rows(5 * human + rng.sample(others, min(4 * each, len(others))), rng)
-    rows += transcript_question_rows(human + asked, rng)
+    about_voices = who_speaks_rows(asked, rng, each // 10)
+    places = {row["audio"] for row in about_voices}
+    rows += about_voices
+    rows += transcript_question_rows(human + [clip for clip in asked if clip["audio"] not in places], rng)
     rows += spoken_question_rows(questions, rng)
     return rng.sample(rows, len(rows))

@@ -138,5 +138,39 @@ def test_rows_hold_every_kind_and_keep_the_fields_of_their_clip():
     assert all(row["answer"] == row["text"] for row in rows if row["task"] == "transcribe")
 
 
+@pytest.mark.parametrize(
+    ("voice", "speaker"),
+    [
+        ("slt", "woman"),
+        ("rms", "man"),
+        ("kal16", None),
+        ("af_sky", "woman"),
+        ("bm_lewis", "man"),
+        ("am_eric:0.40+am_onyx:0.60", "man"),
+        ("am_eric:0.40+af_sky:0.60", None),
+        ("GUYBRUSH", None),
+        ("", None),
+    ],
+)
+def test_the_speaker_is_a_woman_or_a_man_or_unknown(voice, speaker):
+    assert instructions.speaker_of(voice) == speaker
+
+
+def test_as_many_women_as_men_are_asked_about():
+    voices = ["slt"] * 20 + ["am_eric"] * 7 + ["kal16"] * 9
+    clips = [{**clip(number, "fortunes"), "voice": voice} for number, voice in enumerate(voices)]
+    rows = instructions.who_speaks_rows(clips, random.Random(0), most=10)
+    assert Counter((row["voice"], row["answer"]) for row in rows) == {
+        ("slt", "A woman speaks."): 5,
+        ("am_eric", "A man speaks."): 5,
+    }
+    assert len({row["audio"] for row in rows}) == 10
+    assert len(instructions.who_speaks_rows(clips, random.Random(0), most=40)) == 14
+    every = instruction_rows(clips, [], random.Random(0), each=30)
+    asked = [row for row in every if row["task"] != "transcribe"]
+    assert Counter(row["task"] for row in asked)["who_speaks"] == 2
+    assert len({row["audio"] for row in asked}) == len(asked) == 30
+
+
 def test_words_keep_apostrophes_and_hyphens():
     assert spoken_words("Don't, e-mail Mr. X!") == ["Don't", "e-mail", "Mr", "X"]
