@@ -71,10 +71,15 @@ train: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 train: export MALLOC_TOP_PAD_ = 268435456
 train: $(VENV)/data.stamp $(VENV)/demo.stamp
 	$(BACKBONES)
+	@echo "make train, part 1 of 5: data. Left after it: Stage I, Stage II, Stage III, scores."
 	$(RUN)/python examples/soundwave-small/build_data.py
+	@echo "make train, part 2 of 5: Stage I. Left after it: Stage II, Stage III, scores."
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/1_align.yaml
+	@echo "make train, part 3 of 5: Stage II. Left after it: Stage III, scores."
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/2_shrink.yaml
+	@echo "make train, part 4 of 5: Stage III. Left after it: scores."
 	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/3_instruct.yaml
+	@echo "make train, part 5 of 5: scores."
 	$(RUN)/soundwave-hf export "$(RUNS)/3_instruct" "$(RUNS)/exported"
 	$(RUN)/soundwave-hf evaluate --adapter "$(RUNS)/exported" --baseline --generate '{ctc_weight: 0.5}' \
 		--output "$(RUNS)/exported/evaluation.json"
