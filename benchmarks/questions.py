@@ -9,9 +9,9 @@ answered right, without any text, in voices that are kept out of training: flite
 it gets `--written` of the 300, right or not, in writing. All answers are greedy and have at most 64 tokens.
 
 `--cascade` adds answers in two steps: the model transcribes a question, then the LLM answers the transcript
-(`answer_from_transcripts`; the LoRA is off for the answer). To tell what is lost in hearing from what is lost in
-answering, the model with its LoRA gets its transcripts too. The untouched LLM gets the transcripts of the CTC head,
-and the questions in the form of the CTC targets (perfect hearing).
+(`answer_from_transcripts`; the LoRA is off for the answer, and an empty transcript gets none). To tell what is lost in
+hearing from what is lost in answering, the model with its LoRA gets its transcripts too. The untouched LLM gets the
+transcripts of the CTC head, and the questions in the form of the CTC targets (perfect hearing).
 
 It prints one Markdown table with 95 % intervals. `--answers` writes each answer as a line of JSON.
 """
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None):
     answers += written_answers(f"model, written, first {len(some)}", model, tokenizer, some, options.batch_size)
     right = [{"question": one.question, "answers": one.answers} for one in known if one.is_right][: options.spoken]
     answers += spoken_answers("model, spoken", model, processor, right, options.batch_size, speak)
-    if options.cascade:
+    if options.cascade and right:
         answers += cascade_answers(untouched, tokenizer, model, processor, right, options.batch_size, speak)
     if options.answers is not None:
         lines = (json.dumps({**asdict(answer), "is_right": answer.is_right}) for answer in answers)

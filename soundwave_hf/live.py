@@ -14,7 +14,7 @@ import torch
 
 from .audio_files import HEAD_BYTES, refuse_empty, refuse_header
 from .evaluation.metrics import collapse_ctc
-from .modeling.audio_model_soundwave import SoundwaveAudioModel
+from .evaluation.transcribe import audio_side
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK
 from .modeling.segments_soundwave import cut_samples
 from .processing.audio_soundwave import AudioOptions, check_rate, check_samples, import_soxr, read_array
@@ -201,7 +201,7 @@ class StreamingTranscriber:
 
     def _labels(self, samples: np.ndarray, first: int) -> list[int]:
         """CTC label of each frame of samples from frame `first` on."""
-        audio_model = next(part for part in self.model.modules() if isinstance(part, SoundwaveAudioModel))
+        audio_model = audio_side(self.model)
         features = self.processor.log_mel(self.processor.load_clips([self._clip(samples)]))
         inputs = {name: torch.from_numpy(values).to(self.model.device) for name, values in features.items()}
         _, aligned, mask = audio_model.align(**inputs)

@@ -99,6 +99,7 @@ def _ask(model, processor, features: dict[str, np.ndarray]) -> dict:
     """The peaks of the CTC head, and the frames that become positions."""
     import torch
 
+    from .evaluation.transcribe import audio_side
     from .modeling.adapters_soundwave import first_of_run
     from .modeling.positions_soundwave import find_position_limits
 
@@ -108,7 +109,7 @@ def _ask(model, processor, features: dict[str, np.ndarray]) -> dict:
     with torch.no_grad():
         audio = model.get_audio_features(**tensors, position_limits=limits)
         mask = torch.arange(audio.ctc_best.shape[1], device=model.device)[None] < audio.num_frames[:, None]
-        kept = model.model.keep_mask(audio.ctc_best, mask, limits)[0].nonzero().flatten()
+        kept = audio_side(model).keep_mask(audio.ctc_best, mask, limits)[0].nonzero().flatten()
         if len(kept) > audio.num_positions.item():
             kept = kept[_left(model, audio, tensors, limits)]
     starts = (first_of_run(audio.ctc_best) & mask & (audio.ctc_best != model.config.audio_token_id))[0]

@@ -9,6 +9,7 @@ import torch
 
 from .evaluation.generate_options import check_generate, not_taken
 from .evaluation.transcribe import (
+    audio_side,
     batches_of_like_length,
     check_batch_size,
     ctc_texts_of,
@@ -288,11 +289,12 @@ def llm_aligned(model, processor, clips: list[dict], options: TranscribeOptions)
 def ctc_aligned(model, processor, clips: list[dict], options: TranscribeOptions) -> tuple:
     """As `llm_aligned`, of the CTC head's transcripts, from one pass of the encoder."""
     features = features_of(model, processor, clips)
-    audio_model = model.base_model
+    audio_model = audio_side(model)
     _, aligned, mask = audio_model.align(**features)
     audio = audio_model.label(aligned, mask, audio_model.token_table())
     texts = ctc_texts_of(model, processor, audio)
-    found = processor.align_word_timestamps(texts, ctc_clips(model, audio, **features))
+    clips = ctc_clips(model, audio, **features, frames=audio_model.ctc_frames(audio))
+    found = processor.align_word_timestamps(texts, clips)
     chunks, probabilities = ([one[name] for one in found] for name in ("chunks", "probability"))
     return texts, [True] * len(texts), chunks, probabilities
 

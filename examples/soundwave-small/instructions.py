@@ -197,8 +197,8 @@ TRANSCRIPT_QUESTIONS: tuple[Callable[[str, list[str], random.Random], tuple[str,
 # ---- who speaks ----
 
 
-WHO_SPEAKS = ("Who speaks, a man or a woman?", "Who is speaking?", "Is the speaker a woman or a man?")
-WOMEN, MEN = ("slt", "allison"), ("rms", "joe")  # kal16 is made so much higher that one cannot always tell
+WHO_SPEAKS = ("Who speaks, a man or a woman?", "Is a man or a woman speaking?", "Is the speaker a woman or a man?")
+WOMEN, MEN = ("slt", "allison"), ("rms", "joe")  # the pitch of kal16 is raised by up to 1.4: one cannot always tell
 
 
 def speaker_of(voice: str) -> str | None:
@@ -257,7 +257,7 @@ def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
 def instruction_rows(train: list[dict], questions: list[dict], rng: random.Random, each: int = 1200) -> list[dict]:
     """All rows in random order: `each` questions about clips, four times as many transcripts, every spoken question.
 
-    If the voices are known, a tenth of the questions about clips ask who speaks.
+    If the voices are known, up to a tenth of the questions about clips ask who speaks.
 
     A large part are transcripts, so that a model which learns to answer does not forget to write down. Of the
     telephone prompts, which are short and few, each comes five times.
@@ -274,9 +274,9 @@ def instruction_rows(train: list[dict], questions: list[dict], rng: random.Rando
     places = {clip["audio"] for clip in asked}
     others = [clip for clip in others if clip["audio"] not in places]
     rows = transcribe_rows(5 * human + rng.sample(others, min(4 * each, len(others))), rng)
-    about_voices = who_speaks_rows(asked, rng, each // 10)
+    about_voices = who_speaks_rows(human + asked, rng, each // 10)
     places = {row["audio"] for row in about_voices}
     rows += about_voices
-    rows += transcript_question_rows(human + [clip for clip in asked if clip["audio"] not in places], rng)
+    rows += transcript_question_rows([clip for clip in human + asked if clip["audio"] not in places], rng)
     rows += spoken_question_rows(questions, rng)
     return rng.sample(rows, len(rows))

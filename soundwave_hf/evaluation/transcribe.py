@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..modeling.audio_model_soundwave import SoundwaveAudioModel
 from ..modeling.decoding_soundwave import given_option
 from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
 from ..modeling.spacing_soundwave import join_texts
@@ -164,6 +165,11 @@ def features_of(model, processor, clips: Sequence) -> dict[str, torch.Tensor]:
     """`input_features` and `input_features_mask` of clips, in one padded batch on the model's device."""
     features = processor.log_mel(processor.load_clips(list(clips)))
     return {name: torch.from_numpy(values).to(model.device) for name, values in features.items()}
+
+
+def audio_side(model) -> SoundwaveAudioModel:
+    """The part of a model that hears: encoder, alignment adapter and CTC head. Also of a `PeftModel`."""
+    return next(part for part in model.modules() if isinstance(part, SoundwaveAudioModel))
 
 
 def audio_of(model, features: dict[str, torch.Tensor], limits: PositionLimits | None = None):

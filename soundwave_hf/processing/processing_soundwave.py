@@ -440,8 +440,8 @@ class SoundwaveProcessor(ProcessorMixin):
                 rate is given beside it: `{"type": "audio", "audio": array, "sampling_rate": 16000}`.
             chat_template (`str`, *optional*): a template, or the name of one, instead of the processor's. A template
                 for messages as parts must add audio tokens and a system prompt itself.
-            add_system_prompt (`bool`): add the paper's `SYSTEM_PROMPT` to conversations without a system message.
-                Without it, the LLM's template may add its own.
+            add_system_prompt (`bool`): add the paper's `SYSTEM_PROMPT` to conversations without a system message. If
+                false, the LLM's template may still add its own.
             sampling_rate (`int`, *optional*): Hz of arrays without a rate.
             processor_kwargs (`dict`, *optional*): options of the call, such as `{"padding": False}`. Audio options
                 (`mono`, `allow_truncated`, `max_seconds`, `max_bytes`) may also be given directly.
