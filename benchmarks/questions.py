@@ -185,14 +185,15 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--spoken", type=int, default=100, help="most spoken questions")
     parser.add_argument("--written", type=int, default=50, help="written questions for the model")
-    parser.add_argument("--cascade", action="store_true", help="also answer from transcripts")
+    parser.add_argument("--cascade", action="store_true", help="also answer from transcripts (of adapters alone)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--answers", type=Path, help="file for the answers, as JSON lines")
     options = parser.parse_args(arguments)
     questions, speak = read_questions(), speaker()
-    model = SoundwaveForConditionalGeneration.from_pretrained(
-        str(options.adapter), dtype=torch.float32, merge_lora=not options.cascade
-    ).eval()
+    loading = {"dtype": torch.float32}
+    if options.cascade:
+        loading["merge_lora"] = False  # a whole checkpoint does not take the option
+    model = SoundwaveForConditionalGeneration.from_pretrained(str(options.adapter), **loading).eval()
     processor = SoundwaveProcessor.from_pretrained(str(options.adapter))
     llm = resolve_backbone(backbone_name(model.config.text_config.name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")

@@ -112,12 +112,10 @@ def read_talk(number: int, messages: Sequence[dict]) -> list[dict]:
 
 
 def read_message(number: int, message: dict) -> dict:
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, **text_message(message["role"], content)}
+    if isinstance(message.get("content"), str):
+        return {**message, **text_message(message["role"], message["content"])}
     message = standard_parts(message)
-    parts = message["content"] if isinstance(content, (list, tuple)) else []
-    for part in parts:
+    for part in parts_of(message):
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise ValueError(f"Conversation {number} has a text part {part}; expected its text under 'text'.")
     return message
@@ -136,9 +134,9 @@ def with_transcripts(messages: Sequence[dict], heard: Sequence[Transcript]) -> l
     """A conversation with transcripts in place of its clips: the parts of each message become one text."""
     heard, written = iter(heard), []
     for message in messages:
-        if parts := parts_of(message):
+        if isinstance(message.get("content"), list):
             text, was_clip = "", False
-            for part in parts:
+            for part in message["content"]:
                 is_clip = part["type"] == "audio"
                 new = next(heard).text if is_clip else part["text"]
                 text += "\n\n" + new if text and new and (is_clip or was_clip) else new
@@ -148,14 +146,13 @@ def with_transcripts(messages: Sequence[dict], heard: Sequence[Transcript]) -> l
     return written
 
 
-def switched_on(model) -> list[BaseTunerLayer]:
-    """The layers of a model that have a LoRA of PEFT, or another of its tuners, switched on."""
-    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
-    return [layer for layer in layers if not layer.disable_adapters]
+def lora_layers(model) -> list[BaseTunerLayer]:
+    """The layers of a model that have a LoRA of PEFT, or another of its tuners."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def warn_of_merged(model):
-    if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if not lora_layers(model):
         logger.warning_once(
             "If a LoRA was merged into this model, its LLM answers with it. Load the adapters with `merge_lora=False` "
             "to switch the LoRA off for answers."
@@ -165,7 +162,7 @@ def warn_of_merged(model):
 @contextmanager
 def lora_off(model) -> Iterator[None]:
     """Switches the LoRA of a model off for a while. Nothing else of the model changes, also not what is trained."""
-    layers = switched_on(model)
+    layers = [layer for layer in lora_layers(model) if not layer.disable_adapters]
     trains = [(value, value.requires_grad) for layer in layers for value in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)

@@ -230,6 +230,12 @@ def test_what_nobody_said_is_not_answered(apart, processor, monkeypatch, read):
     assert texts == [[{"type": "text", "text": "Is it quiet?"}], [{"type": "text", "text": "Hello."}]]
 
 
+@pytest.mark.parametrize("content", ["", " ", []])
+def test_a_message_without_text_and_clips_is_not_answered(apart, processor, read, content):
+    talk = [{"role": "user", "content": content}]
+    assert answer_from_transcripts(apart, processor, [talk]) == [TextAnswer("", ())] and not read
+
+
 def test_messages_without_clips_stay_as_they_are(apart, processor, monkeypatch, read):
     monkeypatch.setattr(text_answers, "transcribe_clips", heard(["one", "two"]))
     call = {"role": "assistant", "content": None, "tool_calls": []}

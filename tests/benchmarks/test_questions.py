@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,18 @@ def test_the_model_hears_what_the_llm_knows(benchmark, place, tmp_path, monkeypa
     assert [row["heard"] for row in rows[11:15]] == 2 * [one.transcripts[0] for one in found]
     assert [row["heard"] for row in rows[15:17]] == ctc_transcribe(*loaded, clips).texts
     assert [row["heard"] for row in rows[17:]] == ["question 1", "question 3"]
+
+
+def test_a_whole_checkpoint_is_asked_too(benchmark, folder, place, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(benchmark, "read_questions", lambda: [{"question": "Is it?", "answers": ["yes"]}])
+    monkeypatch.setattr(benchmark, "speaker", lambda: None)
+    monkeypatch.setattr(benchmark, "resolve_backbone", lambda name: str(place / "llm"))
+    answer = benchmark.Answer("nobody", "Is it?", ["yes"], "No.")
+    monkeypatch.setattr(benchmark, "written_answers", lambda asked, *args: [replace(answer, asked=asked)])
+    benchmark.main(["--adapter", str(folder), "--written", "1"])
+    assert "| model, written, first 1 | 1 | 0 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`merge_lora` is for trained adapters"):
+        benchmark.main(["--adapter", str(folder), "--written", "1", "--cascade"])
 
 
 def test_written_questions_are_answered_in_batches(benchmark, model, processor):  # noqa: F811

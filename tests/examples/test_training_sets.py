@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 import training_sets
+from sentences import LEAK_WORDS
+
+from soundwave_hf.data.clean.settings import read_filters, settings_of
+from soundwave_hf.evaluation.shipped import EXAMPLES
 
 
 def test_a_text_is_in_one_stage_in_every_voice():
@@ -15,6 +19,12 @@ def test_a_text_is_in_one_stage_in_every_voice():
     first = [training_sets.split_of(text) for text in texts]
     assert first == [training_sets.split_of(text) for text in texts]
     assert 160 < first.count("stage1") < 240
+
+
+def test_the_filters_for_leaks_look_for_nothing_else():
+    filters, comparisons = read_filters(str(EXAMPLES / "soundwave-small" / "leaks.yaml"))
+    on = {name: keys for name, keys in settings_of(filters, comparisons).items() if keys is not False}
+    assert on == {"leaked_text": {"words": LEAK_WORDS}}
 
 
 def test_quiet_sounds_are_short_and_differ():
