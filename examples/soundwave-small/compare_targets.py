@@ -12,6 +12,7 @@
 import argparse
 import json
 import random
+import re
 import statistics
 import subprocess
 import tempfile
@@ -27,6 +28,8 @@ import torch
 from build_data import demo_data_folder, text_digest
 from debian_packages import debian_root
 from human_speech import TRAINING, prompt_rows
+from kokoro_voices import TRAINING_VOICES
+from training_sets import all_clips, is_transcribed, small_folder, split_of
 from transformers import AutoTokenizer
 from voices import VOICES, Utterance, speak_all
 
@@ -57,8 +60,8 @@ def targets_folder() -> Path:
 
 def utterances_of(split: str, folder: Path) -> list[Utterance]:
     """The first texts of one half, each in a training voice of flite; no text of a validation set is among them."""
-    texts = read_rows(soundwave_home() / "data" / "small" / "natural" / "texts_24000_0.jsonl")
-    chosen = [row["text"] for row in texts if row["split"] == split][: CLIPS[split]]
+    texts = [row["text"] for row in read_rows(small_folder() / "texts.jsonl")]
+    chosen = [text for text in dict.fromkeys(texts) if split_of(text) == split][: CLIPS[split]]
     flite = [name for name, voice in VOICES.items() if voice.engine == "flite" and voice.share]
     found = []
     for text in chosen:
@@ -76,7 +79,7 @@ def make_data() -> None:
     on new speech.
     """
     folder, demo = targets_folder(), demo_data_folder()
-    natural = soundwave_home() / "data" / "small" / "natural"
+    natural = [row for row in all_clips() if set(re.findall(r"[a-z]+_[a-z]+", row["voice"])) & set(TRAINING_VOICES)]
     human = [row | {"audio": str(demo / row["audio"])} for row in prompt_rows(demo, TRAINING)]
     for split in CLIPS:
         spoken = [
@@ -85,9 +88,9 @@ def make_data() -> None:
             if seconds
         ]
         kokoro = [
-            {"audio": str(natural / row["audio"]), "text": row["text"], "seconds": row["seconds"], "source": "kokoro"}
-            for row in read_rows(natural / "manifest.jsonl")
-            if row["split"] == split
+            {"audio": row["audio"], "text": row["text"], "seconds": row["seconds"], "source": "kokoro"}
+            for row in natural
+            if is_transcribed(row) and split_of(row["text"]) == split
         ]
         write_rows(folder / f"{split}.jsonl", spoken + kokoro + (human if split == "stage1" else []))
 
@@ -134,7 +137,7 @@ def count_tokens() -> None:
     `written_draft` of its lower-case form has, up to the first other one and in all. As written, it is all of them.
     """
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(LLM))
-    texts = [row["text"] for row in read_rows(soundwave_home() / "data/small/natural/texts_24000_0.jsonl")]
+    texts = list(dict.fromkeys(row["text"] for row in read_rows(small_folder() / "texts.jsonl")))
     sets = {name: [row["text"] for row in read_set(name)] for name in SETS}
 
     def ids(texts: list[str]) -> list[list[int]]:

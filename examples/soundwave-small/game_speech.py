@@ -17,6 +17,7 @@ stopped at any time; the same command goes on.
 """
 
 import argparse
+import fcntl
 import hashlib
 import io
 import json
@@ -28,6 +29,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +39,6 @@ import soxr
 from debian_packages import debian_root
 from game_archives import SKY_SPEECH, SkyDisk, code_tables, queen_subtitles, read_queen, sky_sound, sky_subtitles
 from human_speech import is_plausible
-from natural_speech import only_one
 from natural_texts import held_out
 from pypi_packages import check_contents
 from sentences import HeldOut, dictionary_words, spoken_key
@@ -351,6 +352,21 @@ def write_manifest(folder: Path, lines: list[Line], words: dict[str, str], kept_
     return rows
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises: RuntimeError where another process works in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"Another process works in {folder}. Let it end, or stop it first.") from error
+        yield
+
+
 def make_game_speech(most_to_hear: int) -> Path:
     """Make clips and manifest; returns their folder."""
     folder = soundwave_home() / "data" / "human"
@@ -360,7 +376,7 @@ def make_game_speech(most_to_hear: int) -> Path:
         lines = recordings(root, dictionary)
         words = game_words((line.subtitle for line in lines if line.subtitle), dictionary)
         write_clips(folder, lines)
-        kept_apart = held_out(soundwave_home() / "data" / "small" / "natural")
+        kept_apart = held_out(soundwave_home() / "data" / "small")
         try:
             if most_to_hear:
                 listen(folder, lines, words, most_to_hear)

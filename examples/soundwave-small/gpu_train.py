@@ -21,7 +21,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
-from training_sets import QUESTION_SOURCES, SPLITS, all_clips, instruct_rows, quiet_sound, split_of
+from training_sets import SPLITS, all_clips, instruct_rows, is_transcribed, quiet_sound, split_of
 from transformers import TrainerCallback
 
 from soundwave_hf import SoundwaveDataCollator, SoundwaveProcessor
@@ -365,7 +365,7 @@ def main() -> None:
     clips.refresh()
 
     def speech(split: str):
-        return lambda: [r for r in clips.rows if r["split"] == split and r["source"] not in QUESTION_SOURCES]
+        return lambda: [r for r in clips.rows if r["split"] == split and is_transcribed(r)]
 
     sources = {1: speech("stage1"), 2: speech("stage2")}
     for number in options.stages:

@@ -29,7 +29,7 @@ import soundfile
 
 
 MODEL_RATE, SAMPLING_RATE = 24_000, 16_000
-# The limits of `natural_speech.is_plausible`.
+# The limits of `voices.is_plausible`.
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.3, 20.0
 WORDS_A_SECOND = (0.4, 6.0)
 QUIETEST_PEAK = 300  # of 32,767
@@ -76,8 +76,8 @@ def style_of(job: dict, styles: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def manifest_row(job: dict, seconds: float) -> dict:
-    """A clip's line in the manifest, as natural_speech.py writes it."""
-    row = {key: job[key] for key in ("audio", "text", "voice", "source", "split") if key in job}
+    """A clip's line in the manifest, as `training_sets.py` reads it."""
+    row = {key: job[key] for key in ("audio", "text", "voice", "source")}
     return {"audio": row.pop("audio"), "text": row.pop("text"), "seconds": round(seconds, 3), **row}
 
 

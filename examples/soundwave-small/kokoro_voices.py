@@ -120,6 +120,21 @@ class KokoroVoice:
         return self.shares[0][0][0]
 
 
+def training_voice(name: str) -> KokoroVoice:
+    """The voice that `KokoroVoice.name` names.
+
+    Raises: ValueError if a part of it is not in `TRAINING_VOICES`, or if the accents differ.
+    """
+    parts = [part.partition(":") for part in name.split("+")]
+    voice = KokoroVoice(tuple((part, float(share or 1)) for part, _, share in parts))
+    strange = [part for part, _ in voice.shares if part not in TRAINING_VOICES]
+    if strange:
+        raise ValueError(f"The voice {strange[0]!r} is not for training. Choose among {', '.join(TRAINING_VOICES)}.")
+    if len({part[0] for part, _ in voice.shares}) > 1:
+        raise ValueError(f"{name!r} mixes two accents. Mix voices that begin with the same letter.")
+    return voice
+
+
 def draw_voice(rng: random.Random, names: tuple[str, ...] = TRAINING_VOICES) -> KokoroVoice:
     """One of `names`, or (as often) a mixture of it with another of its accent, 30 to 70 % of each."""
     first = rng.choice(names)
@@ -195,6 +210,12 @@ def phoneme_ids(phonemes: str, vocabulary: dict[str, int]) -> list[int]:
 
 
 # ---- speech ----
+
+
+@cache
+def kokoro() -> "Kokoro":
+    """The model, loaded once in each process."""
+    return Kokoro(kokoro_folder())
 
 
 class Kokoro:

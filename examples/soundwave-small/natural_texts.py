@@ -2,10 +2,10 @@
 
 Sources (Debian packages): WordNet's usage examples (`wordnet-base`, WordNet licence), the World English Bible
 (`sword-text-web`, public domain), GNOME's user help (`gnome-user-docs`, CC-BY-SA-3.0), the fortunes collections
-(`fortunes`, as in `build_data.py`), and two grammars of our own: telephone prompts, sentences with names.
+(`fortunes`, as in `build_data.py`), and two grammars of our own: telephone prompts, sentences with names. The text LLM
+writes sentences with words that the sources have seldom.
 """
 
-import hashlib
 import heapq
 import html
 import json
@@ -15,7 +15,7 @@ import struct
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ from soundwave_hf.atomic import atomic_file
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")
 SHORTEST_WORDS, LONGEST_WORDS = 4, 22
 COMMON_WORDS = 8_000  # most frequent words of general English that the texts are to cover
+SELDOM = 2  # the text LLM writes sentences with words that fewer texts have
+LINES = 7  # each common word stands in so many lines; `data.yaml` speaks each line three times
 QUESTION_SHARE = 0.08  # of the texts: questions of the sources
 GRAMMAR_SHARES = {"prompts": 0.06, "names": 0.05}  # numbers, dates, times, amounts, spelled letters; names
 TEXT_COST_WORDS = 3  # what a sentence costs beside its words (pauses), when its gain is weighed
@@ -52,13 +54,12 @@ class Text:
     """One text to be spoken."""
 
     text: str
-    source: str  # wordnet, bible, help, fortunes, prompts or names
+    source: str  # wordnet, bible, help, fortunes, prompts, names or written
 
-    @property
-    def split(self) -> str:
-        """`stage1` or `stage2`, half each, by the text alone: the two stages hear different clips."""
-        digest = hashlib.sha1(spoken_key(self.text).encode()).hexdigest()
-        return f"stage{1 + int(digest, 16) % 2}"
+
+def text_row(text: Text) -> dict:
+    """The line of a text in texts.jsonl."""
+    return {"text": text.text, "source": text.source}
 
 
 # ---- the sources ----
@@ -266,12 +267,48 @@ def choose_texts(texts: list[Text], targets: Iterable[str], count: int, seed: in
     return rng.sample(chosen, len(chosen))
 
 
-def natural_texts(count: int, kept_apart: HeldOut, seed: int = 0) -> list[Text]:
-    """`count` texts to speak, in random order; a function of its arguments and the packages."""
+def written_texts(texts: list[Text], write: Callable[[list[str]], list[str]]) -> list[Text]:
+    """Texts of the LLM with those common words that fewer than `SELDOM` of `texts` have.
+
+    Args: write: words -> sentences with them.
+    """
+    known = frozenset(dictionary_words(text_packages() / "usr/share/dict/american-english"))
+    held = Counter(word for text in texts for word in set(words_of(text.text)))
+    # No letters of abbreviations, no parts of words ("ll", "didnt"), nothing coarse: the dictionary has none of these.
+    seldom = [word for word in common_words() if held[word] < SELDOM and word in known and len(word) > 2]
+    sentences = [spoken_sentence(sentence, known) for sentence in write(seldom)]
+    fitting = [sentence for sentence in sentences if sentence and not set(seldom).isdisjoint(words_of(sentence))]
+    return [Text(sentence, "written") for sentence in dict.fromkeys(fitting)]
+
+
+def repeated_lines(chosen: list[Text], texts: list[Text], targets: Iterable[str]) -> list[Text]:
+    """More lines, so that each target word stands in `LINES` of them: its texts in turn, again where they are few.
+
+    The rarest words come first, because their texts have other words as well.
+    """
+    holders: dict[str, list[Text]] = {word: [] for word in targets}
+    for text in texts:
+        for word in set(words_of(text.text)) & holders.keys():
+            holders[word].append(text)
+    heard = Counter(word for text in chosen for word in set(words_of(text.text)))
+    lines: list[Text] = []
+    for word, having in sorted(holders.items(), key=lambda pair: (len(pair[1]), pair[0])):
+        for number in range(LINES - heard[word] if having else 0):
+            lines.append(having[number % len(having)])
+            heard.update(set(words_of(lines[-1].text)))
+    return lines
+
+
+def natural_texts(
+    count: int, kept_apart: HeldOut, write: Callable[[list[str]], list[str]], seed: int = 0
+) -> list[Text]:
+    """`count` texts to speak and the repeated lines, in random order; a function of its arguments and the packages."""
     root = text_packages()
     print("Choosing the texts (a few minutes) ...", file=sys.stderr, flush=True)
     # More than needed: short ones, doubles and held-out ones are left out.
     grammars = {source: round(2 * share * count) + 10 for source, share in GRAMMAR_SHARES.items()}
-    texts = source_texts(root, grammars, seed)
-    usable = [text for text in texts if not kept_apart.repeats(text.text)]
-    return choose_texts(usable, common_words(), count, seed)
+    texts = list(source_texts(root, grammars, seed))
+    usable = [text for text in texts + written_texts(texts, write) if not kept_apart.repeats(text.text)]
+    chosen = choose_texts(usable, common_words(), count, seed)
+    lines = chosen + repeated_lines(chosen, usable, common_words())
+    return random.Random(seed).sample(lines, len(lines))

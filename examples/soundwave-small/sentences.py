@@ -265,6 +265,18 @@ def press_prompt(rng: random.Random) -> str:
     return rng.choice(["", "", "please "] if style else [""]) + ", ".join(options) + "."
 
 
+def menu_prompt(rng: random.Random) -> str:
+    """A whole menu, in which "press" is said once: press one to ..., two or three to ..., or nine to ..."""
+    keys = [number_words(key) for key in sorted(rng.sample(range(1, 10), rng.randint(3, 9)))]
+    options = []
+    for action in rng.sample(PROMPT_WORDS["actions"], len(keys)):
+        if keys:
+            second = f" or {keys.pop(1)}" if len(keys) > 1 and rng.random() < 0.15 else ""
+            options.append(f"{keys.pop(0)}{second} to {action}")
+    opening = rng.choice(["press", "please press", "you may press", "at any time, press"])
+    return f"{opening} {', '.join(options[:-1])}{rng.choice([', or ', ', ', ', and '])}{options[-1]}."
+
+
 def enter_prompt(rng: random.Random) -> str:
     endings = [", followed by the pound key", " using your keypad", ", then press pound", " and then press star"]
     ending = rng.choice(["", "", *endings])
@@ -324,6 +336,7 @@ def short_prompt(rng: random.Random) -> str:
 
 PROMPTS = (
     (press_prompt, 7),
+    (menu_prompt, 2),
     (enter_prompt, 3),
     (message_prompt, 1),
     (state_prompt, 4),

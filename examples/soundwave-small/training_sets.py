@@ -1,38 +1,38 @@
-"""Which clips each stage hears: `python training_sets.py plan`, `speak`, `write`, in this order.
+"""What each stage hears: `python training_sets.py texts`, then `data.yaml`, then `python training_sets.py write`.
 
-`plan` chooses what flite speaks: texts that `natural_speech.py` leaves to it, and questions. `speak` makes the clips.
-`write` lists what is there in stage1.jsonl, stage2.jsonl, questions.jsonl (spoken ones) and instruct.jsonl, below
-`$SOUNDWAVE_HOME`/data/small.
+`texts` chooses what is spoken, and writes texts.jsonl and questions_to_speak.jsonl; `data.yaml` says in which voices.
+`write` lists what is there in stage1.jsonl, stage2.jsonl, questions.jsonl (spoken ones) and instruct.jsonl. All of it
+is below `$SOUNDWAVE_HOME`/data/small.
 Stages I and II hear different texts, so that in Stage II the CTC head errs as it will on new speech.
 """
 
 import argparse
 import hashlib
-import json
-import os
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from chat_questions import chat_questions
+from chat_questions import all_answers, chat_questions
 from instructions import instruction_rows
+from natural_texts import common_words, held_out, natural_texts, text_row, words_of
 from spoken_questions import spoken_questions
-from voices import SAMPLING_RATE, VOICES, Utterance, clip_seconds, speak_all, write_clip
+from voices import SAMPLING_RATE, clip_seconds, write_clip
 
 from soundwave_hf.data.card import count_rows
 from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.paths import soundwave_home
 
 
-FLITE_TEXTS, WORD_SEQUENCES = 30_000, 4_000
-LONGEST_SHARE = {"bible": 0.2}  # of the texts that flite speaks: one old book is not how people talk
+TEXTS = 16_000  # beside those that come again so that each common word is heard often
 FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 3_500
 NO_SPEECH_CLIPS = 300  # of each of stages I and II
 INSTRUCTED_CLIPS = 850  # that stage III asks a question about; see `instruction_rows`
 SPLITS = ("stage1", "stage2")
 TEXT_QUESTIONS = 900  # of stage III: asked in text alone
-QUESTION_SOURCES = ("question", "natural-question")  # spoken by flite; by Kokoro, if its manifest lists some
+CONVERSATIONS = 200  # of stage III: who says what
+TIMES, IN_VOICES = 20, 5  # each common word is to be heard so often, and in so many voices
 
 
 def small_folder() -> Path:
@@ -45,62 +45,39 @@ def split_of(text: str) -> str:
     return SPLITS[int(hashlib.sha1(text.encode()).hexdigest(), 16) % 2]
 
 
-# ---- what flite speaks ----
+# ---- what is spoken ----
 
 
-def flite_texts(count: int, seed: int) -> list[dict]:
-    """`count` texts of the sources of `natural_texts` that are not spoken by Kokoro, and sequences of single words."""
-    from natural_speech import planned_texts
-    from natural_texts import held_out, source_texts, text_packages
-    from sentences import spoken_key
-
-    natural = small_folder() / "natural"
-    kept_apart = held_out(natural)
-    taken = {spoken_key(text.text) for text in planned_texts(natural, 24_000, kept_apart, 0)}
-    found: dict[str, list[str]] = {}
-    for text in source_texts(text_packages(), {"prompts": count // 10, "names": count // 12}, seed + 1):
-        if spoken_key(text.text) not in taken and not kept_apart.repeats(text.text):
-            found.setdefault(text.source, []).append(text.text)
-    rng = random.Random(seed)
-    rows = []
-    for source, texts in found.items():
-        most = round(LONGEST_SHARE.get(source, 1) * count)
-        rows += [{"text": text, "source": source} for text in rng.sample(texts, min(most, len(texts)))]
-    return rng.sample(rows, min(count, len(rows)))
-
-
-def word_rows(count: int, seed: int) -> list[dict]:
-    """Sequences of random words of the LLM's vocabulary, without one that is a validation text."""
-    from build_data import Sizes, spoken_texts
-
-    return [{"text": text, "source": "words"} for text in spoken_texts(Sizes(words=count), seed)["words"]]
-
-
-def plan(seed: int) -> None:
-    """Write flite.jsonl (text, source, voice, seed and path of each clip) and the list of the telephone prompts."""
+def write_texts(seed: int) -> None:
+    """Write texts.jsonl and questions_to_speak.jsonl (text, source), and the list of the telephone prompts."""
+    folder = small_folder()
     write_human(soundwave_home() / "data" / "demo")
-    names = [name for name, voice in VOICES.items() if voice.engine == "flite" and voice.share]
-    shares = [VOICES[name].share for name in names]
-    questions = [{"text": question, "source": "question"} for question, _ in question_pairs(seed)]
-    rows = []
-    for row in flite_texts(FLITE_TEXTS, seed) + word_rows(WORD_SEQUENCES, seed) + questions:
-        rng = random.Random(f"{seed} flite {row['text']}")
-        voice, digest = rng.choices(names, shares)[0], hashlib.sha1(row["text"].encode()).hexdigest()[:16]
-        audio = f"{digest[:2]}/{digest}_{voice}.flac"
-        rows.append({"audio": audio, **row, "voice": voice, "seed": rng.randrange(2**31)})
-    write_rows(small_folder() / "flite.jsonl", rows)
+    kept_apart = held_out(folder)
+    texts = natural_texts(TEXTS, kept_apart, lambda words: written_sentences(words, folder), seed)
+    write_rows(folder / "texts.jsonl", [text_row(text) for text in texts])
+    questions = [question for question, _ in question_pairs(seed) if not kept_apart.repeats(question)]
+    rows = [{"text": question, "source": "question"} for question in questions]
+    write_rows(folder / "questions_to_speak.jsonl", random.Random(seed).sample(rows, len(rows)))
+    print(f"{len(texts)} texts, {len({text.text for text in texts})} of them different; {len(rows)} questions")
 
 
-def speak(processes: int) -> None:
-    """Make the clips of flite.jsonl that are missing, and list each in flite/manifest.jsonl as soon as it is there."""
-    folder = small_folder() / "flite"
-    rows = read_rows(small_folder() / "flite.jsonl")
-    clips = [Utterance(folder / row["audio"], row["text"], row["voice"], row["seed"]) for row in rows]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "manifest.jsonl", "w", encoding="utf-8", buffering=1) as manifest:
-        for row, (_, seconds) in zip(rows, speak_all(clips, processes, label="flite"), strict=True):
-            if seconds is not None:
-                manifest.write(json.dumps({**row, "seconds": round(seconds, 3)}, ensure_ascii=False) + "\n")
+def written_sentences(words: list[str], folder: Path) -> list[str]:
+    """Sentences with each of the words, written by the text LLM; those of an earlier start are read again."""
+    forms = ('Write a short sentence with the word "{}".', 'Use the word "{}" in a sentence about everyday life.')
+    requests = [form.format(word) for word in words for form in forms]
+    return [answer for answer in all_answers(requests, folder / "written_sentences.jsonl").values() if answer]
+
+
+def print_coverage(clips: list[dict]) -> None:
+    """Say how many of the common words are heard `TIMES` times and more, in `IN_VOICES` voices and more."""
+    times, voices = Counter(), defaultdict(set)
+    for row in clips:
+        for word in set(words_of(row["text"])):
+            times[word] += 1
+            voices[word].add(row["voice"])
+    words = common_words()
+    well = [word for word in words if times[word] >= TIMES and len(voices[word]) >= IN_VOICES]
+    print(f"{len(well)} of the {len(words)} most frequent words: {TIMES} clips or more, {IN_VOICES} voices or more")
 
 
 # ---- clips without speech ----
@@ -145,12 +122,21 @@ def clip_row(path: Path, text: str, voice: str, source: str) -> dict:
 
 
 def all_clips(read: Callable[[Path], list[dict]] = read_rows) -> list[dict]:
-    """Every training clip that is there: flite's, Kokoro's, the telephone prompts', other human speech."""
+    """Every training clip that is there: those of `data.yaml`, of `kokoro_gpu.py`, the telephone prompts, games."""
     folder, home = small_folder(), soundwave_home() / "data"
-    manifests = [folder / "flite" / "manifest.jsonl", folder / "natural" / "manifest.jsonl"]
-    manifests += [home / "human" / "manifest.jsonl", home / "demo" / "human.jsonl"]
+    manifests = sorted((folder / "built").glob("*-*.jsonl"))
+    manifests += [
+        folder / "natural" / "manifest.jsonl",
+        home / "human" / "manifest.jsonl",
+        home / "demo" / "human.jsonl",
+    ]
     found = [(path.parent, read(path)) for path in manifests if path.is_file()]
     return [{**row, "audio": str(place / row["audio"])} for place, rows in found for row in rows]
+
+
+def is_transcribed(row: dict) -> bool:
+    """Whether stages I and II hear a clip: not a question, and no conversation, whose parts may be of both stages."""
+    return row["source"] != "question" and "answer" not in row
 
 
 def write_human(folder: Path) -> None:
@@ -171,37 +157,38 @@ def write(seed: int) -> None:
     """Write stage1.jsonl, stage2.jsonl, questions.jsonl and instruct.jsonl of the clips that are there."""
     folder = small_folder()
     clips = all_clips()
-    speech = [row for row in clips if row["source"] not in QUESTION_SOURCES]
+    speech = [row for row in clips if is_transcribed(row)]
     stages = {split: [row for row in speech if split_of(row["text"]) == split] for split in SPLITS}
     for split, rows in stages.items():
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
+    print_coverage(speech)
     for (source,), (count, seconds) in count_rows(clips, ("source",)).items():
         print(f"{source}: {count} clips, {seconds / 3600:.2f} h")
-    write_rows(folder / "questions.jsonl", [row for row in clips if row["source"] in QUESTION_SOURCES])
+    write_rows(folder / "questions.jsonl", [row for row in clips if row["source"] == "question"])
     write_rows(folder / "instruct.jsonl", instruct_rows(clips, seed))
 
 
 def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
     """Stage III: requests about the clips of Stage II, spoken questions with their answers, the same in text."""
     answers = {row["question"]: row["answer"] for row in read_rows(small_folder() / "answers.jsonl")}
-    questions = [row for row in clips if row["source"] in QUESTION_SOURCES]
-    speech = [row for row in clips if row["source"] not in QUESTION_SOURCES and split_of(row["text"]) == "stage2"]
+    questions = [row for row in clips if row["source"] == "question"]
+    speech = [row for row in clips if is_transcribed(row) and split_of(row["text"]) == "stage2"]
     rng = random.Random(seed + 3)
     spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
+    conversations = [row for row in clips if "answer" in row]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
     rows = instruction_rows(speech, spoken, rng, INSTRUCTED_CLIPS)
+    rows += rng.sample(conversations, min(CONVERSATIONS, len(conversations)))
     rows += [{**row, "task": "text"} for row in rng.sample(texts, min(TEXT_QUESTIONS, len(texts)))]
     return rng.sample(rows, len(rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("plan", "speak", "write"))
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="speech synthesisers side by side")
+    parser.add_argument("step", choices=("texts", "write"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    steps = {"plan": lambda: plan(options.seed), "speak": lambda: speak(options.processes)}
-    steps.get(options.step, lambda: write(options.seed))()
+    {"texts": write_texts, "write": write}[options.step](options.seed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Speech from text with two engines that install without a model hub: flite (three voices) and piper (one).
+"""Speech from text with engines that install without a model hub: flite (three voices), piper (one), Kokoro (18).
 
-Each clip has its own speed and pitch, drawn from its seed. Files are 16 kHz mono FLAC.
+`data.yaml` calls `say`. Each clip has its own speed and pitch. Files are 16 kHz mono FLAC.
 """
 
 import random
@@ -23,6 +23,8 @@ from soundwave_hf.atomic import atomic_file
 
 SAMPLING_RATE = 16_000
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.3, 20.0
+WORDS_A_SECOND = (0.4, 6.0)  # outside of it something went wrong
+QUIETEST_PEAK = 300  # of 32,767: below it a clip is silence
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,48 @@ def choose_voice(rng: random.Random) -> str:
     return rng.choices(list(VOICES), [voice.share for voice in VOICES.values()])[0]
 
 
+def say(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    """A text in a voice of `VOICES` or of Kokoro (`af_heart`, `af_heart:0.40+am_adam:0.60`).
+
+    Args: speed: 1 is the voice's own, 2 twice as fast.
+    Returns: int16 samples (n,) and their rate in Hz. The pitch depends on the three arguments alone.
+    Raises: ValueError if the voice is unknown or kept out of training, or if the engine made no speech of the text.
+    """
+    if voice not in VOICES:
+        from kokoro_voices import kokoro, training_voice
+
+        samples = kokoro().say(text, training_voice(voice), speed)
+    elif not VOICES[voice].share:
+        raise ValueError(f"The voice {voice!r} is for validation. Leave it out of the training clips.")
+    else:
+        samples = samples_of(text, voice, 1 / speed, random.Random(f"{voice} {speed} {text}"))
+    if not is_plausible(text, samples):
+        raise ValueError(f"{voice} made {len(samples) / SAMPLING_RATE:.1f} s of it, and that cannot be its speech.")
+    return samples, SAMPLING_RATE
+
+
+def is_plausible(text: str, samples: np.ndarray) -> bool:
+    """Whether samples can be the text: not silent, of a usable length, at a rate at which people speak."""
+    seconds = len(samples) / SAMPLING_RATE
+    if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS or np.abs(samples.astype(np.int32)).max() < QUIETEST_PEAK:
+        return False
+    return WORDS_A_SECOND[0] <= len(text.split()) / seconds <= WORDS_A_SECOND[1]
+
+
+def samples_of(text: str, voice: str, stretch: float, rng: random.Random) -> np.ndarray:
+    """int16 samples at 16 kHz in a voice of `VOICES`. Args: stretch: of the duration; rng: draws the pitch."""
+    if VOICES[voice].engine == "flite":
+        return flite_samples(text, voice, stretch, rng.uniform(*VOICES[voice].pitch_shift))
+    return piper_samples(text, stretch, rng)
+
+
 def speak(utterance: Utterance) -> float | None:
     """Write one clip unless a good file is there; its seconds, or None where the engine gave nothing usable."""
     done = clip_seconds(utterance.path)
     if done is not None:
         return done
     rng = random.Random(utterance.seed)
-    stretch = rng.uniform(*utterance.speed)
-    voice = VOICES[utterance.voice]
-    if voice.engine == "flite":
-        samples = flite_samples(utterance.text, utterance.voice, stretch, rng.uniform(*voice.pitch_shift))
-    else:
-        samples = piper_samples(utterance.text, stretch, rng)
+    samples = samples_of(utterance.text, utterance.voice, rng.uniform(*utterance.speed), rng)
     seconds = len(samples) / SAMPLING_RATE
     if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS or not np.any(samples):
         return None

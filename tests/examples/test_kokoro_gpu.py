@@ -14,20 +14,17 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "soundwave-small
 
 import kokoro_gpu
 import kokoro_torch
-import natural_speech
 import prepare_kokoro_jobs
+import voices
 from kokoro_gpu import ReadClip
 from kokoro_voices import HELD_OUT_VOICES, KokoroVoice
-from natural_speech import Clip
-from natural_texts import Text
 
 
 JOB = {
     "audio": "clips/ab/ab.flac",
     "text": "one two three",
     "voice": "af_heart:0.40+am_adam:0.60",
-    "source": "natural-names",
-    "split": "stage1",
+    "source": "names",
     "speed": 1.0,
     "tokens": [5, 6, 7],
 }
@@ -63,19 +60,35 @@ def test_a_row_is_cut_to_the_clips_own_length():
     assert len(second[1]) == 3_200
 
 
-def test_the_limits_are_those_of_natural_speech():
+def test_the_limits_are_those_of_the_voices():
     for name in ("WORDS_A_SECOND", "QUIETEST_PEAK", "SHORTEST_SECONDS", "LONGEST_SECONDS", "SAMPLING_RATE"):
-        assert getattr(kokoro_gpu, name) == getattr(natural_speech, name)
-    voice = KokoroVoice((("af_heart", 1.0),))
-    clip = Clip(Text("one two three", "names"), voice, 1.1, "clips/ab/ab.flac")
-    job = JOB | {"voice": "af_heart", "split": clip.text.split}
-    assert kokoro_gpu.manifest_row(job, 1.23456) == clip.row(1.23456)
+        assert getattr(kokoro_gpu, name) == getattr(voices, name)
 
 
-def test_a_held_out_voice_is_refused_by_its_name():
-    clip = Clip(Text("one two three", "names"), KokoroVoice(((HELD_OUT_VOICES[0], 1.0),)), 1.0, "a.flac")
+def test_a_job_becomes_a_line_of_the_manifest_and_a_held_out_voice_is_refused_by_its_name(monkeypatch):
+    monkeypatch.setattr(prepare_kokoro_jobs, "english_phonemes", lambda text, accent: "ab?")
+    row = {"text": "one two three", "source": "names"}
+    job = prepare_kokoro_jobs.job_of(row, KokoroVoice((("af_heart", 1.0),)), 1.1, {"a": 1, "b": 2})
+    assert job["tokens"] == [1, 2] and job["speed"] == 1.1
+    line = kokoro_gpu.manifest_row(job, 1.23456)
+    assert line == {
+        "audio": job["audio"],
+        "text": row["text"],
+        "seconds": 1.235,
+        "voice": "af_heart",
+        "source": "names",
+    }
     with pytest.raises(ValueError, match=HELD_OUT_VOICES[0]):
-        prepare_kokoro_jobs.job_of(clip, {})
+        prepare_kokoro_jobs.job_of(row, KokoroVoice(((HELD_OUT_VOICES[0], 1.0),)), 1.0, {"a": 1})
+
+
+def test_a_text_that_comes_twice_gets_another_voice_or_speed_and_one_that_is_too_long_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(prepare_kokoro_jobs, "english_phonemes", lambda text, accent: text)
+    rows = [{"text": text, "source": "names"} for text in ("ab", "ab", 511 * "a")]
+    jobs = list(prepare_kokoro_jobs.jobs_of(rows, 0, {"a": 1, "b": 2}))
+    assert len(jobs) == 2 and jobs[0]["audio"] != jobs[1]["audio"]
+    assert jobs == list(prepare_kokoro_jobs.jobs_of(rows, 0, {"a": 1, "b": 2}))
+    assert "Left out" in capsys.readouterr().err
 
 
 def test_a_plausible_clip_is_written_and_a_silent_one_is_left_out(tmp_path):

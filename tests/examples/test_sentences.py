@@ -1,6 +1,7 @@
 """Texts: how a sentence is cleaned for reading aloud, and that the lists are the same at every call."""
 
 import random
+import re
 
 import pytest
 from human_speech import held_out_texts
@@ -8,6 +9,7 @@ from sentences import (
     clean_sentence,
     dictionary_words,
     fortune_sentences,
+    menu_prompt,
     normalized,
     number_words,
     ordinal_words,
@@ -144,3 +146,17 @@ def test_texts_of_the_validation_sets_are_left_out():
     assert without(texts, held_out) == ["Agents.", "one more, please"]
     prompts = without(phone_prompts(1500, random.Random(0)), held_out)
     assert not {normalized(prompt) for prompt in prompts} & held_out
+
+
+def test_a_menu_says_press_once_and_its_keys_go_up():
+    numbers = {number_words(number): number for number in range(1, 10)}
+    menus = [menu_prompt(random.Random(seed)) for seed in range(200)]
+    for menu in menus:
+        keys = [
+            numbers[word]
+            for words in re.findall(r"(\w+)(?: or (\w+))? to ", menu)
+            for word in words
+            if word in numbers
+        ]
+        assert menu.split().count("press") == 1 and len(keys) >= 3 and keys == sorted(set(keys))
+    assert any(re.search(r"\w+ or \w+ to ", menu) for menu in menus)

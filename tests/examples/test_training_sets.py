@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 import training_sets
-from sentences import LEAK_WORDS
+from natural_texts import Text
+from sentences import LEAK_WORDS, HeldOut, normalized
 
 from soundwave_hf.data.clean.settings import read_filters, settings_of
+from soundwave_hf.data.manifest import read_rows, write_rows
 from soundwave_hf.evaluation.shipped import EXAMPLES
 
 
@@ -42,7 +44,7 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
     for number in range(24):
         audio = f"{number}.flac"
         soundfile.write(folder / audio, np.zeros(16_000, dtype=np.int16), 16_000)
-        source = {21: "natural-question", 22: "question", 23: "question"}.get(number, "natural-wordnet")
+        source = {21: "question", 22: "question", 23: "question"}.get(number, "wordnet")
         text = f"The clip has the number {number}."
         rows.append({"audio": audio, "text": text, "seconds": 1.0, "voice": "af_sky", "source": source})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -116,15 +118,55 @@ def test_each_question_is_asked_once_and_a_fact_keeps_its_answer():
     assert dict(pairs)["What is the opposite of hot?"] == "The opposite of hot is cold."
 
 
-def test_flite_speaks_the_texts_and_each_question_in_a_voice_of_training(monkeypatch, tmp_path):
+def test_texts_and_questions_to_speak_are_written_without_held_out_ones(monkeypatch, tmp_path):
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    folder = training_sets.small_folder()
+    folder.mkdir(parents=True)
+    held_out = "What is the opposite of hot?"
+    texts = [Text("A text.", "wordnet"), Text("A text.", "wordnet"), Text("Another.", "written")]
     monkeypatch.setattr(training_sets, "write_human", lambda folder: None)
-    monkeypatch.setattr(training_sets, "flite_texts", lambda count, seed: [{"text": "A text.", "source": "wordnet"}])
-    monkeypatch.setattr(training_sets, "word_rows", lambda count, seed: [{"text": "one two", "source": "words"}])
-    training_sets.small_folder().mkdir(parents=True)
-    training_sets.plan(seed=0)
-    rows = [json.loads(line) for line in (training_sets.small_folder() / "flite.jsonl").read_text().splitlines()]
-    asked = [row["text"] for row in rows if row["source"] == "question"]
-    assert asked == [question for question, _ in training_sets.question_pairs(0)] and len(rows) == len(asked) + 2
-    assert len({row["audio"] for row in rows}) == len(rows)
-    assert {row["voice"] for row in rows} == {"slt", "rms", "kal16"}
+    monkeypatch.setattr(training_sets, "held_out", lambda folder: HeldOut([normalized(held_out)]))
+    monkeypatch.setattr(training_sets, "natural_texts", lambda count, apart, write, seed: texts)
+    training_sets.write_texts(seed=0)
+    assert read_rows(folder / "texts.jsonl") == [{"text": text.text, "source": text.source} for text in texts]
+    spoken = [row["text"] for row in read_rows(folder / "questions_to_speak.jsonl")]
+    asked = {question for question, _ in training_sets.question_pairs(0)}
+    assert set(spoken) == asked - {held_out} and len(spoken) == len(asked) - 1
+
+
+def test_sentences_of_an_earlier_start_are_read_again(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        training_sets,
+        "all_answers",
+        lambda requests, part: (asked.append((requests, part)), {"a": "", "b": "It is."})[1],
+    )
+    assert training_sets.written_sentences(["venue"], tmp_path) == ["It is."]
+    ((requests, part),) = asked
+    assert len(requests) == 2 and all('"venue"' in request for request in requests) and part.parent == tmp_path
+
+
+def test_coverage_counts_clips_and_voices_of_each_word(monkeypatch, capsys):
+    monkeypatch.setattr(training_sets, "common_words", lambda: ["train", "venue", "left", "unheard"])
+    rows = [{"text": "The train, the train left.", "voice": f"voice{number % 5}"} for number in range(20)]
+    rows += [{"text": "A venue.", "voice": f"voice{number % 4}"} for number in range(40)]  # four voices
+    training_sets.print_coverage(rows[:-1])
+    assert "2 of the 4 most frequent words: 20 clips or more, 5 voices or more" in capsys.readouterr().out
+    training_sets.print_coverage(rows[1:])  # 19 clips
+    assert "0 of the 4" in capsys.readouterr().out
+
+
+def test_built_clips_are_listed_and_conversations_are_left_to_stage_three(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    built = training_sets.small_folder() / "built"
+    row = {"audio": "audio/a.flac", "text": "One two.", "seconds": 1.0, "voice": "slt", "source": "wordnet"}
+    talk = {**row, "question": "Who speaks first?", "answer": "The first speaker says: One."}
+    for name, rows in (("flite-00000", [row]), ("flite-00001", [row]), ("conversations-00000", [talk])):
+        write_rows(built / f"{name}.jsonl", rows)
+    clips = training_sets.all_clips()
+    assert [row["audio"] for row in clips] == 3 * [str(built / "audio/a.flac")]
+    assert [training_sets.is_transcribed(row) for row in clips] == [False, True, True]
+    assert not training_sets.is_transcribed({**row, "source": "question"})
+    write_rows(training_sets.small_folder() / "answers.jsonl", [])
+    instructed = training_sets.instruct_rows(clips, seed=0)
+    assert [row["answer"] for row in instructed if row.get("question") == talk["question"]] == [talk["answer"]]

@@ -1,13 +1,11 @@
-"""Natural speech for training: texts, voices and the job that makes the clips, with a stand-in for the voice."""
+"""Texts that are spoken for training, and the voices that speak them."""
 
 import random
 import re
 import struct
 import sys
-import threading
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,49 +15,34 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "soundwave-small"))
 import kokoro_voices
-import natural_speech
 import natural_texts
+import voices
 from human_speech import UNUSED, librivox_transcripts, split_remainder
 from kokoro_voices import HELD_OUT_VOICES, TRAINING_VOICES, Kokoro, KokoroVoice, draw_voice, kokoro_phonemes
 from name_sentences import FIRST_NAMES, FRAMES, LAST_NAMES, name_sentences
-from natural_speech import (
-    Work,
-    clip_of,
-    clips_of,
-    earlier_rows,
-    fill_folder,
-    is_plausible,
-    only_one,
-    planned_texts,
-    question_texts,
-    speak_clip,
+from natural_texts import (
+    LINES,
+    Text,
+    choose_for_coverage,
+    choose_texts,
+    repeated_lines,
+    spell_out,
+    spoken_sentence,
+    written_texts,
 )
-from natural_texts import Text, choose_for_coverage, choose_texts, spell_out, spoken_sentence
 from sentences import HeldOut, normalized
 
-from soundwave_hf.data.manifest import read_rows, write_rows
+from soundwave_hf.data.build.recipe import read_build_recipe
+from soundwave_hf.evaluation.shipped import EXAMPLES
 
 
-TEXTS = [
-    Text(f"Here comes sentence number {word}.", "wordnet") for word in ["one", "two", "three", "four", "five", "six"]
-]
-NOTHING = HeldOut([])
 UNUSED_PROMPT = next(f"digits_{n}" for n in range(20, 91, 10) if split_remainder(f"digits_{n}") == UNUSED)
 SECOND = 16_000  # samples
 
 
-def hum(text: str, voice: KokoroVoice, speed: float) -> np.ndarray:
-    """Two seconds that are no silence, whatever the text."""
-    return np.tile(np.array([1000, -1000], dtype=np.int16), SECOND)
-
-
-def make(folder, texts=TEXTS, hours=1.0, speaker=hum) -> Work:
-    """Run the job in this process, with `speaker` in the place of the model."""
-    natural_speech._process.update(folder=folder, speaker=speaker)
-    work = Work(folder, earlier_rows(folder, NOTHING))
-    with ThreadPoolExecutor(1) as pool:
-        fill_folder(work, (clip_of(text, seed=0) for text in texts), pool, hours, ahead=1)
-    return work
+def hum(seconds: int = 2) -> np.ndarray:
+    """Samples that are no silence."""
+    return np.tile(np.array([1000, -1000], dtype=np.int16), seconds * SECOND // 2)
 
 
 # ---- texts ----
@@ -134,12 +117,6 @@ def test_sentences_with_names_use_every_frame_and_name():
     assert any("spelled W A L L A C E." in text for text in made) and not any("{" in text for text in made)
 
 
-def test_a_text_has_one_split_whatever_its_case_and_stops():
-    assert Text("It is cold outside.", "wordnet").split == Text("it is COLD outside", "bible").split
-    halves = Counter(Text(f"Sentence number {number}", "wordnet").split for number in range(1000))
-    assert set(halves) == {"stage1", "stage2"} and 450 < halves["stage1"] < 550
-
-
 # ---- nothing of the validation sets ----
 
 
@@ -166,8 +143,12 @@ def test_held_out_texts_are_never_chosen(monkeypatch, tmp_path):
     monkeypatch.setattr(natural_texts, "text_packages", lambda: tmp_path)
     monkeypatch.setattr(natural_texts, "source_texts", lambda *_: (Text(text, "wordnet") for text in sentences))
     monkeypatch.setattr(natural_texts, "common_words", lambda: ["red", "blue", "green", "fast"])
-    chosen = natural_texts.natural_texts(4, HeldOut([normalized(sentences[1])]))
-    assert {text.text for text in chosen} == {sentences[0], sentences[2], sentences[3]}
+    monkeypatch.setattr(
+        natural_texts, "written_texts", lambda texts, write: [Text(text, "written") for text in write([])]
+    )
+    leak, written = sentences[1].upper(), "A red fox is here now."
+    chosen = natural_texts.natural_texts(4, HeldOut([normalized(sentences[1])]), lambda words: [leak, written])
+    assert {text.text for text in chosen} == {sentences[0], sentences[2], sentences[3], written}
 
 
 def test_what_is_held_out_are_all_validation_sets_the_demo_and_the_unused_prompts(monkeypatch, tmp_path):
@@ -209,6 +190,37 @@ def test_the_choice_depends_on_the_seed_alone_and_mixes_the_kinds():
     sources = Counter(text.source for text in chosen)
     assert len(chosen) == len(set(chosen)) == 100 and sources["prompts"] == 6 and sources["names"] == 5
     assert 0 < sum(text.source == "prompts" for text in chosen[:50]) < 6  # any beginning is a sample of all
+
+
+def test_each_common_word_stands_in_enough_lines():
+    texts = [Text(text, "wordnet") for text in ("the rare word here", "a rare bird", "the bird here", "here it is")]
+    lines = texts[3:] + repeated_lines(texts[3:], texts, ["rare", "bird", "word", "here", "unheard"])
+    heard = Counter(word for text in lines for word in text.text.split())
+    assert min(heard[word] for word in ("rare", "bird", "word", "here")) >= LINES
+    # "word" has one text, which has "rare" too: seven lines of it, and then seven of both texts with "bird".
+    assert Counter(lines)[texts[0]] == LINES and len(lines) == 1 + 2 * LINES
+    assert {Counter(lines)[texts[1]], Counter(lines)[texts[2]]} == {LINES // 2, LINES - LINES // 2}
+
+
+def test_the_llm_writes_sentences_with_words_that_few_texts_have(monkeypatch, tmp_path):
+    words = tmp_path / "usr/share/dict/american-english"
+    words.parent.mkdir(parents=True)
+    words.write_text(
+        "\n".join(["the", "train", "left", "early", "venue", "is", "full", "this", "evening", "it", "at"])
+    )
+    monkeypatch.setattr(natural_texts, "text_packages", lambda: tmp_path)
+    monkeypatch.setattr(natural_texts, "common_words", lambda: ["train", "venue", "ll", "lol", "left"])
+    asked = []
+    texts = 2 * [Text("The train left early.", "wordnet"), Text("It left the train.", "bible")]
+    answers = [
+        "The venue is full this evening.",
+        "It is full at the venue this evening.",
+        "It is full.",
+        "It is early at it.",
+    ]
+    made = written_texts(texts, lambda words: (asked.extend(words), 2 * answers)[1])
+    assert asked == ["venue"]  # no letters, and nothing that the dictionary does not know
+    assert made == [Text(answer, "written") for answer in answers[:2]]  # each once, with the word
 
 
 # ---- voices ----
@@ -264,135 +276,61 @@ def test_a_changed_model_is_refused(monkeypatch, tmp_path):
         kokoro_voices.kokoro_folder()
 
 
-# ---- the job ----
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("af_bella", "'af_bella' is not for training"),
+        ("af_sky:0.50+am_liam:0.50", "'am_liam' is not for training"),
+        ("af_sky:0.50+bf_emma:0.50", "mixes two accents"),
+        ("awb", "is for validation"),
+    ],
+)
+def test_voices_of_the_validation_and_mixed_accents_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        voices.say("One two three four.", name, 1.0)
 
 
-def test_a_clip_is_a_function_of_its_text_and_the_seed():
-    clips = [clip_of(text, 0) for text in TEXTS]
-    assert clips[::-1] == [clip_of(text, 0) for text in TEXTS[::-1]]
-    assert all(0.85 <= clip.speed <= 1.15 for clip in clips) and len({clip.speed for clip in clips}) == 6
-    assert not {clip.audio for clip in clips} & {clip_of(text, 1).audio for text in TEXTS}
-    turns = [clip.text for clip in clips_of(TEXTS, 0)]
-    assert turns == natural_speech.MOST_TURNS * TEXTS and len({clip.audio for clip in clips_of(TEXTS, 0)}) == 30
+def test_a_name_gives_back_its_voice():
+    drawn = [draw_voice(random.Random(seed)) for seed in range(50)]
+    assert [kokoro_voices.training_voice(voice.name) for voice in drawn] == drawn
 
 
-def test_texts_are_chosen_once_and_checked_at_every_run(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(natural_speech, "natural_texts", lambda *arguments: (asked.append(arguments), TEXTS)[1])
-    assert planned_texts(tmp_path, 6, NOTHING, seed=0) == TEXTS
-    assert planned_texts(tmp_path, 6, HeldOut([normalized(TEXTS[2].text)]), seed=0) == TEXTS[:2] + TEXTS[3:]
-    assert asked == [(6, NOTHING, 0)]
-    planned_texts(tmp_path, 6, NOTHING, seed=1)
-    assert len(asked) == 2
-    assert read_rows(tmp_path / "texts_6_0.jsonl")[0] == {
-        "text": TEXTS[0].text,
-        "source": "wordnet",
-        "split": TEXTS[0].split,
-    }
+def test_a_voice_says_the_same_each_time_and_changes_its_pitch_with_the_text(monkeypatch):
+    shifts = []
+
+    def flite(text, voice, stretch, pitch_shift):
+        shifts.append(pitch_shift)
+        assert voice == "slt" and stretch == 0.5
+        return hum()
+
+    monkeypatch.setattr(voices, "flite_samples", flite)
+    for text in ("One two three.", "One two three.", "Four five six."):
+        samples, rate = voices.say(text, "slt", 2.0)
+        assert rate == SECOND and len(samples) == 2 * SECOND
+    assert shifts[0] == shifts[1] != shifts[2]
 
 
-def test_questions_are_those_of_stage_three_in_random_order_without_held_out_ones(monkeypatch):
-    import training_sets
-
-    pairs = [("What is tea?", None), ("What is a cup?", "A cup holds tea."), ("Who was Bach?", None)]
-    monkeypatch.setattr(training_sets, "question_pairs", lambda seed: pairs)
-    texts = question_texts(HeldOut([normalized("Who was Bach?")]), seed=0)
-    assert sorted(text.text for text in texts) == ["What is a cup?", "What is tea?"]
-    assert {clip_of(text, 0).row(1.0)["source"] for text in texts} <= set(training_sets.QUESTION_SOURCES)
-    orders = {tuple(text.text for text in question_texts(NOTHING, seed)) for seed in range(9)}
-    assert len(orders) > 1 and question_texts(NOTHING, 3) == question_texts(NOTHING, 3)
-
-
-def test_the_manifest_names_every_clip(tmp_path):
-    work = make(tmp_path)
-    rows = read_rows(tmp_path / "manifest.jsonl")
-    assert [row["text"] for row in rows] == [text.text for text in TEXTS] and work.seconds == 12
-    assert set(rows[0]) == {"audio", "text", "seconds", "voice", "source", "split"}
-    assert rows[0]["source"] == "natural-wordnet" and all((tmp_path / row["audio"]).is_file() for row in rows)
-
-
-def test_a_second_run_makes_what_is_missing_alone(tmp_path):
-    make(tmp_path, TEXTS[:2])
-    (tmp_path / clip_of(TEXTS[0], 0).audio).unlink()  # made again
-    spoken = []
-    work = make(tmp_path, TEXTS[:4], speaker=lambda text, *rest: (spoken.append(text), hum(text, *rest))[1])
-    assert spoken == [TEXTS[0].text, TEXTS[2].text, TEXTS[3].text]
-    assert work.seconds == 8 and work.made_seconds == 6
-
-
-def test_clips_that_a_killed_run_left_out_of_its_manifest_are_taken_in(tmp_path):
-    make(tmp_path)
-    rows = read_rows(tmp_path / "manifest.jsonl")
-    write_rows(tmp_path / "manifest.jsonl", rows[:2])
-    work = make(tmp_path, speaker=None)  # there is nothing left to say
-    assert sorted(work.rows) == sorted(row["audio"] for row in rows) and work.seconds == 12
-
-
-def test_a_stopped_run_keeps_its_rows_and_no_half_written_clip(tmp_path):
-    spoken = []
-
-    def stopped_at_the_fourth(text, voice, speed):
-        spoken.append(text)
-        if len(spoken) == 4:
-            raise KeyboardInterrupt
-        return hum(text, voice, speed)
-
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, speaker=stopped_at_the_fourth)
-    assert len(read_rows(tmp_path / "manifest.jsonl")) == 3
-    assert not list(tmp_path.rglob("*.part"))
-
-
-def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    work = make(tmp_path, TEXTS[:1])
-    before = (tmp_path / "manifest.jsonl").read_bytes()
-    work.rows["broken"] = {"audio": object()}
-    with pytest.raises(TypeError):
-        work.save()
-    assert (tmp_path / "manifest.jsonl").read_bytes() == before and not list(tmp_path.glob(".*.part"))
-
-
-def test_the_job_ends_at_the_hours_asked_for(tmp_path):
-    work = make(tmp_path, hours=5 / 3600)  # 5 s: three clips of 2 s, and those under way
-    assert 3 <= len(work.rows) <= 4
-
-
-def test_a_slow_clip_holds_up_no_other(tmp_path):
-    others_are_done = threading.Event()
-
-    def slow_at_the_first(text, voice, speed):
-        if text == TEXTS[0].text:
-            assert others_are_done.wait(10)
-        if text == TEXTS[-1].text:
-            others_are_done.set()
-        return hum(text, voice, speed)
-
-    natural_speech._process.update(folder=tmp_path, speaker=slow_at_the_first)
-    work = Work(tmp_path)
-    with ThreadPoolExecutor(2) as pool:
-        fill_folder(work, (clip_of(text, seed=0) for text in TEXTS), pool, hours=1.0, ahead=3)
-    assert sorted(row["text"] for row in work.rows.values()) == sorted(text.text for text in TEXTS)
-
-
-def test_earlier_rows_with_held_out_voices_or_texts_are_dropped(tmp_path):
-    make(tmp_path, TEXTS[:3])
-    rows = read_rows(tmp_path / "manifest.jsonl")
-    rows[1]["voice"] = f"af_sky:0.50+{HELD_OUT_VOICES[0]}:0.50"
-    write_rows(tmp_path / "manifest.jsonl", [*rows, {**rows[0], "audio": "gone.flac"}])
-    assert list(earlier_rows(tmp_path, HeldOut([normalized(rows[2]["text"])]))) == [rows[0]["audio"]]
-
-
-def test_speech_that_cannot_be_its_text_is_left_out(tmp_path):
+def test_speech_that_cannot_be_its_text_is_refused(monkeypatch):
     text = "one two three four five six"
-    assert is_plausible(text, hum(text, None, 1.0))
-    assert not is_plausible(text, np.zeros(2 * SECOND, dtype=np.int16))  # silent
-    assert not is_plausible(text, hum(text, None, 1.0)[: SECOND // 2])  # 12 words a second
-    assert not is_plausible(text, np.tile(hum(text, None, 1.0), 9))  # 18 s for six words
-    assert speak_clip(clip_of(TEXTS[0], 0), tmp_path, lambda *_: np.zeros(SECOND, dtype=np.int16)) is None
-    assert not list(tmp_path.iterdir())
-    assert make(tmp_path, speaker=lambda *_: np.zeros(SECOND, dtype=np.int16)).left_out == 6
+    for samples in (np.zeros(2 * SECOND, dtype=np.int16), hum()[: SECOND // 2], hum(18)):  # silent, too fast, too slow
+        assert not voices.is_plausible(text, samples)
+        monkeypatch.setattr(voices, "flite_samples", lambda *_, samples=samples: samples)
+        with pytest.raises(ValueError, match="cannot be its speech"):
+            voices.say(text, "slt", 1.0)
+    assert voices.is_plausible(text, hum())
 
 
-def test_two_jobs_in_one_folder_are_refused(tmp_path):
-    with only_one(tmp_path), pytest.raises(RuntimeError, match="Another process makes speech"), only_one(tmp_path):
-        pass
+def test_the_recipe_of_the_speech_uses_every_training_voice_and_no_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    steps = read_build_recipe(EXAMPLES / "soundwave-small" / "data.yaml", tmp_path).steps
+    spoken = {step.name: step for step in steps if step.name != "conversations"}
+    names = [voice for step in spoken.values() for voice in step.synthesizer.voices]
+    for name in names:
+        if name not in voices.VOICES:
+            kokoro_voices.training_voice(name)
+    assert len(set(names)) >= 24
+    assert {name for name in names if name in voices.VOICES} == {n for n, v in voices.VOICES.items() if v.share}
+    assert set(TRAINING_VOICES) <= set(names)
+    # Each line of the texts is spoken three times, once by Kokoro.
+    texts = [name for name, step in spoken.items() if step.data.endswith("texts.jsonl") and step.rows is None]
+    assert texts == ["flite", "piper", "kokoro"]
