@@ -79,7 +79,8 @@ def make_data() -> None:
     on new speech.
     """
     folder, demo = targets_folder(), demo_data_folder()
-    natural = [row for row in all_clips() if set(re.findall(r"[a-z]+_[a-z]+", row["voice"])) & set(TRAINING_VOICES)]
+    clips = [row for row in all_clips() if is_transcribed(row)]
+    natural = [row for row in clips if set(re.findall(r"[a-z]+_[a-z]+", row["voice"])) & set(TRAINING_VOICES)]
     human = [row | {"audio": str(demo / row["audio"])} for row in prompt_rows(demo, TRAINING)]
     for split in CLIPS:
         spoken = [
@@ -90,7 +91,7 @@ def make_data() -> None:
         kokoro = [
             {"audio": row["audio"], "text": row["text"], "seconds": row["seconds"], "source": "kokoro"}
             for row in natural
-            if is_transcribed(row) and split_of(row["text"]) == split
+            if split_of(row["text"]) == split
         ]
         write_rows(folder / f"{split}.jsonl", spoken + kokoro + (human if split == "stage1" else []))
 

@@ -1,4 +1,4 @@
-"""Texts for natural speech: sentences under free licences, written as spoken, chosen so that common words are even.
+"""Texts to speak for training: sentences under free licences, written as spoken, so that common words are even.
 
 Sources (Debian packages): WordNet's usage examples (`wordnet-base`, WordNet licence), the World English Bible
 (`sword-text-web`, public domain), GNOME's user help (`gnome-user-docs`, CC-BY-SA-3.0), the fortunes collections
@@ -41,6 +41,7 @@ from soundwave_hf.atomic import atomic_file
 
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")
 SHORTEST_WORDS, LONGEST_WORDS = 4, 22
+LONGEST_PROMPT_WORDS = 50  # a telephone menu is longer than a sentence; 20 s of speech at most
 COMMON_WORDS = 8_000  # most frequent words of general English that the texts are to cover
 SELDOM = 2  # the text LLM writes sentences with words that fewer texts have
 LINES = 7  # each common word stands in so many lines; `data.yaml` speaks each line three times
@@ -178,7 +179,7 @@ def source_texts(root: Path, grammars: dict[str, int], seed: int) -> Iterator[Te
         "names": name_sentences(grammars["names"], random.Random(seed)),
     }
     for source, texts in made.items():
-        found += [Text(text, source) for text in texts if SHORTEST_WORDS <= len(text.split()) <= LONGEST_WORDS]
+        found += [Text(text, source) for text in texts if SHORTEST_WORDS <= len(text.split()) <= LONGEST_PROMPT_WORDS]
     seen: set[str] = set()
     for text in found:
         key = spoken_key(text.text)
@@ -270,13 +271,13 @@ def choose_texts(texts: list[Text], targets: Iterable[str], count: int, seed: in
 def written_texts(texts: list[Text], write: Callable[[list[str]], list[str]]) -> list[Text]:
     """Texts of the LLM with those common words that fewer than `SELDOM` of `texts` have.
 
-    Args: write: words -> sentences with them.
+    Args: write: words -> texts with them.
     """
     known = frozenset(dictionary_words(text_packages() / "usr/share/dict/american-english"))
     held = Counter(word for text in texts for word in set(words_of(text.text)))
     # No letters of abbreviations, no parts of words ("ll", "didnt"), nothing coarse: the dictionary has none of these.
     seldom = [word for word in common_words() if held[word] < SELDOM and word in known and len(word) > 2]
-    sentences = [spoken_sentence(sentence, known) for sentence in write(seldom)]
+    sentences = [spoken_sentence(part, known) for answer in write(seldom) for part in split_sentences(answer)]
     fitting = [sentence for sentence in sentences if sentence and not set(seldom).isdisjoint(words_of(sentence))]
     return [Text(sentence, "written") for sentence in dict.fromkeys(fitting)]
 

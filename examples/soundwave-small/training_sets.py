@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from chat_questions import all_answers, chat_questions
 from instructions import instruction_rows
+from kokoro_voices import kokoro_folder
 from natural_texts import common_words, held_out, natural_texts, text_row, words_of
 from spoken_questions import spoken_questions
 from voices import SAMPLING_RATE, clip_seconds, write_clip
@@ -31,7 +32,6 @@ NO_SPEECH_CLIPS = 300  # of each of stages I and II
 INSTRUCTED_CLIPS = 850  # that stage III asks a question about; see `instruction_rows`
 SPLITS = ("stage1", "stage2")
 TEXT_QUESTIONS = 900  # of stage III: asked in text alone
-CONVERSATIONS = 200  # of stage III: who says what
 TIMES, IN_VOICES = 20, 5  # each common word is to be heard so often, and in so many voices
 
 
@@ -57,6 +57,7 @@ def write_texts(seed: int) -> None:
     write_rows(folder / "texts.jsonl", [text_row(text) for text in texts])
     questions = [question for question, _ in question_pairs(seed) if not kept_apart.repeats(question)]
     rows = [{"text": question, "source": "question"} for question in questions]
+    kokoro_folder()  # fetched once, before several processes of `data build` need it
     write_rows(folder / "questions_to_speak.jsonl", random.Random(seed).sample(rows, len(rows)))
     print(f"{len(texts)} texts, {len({text.text for text in texts})} of them different; {len(rows)} questions")
 
@@ -69,7 +70,7 @@ def written_sentences(words: list[str], folder: Path) -> list[str]:
 
 
 def print_coverage(clips: list[dict]) -> None:
-    """Say how many of the common words are heard `TIMES` times and more, in `IN_VOICES` voices and more."""
+    """Say how many of the common words are in `TIMES` clips or more, in `IN_VOICES` voices or more."""
     times, voices = Counter(), defaultdict(set)
     for row in clips:
         for word in set(words_of(row["text"])):
@@ -131,7 +132,9 @@ def all_clips(read: Callable[[Path], list[dict]] = read_rows) -> list[dict]:
         home / "demo" / "human.jsonl",
     ]
     found = [(path.parent, read(path)) for path in manifests if path.is_file()]
-    return [{**row, "audio": str(place / row["audio"])} for place, rows in found for row in rows]
+    clips = [{**row, "audio": str(place / row["audio"])} for place, rows in found for row in rows]
+    # Earlier versions listed the clips of Kokoro as `natural-wordnet`, `natural-question` and so on.
+    return [{**row, "source": row["source"].removeprefix("natural-")} for row in clips]
 
 
 def is_transcribed(row: dict) -> bool:
@@ -169,7 +172,10 @@ def write(seed: int) -> None:
 
 
 def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
-    """Stage III: requests about the clips of Stage II, spoken questions with their answers, the same in text."""
+    """Stage III: requests about the clips of Stage II, spoken questions with their answers, the same in text.
+
+    And who says what in each conversation, whose parts are clips of both stages.
+    """
     answers = {row["question"]: row["answer"] for row in read_rows(small_folder() / "answers.jsonl")}
     questions = [row for row in clips if row["source"] == "question"]
     speech = [row for row in clips if is_transcribed(row) and split_of(row["text"]) == "stage2"]
@@ -178,7 +184,7 @@ def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
     conversations = [row for row in clips if "answer" in row]
     texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
     rows = instruction_rows(speech, spoken, rng, INSTRUCTED_CLIPS)
-    rows += rng.sample(conversations, min(CONVERSATIONS, len(conversations)))
+    rows += conversations
     rows += [{**row, "task": "text"} for row in rng.sample(texts, min(TEXT_QUESTIONS, len(texts)))]
     return rng.sample(rows, len(rows))
 

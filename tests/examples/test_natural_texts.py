@@ -215,12 +215,14 @@ def test_the_llm_writes_sentences_with_words_that_few_texts_have(monkeypatch, tm
     answers = [
         "The venue is full this evening.",
         "It is full at the venue this evening.",
-        "It is full.",
+        "It is full. The venue left at the train.",
         "It is early at it.",
     ]
     made = written_texts(texts, lambda words: (asked.extend(words), 2 * answers)[1])
     assert asked == ["venue"]  # no letters, and nothing that the dictionary does not know
-    assert made == [Text(answer, "written") for answer in answers[:2]]  # each once, with the word
+    # Each once, with the word; of an answer of two sentences, the one with the word.
+    assert [text.text for text in made] == [*answers[:2], "The venue left at the train."]
+    assert {text.source for text in made} == {"written"}
 
 
 # ---- voices ----

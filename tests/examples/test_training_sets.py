@@ -44,7 +44,9 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
     for number in range(24):
         audio = f"{number}.flac"
         soundfile.write(folder / audio, np.zeros(16_000, dtype=np.int16), 16_000)
-        source = {21: "question", 22: "question", 23: "question"}.get(number, "wordnet")
+        source = {21: "natural-question", 22: "question", 23: "question"}.get(
+            number, "natural-wordnet"
+        )  # as earlier versions wrote
         text = f"The clip has the number {number}."
         rows.append({"audio": audio, "text": text, "seconds": 1.0, "voice": "af_sky", "source": source})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -125,6 +127,7 @@ def test_texts_and_questions_to_speak_are_written_without_held_out_ones(monkeypa
     held_out = "What is the opposite of hot?"
     texts = [Text("A text.", "wordnet"), Text("A text.", "wordnet"), Text("Another.", "written")]
     monkeypatch.setattr(training_sets, "write_human", lambda folder: None)
+    monkeypatch.setattr(training_sets, "kokoro_folder", lambda: None)
     monkeypatch.setattr(training_sets, "held_out", lambda folder: HeldOut([normalized(held_out)]))
     monkeypatch.setattr(training_sets, "natural_texts", lambda count, apart, write, seed: texts)
     training_sets.write_texts(seed=0)
