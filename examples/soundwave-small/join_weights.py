@@ -3,6 +3,7 @@
     python join_weights.py HEAD OUT                             the head alone, for stage `align` to go on from
     python join_weights.py HEAD OUT --llm LLM                   with the shrinking adapter and the LoRA of LLM
     python join_weights.py HEAD OUT --toward OTHER --share 0.4  60 % of HEAD and 40 % of OTHER, weight by weight
+    python join_weights.py HEAD OUT --toward OTHER --share 0.4 --rank 32  the same; the LoRA of the encoder has rank 32
     python join_weights.py HEAD OUT --llm LLM --toward OTHER --share 0.5  HEAD, with the mean of two LLMs
 
 HEAD, LLM and OTHER are folders that `soundwave-hf train` or `export` wrote. Stage I can then train a head on, while an
@@ -11,7 +12,7 @@ LLM that reads another head stays, and Stage II brings the two together again.
 A head that trained on with other speech hears that speech better and may lose some of what it knew. If OTHER went on
 from HEAD, a mean of the two often keeps both (WiSE-FT, arXiv 2109.01903). So does a mean of two LLMs, if OTHER went on
 from LLM. The LoRA of an encoder belongs to the head, and comes with it. In a mean, a head without one counts as one
-that changes nothing.
+that changes nothing. The ranks of two LoRAs add up, unless `--rank` gives one.
 """
 
 import argparse
@@ -134,6 +135,27 @@ def stacked(name: str, parts: list[tuple[Lora, float]]) -> torch.Tensor:
     return torch.cat(list(scaled), dim=1)
 
 
+def of_rank(lora: Lora | None, rank: int | None) -> Lora | None:
+    """The LoRA of at most `rank` closest to `lora`: the largest singular values of each change. None keeps it.
+
+    Raises: ValueError if `rank` is not 1 or more.
+    """
+    if lora is None or rank is None or rank >= lora[1]["r"]:
+        return lora
+    if rank < 1:
+        raise ValueError(f"`--rank` is {rank}; give 1 or more.")
+    matrices, scale = {}, lora[1]["lora_alpha"] / lora[1]["r"]
+    for name in (name for name in lora[0] if ".lora_A." in name):
+        other = name.replace(".lora_A.", ".lora_B.")
+        left, values, right = torch.linalg.svd(
+            scale * lora[0][other].double() @ lora[0][name].double(), full_matrices=False
+        )
+        root = values[:rank].sqrt()
+        matrices[name] = (root[:, None] * right[:rank]).float().contiguous()
+        matrices[other] = (left[:, :rank] * root).float().contiguous()
+    return matrices, {"r": rank, "lora_alpha": rank}
+
+
 def write_head(weights: dict[str, torch.Tensor], lora: Lora | None, configs: Path, out: Path):
     """Write a Stage I folder: weights of a head, the LoRA of its encoder, and the configs of the folder `configs`."""
     out.mkdir(parents=True)
@@ -204,7 +226,8 @@ def write(args: argparse.Namespace):
         join(args.head, args.llm, mean or llm_weights(args.llm), args.out)
     elif args.toward is not None:
         weights = mean_head(args.head, args.toward, args.share)
-        write_head(weights, mean_lora(args.head, args.toward, args.share), args.head, args.out)
+        lora = of_rank(mean_lora(args.head, args.toward, args.share), args.rank)
+        write_head(weights, lora, args.head, args.out)
     else:
         write_head(head_weights(args.head), read_encoder_lora(str(args.head)), args.head, args.out)
 
@@ -216,7 +239,12 @@ def main():
     parser.add_argument("--llm", type=Path, help="folder whose LoRA and shrinking adapter are taken")
     parser.add_argument("--toward", type=Path, help="folder that trained on from LLM, or from HEAD without `--llm`")
     parser.add_argument("--share", type=float, help="share of OTHER in the mean, from 0 to 1")
+    parser.add_argument(
+        "--rank", type=int, help="of the LoRA of the encoder of a mean head, at most; else ranks add up"
+    )
     args = parser.parse_args()
+    if args.rank is not None and (args.toward is None or args.llm is not None):
+        parser.error("`--rank` is for a mean of two heads: give `--toward` and no `--llm`.")
     if (args.toward is None) != (args.share is None):
         parser.error("`--toward` and `--share` belong together: give both or neither.")
     if args.out.exists():

@@ -41,7 +41,7 @@ from soundwave_hf.atomic import atomic_file
 
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")
 SHORTEST_WORDS, LONGEST_WORDS = 4, 22
-LONGEST_PROMPT_WORDS = 50  # a telephone menu is longer than a sentence; 20 s of speech at most
+LONGEST_TEXT_WORDS = 50  # of telephone menus and paragraphs: 20 s of speech at most
 COMMON_WORDS = 8_000  # most frequent words of general English that the texts are to cover
 SELDOM = 2  # the text LLM writes sentences with words that fewer texts have
 LINES = 7  # each common word stands in so many lines; `data.yaml` speaks each line three times
@@ -179,7 +179,7 @@ def source_texts(root: Path, grammars: dict[str, int], seed: int) -> Iterator[Te
         "names": name_sentences(grammars["names"], random.Random(seed)),
     }
     for source, texts in made.items():
-        found += [Text(text, source) for text in texts if SHORTEST_WORDS <= len(text.split()) <= LONGEST_PROMPT_WORDS]
+        found += [Text(text, source) for text in texts if SHORTEST_WORDS <= len(text.split()) <= LONGEST_TEXT_WORDS]
     seen: set[str] = set()
     for text in found:
         key = spoken_key(text.text)

@@ -17,7 +17,7 @@ import numpy as np
 from chat_questions import all_answers, chat_questions
 from instructions import instruction_rows
 from kokoro_voices import kokoro_folder
-from natural_texts import common_words, held_out, natural_texts, text_row, words_of
+from natural_texts import LONGEST_TEXT_WORDS, Text, common_words, held_out, natural_texts, text_row, words_of
 from spoken_questions import spoken_questions
 from voices import SAMPLING_RATE, clip_seconds, write_clip
 
@@ -27,6 +27,7 @@ from soundwave_hf.paths import soundwave_home
 
 
 TEXTS = 16_000  # beside those that come again so that each common word is heard often
+PARAGRAPHS = 600  # lines of several sentences
 FACT_QUESTIONS, CHAT_QUESTIONS = 1_000, 3_500
 NO_SPEECH_CLIPS = 300  # of each of stages I and II
 INSTRUCTED_CLIPS = 850  # that stage III asks a question about; see `instruction_rows`
@@ -54,12 +55,28 @@ def write_texts(seed: int) -> None:
     write_human(soundwave_home() / "data" / "demo")
     kept_apart = held_out(folder)
     texts = natural_texts(TEXTS, kept_apart, lambda words: written_sentences(words, folder), seed)
+    texts += paragraphs(texts, random.Random(seed))
     write_rows(folder / "texts.jsonl", [text_row(text) for text in texts])
     questions = [question for question, _ in question_pairs(seed) if not kept_apart.repeats(question)]
     rows = [{"text": question, "source": "question"} for question in questions]
     kokoro_folder()  # fetched once, before several processes of `data build` need it
     write_rows(folder / "questions_to_speak.jsonl", random.Random(seed).sample(rows, len(rows)))
     print(f"{len(texts)} texts, {len({text.text for text in texts})} of them different; {len(rows)} questions")
+
+
+def paragraphs(texts: list[Text], rng: random.Random) -> list[Text]:
+    """`PARAGRAPHS` lines of two to four sentences each, for each stage half of them, all sentences of its own.
+
+    With single sentences alone, the LLM does not learn to write a long transcript to its end.
+    """
+    found: list[Text] = []
+    for split in SPLITS:
+        sentences = [text for text in dict.fromkeys(texts) if split_of(text.text) == split]
+        while len(found) < PARAGRAPHS * (1 + SPLITS.index(split)) // len(SPLITS):
+            joined = " ".join(text.text for text in rng.sample(sentences, rng.randint(2, 4)))
+            if split_of(joined) == split and len(joined.split()) <= LONGEST_TEXT_WORDS:
+                found.append(Text(joined, "paragraph"))
+    return found
 
 
 def written_sentences(words: list[str], folder: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""Speech from text with engines that install without a model hub: flite (three voices), piper (one), Kokoro (18).
+"""Speech from text with engines that install without a model hub: flite (three voices), piper (one), SVOX
+Pico (two), Kokoro (18).
 
 `data.yaml` calls `say`. Each clip has its own speed and pitch. Files are 16 kHz mono FLAC.
 """
@@ -31,9 +32,9 @@ QUIETEST_PEAK = 300  # of 32,767: below it a clip is silence
 class Voice:
     """One synthetic voice."""
 
-    engine: str  # "flite" or "piper"
-    share: float  # of the training clips; 0 keeps the voice out of training
-    pitch_shift: tuple[float, float]  # range of the factor on the voice's own pitch (flite alone)
+    engine: str  # "flite", "piper" or "pico"
+    share: float  # of the clips of `make train`
+    pitch_shift: tuple[float, float]  # range of the factor on the voice's own pitch (not piper)
 
 
 VOICES = {
@@ -41,8 +42,11 @@ VOICES = {
     "rms": Voice("flite", share=0.27, pitch_shift=(0.85, 1.2)),
     "kal16": Voice("flite", share=0.12, pitch_shift=(0.9, 1.4)),
     "joe": Voice("piper", share=0.33, pitch_shift=(1.0, 1.0)),
-    "awb": Voice("flite", share=0.0, pitch_shift=(1.0, 1.0)),  # heard in the synthetic validation alone
+    "pico-us": Voice("pico", share=0.0, pitch_shift=(0.7, 1.25)),
+    "pico-gb": Voice("pico", share=0.0, pitch_shift=(0.7, 1.25)),
+    "awb": Voice("flite", share=0.0, pitch_shift=(1.0, 1.0)),
 }
+VALIDATION_VOICE = "awb"  # heard in the synthetic validation alone
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def say(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
         from kokoro_voices import kokoro, training_voice
 
         samples = kokoro().say(text, training_voice(voice), speed)
-    elif not VOICES[voice].share:
+    elif voice == VALIDATION_VOICE:
         raise ValueError(f"The voice {voice!r} is for validation. Leave it out of the training clips.")
     else:
         samples = samples_of(text, voice, 1 / speed, random.Random(f"{voice} {speed} {text}"))
@@ -91,9 +95,10 @@ def is_plausible(text: str, samples: np.ndarray) -> bool:
 
 def samples_of(text: str, voice: str, stretch: float, rng: random.Random) -> np.ndarray:
     """int16 samples at 16 kHz in a voice of `VOICES`. Args: stretch: of the duration; rng: draws the pitch."""
-    if VOICES[voice].engine == "flite":
-        return flite_samples(text, voice, stretch, rng.uniform(*VOICES[voice].pitch_shift))
-    return piper_samples(text, stretch, rng)
+    if VOICES[voice].engine == "piper":
+        return piper_samples(text, stretch, rng)
+    speak_text = flite_samples if VOICES[voice].engine == "flite" else pico_samples
+    return speak_text(text, voice, stretch, rng.uniform(*VOICES[voice].pitch_shift))
 
 
 def speak(utterance: Utterance) -> float | None:
@@ -143,6 +148,26 @@ def flite_samples(text: str, voice: str, stretch: float, pitch_shift: float) -> 
             f"flite's voice `{voice}` speaks at {rate} Hz and {SAMPLING_RATE} Hz was expected. Use kal16, not kal."
         )
     return samples
+
+
+@cache
+def pico_engine(voice: str):
+    """SVOX Pico with an American or a British woman."""
+    try:
+        from ttspico import TtsEngine
+    except ImportError as error:
+        raise ImportError(
+            f"{error}: the voice {voice!r} is made with `ttspico`, which needs a C compiler. Install it: "
+            "`pip install ttspico==0.3.2`."
+        ) from error
+    return TtsEngine(f"en-{voice[-2:].upper()}")
+
+
+def pico_samples(text: str, voice: str, stretch: float, pitch_shift: float) -> np.ndarray:
+    """int16 samples at 16 kHz."""
+    engine = pico_engine(voice)
+    engine.rate, engine.pitch = round(100 / stretch), round(100 * pitch_shift)
+    return np.frombuffer(engine.speak(text) or b"", dtype="<i2")
 
 
 @cache

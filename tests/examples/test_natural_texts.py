@@ -312,6 +312,16 @@ def test_a_voice_says_the_same_each_time_and_changes_its_pitch_with_the_text(mon
     assert shifts[0] == shifts[1] != shifts[2]
 
 
+def test_pico_takes_pitch_and_speed_in_percent(monkeypatch):
+    engine = SimpleNamespace(speak=lambda text: hum().tobytes())
+    monkeypatch.setattr(voices, "pico_engine", lambda voice: engine)
+    assert len(voices.say("One two three.", "pico-us", 1.25)[0]) == 2 * SECOND
+    assert engine.rate == 125 and 70 <= engine.pitch <= 125
+    engine.speak = lambda text: None
+    with pytest.raises(ValueError, match="cannot be its speech"):
+        voices.say("One two three.", "pico-us", 1.25)
+
+
 def test_speech_that_cannot_be_its_text_is_refused(monkeypatch):
     text = "one two three four five six"
     for samples in (np.zeros(2 * SECOND, dtype=np.int16), hum()[: SECOND // 2], hum(18)):  # silent, too fast, too slow
@@ -331,8 +341,8 @@ def test_the_recipe_of_the_speech_uses_every_training_voice_and_no_other(monkeyp
         if name not in voices.VOICES:
             kokoro_voices.training_voice(name)
     assert len(set(names)) >= 24
-    assert {name for name in names if name in voices.VOICES} == {n for n, v in voices.VOICES.items() if v.share}
+    assert {name for name in names if name in voices.VOICES} == voices.VOICES.keys() - {"awb"}
     assert set(TRAINING_VOICES) <= set(names)
     # Each line of the texts is spoken three times, once by Kokoro.
     texts = [name for name, step in spoken.items() if step.data.endswith("texts.jsonl") and step.rows is None]
-    assert texts == ["flite", "piper", "kokoro"]
+    assert texts == ["flite", "piper_pico", "kokoro"]

@@ -130,11 +130,25 @@ def test_texts_and_questions_to_speak_are_written_without_held_out_ones(monkeypa
     monkeypatch.setattr(training_sets, "kokoro_folder", lambda: None)
     monkeypatch.setattr(training_sets, "held_out", lambda folder: HeldOut([normalized(held_out)]))
     monkeypatch.setattr(training_sets, "natural_texts", lambda count, apart, write, seed: texts)
+    monkeypatch.setattr(training_sets, "PARAGRAPHS", 0)
     training_sets.write_texts(seed=0)
     assert read_rows(folder / "texts.jsonl") == [{"text": text.text, "source": text.source} for text in texts]
     spoken = [row["text"] for row in read_rows(folder / "questions_to_speak.jsonl")]
     asked = {question for question, _ in training_sets.question_pairs(0)}
     assert set(spoken) == asked - {held_out} and len(spoken) == len(asked) - 1
+
+
+def test_paragraphs_have_the_sentences_of_one_stage(monkeypatch):
+    monkeypatch.setattr(training_sets, "PARAGRAPHS", 20)
+    texts = [Text(f"Sentence number {number} is here.", "wordnet") for number in range(200)]
+    found = training_sets.paragraphs(texts, random.Random(0))
+    assert found == training_sets.paragraphs(texts, random.Random(0)) and len(set(found)) == 20
+    for text in found:
+        parts = [f"{part}." for part in text.text.rstrip(".").split(". ")]
+        assert 2 <= len(parts) <= 4
+        assert {training_sets.split_of(part) for part in parts} == {training_sets.split_of(text.text)}
+    stages = [training_sets.split_of(text.text) for text in found]
+    assert stages.count("stage1") == stages.count("stage2") == 10
 
 
 def test_sentences_of_an_earlier_start_are_read_again(monkeypatch, tmp_path):

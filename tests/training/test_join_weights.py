@@ -114,6 +114,39 @@ def test_the_loras_of_two_encoders_have_a_mean(chain, tmp_path, monkeypatch):
     torch.testing.assert_close(query_matrix(tmp_path / "same"), query_matrix(plain) + 2)
 
 
+def test_a_mean_of_loras_is_cut_to_the_rank_that_is_asked_for(chain, tmp_path, monkeypatch, capsys):
+    plain = chain["align"].folder
+    one, two = (with_encoder_lora(plain, tmp_path / f"lora-{value}", value) for value in (1, 3))
+    # Both change the matrix in the same direction, so that rank 1 holds the whole mean.
+    run(monkeypatch, one, tmp_path / "mean", "--toward", two, "--share", "0.25", "--rank", "1")
+    matrices, settings = join_weights.read_encoder_lora(str(tmp_path / "mean"))
+    assert settings["r"] == settings["lora_alpha"] == 1 and all(1 in matrix.shape for matrix in matrices.values())
+    torch.testing.assert_close(query_matrix(tmp_path / "mean"), query_matrix(plain) + 0.75 * 2 + 0.25 * 6)
+    for arguments, message in (
+        (["--toward", two, "--share", "0.5", "--rank", "0"], "`--rank` is 0"),
+        (["--rank", "1"], "for a mean"),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, one, tmp_path / "refused", *arguments)
+        assert message in capsys.readouterr().err and not (tmp_path / "refused").exists()
+
+
+def test_a_lora_of_lower_rank_is_the_closest_one():
+    generator = torch.Generator().manual_seed(0)
+    matrices = {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in (("q.lora_A.w", (4, 6)), ("q.lora_B.w", (5, 4)))
+    }
+    lora = (matrices, {"r": 4, "lora_alpha": 8})
+    change = 2 * matrices["q.lora_B.w"].double() @ matrices["q.lora_A.w"].double()
+    cut, settings = join_weights.of_rank(lora, 2)
+    assert settings == {"r": 2, "lora_alpha": 2} and cut["q.lora_A.w"].shape == (2, 6)
+    left = change - cut["q.lora_B.w"].double() @ cut["q.lora_A.w"].double()
+    # Eckart and Young: the smallest error of rank 2 is what the other singular values hold.
+    torch.testing.assert_close(left.norm(), torch.linalg.svdvals(change)[2:].norm(), rtol=1e-5, atol=1e-6)
+    assert join_weights.of_rank(lora, 4) is lora and join_weights.of_rank(lora, None) is lora
+
+
 def test_two_llms_have_a_mean_beside_the_head_of_a_third_folder(chain, other_head, tmp_path, monkeypatch):
     llm, name = chain["shrink"].folder, "adapter_model.safetensors"
     first, later = load_file(llm / name), shutil.copytree(llm, tmp_path / "later")
