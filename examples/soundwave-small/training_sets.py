@@ -182,7 +182,7 @@ def write(seed: int) -> None:
     for split, rows in stages.items():
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
     print_coverage(speech)
-    for (source,), (count, seconds) in count_rows(clips, ("source",)).items():
+    for (source,), (count, seconds) in count_rows([row for row in clips if "answer" not in row], ("source",)).items():
         print(f"{source}: {count} clips, {seconds / 3600:.2f} h")
     write_rows(folder / "questions.jsonl", [row for row in clips if row["source"] == "question"])
     write_rows(folder / "instruct.jsonl", instruct_rows(clips, seed))
