@@ -75,7 +75,8 @@ def say(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
     if voice not in VOICES:
         from kokoro_voices import kokoro, training_voice
 
-        samples = kokoro().say(text, training_voice(voice), speed)
+        known = training_voice(voice)
+        samples = kokoro().say(text, known, speed)
     elif voice == VALIDATION_VOICE:
         raise ValueError(f"The voice {voice!r} is for validation. Leave it out of the training clips.")
     else:
