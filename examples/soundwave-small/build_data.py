@@ -30,7 +30,7 @@ from sentences import (
     word_sequences,
 )
 from spoken_questions import DEMO_QUESTION, spoken_questions
-from voices import Utterance, choose_voice, speak_all
+from voices import VALIDATION_VOICE, Utterance, choose_voice, speak_all
 
 from soundwave_hf.atomic import atomic_file
 from soundwave_hf.data.backbones import resolve_backbone
@@ -70,7 +70,7 @@ def build_demo_data(folder: Path | None = None, processes: int = 2, sizes: Sizes
     human = prompt_rows(folder, TRAINING) + pseudo_rows(folder)
     texts = spoken_texts(sizes, seed)
     synthetic = speak_rows(
-        folder, utterances(folder, texts["validation"], "awb", seed), "fortunes-validation", processes
+        folder, utterances(folder, texts["validation"], VALIDATION_VOICE, seed), "fortunes-validation", processes
     )
     write_rows(folder / "valid_synthetic.jsonl", synthetic)
     questions = spoken_question_rows(folder, sizes.questions, seed, processes)

@@ -12,7 +12,6 @@
 import argparse
 import json
 import random
-import re
 import statistics
 import subprocess
 import tempfile
@@ -79,8 +78,8 @@ def make_data() -> None:
     on new speech.
     """
     folder, demo = targets_folder(), demo_data_folder()
-    clips = [row for row in all_clips() if is_transcribed(row)]
-    natural = [row for row in clips if set(re.findall(r"[a-z]+_[a-z]+", row["voice"])) & set(TRAINING_VOICES)]
+    # The name of a mixture begins with that of its first voice.
+    natural = [row for row in all_clips() if is_transcribed(row) and row["voice"].startswith(TRAINING_VOICES)]
     human = [row | {"audio": str(demo / row["audio"])} for row in prompt_rows(demo, TRAINING)]
     for split in CLIPS:
         spoken = [

@@ -77,8 +77,13 @@ def style_of(job: dict, styles: dict[str, np.ndarray]) -> np.ndarray:
 
 def manifest_row(job: dict, seconds: float) -> dict:
     """A clip's line in the manifest, as `training_sets.py` reads it."""
-    row = {key: job[key] for key in ("audio", "text", "voice", "source")}
-    return {"audio": row.pop("audio"), "text": row.pop("text"), "seconds": round(seconds, 3), **row}
+    return {
+        "audio": job["audio"],
+        "text": job["text"],
+        "seconds": round(seconds, 3),
+        "voice": job["voice"],
+        "source": job["source"],
+    }
 
 
 # ---- a process that writes clips (and makes them, with onnxruntime) ----

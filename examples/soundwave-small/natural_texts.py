@@ -58,11 +58,6 @@ class Text:
     source: str  # wordnet, bible, help, fortunes, prompts, names or written
 
 
-def text_row(text: Text) -> dict:
-    """The line of a text in texts.jsonl."""
-    return {"text": text.text, "source": text.source}
-
-
 # ---- the sources ----
 
 

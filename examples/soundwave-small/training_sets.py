@@ -11,13 +11,14 @@ import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from chat_questions import all_answers, chat_questions
 from instructions import instruction_rows
 from kokoro_voices import kokoro_folder
-from natural_texts import LONGEST_TEXT_WORDS, Text, common_words, held_out, natural_texts, text_row, words_of
+from natural_texts import LONGEST_TEXT_WORDS, Text, common_words, held_out, natural_texts, words_of
 from spoken_questions import spoken_questions
 from voices import SAMPLING_RATE, clip_seconds, write_clip
 
@@ -56,7 +57,7 @@ def write_texts(seed: int) -> None:
     kept_apart = held_out(folder)
     texts = natural_texts(TEXTS, kept_apart, lambda words: written_sentences(words, folder), seed)
     texts += paragraphs(texts, random.Random(seed))
-    write_rows(folder / "texts.jsonl", [text_row(text) for text in texts])
+    write_rows(folder / "texts.jsonl", [asdict(text) for text in texts])
     questions = [question for question, _ in question_pairs(seed) if not kept_apart.repeats(question)]
     rows = [{"text": question, "source": "question"} for question in questions]
     kokoro_folder()  # fetched once, before several processes of `data build` need it
@@ -149,9 +150,12 @@ def all_clips(read: Callable[[Path], list[dict]] = read_rows) -> list[dict]:
         home / "demo" / "human.jsonl",
     ]
     found = [(path.parent, read(path)) for path in manifests if path.is_file()]
-    clips = [{**row, "audio": str(place / row["audio"])} for place, rows in found for row in rows]
-    # Earlier versions listed the clips of Kokoro as `natural-wordnet`, `natural-question` and so on.
-    return [{**row, "source": row["source"].removeprefix("natural-")} for row in clips]
+    return [
+        # Earlier versions listed the clips of Kokoro as `natural-wordnet`, `natural-question` and so on.
+        {**row, "audio": str(place / row["audio"]), "source": row["source"].removeprefix("natural-")}
+        for place, rows in found
+        for row in rows
+    ]
 
 
 def is_transcribed(row: dict) -> bool:
@@ -178,13 +182,14 @@ def write(seed: int) -> None:
     folder = small_folder()
     clips = all_clips()
     speech = [row for row in clips if is_transcribed(row)]
+    questions = [row for row in clips if row["source"] == "question"]
     stages = {split: [row for row in speech if split_of(row["text"]) == split] for split in SPLITS}
     for split, rows in stages.items():
         write_rows(folder / f"{split}.jsonl", rows + no_speech_rows(folder, split, NO_SPEECH_CLIPS, seed))
     print_coverage(speech)
-    for (source,), (count, seconds) in count_rows([row for row in clips if "answer" not in row], ("source",)).items():
+    for (source,), (count, seconds) in count_rows(speech + questions, ("source",)).items():
         print(f"{source}: {count} clips, {seconds / 3600:.2f} h")
-    write_rows(folder / "questions.jsonl", [row for row in clips if row["source"] == "question"])
+    write_rows(folder / "questions.jsonl", questions)
     write_rows(folder / "instruct.jsonl", instruct_rows(clips, seed))
 
 
