@@ -144,8 +144,8 @@ def outcomes(
     """
     check_control_tokens(processor, options)
     group: list[Recording] = []
-    for clip in clips:
-        group.append(read_recording(processor, clip, options))
+    for number, clip in enumerate(clips):
+        group.append(read_recording(processor, clip, options, number))
         if sum(len(recording.pieces) for recording in group) >= READ_AHEAD * options.batch_size:
             yield from transcribe_group(model, processor, group, options, on_batch)
             group = []
@@ -178,14 +178,17 @@ def try_options(model, processor, options: TranscribeOptions):
         raise not_taken(options.generate, error) from error
 
 
-def read_recording(processor, clip, options: TranscribeOptions) -> Recording:
-    """Decode and cut one recording. Args: clip: audio, or an error that occurred before."""
+def read_recording(processor, clip, options: TranscribeOptions, number: int) -> Recording:
+    """Decode and cut one recording.
+
+    Args: clip: audio, or an error that occurred before; number: of the clip in error messages.
+    """
     if isinstance(clip, Exception):
         return Recording(failure=clip)
     extractor = processor.feature_extractor
     rate = extractor.sampling_rate
     try:
-        (samples,) = processor.load_clips([clip])
+        (samples,) = processor.load_clips([clip], first=number)
     except CLIP_ERRORS as error:
         return Recording(failure=error)
     pieces = cut_samples(samples, rate, options.chunk_length_s or extractor.chunk_length)

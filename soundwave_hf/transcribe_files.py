@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -404,7 +405,7 @@ def clip_of(job: Job, rate: int | None) -> dict | Path | Exception:
 def message_of(error: Exception, path: str) -> str:
     """The message of an error, with the file's name instead of the clip number."""
     name = "Standard input" if path == STANDARD_INPUT else f"`{path}`"
-    text = str(error).replace(f"audio[0] ({describe(path)})", name).replace("audio[0]", name)
+    text = re.sub(rf"audio\[\d+\](?: \({re.escape(describe(path))}\))?", lambda found: name, str(error))
     return text if name in text or path in text else f"{name}: {text}"
 
 

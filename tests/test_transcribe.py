@@ -115,8 +115,9 @@ def test_recordings_are_read_as_they_are_needed(loaded):
 
 
 def test_python_is_told_of_a_bad_recording(loaded):
-    with pytest.raises(ValueError, match="lasts 20.00 ms"):
-        list(transcribe_clips(*loaded, [{"array": noise(0.02), "sampling_rate": RATE}]))
+    clips = [{"array": noise(seconds), "sampling_rate": RATE} for seconds in (0.3, 0.4, 0.02)]
+    with pytest.raises(ValueError, match=r"^audio\[2\] lasts 20.00 ms"):
+        list(transcribe_clips(*loaded, clips, ctc_only=True))
 
 
 def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkeypatch):
