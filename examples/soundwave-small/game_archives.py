@@ -1,9 +1,10 @@
-"""Speech and subtitles in the data files of two adventure games from the 1990s, in the form that ScummVM reads.
+"""Speech and subtitles in the data files of three adventure games from the 1990s, in the form that ScummVM reads.
 
 `Flight of the Amazon Queen`, file `queen.1c`: a table of members at the start. Speech is MP3, one member for each part
 of a line; subtitles are in dialogues (.DOG), cut scenes (.CUT) and a list of remarks (QUEEN2.JAS).
 `Beneath a Steel Sky`, files `sky.dsk` and `sky.dnr`: numbered members, packed by RNC (method 1). Speech is 8-bit
 sound; subtitles are in prefix codes. The code tables are in ScummVM's program, not in the data files.
+`Drascula`: a file of 8-bit sound for each line; subtitles of all languages are in `drascula.dat`.
 """
 
 import bisect
@@ -236,6 +237,52 @@ def read_tree(data: bytes) -> dict[str, int]:
             raise ValueError(f"node {number} has the branches {left} and {right}")
         number += 1
     return codes
+
+
+# ---- Drascula ----
+
+DRASCULA_TEXTS_AT = 7_251  # in `drascula.dat`: number of languages, then the lists of texts
+# The lists in their order, by the letters in front of the numbers of their sound files; the hero has none. The lists
+# that follow have no speech.
+DRASCULA_VOICES = {
+    "": "John Hacker",
+    "D": "Drascula",
+    "B": "drunkard",
+    "BJ": "B.J.",
+    "E": "dead man",
+    "I": "Igor",
+    "L": "werewolf",
+    "P": "piano player",
+    "T": "bartender",
+    "VB": "Von Braun",
+}
+
+
+def drascula_subtitles(data: bytes) -> dict[str, tuple[str, str]]:
+    """English text and speaker of each sound file, by name without `.ALS`.
+
+    A list of texts: their number, then for each language (English first) the size of its texts and the texts.
+
+    Args: data: of `drascula.dat`.
+    """
+    languages, position = struct.unpack_from(">H", data, DRASCULA_TEXTS_AT)[0], DRASCULA_TEXTS_AT + 2
+    lines = {}
+    for prefix, speaker in DRASCULA_VOICES.items():
+        count = struct.unpack_from(">H", data, position)[0]
+        texts = padded_texts(data, position + 6, count)
+        lines |= {f"{prefix}{number}": (text, speaker) for number, text in enumerate(texts) if text}
+        position += 2
+        for _ in range(languages):
+            position += 2 + struct.unpack_from(">H", data, position)[0]
+    return lines
+
+
+def padded_texts(data: bytes, position: int, count: int) -> Iterator[str]:
+    """Texts with their size in front, which counts its own two bytes and the zeros behind the text."""
+    for _ in range(count):
+        size = struct.unpack_from(">H", data, position)[0]
+        yield data[position + 2 : position + size].rstrip(b"\0").decode("cp437")
+        position += size
 
 
 # ---- RNC, method 1 ----

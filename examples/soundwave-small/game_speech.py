@@ -4,11 +4,12 @@ Writes 16 kHz FLAC clips and manifest.jsonl below `$SOUNDWAVE_HOME`/data/human, 
 
 - `flight-of-the-amazon-queen`: (C) 1995 John Passfield and Steven Stamatiadis, Flight-of-the-Amazon-Queen-License.
 - `beneath-a-steel-sky`: (C) Revolution Software Ltd, Beneath-a-Steel-Sky-License.
+- `drascula`: (C) 1996-2008 Alcachofa Soft S.L., Drascula-License.
 - `scummvm` (GPL-3+): nothing of it is kept; its program holds the code tables for the second game's subtitles.
 - `warzone2100-data`: (C) 1999-2004 Eidos Interactive, 2005-2013 Warzone 2100 Project, GPL-2+; without texts.
 - `tuxpaint-stamps-default`: (C) 2002-2022 Bill Kendrick, GPL-2; names of animals, letters and digits.
 
-The licences of the first two allow free distribution of the game and of marked changes, with readme and notices, and
+The licences of the first three allow free distribution of the game and of marked changes, with readme and notices, and
 no fee for the game itself. All are in `usr/share/doc/*/copyright` of the packages.
 
 `--listen 500` lets Whisper base transcribe that many more clips, in random order. A clip is left out where Whisper
@@ -37,7 +38,16 @@ import numpy as np
 import soundfile
 import soxr
 from debian_packages import debian_root
-from game_archives import SKY_SPEECH, SkyDisk, code_tables, queen_subtitles, read_queen, sky_sound, sky_subtitles
+from game_archives import (
+    SKY_SPEECH,
+    SkyDisk,
+    code_tables,
+    drascula_subtitles,
+    queen_subtitles,
+    read_queen,
+    sky_sound,
+    sky_subtitles,
+)
 from human_speech import is_plausible
 from natural_texts import held_out
 from pypi_packages import check_contents
@@ -52,12 +62,14 @@ from soundwave_hf.paths import soundwave_home
 PACKAGES = (
     "flight-of-the-amazon-queen",
     "beneath-a-steel-sky",
+    "drascula",
     "scummvm",
     "warzone2100-data",
     "tuxpaint-stamps-default",
 )
 QUEEN_FILE = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
 SKY_FOLDER = "usr/share/scummvm/beneath-a-steel-sky"
+DRASCULA_FOLDER = "usr/share/scummvm/drascula/en"
 SCUMMVM = "usr/games/scummvm"
 WARZONE_FILE = "usr/share/games/warzone2100/base.wz"
 STAMPS_FOLDER = "usr/share/tuxpaint/stamps"
@@ -65,18 +77,25 @@ DIGESTS = {
     QUEEN_FILE: "cc91960d133fcd4173eda4bac304e80d2bbdbaa085640287ab9e0507bd603f67",
     f"{SKY_FOLDER}/sky.dsk": "9ef6ca3dcb6f9ceb31e950bc3a05d5105bbbb38a5e9fc9a9f6508363c87849e2",
     f"{SKY_FOLDER}/sky.dnr": "1aa426bc9b04d962c98f2c6108f770b23a45a32cb85bd4e053a6eb1779173164",
+    f"{DRASCULA_FOLDER}/drascula.dat": "4ad7c24b2e642e1406fddee729159c6dfc6b1563a33bd7e421f85c4a1bd567b8",
 }
-SKY_RATE = 11_025  # of its 8-bit sound
+EIGHT_BIT = {"game-sky": sky_sound, "game-drascula": bytes}  # games with 8-bit samples, and what finds them
+EIGHT_BIT_RATE = 11_025
 
 SECONDS = (0.5, 20.0)
 CHARACTERS_A_SECOND = (3.0, 28.0)  # of subtitles; outside of it something else was said
-SCRIPTED = ("game-queen", "game-sky")  # the actors read the subtitles; other texts may be longer than what is said
+SCRIPTED = (
+    "game-queen",
+    "game-sky",
+    "game-drascula",
+)  # the actors read the subtitles; other texts may be longer than what is said
 # A clip is left out below both: what Whisper heard is not the subtitle, and the subtitle is unlikely to Whisper.
 LEAST_AGREEMENT = 0.5  # 1 - word error rate
 LOWEST_SUBTITLE_LOGPROB = -3.0  # a token
 LOWEST_LOGPROB = -0.2  # a token, of Whisper's text where there is no subtitle
 WINDOW_MARGIN_SECONDS = 1.0
 ABBREVIATIONS = frozenset(("ID", "TV", "HQ", "LINC", "VHS", "ASCII"))
+NAMES = {"drascula": "Drascula", "braun": "Braun"}  # of a game whose subtitles are all in capitals
 
 
 @dataclass(frozen=True)
@@ -87,12 +106,13 @@ class Line:
     source: str
     voice: str  # the character, or `unknown`
     subtitle: str | None  # as the game has it
-    member: bytes  # of the game's data: MP3, Ogg Vorbis, or what `sky_sound` reads
+    member: bytes  # of the game's data: MP3, Ogg Vorbis, 8-bit samples, or what `sky_sound` reads
 
     def samples(self) -> np.ndarray:
         """float32 samples at 16 kHz."""
-        if self.source == "game-sky":
-            samples, rate = (np.frombuffer(sky_sound(self.member), np.uint8).astype(np.float32) - 128) / 128, SKY_RATE
+        if self.source in EIGHT_BIT:
+            sound = EIGHT_BIT[self.source](self.member)
+            samples, rate = (np.frombuffer(sound, np.uint8).astype(np.float32) - 128) / 128, EIGHT_BIT_RATE
         else:
             samples, rate = soundfile.read(io.BytesIO(self.member), dtype="float32", always_2d=True)
             samples = samples.mean(axis=1)
@@ -130,6 +150,14 @@ def sky_recordings(folder: Path, program: Path, words: dict[str, str]) -> Iterat
         yield Line(f"sky_{number}", "game-sky", "unknown", subtitles.get(number), disk.member(number))
 
 
+def drascula_recordings(folder: Path) -> Iterator[Line]:
+    """Speech of `Drascula`; a few lines of the cast have no subtitle of their own."""
+    subtitles = drascula_subtitles((folder / "drascula.dat").read_bytes())
+    for path in sorted(folder.glob("*.ALS")):
+        text, voice = subtitles.get(path.stem, (None, "unknown"))
+        yield Line(f"drascula_{path.stem}", "game-drascula", voice, text, path.read_bytes())
+
+
 def warzone_recordings(path: Path) -> Iterator[Line]:
     """Announcements and messages of `Warzone 2100`, without subtitles; its sound effects are left out."""
     with zipfile.ZipFile(path) as archive:
@@ -155,6 +183,7 @@ def recordings(root: Path, words: dict[str, str]) -> list[Line]:
     return [
         *queen_recordings(root / QUEEN_FILE),
         *sky_recordings(root / SKY_FOLDER, root / SCUMMVM, words),
+        *drascula_recordings(root / DRASCULA_FOLDER),
         *warzone_recordings(root / WARZONE_FILE),
         *stamp_recordings(root / STAMPS_FOLDER),
     ]
@@ -187,7 +216,7 @@ def plain_subtitle(text: str, words: dict[str, str]) -> str | None:
     text = re.sub(r"\.{2,}(?=[?!])", "", text).strip(" .-,")
     text = re.sub(r"\s*\.{2,}\s*(?=[A-Z](?!'|\b))", ". ", text)
     text = re.sub(r",?\s*\.{2,}\s*", ", ", text)
-    text = re.sub(r"\b[A-Z][A-Z']*[A-Z]\b", lambda found: without_emphasis(found[0], words), text)
+    text = re.sub(r"\b[A-Z][A-Z']*[A-Z]\b|\bA(?= [A-Z]{2})", lambda found: without_emphasis(found[0], words), text)
     text = re.sub(r"([?!])[?!]+", r"\1", re.sub(r"\s+", " ", text)).strip(" ,:-")
     if not re.fullmatch(r"[A-Za-z][A-Za-z ,.?!:;'-]*", text):
         return None
@@ -374,7 +403,7 @@ def make_game_speech(most_to_hear: int) -> Path:
         root = game_packages()
         dictionary = dictionary_words(root / "usr/share/dict/american-english")
         lines = recordings(root, dictionary)
-        words = game_words((line.subtitle for line in lines if line.subtitle), dictionary)
+        words = game_words((line.subtitle for line in lines if line.subtitle), dictionary | NAMES)
         write_clips(folder, lines)
         kept_apart = held_out(soundwave_home() / "data" / "small")
         try:

@@ -13,6 +13,7 @@ from game_archives import (
     code_tables,
     crc16,
     decode_text,
+    drascula_subtitles,
     queen_subtitles,
     read_queen,
     sky_sound,
@@ -23,6 +24,7 @@ from game_archives import (
 from game_speech import (
     Line,
     agreement,
+    drascula_recordings,
     fits,
     game_words,
     manifest_row,
@@ -209,6 +211,53 @@ def test_code_tables_are_found_in_a_program():
     assert code_tables(tree[:-3], fewest=3) == []
 
 
+# ---- Drascula ----
+
+
+def texts_of_one_language(texts: list[str]) -> bytes:
+    """Texts with their sizes: of each, filled up to a multiple of four bytes, and of all."""
+    data = b""
+    for text in texts:
+        padding = 4 - (2 + len(text)) % 4
+        data += struct.pack(">H", 2 + len(text) + padding) + text.encode() + bytes(padding)
+    return struct.pack(">H", 2 + len(data)) + bytes(2) + data
+
+
+def drascula_data(english: dict[str, list[str]]) -> bytes:
+    """`drascula.dat` in two languages. Args: english: texts by the letters of their sound files."""
+    data = bytes(7_251) + struct.pack(">H", 2)
+    for prefix in ("", "D", "B", "BJ", "E", "I", "L", "P", "T", "VB"):
+        texts = ["", *english.get(prefix, [])]
+        data += (
+            struct.pack(">H", len(texts)) + texts_of_one_language(texts) + texts_of_one_language(["Hola"] * len(texts))
+        )
+    return data
+
+
+def test_each_sound_of_drascula_has_the_english_text_of_its_number():
+    data = drascula_data({"": ["GO", "THE FIRE"], "I": ["YES, MY MASTER"], "VB": ["NOW"]})
+    assert drascula_subtitles(data) == {
+        "1": ("GO", "John Hacker"),
+        "2": ("THE FIRE", "John Hacker"),
+        "I1": ("YES, MY MASTER", "Igor"),
+        "VB1": ("NOW", "Von Braun"),
+    }
+
+
+def test_sound_of_drascula_is_8_bit_and_may_have_no_subtitle(tmp_path):
+    (tmp_path / "drascula.dat").write_bytes(drascula_data({"I": ["GO"]}))
+    for name in ("I1.ALS", "S7.ALS"):
+        (tmp_path / name).write_bytes(bytes([128]) * 11_025)
+    (tmp_path / "I1.ALG").write_bytes(b"a picture")
+    found = list(drascula_recordings(tmp_path))
+    assert [(line.name, line.voice, line.subtitle) for line in found] == [
+        ("drascula_I1", "Igor", "GO"),
+        ("drascula_S7", "unknown", None),
+    ]
+    samples = found[0].samples()
+    assert len(samples) == 16_000 and not samples.any()
+
+
 # ---- other games ----
 
 
@@ -254,6 +303,8 @@ def test_a_stamp_is_described_by_the_first_line_of_its_text(tmp_path):
         ("it's LINC's - GO", "It's LINC's, go."),
         ('I\'VE the "fire",', "I've the fire."),
         ("<CRUNCH>", None),
+        ("I HAD A FIRE, JOEY", "I had a fire, Joey."),
+        ("Plan A is on", "Plan A is on."),
         ("24 Hours", None),
         ("`FIRE EXIT.'", None),
         ("...", None),
