@@ -37,9 +37,9 @@ def resolve_backbone(name: str, weights: bool = True, local_files_only: bool = F
     """
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
+    if (copy := local_copy(name)) != name:
+        return copy
     folder = backbone_folder(name)
-    if (folder / "config.json").is_file():
-        return str(folder)
     if name in TINY_BACKBONES:
         make_folder(TINY_BACKBONES[name], folder)
         return str(folder)
@@ -51,6 +51,14 @@ def resolve_backbone(name: str, weights: bool = True, local_files_only: bool = F
             f"No backbone `{name}`: it is not a folder here or in {folder.parent}, and {error}. Give a local folder, "
             f"or a hub name on a machine that reaches the hub or has the files in its cache.{hint}"
         ) from error
+
+
+def local_copy(name: str) -> str:
+    """The folder of a backbone below `$SOUNDWAVE_HOME/backbones` if it is there. Otherwise the name as it is."""
+    if not isinstance(name, str) or Path(name).expanduser().is_dir():
+        return name
+    folder = backbone_folder(name)
+    return str(folder) if (folder / "config.json").is_file() else name
 
 
 def backbone_folder(name: str) -> Path:

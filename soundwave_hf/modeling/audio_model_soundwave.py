@@ -37,7 +37,7 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import SoundwaveConfig
 from .ctc_scores_soundwave import CTCFrames
-from .folders_soundwave import backbone_name, choose_backbones, weights_digest
+from .folders_soundwave import backbone_name, choose_backbones, local_backbone, weights_digest
 from .generation_soundwave import CACHE_NAMES
 from .loading_soundwave import from_adapter, take_adapter
 from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
@@ -220,7 +220,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
                     f"`from_backbones` got the encoder {encoder!r} and the LLM {llm!r}: give both by hub name or "
                     "folder, or give `adapter`, a folder of trained adapters whose config names them."
                 )
-            return encoder, llm, fields
+            return local_backbone(encoder), local_backbone(llm), fields
         check_adapter_files(adapter)
         encoder, llm = choose_backbones(adapter, encoder, llm)
         trained = adapter_fields(adapter, encoder, llm, allow_other_backbones)

@@ -228,6 +228,12 @@ def locate_backbone(name: str, **hub) -> str:
     return name if backbones is None else backbones.resolve_backbone(name, **hub)
 
 
+def local_backbone(name: str) -> str:
+    """The folder of a backbone below `$SOUNDWAVE_HOME/backbones` if it is there. Otherwise the name as it is."""
+    backbones = _package_backbones()
+    return name if backbones is None else backbones.local_copy(name)
+
+
 def choose_backbones(adapter: str, encoder: str | None = None, llm: str | None = None, **hub) -> tuple[str, str]:
     """Folders or hub names of the backbones of trained adapters: the given ones, or those in the adapters' config.
 
@@ -358,6 +364,7 @@ __all__ = [
     "describe_folder",
     "find_adapter",
     "is_hub_name",
+    "local_backbone",
     "locate_backbone",
     "model_digest",
     "refuse_other_backbones",

@@ -53,17 +53,27 @@ def named_llm(name: str, subfolder: str = "", **hub) -> str:
     return llm
 
 
+def _package_backbones():
+    """The module of this package that finds backbones; None if this file is remote code without the package."""
+    try:
+        return importlib.import_module("soundwave_hf.data.backbones")
+    except ImportError:
+        return None
+
+
 def locate_tokenizer(llm: str, **hub) -> str:
     """The folder or hub name of an LLM's tokenizer, without downloading weights."""
     folder = os.path.expanduser(llm)
     if os.path.isdir(folder):
         return folder
-    try:
-        # As remote code without this package, this file only uses the hub.
-        backbones = importlib.import_module("soundwave_hf.data.backbones")
-    except ImportError:
-        return llm
-    return backbones.resolve_backbone(llm, weights=False, **hub)
+    backbones = _package_backbones()
+    return llm if backbones is None else backbones.resolve_backbone(llm, weights=False, **hub)
+
+
+def local_backbone(name: str) -> str:
+    """The folder of a backbone below `$SOUNDWAVE_HOME/backbones` if it is there. Otherwise the name as it is."""
+    backbones = _package_backbones()
+    return name if backbones is None else backbones.local_copy(name)
 
 
 def read_llm_tokenizer(llm: str, audio_token: str):
@@ -88,6 +98,7 @@ __all__ = [
     "HUB_OPTIONS",
     "find_file",
     "lacks_tokenizer",
+    "local_backbone",
     "locate_tokenizer",
     "named_llm",
     "read_config",

@@ -44,6 +44,7 @@ from .llm_tokenizer_soundwave import (
     HUB_OPTIONS,
     find_file,
     lacks_tokenizer,
+    local_backbone,
     locate_tokenizer,
     named_llm,
     read_config,
@@ -230,8 +231,8 @@ class SoundwaveProcessor(ProcessorMixin):
         if adapter is not None:
             usual = trained_values(adapter)
             refuse_other_ctc_text(ctc_text, usual["ctc_text"], adapter)
-        feature_extractor = WhisperFeatureExtractor.from_pretrained(encoder)
-        tokenizer = read_llm_tokenizer(llm, audio_token)
+        feature_extractor = WhisperFeatureExtractor.from_pretrained(local_backbone(encoder))
+        tokenizer = read_llm_tokenizer(local_backbone(llm), audio_token)
         return cls(
             feature_extractor,
             tokenizer,

@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import WhisperFeatureExtractor
 
-from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 from soundwave_hf.data.backbones import (
     SHIPPED_BACKBONES,
     NotDelivered,
     backbone_folder,
     download_from_hub,
+    local_copy,
     missing_files,
     resolve_backbone,
 )
 from soundwave_hf.evaluation.shipped import ADAPTER
+from tests.tiny_models import save_tiny_llm, save_tiny_whisper
 
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path):
@@ -35,6 +38,33 @@ def test_a_folder_that_was_made_before_is_found_by_the_hub_name(tmp_path, monkey
     assert resolve_backbone("openai/whisper-base") == str(made)
     with pytest.raises(FileNotFoundError, match="No backbone `someone/whisper-base`"):
         resolve_backbone("someone/whisper-base")
+
+
+def test_names_that_are_not_below_the_home_folder_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "backbones" / "who--empty").mkdir(parents=True)
+    for name in (str(tmp_path), tmp_path, "who/empty", "who/else"):
+        assert local_copy(name) == name
+
+
+@pytest.fixture
+def named_backbones(tmp_path, monkeypatch) -> tuple[str, str]:
+    """Hub names of an encoder and an LLM that are below `$SOUNDWAVE_HOME/backbones`, and not on the hub."""
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    WhisperFeatureExtractor().save_pretrained(save_tiny_whisper(tmp_path / "backbones" / "who--encoder"))
+    save_tiny_llm(tmp_path / "backbones" / "who--llm")
+    return "who/encoder", "who/llm"
+
+
+@pytest.mark.parametrize("model_class", [SoundwaveForConditionalGeneration, SoundwaveForCTC])
+def test_models_are_joined_by_hub_names_of_folders_that_were_made_before(named_backbones, model_class):
+    config = model_class.from_backbones(*named_backbones).config
+    assert (config.audio_config.name_or_path, config.text_config.name_or_path) == named_backbones
+
+
+def test_the_processor_is_joined_by_hub_names_of_folders_that_were_made_before(named_backbones):
+    processor = SoundwaveProcessor.from_backbones(*named_backbones)
+    assert processor.tokenizer.convert_ids_to_tokens(processor.audio_token_id) == processor.audio_token
 
 
 def test_an_unknown_name_says_what_can_be_given(tmp_path, monkeypatch):
@@ -139,10 +169,11 @@ def test_what_is_no_name_of_the_hub_is_not_delivered(name):
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """Answers every request with the server's `status`, and keeps the tokens that come."""
+    """Answers every request with the server's `status`, and keeps the tokens of those about a repository."""
 
     def do_GET(self):
-        self.server.tokens.append(self.headers.get("Authorization"))
+        if "/someone/" in self.path:  # once a day, the library also asks for a list, without a token
+            self.server.tokens.append(self.headers.get("Authorization"))
         self.send_response(self.server.status)
         if self.server.error_code:
             self.send_header("X-Error-Code", self.server.error_code)
