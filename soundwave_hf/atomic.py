@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +32,25 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def refuse_output(path: str | os.PathLike, option: str, inputs: Iterable[str | os.PathLike] = ()):
+    """Refuse an output file that cannot be written, or that would overwrite an input, before any work is done.
+
+    Args: option: what the caller gave, such as "--output", for the error. inputs: files that are read.
+
+    Raises: `IsADirectoryError`, `NotADirectoryError` or `PermissionError`; `ValueError` if the file is an input.
+    """
+    place = Path(path).absolute()
+    if place.is_dir():
+        raise IsADirectoryError(f"`{option}` is `{path}`, which is a folder: give a file.")
+    parent = next(folder for folder in place.parents if folder.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"`{option}` is `{path}`, and `{parent}` is a file, not a folder: give another name.")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"`{option}` is `{path}`, and you may not write to `{parent}`: give another folder.")
+    if os.path.realpath(place) in {os.path.realpath(file) for file in inputs}:
+        raise ValueError(f"`{option}` is `{path}`, which is read by this command: give another file.")
 
 
 @contextmanager

@@ -138,6 +138,8 @@ def add_build(verbs):
 
 
 def stats(arguments: argparse.Namespace):
+    from .atomic import refuse_output
+    from .data.locate import files_of
     from .data.mixture import Mixture
     from .data.stats import check_output, collect_stats, describe_stats, write_stats
 
@@ -158,6 +160,8 @@ def stats(arguments: argparse.Namespace):
         recipe, _ = read_recipe(source)
         source, options, llm = recipe.sources, {"repeat": recipe.repeat}, llm or recipe.llm
         mixture = mixture or recipe.mixture
+    for path in arguments.output:
+        refuse_output(path, "--output", files_of(source))
     found = collect_stats(source, columns, llm and read_tokenizer(llm), **options)
     report = found.report(mixture, arguments.epochs)
     print(describe_stats(report), flush=True)

@@ -131,14 +131,19 @@ class StreamingTranscriber:
         self._pending: deque[Future] = deque()  # final texts, in order
 
     def feed(self, samples) -> list[Partial | Segment]:
-        """Add samples `(samples,)`, floats in [-1, 1] or PCM integers. Returns: the text that is ready.
+        """Add samples `(samples,)`, floats in [-1, 1] or PCM integers but int32. Returns: the text that is ready.
 
-        Raises: `ValueError` for several channels, for samples that are not finite, and after `finish`.
+        Raises: `ValueError` for several channels, for samples that are not finite, for int32, and after `finish`.
         """
         if self._is_finished:
             raise ValueError("Samples arrived after `finish`: make a new `StreamingTranscriber` for another stream.")
         if not len(samples):
             return []
+        if str(getattr(samples, "dtype", "")).removeprefix("torch.") == "int32":
+            raise ValueError(
+                "Samples arrived as int32, and one block does not tell their full scale (24 or 32 bits): divide by "
+                "it, `block.astype('float32') / 2**31`."
+            )
         samples, _ = read_array(samples, self.sampling_rate, "samples", own_rate=False, options=AudioOptions())
         check_samples(samples, "samples")
         events = self._take(samples if self._resampler is None else self._resampler.resample_chunk(samples))

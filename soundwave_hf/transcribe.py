@@ -19,7 +19,7 @@ from .evaluation.transcribe import (
     generated_texts,
 )
 from .modeling.hotwords_soundwave import refuse_control_tokens
-from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
+from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS, is_clip
 from .modeling.segments_soundwave import cut_samples
 from .modeling.timed_generation_soundwave import ctc_clips
 from .processing.languages_soundwave import language_name
@@ -90,10 +90,11 @@ def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[T
 
     Args:
         model, processor: from `load_adapter` or `from_pretrained`.
-        clips: audio in any form that the processor accepts.
+        clips: a list, or another iterable, of clips in any form that the processor accepts.
         options: fields of `TranscribeOptions`.
 
-    Raises: `ValueError` for bad options; the processor's error for a bad recording.
+    Raises: `ValueError` for bad options, and for one clip that is not in a list; the processor's error for a bad
+    recording.
 
     Example:
 
@@ -106,6 +107,8 @@ def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[T
     ```
     """
     options = TranscribeOptions(**options)
+    if is_clip(clips) and getattr(clips, "ndim", 1) == 1:  # a table has a clip in each row
+        raise ValueError(f"`clips` is one clip ({type(clips).__name__}): give a list of clips, such as `[clip]`.")
     return _or_raise(outcomes(model, processor, clips, options))
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from soundwave_hf import StreamingTranscriber, cli, live, transcribe_clips
@@ -360,3 +361,12 @@ def test_a_terminal_shows_partial_text_until_the_final_one(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.out == "He was.\n"
     assert printed.err == "\r\033[Khe was" + "\r\033[K" * 2
+
+
+def test_integers_of_unknown_full_scale_are_refused_from_the_first_block_on(loaded):
+    transcriber = StreamingTranscriber(*loaded, 16_000, ctc_only=True)
+    for peak in (2**30, 2**20):  # loud and quiet
+        for block in (np.full(800, peak, np.int32), torch.full((800,), peak, dtype=torch.int32)):
+            with pytest.raises(ValueError, match="arrived as int32, and one block does not tell their full scale"):
+                transcriber.feed(block)
+    transcriber.feed(np.full(800, 2**10, np.int16))

@@ -12,8 +12,9 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..atomic import atomic_file
+from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
+from .locate import files_of
 from .rows import clips_of
 from .sources import open_rows
 
@@ -104,9 +105,10 @@ def _kind_of(message: str) -> str:
 
 
 def name_of_clip(clip, place: int) -> str:
-    """The path of a clip; its place in the row if it has none."""
+    """The path of a clip; its place in the row if it has none, or is written out (`data:`)."""
     path = clip.get("path") if isinstance(clip, Mapping) else clip
-    return str(path) if isinstance(path, str | os.PathLike) else f"clip {place}"
+    is_named = isinstance(path, str | os.PathLike) and not str(path).startswith("data:")
+    return str(path) if is_named else f"clip {place}"
 
 
 def describe_bad_clips(bad: list[BadClip], num_rows: int) -> str:
@@ -140,7 +142,7 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
 
     Raises: `ValueError` if these rows cannot be written to `skip_to`, or no row is left.
     """
-    _check_request(skip_to, max_seconds)
+    _check_request(source, skip_to, max_seconds)
     # `with_seconds=False`: a missing clip is then listed below and does not stop the check.
     rows = open_rows(source, columns, with_seconds=False)
     if skip_to is None:
@@ -155,10 +157,14 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
     return bad
 
 
-def _check_request(skip_to: str | None, max_seconds: float | None):
+def _check_request(source, skip_to: str | None, max_seconds: float | None):
     """Refuse what cannot be done before any clip is read."""
-    if skip_to is not None and Path(skip_to).suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"`--skip` is `{skip_to}`; give a file that ends in .jsonl, or .parquet for clips inside it.")
+    if skip_to is not None:
+        if Path(skip_to).suffix not in (".jsonl", ".parquet"):
+            raise ValueError(
+                f"`--skip` is `{skip_to}`; give a file that ends in .jsonl, or .parquet for clips inside it."
+            )
+        refuse_output(skip_to, "--skip", files_of(source))
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"`--max-seconds` is {max_seconds:g}; give a number over 0.")
 

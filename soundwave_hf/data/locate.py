@@ -115,6 +115,11 @@ def list_sources(value, columns: Mapping | None = None) -> list[Source]:
     return [value] if isinstance(value, Source) else [Source.read(value, columns)]
 
 
+def files_of(value) -> list[str]:
+    """The files with the rows of `data` of a recipe, as far as they are known."""
+    return [file for source in list_sources(value) for file in find(source).files]
+
+
 # ---- files of a source ----
 
 
@@ -298,6 +303,7 @@ __all__ = [
     "describe_source",
     "digest_source",
     "file_digest",
+    "files_of",
     "find",
     "find_files",
     "list_sources",

@@ -19,10 +19,11 @@ class Mixture:
     step: float = 5.0
 
     def __post_init__(self):
-        if not (self.temperature > 0 and self.step >= 0):
+        are_numbers = all(isinstance(value, (int, float)) for value in (self.temperature, self.step))
+        if not (are_numbers and self.temperature > 0 and self.step >= 0):
             raise ValueError(
-                f"`mixture` has `temperature` {self.temperature} and `step` {self.step}: the first must be over 0, "
-                "the second 0 or more; the paper's are 1 and 5."
+                f"`mixture` has `temperature` {self.temperature!r} and `step` {self.step!r}: the first must be a "
+                "number over 0, the second 0 or more; the paper's are 1 and 5."
             )
 
     def shares(self, sizes: Sequence[int], epoch: int) -> np.ndarray:

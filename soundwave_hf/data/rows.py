@@ -1,11 +1,14 @@
 """Rows of training or evaluation data, from any file type: column names, checks, clips and transcripts."""
 
+import io
 import math
 import os
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import soundfile
 
 from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
 
@@ -324,6 +327,18 @@ def _stored_clip(clip, folder: str | os.PathLike) -> dict:
     return _stored_clip(clip[key], folder)
 
 
+def stored_clip(clip) -> dict:
+    """A clip in any form as `{"bytes", "path"}`; samples become a WAV file of floats."""
+    if isinstance(clip, Mapping) and clip.get("bytes") is None and clip.get("array") is not None:
+        file = io.BytesIO()
+        soundfile.write(file, clip["array"], clip["sampling_rate"], format="WAV", subtype="FLOAT")
+        return {"bytes": file.getvalue(), "path": None}
+    if isinstance(clip, Mapping) and clip.get("bytes") is not None:
+        return {"bytes": bytes(clip["bytes"]), "path": clip.get("path")}
+    (message,) = stored_messages([{"role": "user", "content": [{"type": "audio", "audio": clip}]}], "")
+    return message["content"][0]["audio"]
+
+
 def _own_clip(part: Mapping):
     """The clip that an audio part names."""
     clip = audio_of_part(_given(part))
@@ -384,6 +399,7 @@ __all__ = [
     "clips_of",
     "conversation_of",
     "rename",
+    "stored_clip",
     "stored_messages",
     "suggest_columns",
     "transcripts_of",

@@ -19,7 +19,7 @@ from .locate import (
 from .named_rows import undecoded
 from .rows import transcripts_of
 from .streams import Streams, open_streams
-from .tables import check_rows, fill_seconds, lengths_of, open_rows
+from .tables import check_rows, fill_seconds, lengths_of, open_rows, row_seconds
 
 
 def transcripts(rows) -> Iterator[str]:
@@ -43,6 +43,7 @@ __all__ = [
     "looks_local",
     "open_rows",
     "open_streams",
+    "row_seconds",
     "transcripts",
     "undecoded",
 ]

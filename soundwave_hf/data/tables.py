@@ -21,7 +21,7 @@ from .named_rows import (
     undecoded,
     under_our_names,
 )
-from .rows import COLUMNS, RowCheck, at_folder, check_repeat, clips_of, stored_messages
+from .rows import COLUMNS, RowCheck, at_folder, check_repeat, clips_of, stored_clip, stored_messages
 
 
 TEXTS = ("source", "task", "question", "answer", "language", "speaker", "translation")
@@ -151,8 +151,8 @@ def _table(rows: list[dict]) -> Dataset:
     for key in ("audio", "text"):
         if any(isinstance(row.get(key), list | tuple) for row in rows):
             rows = [row | {key: _as_list(row.get(key))} for row in rows]
-    if any(isinstance(row.get("audio"), Mapping) for row in rows):
-        rows = [row | {"audio": _as_stored(row.get("audio"))} for row in rows]
+    if any(isinstance(clip, Mapping) for row in rows for clip in _as_list(row.get("audio")) or ()):
+        rows = [row if row.get("audio") is None else row | {"audio": _as_stored(row["audio"])} for row in rows]
     columns = dict.fromkeys(key for row in rows for key in row)
     kinds = dict.fromkeys(TEXTS, Value("string"))
     kinds |= {"seconds": Value("float64"), "messages": MESSAGES}
@@ -167,10 +167,8 @@ def _as_list(value):
     return list(value) if isinstance(value, list | tuple) else None if value is None else [value]
 
 
-def _as_stored(clip):
-    if isinstance(clip, str):
-        return {"bytes": None, "path": clip}
-    return None if clip is None else {"bytes": clip.get("bytes"), "path": clip.get("path")}
+def _as_stored(audio):
+    return [stored_clip(clip) for clip in audio] if isinstance(audio, list | tuple) else stored_clip(audio)
 
 
 def _library_rows(found: Found) -> Dataset:
@@ -245,11 +243,20 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
         return [float(seconds) for seconds in known]
     clips_only = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
 
-    def length(index: int) -> float:
-        clips = clips_of(clips_only[index])
-        return sum(clip_seconds(at_folder(clip, folder), f"row {index} of {name}") for clip in clips)
+    return [
+        row_seconds(clips_only[index], f"row {index} of {name}", folder) if seconds is None else float(seconds)
+        for index, seconds in enumerate(known)
+    ]
 
-    return [float(length(index) if seconds is None else seconds) for index, seconds in enumerate(known)]
+
+def row_seconds(row: Mapping, name: str, folder: str | os.PathLike = ".") -> float:
+    """Seconds of a row: its `seconds`, or else the sum of its clips' lengths.
+
+    Args: name: of the row, for errors. folder: base of relative paths.
+    """
+    if row.get("seconds") is not None:
+        return float(row["seconds"])
+    return float(sum(clip_seconds(at_folder(clip, folder), name) for clip in clips_of(row)))
 
 
 def _join(parts: list[Dataset]) -> Dataset:

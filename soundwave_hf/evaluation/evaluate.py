@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import resolve_adapter
+from ..atomic import refuse_output
 from ..data.backbones import resolve_backbone
+from ..data.locate import files_of
 from ..data.manifest import write_rows
 from ..modeling.backbones_soundwave import as_dtype
 from ..modeling.folders_soundwave import find_adapter, model_digest, trained_backbone
@@ -26,7 +28,7 @@ from .reporting import (
     write_report,
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
-from .sets import SETS, hub_sets, open_sets, read_clips, read_set
+from .sets import SETS, hub_sets, named_sources, open_sets, read_clips, read_set
 from .shipped import ADAPTER, ENCODER, load_weights
 from .transcribe import (
     MAX_NEW_TOKENS,
@@ -252,6 +254,7 @@ def run_evaluation(
     Raises: ValueError that names the rows that could not be scored, after everything was printed and written.
     """
     options = Options(batch_size, ctc, **options)
+    refuse_outputs(output, transcripts, against, data)
     rows = open_sets(SETS if sets is None and not data else sets or (), data, columns)
     lines = earlier_lines(against, rows)
     folder = checkpoint or adapter or ADAPTER
@@ -265,16 +268,30 @@ def run_evaluation(
     scores = {key: one.scores for key, one in scored.items()}
     name = str(checkpoint or adapter or ADAPTER.name)
     print(summary(scores, options, name, against))
+    if transcripts:
+        found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
+        write_rows(Path(transcripts), [line for lines in found_lines for line in lines])
     if output:
         place = str(checkpoint or resolve_adapter(folder))
         digest = {"weights_digest": model_digest(place)} if os.path.isdir(place) else {}  # of a hub name: not known
         header = report_header(place, options, whisper_name, against, data)
         write_report(output, {"weights": name, **digest, **header}, scores)
-    if transcripts:
-        found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
-        write_rows(Path(transcripts), [line for lines in found_lines for line in lines])
     refuse_failures(scores)
     return scores
+
+
+def refuse_outputs(output: str | None, transcripts: str | None, against: str | None, data):
+    """Refuse files that cannot be written, or would overwrite what is read or each other, before clips are read."""
+    if not (output or transcripts):
+        return
+    sources = (data if isinstance(data, Mapping) else named_sources(data)).values()
+    inputs = [file for source in sources if isinstance(source, str | Mapping) for file in files_of(source)]
+    inputs += [against] if against is not None and os.path.isfile(against) else []
+    for option, path in (("--output", output), ("--transcripts", transcripts)):
+        if path:
+            refuse_output(path, option, inputs)
+    if output and transcripts and os.path.realpath(output) == os.path.realpath(transcripts):
+        raise ValueError(f"`--output` and `--transcripts` are both `{output}`: give two files.")
 
 
 def report_header(place: str, options: Options, whisper: str | None, against: str | None, data=()) -> dict:

@@ -43,6 +43,10 @@ def is_whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_count(value) -> bool:
+    return is_whole(value) and value >= 1
+
+
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -64,9 +68,10 @@ KINDS = (
     (
         "a whole number",
         is_whole,
-        *("max_length", "min_length", "min_new_tokens", "num_beams", "top_k", "no_repeat_ngram_size"),
+        *("max_length", "min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"),
         *("encoder_no_repeat_ngram_size", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
     ),
+    ("a whole number of 1 or more", is_count, "num_beams"),
     (
         "a number",
         is_number,

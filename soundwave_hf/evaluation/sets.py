@@ -52,7 +52,7 @@ def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
     for word in words:
         named = re.fullmatch(r"([\w.-]+)=(.+)", word, re.DOTALL)
         name, source = named.groups() if named and not Path(word).exists() else (None, word)
-        source = yaml.safe_load(source) if source.startswith("{") else source
+        source = _as_mapping(source) if source.startswith("{") else source
         name = name or _usual_name(source)
         if name in sources:
             raise ValueError(
@@ -60,6 +60,13 @@ def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
             )
         sources[name] = source
     return sources
+
+
+def _as_mapping(text: str) -> dict:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--data` has `{text}`, which cannot be read as YAML: {error}") from error
 
 
 def _usual_name(source: str | dict) -> str:

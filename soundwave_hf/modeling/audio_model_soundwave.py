@@ -206,7 +206,8 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         Raises: `ValueError` if they were trained with other config fields than this model has.
         """
         # Without config.json, PEFT saved the adapters of a whole checkpoint, which has its own config.
-        if cached_file(peft_model_id or "", CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
+        quiet = {"_raise_exceptions_for_missing_entries": False}
+        if peft_model_id is not None and cached_file(peft_model_id, CONFIG_NAME, **quiet) is not None:
             refuse_other_training(self.config, peft_model_id)
         with checked_by_caller():
             return super().load_adapter(peft_model_id, *args, **kwargs)
@@ -332,6 +333,10 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         A clip longer than the encoder's window is cut at quiet places. Its pieces are encoded and aligned like clips,
         a few at a time, and joined.
         """
+        if input_features is None and encoder_states is None:
+            raise ValueError(
+                "Neither `input_features` nor `encoder_states` was given: pass what the processor returns."
+            )
         self._check_finite(input_features, encoder_states)
         longest = self.config.audio_config.max_source_positions
         if encoder_states is None and input_features.shape[-1] > 2 * longest:

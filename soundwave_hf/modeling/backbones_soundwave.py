@@ -128,19 +128,22 @@ def refuse_unsettable(fields: dict):
         raise ValueError(f"`from_backbones` got an unknown argument `{name}`. {hint}")
 
 
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A dtype, given as in `from_pretrained`. None, for None or "auto", means that backbones keep their own.
 
-    Raises: `ValueError` if it is not a floating point dtype.
+    Raises: `ValueError` if it is not one of `WEIGHT_DTYPES`.
     """
     if dtype is None or dtype == "auto":
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if isinstance(found, torch.dtype) and found.is_floating_point:
+    if isinstance(found, torch.dtype) and found in WEIGHT_DTYPES:
         return found
     raise ValueError(
         f'`dtype` is {dtype!r}; expected a floating point `torch.dtype`, its name such as "bfloat16", or "auto" for '
-        "the backbones' own."
+        "the backbones' own. Weights of 8 bits or fewer need a `quantization_config`."
     )
 
 

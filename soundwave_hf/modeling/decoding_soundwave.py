@@ -283,8 +283,8 @@ class CTCDecoding(LogitsProcessor):
         """Raises: `ValueError` if the caller gave an option and this call has no clips."""
         if self.asked:
             raise ValueError(
-                f"{in_words(self.asked)}, but the clips are missing or already in `past_key_values`: pass whole "
-                "prompts with their clips, or leave the option out."
+                f"{in_words(self.asked)}, but the clips are missing or already in `past_key_values` or "
+                "`inputs_embeds`: pass whole prompts (`input_ids`) with their clips, or leave the option out."
             )
 
     def end_with(self, end_ids: int | list[int] | None):

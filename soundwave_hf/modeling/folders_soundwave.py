@@ -106,6 +106,11 @@ def _describe_other(folder: str) -> str:
             "first: `soundwave-hf convert SRC DST`."
         )
     if peft := read_json(folder, LORA_FILES[0]):
+        if "alignment_adapter" in (peft.get("modules_to_save") or ()):
+            return (
+                f"`{folder}` holds Soundwave adapters and a LoRA that PEFT saved, and no {CONFIG_NAME}. Save it too, "
+                "`model.get_base_model().config.save_pretrained(folder)`, and load the folder again."
+            )
         base = peft.get("base_model_name_or_path") or "an unnamed model"
         return (
             f"`{folder}` holds a PEFT adapter of `{base}`, without the adapters of Soundwave. Load it by "

@@ -382,6 +382,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         request = model_kwargs.pop("is_transcription", None) or (None, None, None)
         cache = model_kwargs.get(CACHE)
         prompt = getattr(cache, "prompt", None) if num_read(cache) else None  # a cache that was reset has no prompt
+        if request[2] is not None and not has_clips:
+            request[2].refuse_without_clips()
         if input_name != "input_ids":
             if has_clips:
                 raise ValueError(
@@ -389,8 +391,6 @@ class SoundwaveGenerationMixin(GenerationMixin):
                     "embeddings out, or merge the clips into them first (`model.model.merge_audio`)."
                 )
             return inputs, input_name, model_kwargs
-        if request[2] is not None and not has_clips:
-            request[2].refuse_without_clips()
         if prompt is None and not has_clips:
             self.model.check_text(inputs)
             return inputs, input_name, model_kwargs

@@ -76,12 +76,14 @@ def local_backbone(name: str) -> str:
     return name if backbones is None else backbones.local_copy(name)
 
 
-def read_llm_tokenizer(llm: str, audio_token: str):
-    """The tokenizer of a causal LM with the audio token. It pads on the left, as generation needs.
+def read_llm_tokenizer(llm: str, audio_token: str, **options):
+    """The tokenizer of a causal LM with the audio token. It pads on the left by default, as generation needs.
+
+    Args: options: of `AutoTokenizer.from_pretrained`.
 
     Raises: `ValueError` if it has no token for padding.
     """
-    tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(llm, **{"padding_side": "left", **options})
     # `replace...=False` keeps the LLM's own special tokens. An existing token keeps its id.
     tokenizer.add_special_tokens({"extra_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:

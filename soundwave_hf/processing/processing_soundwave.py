@@ -262,12 +262,15 @@ class SoundwaveProcessor(ProcessorMixin):
             raise FileNotFoundError(NO_PROCESSOR.format(name))
         values, _ = cls.get_processor_dict(name, **place)
         refuse_other_ctc_text(kwargs.get("ctc_text"), values.get("ctc_text", "lower"), name)
-        given = {key: kwargs[key] for key in values if key in kwargs}
-        values = {**values, **given}
+        # As in the library, the tokenizer and the feature extractor take what is not the processor's own.
+        fields = ("trailing_silence", "require_sampling_rate", "chat_template", "ctc_text")
+        own = {*values, *fields}
+        of_parts = {key: value for key, value in kwargs.items() if key not in {*own, "subfolder", *HUB_OPTIONS}}
+        values = {**values, **{key: kwargs[key] for key in own if key in kwargs}}
         audio_token = values.get("audio_token", AUDIO_TOKEN)
         hub = {key: place[key] for key in ("cache_dir", "local_files_only", "token") if key in place}
         folder = locate_tokenizer(llm or named_llm(name, **place), **hub)
-        tokenizer = read_llm_tokenizer(folder, audio_token)
+        tokenizer = read_llm_tokenizer(folder, audio_token, **of_parts)
         expected = read_config(name, **place).get("audio_token_id")
         if llm is None and expected not in (None, tokenizer.convert_tokens_to_ids(audio_token)):
             raise ValueError(
@@ -275,10 +278,9 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"{tokenizer.convert_tokens_to_ids(audio_token)} in the tokenizer of `{folder}`: give the LLM that "
                 "they were trained with (`llm=`)."
             )
-        fields = ("trailing_silence", "require_sampling_rate", "chat_template", "ctc_text")
-        own = {key: values[key] for key in fields if values.get(key) is not None}
-        extractor = WhisperFeatureExtractor.from_pretrained(name, **place)
-        return cls(extractor, tokenizer, audio_token=audio_token, **own)
+        extractor = WhisperFeatureExtractor.from_pretrained(name, **place, **of_parts)
+        given = {key: values[key] for key in fields if values.get(key) is not None}
+        return cls(extractor, tokenizer, audio_token=audio_token, **given)
 
     @property
     def model_input_names(self) -> list[str]:

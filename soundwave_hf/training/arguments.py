@@ -1,5 +1,6 @@
 """Arguments of stages I and II. Those of stage III, which are TRL's, are in `sft.py`."""
 
+import difflib
 import os
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from ..secret_values import refuse_secrets
 
 KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # PyTorch's and oneDNN's
 LOWER_IS_BETTER = ("loss", "wer", "cer")
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")  # of transformers
 
 
 @dataclass
@@ -58,6 +60,7 @@ class SoundwaveTrainingArguments(TrainingArguments):
     def __post_init__(self):
         refuse_secrets(dict(vars(self)), type(self).__name__)  # saved with every checkpoint
         self._check_length()
+        self._check_batches()
         self._choose_direction()
         if not 0 < self.max_blank_share <= 1:
             raise ValueError(f"`max_blank_share` is {self.max_blank_share}; give a share of 0 to 1.")
@@ -77,6 +80,21 @@ class SoundwaveTrainingArguments(TrainingArguments):
         if self.max_steps == 0 or self.max_steps < -1 or (self.max_steps == -1 and self.num_train_epochs <= 0):
             name = "num_train_epochs" if self.max_steps == -1 else "max_steps"
             raise ValueError(f"`{name}` is {getattr(self, name)}: a run needs at least one step. Give more than 0.")
+
+    def _check_batches(self):
+        """Raise `ValueError` for sizes below 1, and for an order of the clips that transformers does not know.
+
+        transformers checks neither: a misspelt order would be random.
+        """
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; expected 1 or more.")
+        if (strategy := self.train_sampling_strategy) not in SAMPLING_STRATEGIES:
+            close = difflib.get_close_matches(str(strategy), SAMPLING_STRATEGIES, n=1)
+            raise ValueError(
+                f"`train_sampling_strategy` is {strategy!r}; expected one of {', '.join(SAMPLING_STRATEGIES)}."
+                + (f" Did you mean `{close[0]}`?" if close else "")
+            )
 
     def _choose_direction(self):
         """Set `greater_is_better` for error rates: transformers takes every metric but a loss for a score."""

@@ -71,11 +71,15 @@ class LengthGroups:
 
 
 def number_tasks(rows: Sequence[dict]) -> tuple[list[str], list[int]]:
-    """Rows of a `datasets.Dataset` -> the names of their tasks in order, and the number of each row's task.
+    """Rows of a data set -> the names of their tasks in order, and the number of each row's task.
 
     A row's task is its `task`, or else its `source`. Raises: `ValueError` if it has neither.
     """
-    columns = [rows[name] for name in ("task", "source") if name in rows.column_names]
+    keys = ("task", "source")
+    if hasattr(rows, "column_names"):
+        columns = [rows[key] for key in keys if key in rows.column_names]
+    else:  # a list, or a data set of PyTorch
+        columns = list(zip(*([rows[index].get(key) for key in keys] for index in range(len(rows))), strict=True))
     names = [next((name for name in row if name is not None), None) for row in zip(*columns, strict=True)]
     if not columns or None in names:
         which = f"row {names.index(None)} has" if columns else "the rows have"

@@ -82,6 +82,11 @@ class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
             # TRL accepts only data sets of `datasets`, and reads the columns of the first row.
             kwargs["train_dataset"] = next(iter(rows.streams.values()))
         super().__init__(model, args, **kwargs)
+        if "ctc" in getattr(self.data_collator, "losses", ()):
+            raise ValueError(
+                f"The collator's `losses` are {self.data_collator.losses}, and TRL computes the next-token loss only: "
+                'give `losses=("ce",)`, or train with `SoundwaveTrainer`, which adds the CTC loss.'
+            )
         if isinstance(rows, MixtureStream):
             self.train_dataset = rows
 

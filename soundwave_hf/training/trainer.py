@@ -21,7 +21,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file, atomic_files
 from ..data.rows import RowCheck
-from ..data.sources import check_rows, lengths_of, undecoded
+from ..data.sources import check_rows, lengths_of, row_seconds, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
 from ..modeling.decoding_soundwave import DEFAULTS
 from ..modeling.encoder_lora_soundwave import has_encoder_lora, load_encoder_lora, save_encoder_lora
@@ -363,6 +363,18 @@ class SoundwaveTrainerMixin:
             return DataLoaderShard(GivenRows(), device=args.device, batch_sampler=self.stream_sampler, **options)
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
             return self._plain_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
+        if not hasattr(rows, "__len__"):
+            wish = (
+                "train_sampling_strategy"
+                if grouped
+                else "mixture"
+                if self.mixture is not None
+                else "max_batch_seconds"
+            )
+            raise ValueError(
+                f"`{wish}` needs the lengths of all rows, and `train_dataset` is a stream ({type(rows).__name__}): "
+                "leave it out, give a data set with a length, or a `MixtureStream` of your streams."
+            )
         groups = LengthGroups(
             self._train_batch_size,
             group=args.gradient_accumulation_steps * args.world_size,
@@ -389,9 +401,10 @@ class SoundwaveTrainerMixin:
 
     def _seconds(self, rows) -> list[float]:
         """Lengths of rows, from their column or from the headers of their clips."""
+        folder = getattr(self.data_collator, "folder", ".")
         if isinstance(rows, Dataset):
-            return lengths_of(rows, "the data set", getattr(self.data_collator, "folder", "."))
-        return [row["seconds"] for row in rows]
+            return lengths_of(rows, "the data set", folder)
+        return [row_seconds(rows[index], f"row {index} of the data set", folder) for index in range(len(rows))]
 
     def _check_stream(self, stream: MixtureStream):
         """Raise `ValueError` if the trainer's arguments contradict the stream."""
@@ -527,7 +540,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         args (`TrainingArguments`): best [`SoundwaveTrainingArguments`].
         others: as in `Trainer`. `data_collator` says which columns the rows need.
 
-    Raises: `ValueError` in `train` if other parameters train than the stage's.
+    Raises: `ValueError` in `train` if other parameters train than the stage's; at once for options of another loss
+    (`label_smoothing_factor`, `compute_loss_func`, `average_tokens_across_devices=False` with several processes).
 
     Example:
 
@@ -550,6 +564,30 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     """
 
     loss_is_scaled_for_ga = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._refuse_other_loss()
+
+    def _refuse_other_loss(self):
+        """Raise `ValueError` for options that change the loss in ways that are not computed here."""
+        args = self.args
+        smoothing = args.label_smoothing_factor
+        if smoothing:
+            raise ValueError(
+                f"`label_smoothing_factor` is {smoothing}, and `SoundwaveTrainer` computes its losses without it: "
+                "leave it out, or train with `SoundwaveSFTTrainer`, which smooths the next-token loss."
+            )
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                f"`compute_loss_func` is {self.compute_loss_func!r}, and `SoundwaveTrainer` computes the CTC loss and "
+                "the next-token loss itself: leave it out, or override `compute_loss` in a class of your own."
+            )
+        if self.has_llm and args.world_size > 1 and not args.average_tokens_across_devices:
+            raise ValueError(
+                f"`average_tokens_across_devices` is False with {args.world_size} processes, and the next-token loss "
+                "is a mean over the tokens of all processes: leave it out, or set it to True."
+            )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)

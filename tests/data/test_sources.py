@@ -15,10 +15,11 @@ from datasets import Audio, Dataset, DatasetDict
 
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
-from soundwave_hf.data.check import check_clips, find_bad_clips
+from soundwave_hf.data.check import check_clips, describe_bad_clips, find_bad_clips
 from soundwave_hf.data.lengths import many_seconds
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
 from soundwave_hf.data.sources import list_sources, looks_local, open_rows, open_streams
+from soundwave_hf.processing.audio_soundwave import load_clip
 
 
 TEXTS, SECONDS = ["yes", "null", 'say "no", now'], [0.5, 0.75, 1.0]
@@ -508,3 +509,34 @@ def test_a_compressed_file_that_was_cut_off_is_refused(data, tmp_path):
     (tmp_path / "rows.jsonl.gz").write_bytes(whole[:-8])
     with pytest.raises(ValueError, match="rows.jsonl.gz` is compressed and was cut off or damaged"):
         open_rows(str(tmp_path / "rows.jsonl.gz"))
+
+
+# ---- clips in every form that JSON can hold ----
+
+
+def test_clips_of_json_lines_in_any_form_are_kept(tmp_path):
+    file = tmp_path / "a.wav"
+    soundfile.write(file, np.full(800, 0.5), 16_000)
+    text = base64.b64encode(file.read_bytes()).decode()
+    forms = [
+        {"path": "a.wav"},
+        {"url": file.as_uri()},
+        {"base64": text},
+        {"data": f"data:audio/wav;base64,{text}"},
+        {"array": [0.5] * 800, "sampling_rate": 16_000},
+    ]
+    lines = [json.dumps({"audio": form, "text": "hi"}) for form in [*forms, "a.wav"]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = open_rows(str(tmp_path / "rows.jsonl"))
+    assert rows["seconds"][:] == [0.05] * 6
+    for row in rows:
+        assert load_clip(row["audio"], "clip", None, 16_000, 0.0) == pytest.approx(np.full(800, 0.5), abs=1e-3)
+    assert "data:" not in describe_bad_clips(find_bad_clips(rows, max_seconds=0.01), 6)
+
+
+def test_a_check_does_not_write_over_the_rows_that_it_reads(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"audio": "missing.wav", "text": "hi"}\n', encoding="utf-8")
+    assert cli.main(["data", "check", str(path), "--skip", str(path)]) == 2
+    assert "which is read by this command: give another file" in capsys.readouterr().err
+    assert "missing.wav" in path.read_text(encoding="utf-8")

@@ -409,3 +409,33 @@ def test_without_data_the_validation_sets_are_scored(systems, monkeypatch):
         with pytest.raises(ValueError, match="seen"):
             run_evaluation(**given)
     assert opened == [("human", "librivox", "synthetic"), (), ("human",)]
+
+
+# ---- files that are written ----
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"output": "rows.csv"}, ValueError, "`--output` is `rows.csv`, which is read by this command"),
+        ({"transcripts": "./rows.csv"}, ValueError, "`--transcripts` is `./rows.csv`, which is read"),
+        ({"output": "folder"}, IsADirectoryError, "`--output` is `folder`, which is a folder: give a file"),
+        ({"output": "."}, IsADirectoryError, "`--output` is `.`, which is a folder"),
+        ({"output": "rows.csv/x.json"}, NotADirectoryError, "rows.csv` is a file, not a folder"),
+        ({"output": "one.json", "transcripts": "one.json"}, ValueError, "are both `one.json`: give two files"),
+        ({"against": "earlier.jsonl", "transcripts": "earlier.jsonl"}, ValueError, "which is read by this command"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_clips_are_read(monkeypatch, tmp_path, given, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "rows.csv").write_text("audio,text\na.wav,hello\n", encoding="utf-8")
+    (tmp_path / "earlier.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(error, match=message):
+        run_evaluation(data=["rows.csv"], **given)
+    assert (tmp_path / "rows.csv").read_text(encoding="utf-8").startswith("audio,text")
+
+
+def test_a_mapping_that_is_no_yaml_is_refused():
+    with pytest.raises(ValueError, match="`--data` has `{path: rows.csv`, which cannot be read as YAML"):
+        named_sources(["{path: rows.csv"])

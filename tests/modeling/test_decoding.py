@@ -483,6 +483,15 @@ def test_text_alone_with_a_weight_is_refused(model, processor):
         answers(model, inputs)
 
 
+@pytest.mark.parametrize("options", [{}, {"ctc_weight": None, "hotwords": ["one"]}])
+def test_embeddings_in_place_of_clips_with_options_of_the_head_are_refused(model, processor, options):
+    inputs = ask(processor, 1.9)
+    kept = {name: inputs[name] for name in ("attention_mask", "is_transcription")}
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with pytest.raises(ValueError, match="the clips are missing or already in `past_key_values` or `inputs_embeds`"):
+        answers(model, {"inputs_embeds": embeds, **kept}, **options)
+
+
 def test_a_model_that_cannot_find_its_tokenizer_asks_for_it(model, processor, monkeypatch):
     monkeypatch.setattr(model, "name_or_path", "")
     with pytest.raises(ValueError, match="tokenizer=processor.tokenizer"):

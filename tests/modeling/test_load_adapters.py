@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor, LlamaForCausalLM, pipeline
 
@@ -634,3 +635,55 @@ def test_a_repository_that_is_not_there_is_reported_as_such(hub_server):
         SoundwaveForConditionalGeneration.from_pretrained("me/nothing")
     with pytest.raises(OSError, match="me/nothing"):
         resolve_adapter("me/nothing")
+
+
+# ---- what PEFT itself takes and writes ----
+
+
+def test_a_lora_in_memory_is_loaded_without_a_folder(place):
+    tuned = SoundwaveForConditionalGeneration.from_pretrained(place / "run", merge_lora=False)
+    weights = {name: value for name, value in get_peft_model_state_dict(tuned).items() if ".lora_" in name}
+    model = SoundwaveForConditionalGeneration.from_pretrained(place / "run")
+    config = LoraConfig(r=tuned.peft_config["default"].r, target_modules=tuned.peft_config["default"].target_modules)
+    weights = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
+    model.load_adapter(adapter_state_dict=weights, peft_config=config, adapter_name="more")
+    loaded = {name for name, _ in model.named_parameters() if ".more." in name}
+    assert loaded and "more" in model.peft_config
+
+
+def test_a_folder_that_peft_wrote_says_that_the_config_is_missing(place, tmp_path):
+    tuned = SoundwaveForConditionalGeneration.from_pretrained(place / "run", merge_lora=False)
+    tuned.save_pretrained(tmp_path)
+    with pytest.raises((OSError, ValueError), match=r"that PEFT saved, and no config.json.*get_base_model\(\).config"):
+        SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+    tuned.get_base_model().config.save_pretrained(tmp_path)
+    SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+
+
+# ---- options of the processor's parts ----
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding_side": "right"},
+        {"chat_template": "{{ messages[0].content }}"},
+        {"model_max_length": 77},
+        {"trailing_silence": 0.1},
+        {"llm": None},
+    ],
+)
+def test_the_processor_of_adapters_takes_the_options_of_its_parts(place, options):
+    plain, found = (AutoProcessor.from_pretrained(place / "run", **given) for given in ({}, options))
+    for name, value in options.items():
+        if name != "llm":
+            holder = found if name in ("chat_template", "trailing_silence") else found.tokenizer
+            assert getattr(holder, name) == value
+    assert found.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
+    assert found.feature_extractor.to_dict() == plain.feature_extractor.to_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, "float8_e4m3fn"])
+def test_a_dtype_that_cannot_be_computed_in_is_refused(place, dtype):
+    with pytest.raises(ValueError, match="expected a floating point `torch.dtype`.* need a `quantization_config`"):
+        SoundwaveForConditionalGeneration.from_pretrained(place / "run", dtype=dtype)

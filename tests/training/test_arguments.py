@@ -34,3 +34,25 @@ def test_a_recipe_with_two_values_of_checkpointing_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="`gradient_checkpointing` is another name of `activation_checkpointing`"):
         read_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_sampling_strategy": "group_by_lenght"}, "is 'group_by_lenght'; .* Did you mean `group_by_length`"),
+        ({"train_sampling_strategy": None}, "is None; expected one of random, sequential"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` is 0; expected 1 or more"),
+        ({"per_device_eval_batch_size": -1}, "`per_device_eval_batch_size` is -1"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` is 0"),
+    ],
+)
+def test_batches_that_cannot_be_made_are_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        SoundwaveTrainingArguments(str(tmp_path), **values)
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+def test_the_orders_of_clips_that_transformers_knows_are_taken(tmp_path, strategy):
+    assert (
+        SoundwaveTrainingArguments(str(tmp_path), train_sampling_strategy=strategy).train_sampling_strategy == strategy
+    )

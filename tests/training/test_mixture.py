@@ -56,6 +56,13 @@ def test_a_row_is_of_its_task_or_else_of_its_source():
         number_tasks(rows.remove_columns(["task", "source"]))
 
 
+def test_a_list_and_a_data_set_of_pytorch_have_tasks_too():
+    rows = [{"task": "st"}, {"source": "b"}, {"task": "asr", "source": "c"}]
+    assert number_tasks(rows) == (["asr", "b", "st"], [2, 1, 0])
+    with pytest.raises(ValueError, match="row 1 has neither `task` nor `source`"):
+        number_tasks([rows[0], {"text": "w1"}])
+
+
 # ---- batches of like length ----
 
 

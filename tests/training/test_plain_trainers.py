@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.collator import SoundwaveDataCollator
+from soundwave_hf.training.mixture import Mixture
 from soundwave_hf.training.run import read_rows
 from soundwave_hf.training.sft import SoundwaveSFTTrainer
 from soundwave_hf.training.trainer import SoundwaveTrainer
@@ -263,3 +264,90 @@ def test_the_lines_of_the_guide_make_a_data_set_ready_for_the_librarys_trainers(
     )
     trainer.train()
     assert len(logged(trainer)) == 2 and logged(trainer)[0] > 0
+
+
+# ---- what is not carried out is refused ----
+
+
+def arguments_of(folder, **more) -> SoundwaveTrainingArguments:
+    options = {"max_steps": 1, "report_to": "none", "disable_tqdm": True, "plot_loss": False, "use_cpu": True, **more}
+    return SoundwaveTrainingArguments(str(folder), save_strategy="no", per_device_train_batch_size=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, {}, "`label_smoothing_factor` is 0.1, and `SoundwaveTrainer`"),
+        ({}, {"compute_loss_func": lambda *inputs, **options: 0}, "`compute_loss_func` is <function"),
+    ],
+)
+def test_another_loss_is_refused(workspace, rows, tmp_path, arguments, more, message):
+    with pytest.raises(ValueError, match=message):
+        SoundwaveTrainer(
+            model=make_model(workspace, lora=True),
+            args=arguments_of(tmp_path, **arguments),
+            train_dataset=rows,
+            data_collator=SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",)),
+            **more,
+        )
+
+
+def test_a_mean_over_the_tokens_of_one_of_several_processes_is_refused(workspace, rows, tmp_path, monkeypatch):
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",))
+    model, arguments = make_model(workspace, lora=True), arguments_of(tmp_path, average_tokens_across_devices=False)
+    SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)  # one process
+    monkeypatch.setattr(SoundwaveTrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="`average_tokens_across_devices` is False with 2 processes"):
+        SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+
+
+def test_trl_is_not_given_a_ctc_loss_that_it_would_drop(workspace, rows, tmp_path):
+    with pytest.raises(ValueError, match=r"`losses` are \('ce', 'ctc'\), and TRL computes the next-token loss only"):
+        run(workspace, rows, tmp_path, SoundwaveSFTTrainer, make_model(workspace, lora=True), ("ce", "ctc"))
+
+
+# ---- data sets without a column of lengths ----
+
+
+def train_align(workspace, folder, rows, **options):
+    arguments = {"train_sampling_strategy": "group_by_length"} | options.pop("arguments", {})
+    trainer = SoundwaveTrainer(
+        model=make_model(workspace, lora=False, model_class=SoundwaveForCTC),
+        args=arguments_of(folder, **arguments),
+        train_dataset=rows,
+        data_collator=SoundwaveDataCollator(workspace.processor(), workspace.data, ("ctc",)),
+        **options,
+    )
+    trainer.train()
+    return trainer
+
+
+class GivenRows(torch.utils.data.Dataset):
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.rows[index]
+
+
+@pytest.mark.parametrize("kind", [list, GivenRows])
+def test_lengths_of_any_rows_come_from_their_clips(workspace, rows, tmp_path, kind):
+    bare = [{key: row[key] for key in ("row", "audio", "text", "source")} for row in rows]
+    trainer = train_align(workspace, tmp_path, kind(bare), mixture=Mixture())
+    assert trainer.mixture_sampler.seconds == pytest.approx(rows["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "train_sampling_strategy"),
+        ({"arguments": {"train_sampling_strategy": "random"}, "mixture": Mixture()}, "mixture"),
+        ({"arguments": {"train_sampling_strategy": "random"}, "max_batch_seconds": 9.0}, "max_batch_seconds"),
+    ],
+)
+def test_a_stream_has_no_lengths_to_group_by(workspace, rows, tmp_path, options, name):
+    with pytest.raises(ValueError, match=f"`{name}` needs the lengths of all rows, and `train_dataset` is a stream"):
+        train_align(workspace, tmp_path, rows.to_iterable_dataset(), **options)

@@ -3,7 +3,6 @@
 Unlike `tables` and `streams`, a row that cannot be used does not stop the reading: it comes with its problem.
 """
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,14 +10,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
-import soundfile
 from datasets import Audio, Features, List, Value
 
 from ..cuts import Cutter
 from ..each_row import is_segment
 from ..locate import OWN_KINDS, Found, Source, find, list_sources
 from ..named_rows import own_rows, refuse_unseen, undecoded, under_our_names, with_constants
-from ..rows import COLUMNS, RowCheck, at_folder, stored_messages
+from ..rows import COLUMNS, RowCheck, at_folder, stored_clip, stored_messages
 from ..streams import library_stream, shards_of
 from ..tables import MESSAGES, TEXTS, open_rows
 
@@ -181,18 +179,6 @@ class Columns:
         return row
 
 
-def stored_clip(clip) -> dict:
-    """A clip in any form as `{"bytes", "path"}`; samples become a WAV file of floats."""
-    if isinstance(clip, Mapping) and clip.get("bytes") is None and clip.get("array") is not None:
-        file = io.BytesIO()
-        soundfile.write(file, clip["array"], clip["sampling_rate"], format="WAV", subtype="FLOAT")
-        return {"bytes": file.getvalue(), "path": None}
-    if isinstance(clip, Mapping) and clip.get("bytes") is not None:
-        return {"bytes": bytes(clip["bytes"]), "path": clip.get("path")}
-    (message,) = stored_messages([{"role": "user", "content": [{"type": "audio", "audio": clip}]}], "")
-    return message["content"][0]["audio"]
-
-
 @dataclass
 class _Scan:
     """What was seen of the rows so far."""
@@ -276,4 +262,4 @@ def _scan_part(part: Part, seen: _Scan, whole: bool):
         raise ValueError(f"No row of `{part.source.path}` can be used. {seen.first_problem}")
 
 
-__all__ = ["Columns", "Part", "Row", "checked", "open_parts", "scan", "stored_clip"]
+__all__ = ["Columns", "Part", "Row", "checked", "open_parts", "scan"]
