@@ -439,7 +439,7 @@ def _read_sections(values: dict) -> dict:
     if "augment" in typed:
         typed["augment"] = Augmentation(**typed["augment"])
     if "mixture" in typed:
-        typed["mixture"] = Mixture(**typed["mixture"])
+        typed["mixture"] = Mixture(**typed["mixture"]) if typed["mixture"] else None
     if "encoder_cache" in typed:
         typed["encoder_cache"] = EncoderCache(soundwave_home() / "encoder_states", **typed["encoder_cache"])
     return {**values, **typed}
