@@ -184,4 +184,12 @@ def refuse_used(folder: str | os.PathLike):
         raise FileExistsError(f"`{folder}` exists and is not an empty folder: name a new one, or remove it.")
 
 
-__all__ = ["atomic_file", "atomic_files", "atomic_folder", "kept_folder", "make_folder", "refuse_used"]
+__all__ = [
+    "atomic_file",
+    "atomic_files",
+    "atomic_folder",
+    "kept_folder",
+    "make_folder",
+    "refuse_output",
+    "refuse_used",
+]

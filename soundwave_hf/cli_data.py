@@ -45,7 +45,7 @@ def check(arguments: argparse.Namespace) -> int | None:
 
 
 def add_check(verbs):
-    verb = add_verb(verbs, check, "read every clip of SOURCE and list the bad ones")
+    verb = add_verb(verbs, check, "read every clip of SOURCE, count the bad ones and name the first 20")
     add_source(verb)
     verb.add_argument("--skip", metavar="OUT", help="write the rows without bad clips there (.jsonl or .parquet)")
     verb.add_argument("--max-seconds", type=float, help="longest clip that is accepted")
@@ -160,8 +160,9 @@ def stats(arguments: argparse.Namespace):
         recipe, _ = read_recipe(source)
         source, options, llm = recipe.sources, {"repeat": recipe.repeat}, llm or recipe.llm
         mixture = mixture or recipe.mixture
+    files = files_of(source) if arguments.output else ()
     for path in arguments.output:
-        refuse_output(path, "--output", files_of(source))
+        refuse_output(path, "--output", files)
     found = collect_stats(source, columns, llm and read_tokenizer(llm), **options)
     report = found.report(mixture, arguments.epochs)
     print(describe_stats(report), flush=True)

@@ -131,7 +131,10 @@ class StreamingTranscriber:
         self._pending: deque[Future] = deque()  # final texts, in order
 
     def feed(self, samples) -> list[Partial | Segment]:
-        """Add samples `(samples,)`, floats in [-1, 1] or PCM integers but int32. Returns: the text that is ready.
+        """Add samples `(samples,)`, floats in [-1, 1] or PCM integers other than int32.
+
+        Returns: the text that is ready.
+
 
         Raises: `ValueError` for several channels, for samples that are not finite, for int32, and after `finish`.
         """

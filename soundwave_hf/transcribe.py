@@ -1,7 +1,9 @@
 """Transcribe recordings of any length with a loaded model, or only its CTC head."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from .evaluation.transcribe import (
     generated_texts,
 )
 from .modeling.hotwords_soundwave import refuse_control_tokens
-from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS, is_clip
+from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
 from .modeling.segments_soundwave import cut_samples
 from .modeling.timed_generation_soundwave import ctc_clips
 from .processing.languages_soundwave import language_name
@@ -107,9 +109,19 @@ def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[T
     ```
     """
     options = TranscribeOptions(**options)
-    if is_clip(clips) and getattr(clips, "ndim", 1) == 1:  # a table has a clip in each row
+    if _is_one_clip(clips):
         raise ValueError(f"`clips` is one clip ({type(clips).__name__}): give a list of clips, such as `[clip]`.")
     return _or_raise(outcomes(model, processor, clips, options))
+
+
+def _is_one_clip(clips) -> bool:
+    """Whether `clips` can only be one clip: a name, the bytes of a file, a row of audio, or samples."""
+    if isinstance(clips, (str, bytes, bytearray, os.PathLike, Mapping)):
+        return True
+    if isinstance(clips, (np.ndarray, torch.Tensor)):
+        holds_numbers = isinstance(clips, torch.Tensor) or clips.dtype.kind in "fiu"
+        return clips.ndim == 1 and len(clips) > 0 and holds_numbers
+    return isinstance(clips, (list, tuple)) and any(isinstance(item, Real) for item in clips[:2])
 
 
 def _or_raise(found: Iterator[Transcript | Exception]) -> Iterator[Transcript]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -730,3 +731,28 @@ def test_a_streamer_takes_one_text_at_a_time_from_the_llm_alone():
         transcribe.TranscribeOptions(streamer=streamer)
     with pytest.raises(ValueError, match="`ctc_only` runs without the LLM"):
         transcribe.TranscribeOptions(batch_size=1, streamer=streamer, ctc_only=True)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        "a.wav",
+        Path("a.wav"),
+        b"RIFF",
+        {"path": "a.wav"},
+        np.zeros(9),
+        torch.zeros(9),
+        [0.0, 0.1],
+        (np.zeros(9), 8_000),
+    ],
+)
+def test_one_clip_that_is_not_in_a_list_is_refused(clip):
+    with pytest.raises(ValueError, match="`clips` is one clip .*: give a list of clips"):
+        transcribe_clips(None, None, clip)
+
+
+@pytest.mark.parametrize(
+    "clips", [[], ["a.wav"], np.zeros((2, 9)), torch.zeros(2, 9), np.array(["a.wav"]), iter(["a.wav"])]
+)
+def test_lists_and_tables_of_clips_are_taken(clips):
+    transcribe_clips(None, None, clips)  # read when they are asked for

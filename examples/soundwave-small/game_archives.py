@@ -261,7 +261,8 @@ DRASCULA_VOICES = {
 def drascula_subtitles(data: bytes) -> dict[str, tuple[str, str]]:
     """English text and speaker of each sound file, by name without `.ALS`.
 
-    A list of texts: their number, then for each language (English first) the size of its texts and the texts.
+    A list of texts: their number, then for each language (English first) the size of its texts, two bytes that are
+    not used, and the texts.
 
     Args: data: of `drascula.dat`.
     """

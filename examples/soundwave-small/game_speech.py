@@ -84,11 +84,8 @@ EIGHT_BIT_RATE = 11_025
 
 SECONDS = (0.5, 20.0)
 CHARACTERS_A_SECOND = (3.0, 28.0)  # of subtitles; outside of it something else was said
-SCRIPTED = (
-    "game-queen",
-    "game-sky",
-    "game-drascula",
-)  # the actors read the subtitles; other texts may be longer than what is said
+# The actors read the subtitles; other texts may be longer than what is said.
+SCRIPTED = ("game-queen", "game-sky", "game-drascula")
 # A clip is left out below both: what Whisper heard is not the subtitle, and the subtitle is unlikely to Whisper.
 LEAST_AGREEMENT = 0.5  # 1 - word error rate
 LOWEST_SUBTITLE_LOGPROB = -3.0  # a token

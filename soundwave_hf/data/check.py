@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
 from .locate import files_of
-from .rows import clips_of
+from .rows import at_folder, clips_of
 from .sources import open_rows
 
 
@@ -187,7 +187,7 @@ def _as_json(value):
                 "The rows contain their clips, and JSON cannot hold those: give `--skip` a file that ends in .parquet."
             )
         if set(value) <= {"bytes", "path"}:
-            return os.path.abspath(value["path"])
+            return at_folder(value["path"], os.getcwd())
         return {key: _as_json(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
         return [_as_json(inner) for inner in value]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class Mixture:
     step: float = 5.0
 
     def __post_init__(self):
-        are_numbers = all(isinstance(value, (int, float)) for value in (self.temperature, self.step))
+        are_numbers = all(isinstance(value, Real) for value in (self.temperature, self.step))
         if not (are_numbers and self.temperature > 0 and self.step >= 0):
             raise ValueError(
                 f"`mixture` has `temperature` {self.temperature!r} and `step` {self.step!r}: the first must be a "

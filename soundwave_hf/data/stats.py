@@ -14,6 +14,7 @@ from .each_row import each_row, is_segment
 from .lengths import clip_seconds
 from .mixture import Mixture
 from .rows import RowCheck, check_repeat, clips_of, conversation_of
+from .tables import row_seconds
 
 
 EDGES = (0, 1, 2, 3, 5, 10, 15, 20, 30, 60, float("inf"))  # seconds, of the histogram
@@ -171,12 +172,10 @@ def seconds_of(row: Mapping, name: str) -> float:
 
     Raises: the errors of `clip_seconds`.
     """
-    if row.get("seconds") is not None:
-        return float(row["seconds"])
-    if is_segment(clip := row.get("audio")):
+    if row.get("seconds") is None and is_segment(clip := row.get("audio")):
         end = clip_seconds(clip["path"], name) if clip["end"] is None else clip["end"]
         return end - clip["start"]
-    return float(sum(clip_seconds(clip, name) for clip in clips_of(row)))
+    return row_seconds(row, name)
 
 
 def collect_stats(

@@ -168,7 +168,13 @@ def _as_list(value):
 
 
 def _as_stored(audio):
-    return [stored_clip(clip) for clip in audio] if isinstance(audio, list | tuple) else stored_clip(audio)
+    """Clips as `{"bytes", "path"}`. One that has no such form stays without sound: it is named where it is read."""
+    if isinstance(audio, list | tuple):
+        return [_as_stored(clip) for clip in audio]
+    try:
+        return stored_clip(audio)
+    except (LookupError, StopIteration, TypeError, ValueError, AttributeError, RuntimeError):
+        return {"bytes": None, "path": audio.get("path") if isinstance(audio, Mapping) else None}
 
 
 def _library_rows(found: Found) -> Dataset:
@@ -303,4 +309,4 @@ def _repeat(rows: Dataset, repeat: Mapping[str, int]) -> Dataset:
     return rows.select([index for index, name in enumerate(sources) for _ in range(repeat.get(name, 1))])
 
 
-__all__ = ["check_rows", "fill_seconds", "lengths_of", "open_rows"]
+__all__ = ["check_rows", "fill_seconds", "lengths_of", "open_rows", "row_seconds"]

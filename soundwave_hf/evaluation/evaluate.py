@@ -28,7 +28,7 @@ from .reporting import (
     write_report,
 )
 from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
-from .sets import SETS, hub_sets, named_sources, open_sets, read_clips, read_set
+from .sets import SETS, holds_rows, hub_sets, named_sources, open_sets, read_clips, read_set
 from .shipped import ADAPTER, ENCODER, load_weights
 from .transcribe import (
     MAX_NEW_TOKENS,
@@ -285,7 +285,7 @@ def refuse_outputs(output: str | None, transcripts: str | None, against: str | N
     if not (output or transcripts):
         return
     sources = (data if isinstance(data, Mapping) else named_sources(data)).values()
-    inputs = [file for source in sources if isinstance(source, str | Mapping) for file in files_of(source)]
+    inputs = [file for source in sources if not holds_rows(source) for file in files_of(source)]
     inputs += [against] if against is not None and os.path.isfile(against) else []
     for option, path in (("--output", output), ("--transcripts", transcripts)):
         if path:

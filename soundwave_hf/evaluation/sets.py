@@ -100,6 +100,13 @@ def hub_sets(data: Sequence[str] | Mapping[str, object]) -> dict[str, dict[str, 
     return found
 
 
+def holds_rows(source) -> bool:
+    """Whether a source is rows in memory, and not the name of some."""
+    if isinstance(source, list):
+        return all(isinstance(row, dict) and "path" not in row for row in source)
+    return isinstance(source, (Dataset, IterableDataset))
+
+
 def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
     """Rows of a source, with undecoded clips; they can be read more than once. Rows in memory are used directly.
 
@@ -107,6 +114,6 @@ def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
     """
     if isinstance(source, (Dataset, IterableDataset)):
         return undecoded(source).rename_columns(dict(columns or {}))
-    if isinstance(source, list) and all(isinstance(row, dict) and "path" not in row for row in source):
+    if holds_rows(source):
         return [rename(row, columns or {}, f"row {number}") for number, row in enumerate(source)]
     return open_rows(source, columns, check=lambda row, name: None, with_seconds=False)

@@ -53,6 +53,16 @@ from .llm_tokenizer_soundwave import (
 from .text_soundwave import check_ctc_text, normalize_text
 
 
+# Keywords of `from_pretrained` that a pipeline gives to the processor too. The LLM's tokenizer does not take them: it
+# would save them with its own options, and code of the adapters' repository is not code of the LLM's.
+NOT_FOR_TOKENIZER = (
+    *("subfolder", "dtype", "torch_dtype", "device_map", "attn_implementation", "quantization_config", "max_memory"),
+    *("low_cpu_mem_usage", "offload_folder", "offload_buffers", "use_safetensors", "weights_only", "adapter_kwargs"),
+    *("trust_remote_code", "code_revision", "tokenizer_type", "return_unused_kwargs"),
+    *("_from_auto", "_from_pipeline", "_commit_hash"),
+)
+
+
 logger = logging.get_logger(__name__)
 
 
@@ -262,15 +272,16 @@ class SoundwaveProcessor(ProcessorMixin):
             raise FileNotFoundError(NO_PROCESSOR.format(name))
         values, _ = cls.get_processor_dict(name, **place)
         refuse_other_ctc_text(kwargs.get("ctc_text"), values.get("ctc_text", "lower"), name)
-        # As in the library, the tokenizer and the feature extractor take what is not the processor's own.
+        # As in the library, the tokenizer takes what is not the processor's own.
         fields = ("trailing_silence", "require_sampling_rate", "chat_template", "ctc_text")
         own = {*values, *fields}
-        of_parts = {key: value for key, value in kwargs.items() if key not in {*own, "subfolder", *HUB_OPTIONS}}
+        others = {*own, *HUB_OPTIONS, *NOT_FOR_TOKENIZER}
+        of_tokenizer = {key: value for key, value in kwargs.items() if key not in others}
         values = {**values, **{key: kwargs[key] for key in own if key in kwargs}}
         audio_token = values.get("audio_token", AUDIO_TOKEN)
         hub = {key: place[key] for key in ("cache_dir", "local_files_only", "token") if key in place}
         folder = locate_tokenizer(llm or named_llm(name, **place), **hub)
-        tokenizer = read_llm_tokenizer(folder, audio_token, **of_parts)
+        tokenizer = read_llm_tokenizer(folder, audio_token, **of_tokenizer)
         expected = read_config(name, **place).get("audio_token_id")
         if llm is None and expected not in (None, tokenizer.convert_tokens_to_ids(audio_token)):
             raise ValueError(
@@ -278,7 +289,7 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"{tokenizer.convert_tokens_to_ids(audio_token)} in the tokenizer of `{folder}`: give the LLM that "
                 "they were trained with (`llm=`)."
             )
-        extractor = WhisperFeatureExtractor.from_pretrained(name, **place, **of_parts)
+        extractor = WhisperFeatureExtractor.from_pretrained(name, **place)
         given = {key: values[key] for key in fields if values.get(key) is not None}
         return cls(extractor, tokenizer, audio_token=audio_token, **given)
 
@@ -413,6 +424,7 @@ class SoundwaveProcessor(ProcessorMixin):
         padded = kept + extractor.n_fft + extractor.hop_length
         if len(samples) <= extractor.n_samples:  # the silence must not make a second window
             kept, padded = min(kept, extractor.n_samples), min(padded, extractor.n_samples)
+        samples = np.pad(samples, (0, padded - len(samples)))  # on the right, whatever `padding_side` says
         features = extractor(
             samples,
             sampling_rate=extractor.sampling_rate,

@@ -576,7 +576,7 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         if smoothing:
             raise ValueError(
                 f"`label_smoothing_factor` is {smoothing}, and `SoundwaveTrainer` computes its losses without it: "
-                "leave it out, or train with `SoundwaveSFTTrainer`, which smooths the next-token loss."
+                "leave it out."
             )
         if self.compute_loss_func is not None:
             raise ValueError(

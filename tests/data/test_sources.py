@@ -534,6 +534,35 @@ def test_clips_of_json_lines_in_any_form_are_kept(tmp_path):
     assert "data:" not in describe_bad_clips(find_bad_clips(rows, max_seconds=0.01), 6)
 
 
+@pytest.mark.parametrize(
+    "clip",
+    [
+        {"path": None},
+        {"bytes": None},
+        {"array": [1, 2], "sampling_rate": None},
+        {"array": [[0.5] * 9], "sampling_rate": 8},
+    ],
+)
+def test_a_clip_of_json_without_sound_does_not_hide_the_other_rows(tmp_path, clip):
+    soundfile.write(tmp_path / "a.wav", np.full(800, 0.5), 16_000)
+    lines = [json.dumps({"audio": audio, "text": "hi"}) for audio in ({"path": "a.wav"}, clip)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = open_rows(str(tmp_path / "rows.jsonl"), check=lambda row, name: None, with_seconds=False)
+    assert len(rows) == 2 and rows[0]["audio"]["path"].endswith("a.wav")
+
+
+def test_rows_that_a_check_writes_keep_urls_and_data(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(800, 0.5), 16_000)
+    clip = "data:audio/wav;base64," + base64.b64encode((tmp_path / "a.wav").read_bytes()).decode()
+    forms = [{"url": (tmp_path / "a.wav").as_uri()}, {"data": clip}, {"path": "a.wav"}]
+    lines = [json.dumps({"audio": form, "text": "hi"}) for form in forms]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert cli.main(["data", "check", str(tmp_path / "rows.jsonl"), "--skip", str(tmp_path / "out.jsonl")]) == 0
+    kept = [json.loads(line)["audio"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert kept == [(tmp_path / "a.wav").as_uri(), clip, str(tmp_path / "a.wav")]
+    assert open_rows(str(tmp_path / "out.jsonl"))["seconds"][:] == [0.05] * 3
+
+
 def test_a_check_does_not_write_over_the_rows_that_it_reads(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"audio": "missing.wav", "text": "hi"}\n', encoding="utf-8")

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -434,6 +435,16 @@ def test_files_that_cannot_be_written_are_refused_before_clips_are_read(monkeypa
     with pytest.raises(error, match=message):
         run_evaluation(data=["rows.csv"], **given)
     assert (tmp_path / "rows.csv").read_text(encoding="utf-8").startswith("audio,text")
+
+
+@pytest.mark.parametrize(
+    "form", [Path, lambda name: [name], lambda name: {"path": name}, lambda name: [{"path": name}]]
+)
+def test_data_are_not_overwritten_in_any_form_in_which_they_are_named(tmp_path, form):
+    path = str(tmp_path / "rows.csv")
+    Path(path).write_text("audio,text\na.wav,hello\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="which is read by this command"):
+        run_evaluation(data={"mine": form(path)}, output=path)
 
 
 def test_a_mapping_that_is_no_yaml_is_refused():

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
@@ -667,20 +668,42 @@ def test_a_folder_that_peft_wrote_says_that_the_config_is_missing(place, tmp_pat
     "options",
     [
         {"padding_side": "right"},
+        {"padding_side": "left"},
         {"chat_template": "{{ messages[0].content }}"},
         {"model_max_length": 77},
         {"trailing_silence": 0.1},
         {"llm": None},
     ],
 )
-def test_the_processor_of_adapters_takes_the_options_of_its_parts(place, options):
-    plain, found = (AutoProcessor.from_pretrained(place / "run", **given) for given in ({}, options))
+def test_the_processor_of_adapters_takes_the_options_of_its_parts(place, tmp_path, options):
+    export_adapter(place / "run", tmp_path / "shipped")  # without a tokenizer
+    plain, found = (AutoProcessor.from_pretrained(tmp_path / "shipped", **given) for given in ({}, options))
     for name, value in options.items():
         if name != "llm":
             holder = found if name in ("chat_template", "trailing_silence") else found.tokenizer
             assert getattr(holder, name) == value
     assert found.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
     assert found.feature_extractor.to_dict() == plain.feature_extractor.to_dict()
+
+
+def test_options_of_a_model_do_not_reach_the_tokenizer(place, tmp_path):
+    export_adapter(place / "run", tmp_path / "shipped")
+    options = {"dtype": torch.bfloat16, "device_map": "cpu", "trust_remote_code": False}
+    processor = AutoProcessor.from_pretrained(tmp_path / "shipped", **options)
+    assert not {*options} & {*processor.tokenizer.init_kwargs}
+    processor.save_pretrained(tmp_path / "saved")
+    assert AutoProcessor.from_pretrained(tmp_path / "saved").audio_token_id == processor.audio_token_id
+
+
+def test_the_side_of_padding_is_that_of_the_text(place):
+    clip = np.random.default_rng(0).standard_normal(8_000).astype(np.float32) / 9
+    features = []
+    for side in ("left", "right"):
+        processor = AutoProcessor.from_pretrained(place / "run", padding_side=side)
+        processor.feature_extractor.padding_side = side  # as a whole checkpoint sets it
+        inputs = processor.apply_transcription_request({"array": clip, "sampling_rate": 16_000})
+        features.append(inputs["input_features"])
+    torch.testing.assert_close(features[0], features[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, "float8_e4m3fn"])
