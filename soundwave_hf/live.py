@@ -135,7 +135,6 @@ class StreamingTranscriber:
 
         Returns: the text that is ready.
 
-
         Raises: `ValueError` for several channels, for samples that are not finite, for int32, and after `finish`.
         """
         if self._is_finished:
