@@ -79,6 +79,7 @@ def main(cases: str, out: str):
     torch.set_num_threads(1)
     for name, recipe in json.loads(Path(cases).read_text()).items():
         run_case(name, recipe, Path(out))
+    torch.distributed.barrier()  # a process that ends while the other writes may be aborted at its exit
     torch.distributed.destroy_process_group()
 
 
