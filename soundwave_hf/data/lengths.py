@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 
-from .rows import clips_of
+from .rows import at_folder, clips_of
 
 
 THREADS = 8  # a header is a few bytes; most of the time goes into opening the file
@@ -109,11 +109,19 @@ def _loaded_seconds(clip, name: str) -> float:
     return len(load_clip(clip, name, None, 16_000, 0.0)) / 16_000
 
 
+def row_seconds(row: Mapping, name: str, folder: str | os.PathLike = ".") -> float:
+    """Seconds of a row: its `seconds`, or else the sum of its clips' lengths.
+
+    Args: name: of the row, for errors. folder: base of relative paths.
+    """
+    if row.get("seconds") is not None:
+        return float(row["seconds"])
+    return float(sum(clip_seconds(at_folder(clip, folder), name) for clip in clips_of(row)))
+
+
 def with_seconds(row: Mapping, name: str) -> dict:
     """A row with its length in `seconds`: by default the sum of its clips' lengths."""
-    if row.get("seconds") is not None:
-        return {**row, "seconds": float(row["seconds"])}
-    return {**row, "seconds": float(sum(clip_seconds(clip, name) for clip in clips_of(row)))}
+    return {**row, "seconds": row_seconds(row, name)}
 
 
 # ---- many clips ----
@@ -172,4 +180,4 @@ class _Kept:
             database.executemany("INSERT OR REPLACE INTO lengths VALUES (?, ?, ?, ?)", rows)
 
 
-__all__ = ["clip_seconds", "many_seconds", "with_seconds"]
+__all__ = ["clip_seconds", "many_seconds", "row_seconds", "with_seconds"]

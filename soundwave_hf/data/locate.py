@@ -116,8 +116,9 @@ def list_sources(value, columns: Mapping | None = None) -> list[Source]:
 
 
 def files_of(value) -> list[str]:
-    """The files with the rows of `data` of a recipe, as far as they are known."""
-    return [file for source in list_sources(value) for file in find(source).files]
+    """The files of this machine that hold the rows of `data` of a recipe, as far as they are known."""
+    local = [source for source in list_sources(value) if looks_local(source.path)]
+    return [file for source in local for file in find(source).files]
 
 
 # ---- files of a source ----

@@ -6,6 +6,7 @@ while they are used.
 
 from collections.abc import Iterator
 
+from .lengths import row_seconds
 from .locate import (
     Source,
     describe_source,
@@ -19,7 +20,7 @@ from .locate import (
 from .named_rows import undecoded
 from .rows import transcripts_of
 from .streams import Streams, open_streams
-from .tables import check_rows, fill_seconds, lengths_of, open_rows, row_seconds
+from .tables import check_rows, fill_seconds, lengths_of, open_rows
 
 
 def transcripts(rows) -> Iterator[str]:

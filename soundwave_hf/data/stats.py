@@ -11,10 +11,9 @@ from pathlib import Path
 from ..atomic import atomic_file
 from ..picture import check_matplotlib, new_figure
 from .each_row import each_row, is_segment
-from .lengths import clip_seconds
+from .lengths import clip_seconds, row_seconds
 from .mixture import Mixture
 from .rows import RowCheck, check_repeat, clips_of, conversation_of
-from .tables import row_seconds
 
 
 EDGES = (0, 1, 2, 3, 5, 10, 15, 20, 30, 60, float("inf"))  # seconds, of the histogram

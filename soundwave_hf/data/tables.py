@@ -9,7 +9,7 @@ import datasets
 from datasets import Audio, ClassLabel, Dataset, Features, List, Value
 
 from .layouts import find_layout
-from .lengths import clip_seconds, file_key, many_seconds
+from .lengths import file_key, many_seconds, row_seconds
 from .locate import HOLD_AUDIO, OWN_KINDS, Found, find, list_sources
 from .named_rows import (
     checked_rows,
@@ -248,21 +248,10 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
     if None not in known:
         return [float(seconds) for seconds in known]
     clips_only = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
-
     return [
         row_seconds(clips_only[index], f"row {index} of {name}", folder) if seconds is None else float(seconds)
         for index, seconds in enumerate(known)
     ]
-
-
-def row_seconds(row: Mapping, name: str, folder: str | os.PathLike = ".") -> float:
-    """Seconds of a row: its `seconds`, or else the sum of its clips' lengths.
-
-    Args: name: of the row, for errors. folder: base of relative paths.
-    """
-    if row.get("seconds") is not None:
-        return float(row["seconds"])
-    return float(sum(clip_seconds(at_folder(clip, folder), name) for clip in clips_of(row)))
 
 
 def _join(parts: list[Dataset]) -> Dataset:
@@ -309,4 +298,4 @@ def _repeat(rows: Dataset, repeat: Mapping[str, int]) -> Dataset:
     return rows.select([index for index, name in enumerate(sources) for _ in range(repeat.get(name, 1))])
 
 
-__all__ = ["check_rows", "fill_seconds", "lengths_of", "open_rows", "row_seconds"]
+__all__ = ["check_rows", "fill_seconds", "lengths_of", "open_rows"]

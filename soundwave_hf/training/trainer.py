@@ -364,13 +364,8 @@ class SoundwaveTrainerMixin:
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
             return self._plain_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
         if not hasattr(rows, "__len__"):
-            wish = (
-                "train_sampling_strategy"
-                if grouped
-                else "mixture"
-                if self.mixture is not None
-                else "max_batch_seconds"
-            )
+            given = {"train_sampling_strategy": grouped, "mixture": self.mixture is not None}
+            wish = next((name for name, is_given in given.items() if is_given), "max_batch_seconds")
             raise ValueError(
                 f"`{wish}` needs the lengths of all rows, and `train_dataset` is a stream ({type(rows).__name__}): "
                 "leave it out, give a data set with a length, or a `MixtureStream` of your streams."
