@@ -184,7 +184,6 @@ def answer_texts(model, processor, talks: list, max_new_tokens: int, variables: 
         sanitize_control_tokens=True,
         tokenize=True,
         return_dict=True,
-        processor_kwargs={"add_special_tokens": False},
         **variables,
     ).to(model.device)
     single = {"num_beams": 1, "num_return_sequences": 1}

@@ -180,7 +180,7 @@ def _card(folder: Path, facts: CardFacts, stats: Mapping[Part, DataStats]) -> Da
     rows = sum(each.rows for each in stats.values())
     restricted = [source for source in facts.sources if source.license and is_non_commercial(source.license)]
     languages = sorted({language for each in stats.values() for language in each.groups["language"]} - {NONE})
-    codes = {language: language_code(language) for language in languages}
+    codes = {language: iso_code(language) for language in languages}
     metadata = DatasetCardData(
         pretty_name=title,
         language=sorted({code for code in codes.values() if code}) or None,
@@ -219,17 +219,14 @@ def size_category(rows: int) -> str:
     return SIZES[place]
 
 
-def language_code(language: str) -> str | None:
+def iso_code(language: str) -> str | None:
     """The ISO code of a language; None if it is not known."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-    from ..processing.languages_soundwave import language_name
+    from ..processing.languages_soundwave import language_code
 
     try:
-        name = language_name(language)
+        code = language_code(language)
     except ValueError:
         return language if len(language) in (2, 3) and language.isalpha() and language.islower() else None
-    code = TO_LANGUAGE_CODE.get(name, "fil" if name == "filipino" else None)
     return {"jw": "jv"}.get(code, code)
 
 

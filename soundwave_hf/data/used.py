@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import DatasetCard
 
-from .card import FACTS, NONE, DataSource, language_code, read_facts
+from .card import FACTS, NONE, DataSource, iso_code, read_facts
 from .locate import Source, looks_local
 
 
@@ -113,7 +113,7 @@ def read_metadata(path: Path) -> tuple[str | None, list[str]]:
     if license == "other" and name:
         license = str(name)
     spoken = metadata.language or []
-    codes = [language_code(str(each)) for each in ([spoken] if isinstance(spoken, str) else spoken)]
+    codes = [iso_code(str(each)) for each in ([spoken] if isinstance(spoken, str) else spoken)]
     return license if isinstance(license, str) else None, [code for code in codes if code]
 
 

@@ -17,7 +17,7 @@ from ..modeling.folders_soundwave import find_adapter, model_digest, trained_bac
 from ..modeling.loading_soundwave import as_device
 from ..transcribe import TranscribeOptions, try_options
 from .generate_options import check_generate, default_options
-from .metrics import language_code, main_metric
+from .metrics import main_metric, scoring_language
 from .reporting import (
     clip_line,
     comparison_table,
@@ -299,7 +299,7 @@ def report_header(place: str, options: Options, whisper: str | None, against: st
     header = {
         "generation_config": None if options.ctc else default_options(place),
         "metric": options.metric,
-        "language": language_code(options.language),
+        "language": scoring_language(options.language),
         "whisper": whisper,
         "against": against,
         "ctc_only": options.ctc or None,

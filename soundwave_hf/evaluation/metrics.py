@@ -7,6 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
+from ..processing.languages_soundwave import language_code
 from ..processing.text_soundwave import SPACELESS_LANGUAGES, check_ctc_text, normalize_text
 
 
@@ -19,27 +20,18 @@ CONFIDENCE = 0.95
 # ---- texts ----
 
 
-def language_code(language: str | None) -> str:
+def scoring_language(language: str | None) -> str:
     """`"German"`, `"de"` or `"de-AT"` -> `"de"`; without a language `"en"`, and `"auto"` stays as it is.
 
-    Raises: ValueError for a language that Whisper does not know.
+    Raises: as `language_name`.
     """
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
-
-    if language is None:
-        return "en"
-    name = language.strip().lower()
-    code = TO_LANGUAGE_CODE.get(name, name.replace("_", "-").split("-")[0])
-    if code not in {*LANGUAGES, "fil", "auto"}:
-        raise ValueError(
-            f"The language is `{language}`; expected a code or an English name, such as `de`, `pt-BR` or `Japanese`."
-        )
-    return code
+    is_auto = isinstance(language, str) and language.strip().lower() == "auto"
+    return "auto" if is_auto else language_code(language) or "en"
 
 
 def main_metric(language: str | None) -> str:
     """`"cer"` for languages written without spaces between words (Whisper's paper, 4.2), `"wer"` for all others."""
-    return "cer" if language_code(language) in SPACELESS_LANGUAGES else "wer"
+    return "cer" if scoring_language(language) in SPACELESS_LANGUAGES else "wer"
 
 
 def text_normalizer(language: str | None = None) -> Callable[[str], str]:
@@ -47,7 +39,7 @@ def text_normalizer(language: str | None = None) -> Callable[[str], str]:
 
     The basic one keeps combining marks: Whisper's own default drops them, and with them the vowels of Hindi or Thai.
     """
-    return _normalizer(language_code(language) == "en")
+    return _normalizer(scoring_language(language) == "en")
 
 
 @lru_cache(maxsize=2)
@@ -79,7 +71,7 @@ def text_form(normalize: bool | str, language: str | None = None) -> Callable[[s
 def _ready_texts(texts: Sequence[str], unit: str, language: str | None, normalize: bool | str) -> list[str]:
     """Texts in the form that is compared: single spaces between words; none for characters of spaceless languages."""
     change = text_form(normalize, language)
-    space = "" if unit == "characters" and language_code(language) in SPACELESS_LANGUAGES else " "
+    space = "" if unit == "characters" and scoring_language(language) in SPACELESS_LANGUAGES else " "
     return [space.join(change(text).split()) for text in texts]
 
 
@@ -245,7 +237,7 @@ def contained_answers(references: Sequence[str], hypotheses: Sequence[str], lang
     Both are normalised by Whisper's normaliser. An empty reference is contained only in an empty answer.
     """
     check_texts(references, hypotheses)
-    edge = "" if language_code(language) in SPACELESS_LANGUAGES else " "
+    edge = "" if scoring_language(language) in SPACELESS_LANGUAGES else " "
     pairs = (_ready_answers(*pair, language) for pair in zip(references, hypotheses, strict=True))
     return [f"{edge}{said}{edge}" in f"{edge}{found}{edge}" if said else said == found for said, found in pairs]
 

@@ -17,7 +17,7 @@ from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, fin
 from ..modeling.spacing_soundwave import join_texts
 from ..processing.processing_soundwave import ASR_QUESTION
 from .generate_options import TRANSCRIPT_OPTIONS
-from .metrics import collapse_ctc, language_code
+from .metrics import collapse_ctc, scoring_language
 from .rows import SAMPLING_RATE, Request, decoded_groups
 
 
@@ -254,7 +254,7 @@ def whisper_system(encoder_folder: str, language: str | None = None, device: str
 
 def whisper_options(model, language: str | None) -> dict:
     """Language and task for Whisper's `generate`; English-only models accept neither."""
-    code = language_code(language)
+    code = scoring_language(language)
     if not getattr(model.generation_config, "is_multilingual", True):
         if code != "en":
             raise ValueError(

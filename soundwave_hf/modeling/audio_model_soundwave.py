@@ -39,7 +39,7 @@ from .configuration_soundwave import SoundwaveConfig
 from .ctc_scores_soundwave import CTCFrames
 from .folders_soundwave import backbone_name, choose_backbones, local_backbone, weights_digest
 from .generation_soundwave import CACHE_NAMES
-from .loading_soundwave import from_adapter, take_adapter
+from .loading_soundwave import from_adapter, from_peft_folder, take_adapter, take_peft_folder
 from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
 from .positions_soundwave import PositionLimits
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
@@ -177,6 +177,8 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         Raises: `FileNotFoundError` if a shard is missing; `ValueError` if a file is truncated, weights are missing or
         have other shapes, or the checkpoint is in the published layout.
         """
+        if (found := take_peft_folder(pretrained_model_name_or_path, kwargs)) is not None:
+            return from_peft_folder(cls, *found, *args, **kwargs)
         adapter = take_adapter(pretrained_model_name_or_path, kwargs)
         if adapter is not None:
             return from_adapter(cls, adapter, pretrained_model_name_or_path, **kwargs)
@@ -432,6 +434,11 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         embeddings = self.get_input_embeddings()
         if embeddings is None:
             return None
+        if self.ctc_head.weight is None and getattr(embeddings, "lora_embedding_A", None):
+            raise ValueError(
+                "A LoRA changes the LLM's embeddings. The tied CTC head reads them without it, so labels would change "
+                "when it is merged: leave the embeddings out of `target_modules`, or train with `tie_ctc_head=False`."
+            )
         if not embeddings.weight.is_meta:
             # With FSDP2 the weight is sharded outside of the embedding's forward.
             gather = getattr(embeddings.weight, "full_tensor", None)

@@ -376,6 +376,11 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
     _refuse_missing({f"base_model.model.{name}" for name in _adapter_names(model)} - found, path)
     merge_encoder_lora(model, adapter)
     refuse_other_training(model.config, adapter, changed)
+    if model.config.tie_ctc_head and any("lora_embedding" in name for name in found):
+        raise ValueError(
+            f"`{path}` holds a LoRA of the LLM's embeddings, which the tied CTC head reads without it: merging it "
+            "would change labels and positions. Train without the embeddings in `target_modules`."
+        )
     with checked_by_caller():
         loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
         _refuse_missing(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - found, path)

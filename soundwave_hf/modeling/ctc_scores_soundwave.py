@@ -198,7 +198,7 @@ class CTCTexts:
         return float(self._spell(text).total[-1])
 
     def ended(self, text: bytes) -> float:
-        """Log-probability that the transcript is the likeliest of this text and its beginnings."""
+        """Highest log-probability that the transcript is this text or one of its prefixes."""
         return self._spell(text).ended
 
     def prefix(self, text: bytes) -> float:

@@ -125,7 +125,9 @@ class _TokenScores(torch.autograd.Function):
         grad_frames = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_frames = grad_columns @ token_weight[ids].to(grad_columns.dtype)
-            added = (mean * grad_normalizer[:, None]).to(grad_frames.dtype)
+            # The compiler traces this without `mean` too, where nothing reads the normaliser.
+            added = torch.zeros_like(frames.flatten(0, 1)[places]) if mean is None else mean * grad_normalizer[:, None]
+            added = added.to(grad_frames.dtype)
             grad_frames = grad_frames.flatten(0, 1).index_add(0, places, added).view_as(frames).to(frames.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _TokenScores._normalizer_grad(ctx, grad_normalizer)

@@ -24,8 +24,8 @@ LLM_CANDIDATES = 16  # likeliest tokens of the LLM to score, beside tokens witho
 CTC_OPTIONS = ("ctc_weight", "ctc_draft", "draft_entropy", "draft_probability", "hotwords", "hotword_weight")
 CTC_CANDIDATES = 8  # likeliest continuations by the CTC head to score as well
 MOST_MARKS = 8  # tokens without letters in a row, such as dashes and line breaks; then a word or the end must come
-MOST_BEHIND = 5.0  # nats, `weight` times CTC: an answer may be so much worse than an earlier part of it as the whole
-FAR_BEHIND = 1e4  # nats that a token costs which makes it worse
+MOST_BEHIND = 5.0  # nats, `weight` times CTC: by more than this, ending earlier may not be better
+FAR_BEHIND = 1e4  # nats that a token costs that is ruled out
 DEFAULT_BEAMS = "transcription_num_beams"  # field of a generation config
 DEFAULTS = ("ctc_weight", "hotword_weight", DEFAULT_BEAMS)  # what a model's generation config may hold
 # Options of `generate` that choose a search, or that beams exclude. With one of them the default has no effect.
@@ -47,10 +47,10 @@ class CTCLogitsProcessor(LogitsProcessor):
     and CTC head disagree on the next word, and some answers would not end. After `MOST_MARKS` of them in a row, the
     next token has a label or ends the answer: a list of dashes is cheap for both, and would go on.
 
-    An answer does not go on long after its clip has ended, where a further letter may cost less than the end. If an
-    earlier part of its label text, as the whole transcript, is better than the answer with a token by more than
-    `MOST_BEHIND` (`weight` times the CTC log-probability), the token comes behind all others. Where the answer may not
-    end, as with `min_new_tokens`, or is inside a character of several tokens, this does not apply.
+    An answer must not run on after the speech has ended, where a further letter may cost less than the end. If ending
+    earlier would score better than the answer with a token by more than `MOST_BEHIND` (`weight` times the CTC
+    log-probability), the token is ruled out. Where the answer may not end, as with `min_new_tokens`, or is inside a
+    character of several tokens, this does not apply.
 
     With a `PhraseTree`, the change of its bonus is added. Tokens that cannot be among the best get -inf. Scores depend
     only on a row's clip and text, so beams may be reordered and drafts cut between two calls.

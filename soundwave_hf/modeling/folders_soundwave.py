@@ -26,6 +26,10 @@ LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stage
 ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, ENCODER_LORA_FILE, LORA_FILES[1])
 WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # either may be an index of shards instead
 PARTS = {"encoder": "audio_config", "llm": "text_config"}  # keyword of a backbone -> its field in `SoundwaveConfig`
+# Options of `cached_file`, which then returns None for a file that is not there.
+IF_THERE = dict.fromkeys(
+    [f"_raise_exceptions_for_{what}" for what in ("gated_repo", "missing_entries", "connection_errors")], False
+)
 SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 16  # of each matrix, for `weights_digest`
 
 
@@ -113,8 +117,9 @@ def _describe_other(folder: str) -> str:
             )
         base = peft.get("base_model_name_or_path") or "an unnamed model"
         return (
-            f"`{folder}` holds a PEFT adapter of `{base}`, without the adapters of Soundwave. Load it by "
-            "`peft.AutoPeftModel.from_pretrained(folder)`."
+            f"`{folder}` holds a PEFT adapter of `{base}`, without the adapters of Soundwave, and `{base}` is "
+            "no Soundwave model that is found here. Load it by `peft.PeftModel.from_pretrained(model, folder)`, where "
+            "`model` is what it was trained on."
         )
     if model_type is not None:
         keyword = "encoder" if model_type == "whisper" else "llm"
@@ -157,9 +162,7 @@ def find_adapter(name: str, subfolder: str = "", **hub) -> str | None:
 
 
 def _in_repository(name: str, file: str, subfolder: str, hub: dict) -> bool:
-    quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
-    quiet = {f"_raise_exceptions_for_{what}": value for what, value in quiet.items()}
-    return cached_file(name, file, subfolder=subfolder, **quiet, **hub) is not None
+    return cached_file(name, file, subfolder=subfolder, **IF_THERE, **hub) is not None
 
 
 def _holds_whole_model(name: str, subfolder: str, hub: dict) -> bool:

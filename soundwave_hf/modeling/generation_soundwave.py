@@ -28,6 +28,7 @@ OWN_INPUTS = (
     *("prompt_ids", "num_added", "caller_inputs", "is_draft"),
     *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "ctc_decoding"),
 )
+CTC_TARGETS = ("ctc_labels", "ctc_mask", "ctc_candidates", "num_ctc_clips")  # of `forward`
 CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and in 5.24
 # The name in the installed version.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -139,6 +140,36 @@ class CachedPrompt:
     def __post_init__(self):
         if self.read_ids is None:
             self.read_ids = self.input_ids
+
+    def extend_mask(self, cache: Cache, mask: torch.Tensor | None, shape: tuple[int, int]) -> torch.Tensor:
+        """Mask `(rows, cached + new)` of a pass over new tokens, in which each clip has its positions.
+
+        Args:
+            mask: 1 at true tokens of the prompt, with one token for each clip, of the tokens after it, and of the new
+                ones; or the whole mask that is returned; or None, if all tokens after the prompt are true.
+            shape: rows and new tokens of the pass.
+
+        Raises: `ValueError` if the mask has another shape, or the cache has other rows.
+        """
+        held = self.attention_mask
+        if len(held) != shape[0]:
+            raise ValueError(
+                f"`past_key_values` holds {len(held)} rows with clips, and {shape[0]} were given: pass the same rows, "
+                "or `attention_mask` and `position_ids` of the whole rows."
+            )
+        total = int(cache.get_seq_length()) + shape[1]
+        if mask is not None and mask.shape == (shape[0], total):
+            return mask
+        if mask is None:
+            later = held.new_ones(shape[0], total - held.shape[1])
+        elif mask.shape == (shape[0], total - self.num_added):
+            later = mask[:, self.input_ids.shape[1] :].to(held)
+        else:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(mask.shape)}; expected {(shape[0], total - self.num_added)}, with "
+                f"one token for each clip in `past_key_values`, or {(shape[0], total)}, with all of its positions."
+            )
+        return torch.cat([held.to(later.device), later], dim=1)
 
     def count_held(self, cache: Cache, input_ids: torch.Tensor, audio_token_id: int) -> int:
         """Number of ids at the beginning of a next turn `(rows, tokens)` that are the same in the cache.
@@ -333,6 +364,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
         is not possible with clips, and for word times of a row that is not a transcription request.
         """
         kwargs |= by_name(super().generate, args, kwargs, after=3)
+        for name in CTC_TARGETS:  # of a training batch, as `labels`, which transformers does not refuse either
+            kwargs.pop(name, None)
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
@@ -523,7 +556,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         tail = self.model.merge_audio(
             *(input_ids[:, begin:].to(device), audio.pooler_output, audio.num_positions),
             attention_mask=mask[:, cached:].to(device),
-            before=mask[:, :cached].sum(dim=1).to(device),
+            before=mask[:, :cached].long().sum(dim=1).to(device),
         )
         embeds = tail.inputs_embeds.to(input_ids.device)
         # `generate` takes a whole row and cuts off what its cache holds.

@@ -5,6 +5,7 @@ import os
 
 import torch
 from torch import nn
+from transformers.utils import CONFIG_NAME, cached_file
 
 from .backbones_soundwave import (
     adapter_fields,
@@ -16,7 +17,17 @@ from .backbones_soundwave import (
     settable_fields,
 )
 from .configuration_soundwave import SoundwaveConfig
-from .folders_soundwave import adapter_kind, choose_backbones, describe_folder, find_adapter, is_soundwave
+from .folders_soundwave import (
+    IF_THERE,
+    LORA_FILES,
+    adapter_kind,
+    choose_backbones,
+    describe_folder,
+    find_adapter,
+    is_hub_name,
+    is_soundwave,
+    read_json,
+)
 
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -48,13 +59,7 @@ def take_adapter(name, options: dict) -> str | None:
     """
     if name is None:
         return None
-    name, subfolder = os.path.expanduser(os.fspath(name)), options.get("subfolder") or ""
-    hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
-    from_auto = options.get("adapter_kwargs") or {}
-    if (asked := from_auto.get("_adapter_model_path")) is not None and os.fspath(asked) != name:
-        name = os.fspath(asked)
-        hub.pop("revision", None)
-        hub |= {key: from_auto[key] for key in ("revision", "token") if from_auto.get(key) is not None}
+    name, subfolder, hub = _asked_folder(name, options)
     adapter = find_adapter(name, subfolder, **hub)
     if adapter is not None:
         return adapter
@@ -67,6 +72,45 @@ def take_adapter(name, options: dict) -> str | None:
             f"{describe_folder(folder) if os.path.isdir(folder) else 'Leave it out, or name a folder of adapters.'}"
         )
     return None
+
+
+def _asked_folder(name, options: dict) -> tuple[str, str, dict]:
+    """Folder or hub name that a caller named, its subfolder, and the options of the hub for it."""
+    name, subfolder = os.path.expanduser(os.fspath(name)), options.get("subfolder") or ""
+    hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+    from_auto = options.get("adapter_kwargs") or {}
+    if (asked := from_auto.get("_adapter_model_path")) is not None and os.fspath(asked) != name:
+        name = os.fspath(asked)
+        hub.pop("revision", None)
+        hub |= {key: from_auto[key] for key in ("revision", "token") if from_auto.get(key) is not None}
+    return name, subfolder, hub
+
+
+def take_peft_folder(name, options: dict) -> tuple[str, str] | None:
+    """The model that `from_pretrained` must load first, and the folder of PEFT's adapter for it; None for other calls.
+
+    Such a folder is what `save_pretrained` writes after `add_adapter` or `get_peft_model`. It has no config.json.
+    """
+    if name is None:
+        return None
+    name, subfolder, hub = _asked_folder(name, options)
+    folder = os.path.join(name, subfolder)
+    if not os.path.isdir(folder) or is_soundwave(folder):
+        return None
+    base = read_json(folder, LORA_FILES[0]).get("base_model_name_or_path")
+    if not base or not (os.path.isdir(base) or is_hub_name(base)):
+        return None
+    config = cached_file(base, CONFIG_NAME, **IF_THERE, **hub)
+    return (base, folder) if config is not None and is_soundwave(os.path.dirname(config)) else None
+
+
+def from_peft_folder(model_class, base: str, folder: str, *args, **options):
+    """The model `base` with PEFT's adapter in `folder`, as `from_pretrained` of transformers loads it."""
+    for name in ("subfolder", "adapter_kwargs"):  # of the folder
+        options.pop(name, None)
+    found = model_class.from_pretrained(base, *args, **options)
+    (found[0] if isinstance(found, tuple) else found).load_adapter(folder)
+    return found
 
 
 def from_adapter(
@@ -143,8 +187,9 @@ def _check_call(args, model_class, adapter: str, merge_lora: bool, is_trainable:
         raise ValueError(
             f"`from_pretrained` got {len(args)} positional arguments after the folder: pass them by keyword."
         )
-    generates, kind = model_class.__name__ == "SoundwaveForConditionalGeneration", adapter_kind(adapter)
-    if not generates and model_class.__name__ != "SoundwaveForCTC":
+    names = {base.__name__ for base in model_class.__mro__}  # a user's subclass loads like its base
+    generates, kind = "SoundwaveForConditionalGeneration" in names, adapter_kind(adapter)
+    if not generates and "SoundwaveForCTC" not in names:
         raise ValueError(
             f"`{model_class.__name__}` cannot load a folder of adapters: load `{adapter}` with "
             "`SoundwaveForConditionalGeneration.from_pretrained(folder)`; its `.model` is the bare model."

@@ -63,6 +63,8 @@ from .timed_generation_soundwave import ctc_clips
 
 logger = logging.get_logger(__name__)
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "is_transcription", "hotwords")  # of the processor, beside the clips
+
 
 LIKELY_TOKENS = 16  # of `label_embeddings: expected`; they hold 97 % of what the shipped CTC head gives to tokens
 
@@ -164,13 +166,17 @@ class SoundwaveModel(SoundwaveAudioModel):
             table: `token_table()`.
         """
         labels = audio.ctc_best.flatten()[places]
-        of_labels = self.get_input_embeddings()(labels)
+        of_labels = self._embed_flat(labels)
         if self.config.label_embeddings != "expected":
             return of_labels
         tokens, shares = self.ctc_head.likeliest(audio.aligned_states.flatten(0, 1)[places], table, LIKELY_TOKENS)
-        expected = (shares[..., None] * self.get_input_embeddings()(tokens)).sum(dim=1).to(of_labels.dtype)
+        expected = (shares[..., None] * self._embed_flat(tokens)).sum(dim=1).to(of_labels.dtype)
         is_blank = labels == self.config.audio_token_id  # a kept blank keeps its own embedding
         return torch.where(is_blank[:, None], of_labels, expected)
+
+    def _embed_flat(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of ids of any shape, read as one row: hooks such as NEFTune's expect `(batch, tokens)`."""
+        return self.get_input_embeddings()(ids.flatten()[None])[0].view(*ids.shape, -1)
 
     @torch.no_grad()
     def judge_silence(
@@ -232,10 +238,8 @@ class SoundwaveModel(SoundwaveAudioModel):
             input_ids, num_positions, self.config.audio_token_id, len(positions), attention_mask, before, context
         )
         if inputs_embeds is None:
-            text = self.get_input_embeddings()(input_ids.flatten()[places.text_at])
-        else:
-            text = inputs_embeds.flatten(0, 1)[places.text_at]
-        return places.merge(text, positions)
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # of whole rows, for hooks such as NEFTune's
+        return places.merge(inputs_embeds.flatten(0, 1)[places.text_at], positions)
 
     def shares_prefix(self) -> bool:
         """Whether a prefix can be computed once for a batch. For this each layer must cache all keys and values."""
@@ -353,6 +357,10 @@ class SoundwaveModel(SoundwaveAudioModel):
             attention_mask = nn.functional.pad(merged.attention_mask, (shared_prefix, 0), value=1)
         elif inputs_embeds is None and past_key_values is None and may_look(self, input_ids):
             self._check_text_alone(input_ids)
+        elif position_ids is None and getattr(past_key_values, "prompt", None) is not None:
+            new = input_ids if inputs_embeds is None else inputs_embeds
+            attention_mask = past_key_values.prompt.extend_mask(past_key_values, attention_mask, new.shape[:2])
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
         is_training = in_training_step(self)
         use_cache = False if use_cache is None and is_training and past_key_values is None else use_cache
         outputs = self.language_model(
@@ -532,10 +540,26 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         suppressed = [*(self.generation_config.suppress_tokens or []), self.config.audio_token_id]
         self.generation_config.suppress_tokens = suppressed
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the LLM. Until a joined model is saved and loaded, its encoder and adapters may have others."""
+        dtype = self.lm_head.weight.dtype
+        return dtype if dtype.is_floating_point else super().dtype  # quantized
+
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; also saves the code, for `trust_remote_code=True` without this package."""
+        """As in transformers; also saves the code, for `trust_remote_code=True` without this package.
+
+        A checkpoint is loaded in one dtype, by default that of the LLM. If other weights have other dtypes, a warning
+        says so.
+        """
         from .pipeline_soundwave import CUSTOM_PIPELINES  # imported late: pipelines import many modules
 
+        dtypes = {value.dtype for value in self.parameters() if value.is_floating_point()}
+        if len(dtypes) > 1:
+            logger.warning_once(
+                f"The weights have several dtypes, {', '.join(sorted(map(str, dtypes)))}. `from_pretrained` will load "
+                f"all of them in that of the LLM, {self.dtype}. For another one, give it `dtype`."
+            )
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         # Otherwise loading would drop our options, such as `ctc_weight`.
@@ -543,7 +567,9 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_audio_features(self, input_features=None, input_features_mask=None, **kwargs):
-        """See `SoundwaveModel.get_audio_features`."""
+        """See `SoundwaveModel.get_audio_features`. Text inputs of a prompt with the clips are ignored."""
+        for name in TEXT_INPUTS:
+            kwargs.pop(name, None)
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
 
     @torch.no_grad()
@@ -552,8 +578,6 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
 
         Arguments as in `SoundwaveModel.get_audio_features`. The text inputs of a transcription request are ignored.
         """
-        for name in ("input_ids", "attention_mask", "is_transcription", "hotwords"):
-            kwargs.pop(name, None)
         audio = self.get_audio_features(input_features, input_features_mask, **kwargs)
         return ctc_clips(self, audio, input_features, input_features_mask)
 

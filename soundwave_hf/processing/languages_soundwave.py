@@ -46,6 +46,15 @@ def language_names(language: str | list[str | None] | None) -> str | list[str | 
     return [language_name(one) for one in language]
 
 
+def language_code(language: str | None) -> str | None:
+    """Whisper's code of a language ("jw" for Javanese) or "fil" for Filipino; `None` if no language is given.
+
+    Raises: as [`language_name`].
+    """
+    name = language_name(language)
+    return "fil" if name == "filipino" else TO_LANGUAGE_CODE.get(name)
+
+
 def unknown_language(language: str, words: str) -> ValueError:
     known = [*TO_LANGUAGE_CODE, *LANGUAGE_NAMES.values(), *LANGUAGE_NAMES]
     near = list(dict.fromkeys(difflib.get_close_matches(words, known, n=3)))

@@ -488,6 +488,8 @@ class SoundwaveProcessor(ProcessorMixin):
             given["sampling_rate"] = sampling_rate
         if given:
             processor_kwargs = {**(processor_kwargs or {}), **given}
+        if kwargs.get("tokenize"):  # the template writes all special tokens, here and in training
+            processor_kwargs = {"add_special_tokens": False, **(processor_kwargs or {})}
         return super().apply_chat_template(
             conversations if is_batched else conversations[0],
             chat_template=template,
@@ -667,6 +669,12 @@ class SoundwaveProcessor(ProcessorMixin):
         if return_format == "parsed":
             texts = [{"language": None, "transcription": text} for text in texts]
         return texts[0] if isinstance(decoded, str) else texts
+
+    def batch_decode(self, *args, return_format: str = "raw", **kwargs) -> list[str] | list[dict]:
+        """The tokenizer's `batch_decode`, or with another `return_format` as `decode`."""
+        if return_format == "raw":
+            return super().batch_decode(*args, **kwargs)
+        return self.decode(*args, return_format=return_format, **kwargs)
 
 
 def audio_options(kwargs: dict) -> dict:

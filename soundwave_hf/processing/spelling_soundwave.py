@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 
-from .languages_soundwave import TO_LANGUAGE_CODE, language_name
+from .languages_soundwave import language_code
 
 
 ENGLISH = re.compile(r"(?<!\w)(\d{1,3}(?:,\d{3})+|\d+)(?:(st|nd|rd|th)\b|\.(\d+))?(?!\w)")
@@ -174,8 +174,7 @@ def _key_of(language: str | None) -> str:
     for key in (f"{main.lower()}_{region.upper()}", main.lower()):
         if key in known:
             return key
-    name = language_name(language)  # refuses an unknown one
-    code = "en" if name is None else TO_LANGUAGE_CODE.get(name, name)
+    code = language_code(language) or "en"
     key = OTHER_KEYS.get(code, code)
     if key not in known:
         raise ValueError(

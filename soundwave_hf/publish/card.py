@@ -189,7 +189,7 @@ def _score_file(file: ScoreFile) -> list[str]:
     decoding = settings or ("" if file.ctc_only else ", default decoding of `evaluate`")
     lines = [
         f"Written by `soundwave-hf evaluate` for `{file.weights}`: {how}{decoding}. Language: {file.language}. "
-        "The ranges hold 95 % of the rates of clips that were drawn again with replacement.",
+        "Ranges are 95 % bootstrap intervals over clips.",
         "",
         score_table(dict(file.sets), file.metric),
         "",

@@ -14,11 +14,14 @@ ADVICE = {
     401: "The token is missing, wrong or expired: log in with `hf auth login`, or set the variable `HF_TOKEN`.",
     403: "This account may not write there: check `hf auth whoami`, the name, and that the token may write.",
     404: "There is no such repository or revision, or this account may not see it: check the name.",
-    409: "Something of that name is there already: take another name.",
-    429: "The Hub asks to slow down: wait some minutes; the same command goes on.",
+    409: "Something of that name exists already: choose another name.",
+    429: "The Hub limits the number of requests. Run the same command in some minutes; it continues where it stopped.",
 }
-OWN_FAULT = "The Hub has a fault of its own: try again later; the same command goes on."
-NO_ANSWER = "Check the connection, `HF_ENDPOINT` and `HF_HUB_OFFLINE`; the same command goes on."
+OWN_FAULT = "The Hub has an internal error. Run the same command later; it continues where it stopped."
+NO_ANSWER = (
+    "Check the connection, `HF_ENDPOINT` and `HF_HUB_OFFLINE`, and run the same command again; it continues where it "
+    "stopped."
+)
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def hub_errors(repo: str) -> Iterator[None]:
         yield
     except json.JSONDecodeError as error:
         raise ConnectionError(
-            f"`{repo}` could not be pushed to the hub: its answer is not JSON, so no hub gave it. {NO_ANSWER}"
+            f"`{repo}` could not be pushed to the hub: the answer is not JSON, so the server is not a Hub. {NO_ANSWER}"
         ) from error
     except (HTTP_ERROR, OSError, RuntimeError) as error:
         cause = _cause(error)

@@ -206,8 +206,9 @@ def _go_on(
     asked, before = getattr(arguments, unit), length[unit_before]
     if unit != unit_before or asked < before:
         raise ValueError(
-            f"`{folder}` holds a run whose `{unit_before}` was {before}, and `{unit}` is {asked} now: more is "
-            "possible, less is another run. Nothing was changed. Name a new folder as `output_dir`."
+            f"`{folder}` holds a run whose `{unit_before}` was {before}, and `{unit}` is {asked} now. A run can only "
+            f"be made longer: give `{unit_before}` of {before} or more. Nothing was changed. Name a new folder as "
+            "`output_dir` to start another run."
         )
     if asked == before and done is not None:
         return EarlierRun(checkpoint, True, f"`{folder}` is already finished ({done} steps): nothing to train.")

@@ -375,12 +375,12 @@ class Plan:
             "trained weights": numbers * FLOAT32 / share,
             "gradients": numbers * FLOAT32 / share,
             f"optimizer ({self.arguments.optim.value})": numbers * self._optimizer_bytes() / share,
-            "gradients on their way to the others": 0 if sharded or self.gpus.count == 1 else numbers * FLOAT32,
-            "weights gathered to be used": self._gathered() if share > 1 else 0,
+            "gradient all-reduce buffers": 0 if sharded or self.gpus.count == 1 else numbers * FLOAT32,
+            "gathered parameters": self._gathered() if share > 1 else 0,
             "trained weights in half precision": numbers * self.numerics().size if mixed else 0,
-            **{f"kept for the backward pass: {part.name}": part.kept for part in parts if part.kept},
-            "the most that passes": passing,
-            "kept free": KEPT_FREE * self.gpus.memory,
+            **{f"saved activations: {part.name}": part.kept for part in parts if part.kept},
+            "temporary buffers (peak)": passing,
+            "reserve": KEPT_FREE * self.gpus.memory,
         }
 
     def fits(self, sharded: bool) -> bool:

@@ -152,7 +152,7 @@ def test_a_system_is_loaded_where_and_as_the_caller_says(monkeypatch, data, give
     [
         ({"batch_size": 0}, "The batch size is 0"),
         ({"metric": "mer"}, "The metric is `mer`; expected `wer` or `cer`"),
-        ({"language": "englich"}, "The language is `englich`"),
+        ({"language": "englich"}, "Unsupported language: 'englich'"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"dtype": "float17"}, "`dtype` is 'float17'; expected a floating point"),
         ({"device": "cuda:99"}, "The device is 'cuda:99'; this machine has cpu"),

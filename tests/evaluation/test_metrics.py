@@ -16,10 +16,10 @@ from soundwave_hf.evaluation.metrics import (
     error_counts,
     exact_match,
     exact_matches,
-    language_code,
     main_metric,
     paired_bootstrap,
     positions_per_second,
+    scoring_language,
     text_normalizer,
     word_error_rate,
 )
@@ -171,14 +171,17 @@ def test_vowel_signs_are_part_of_a_word():
 
 @pytest.mark.parametrize(
     ("given", "code"),
-    [(None, "en"), ("en-US", "en"), ("English", "en"), ("PT_br", "pt"), ("mandarin", "zh"), ("auto", "auto")],
+    [
+        *((None, "en"), ("en-US", "en"), ("English", "en"), ("PT_br", "pt"), ("mandarin", "zh"), ("auto", "auto")),
+        *(("nb", "no"), ("iw", "he"), ("cmn", "zh"), ("jv", "jw"), ("Filipino", "fil"), ("Chinese (Mainland)", "zh")),
+    ],
 )
 def test_languages_are_named_as_people_write_them(given, code):
-    assert language_code(given) == code
+    assert scoring_language(given) == code
 
 
 def test_an_unknown_language_is_refused():
-    with pytest.raises(ValueError, match="The language is `englich`; expected a code or an English name"):
+    with pytest.raises(ValueError, match="Unsupported language: 'englich'. Did you mean 'english'"):
         word_error_rate(["a"], ["a"], "englich")
 
 

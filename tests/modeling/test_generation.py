@@ -977,3 +977,49 @@ def test_forward_takes_the_mark_and_does_nothing_with_it():
     labels = inputs["input_ids"]
     assert torch.equal(model(**marked, labels=labels).loss, model(**inputs, labels=labels).loss)
     assert torch.equal(model.model(**marked).last_hidden_state, model.model(**inputs).last_hidden_state)
+
+
+# ---- a loop over `forward` ----
+
+
+@pytest.mark.parametrize("mask_of", ["caller", "positions", "nothing"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # turns by distance, and a state for each place
+@torch.no_grad()
+def test_a_pass_after_clips_takes_the_mask_of_the_callers_ids(family, mask_of):
+    model, batch = tiny_model(family), padded_batch()
+    new = torch.tensor([[3, 5], [4, 6], [5, 7]])
+    whole = batch | {"input_ids": torch.cat([batch["input_ids"], new], dim=1)}
+    whole["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(new)], dim=1)
+    expected = model(**whole).logits
+    cache = model(**batch, use_cache=True).past_key_values
+    masks = {"caller": batch["attention_mask"], "positions": cache.prompt.attention_mask, "nothing": None}
+    for place in range(2):  # one new token a pass
+        one = new[:, place : place + 1]
+        if masks[mask_of] is not None:
+            masks[mask_of] = torch.cat([masks[mask_of], torch.ones_like(one)], dim=1)
+        found = model(input_ids=one, attention_mask=masks[mask_of], past_key_values=cache).logits
+        torch.testing.assert_close(found[:, 0], expected[:, place - 2], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_pass_after_clips_with_other_rows_or_another_mask_is_refused():
+    model, batch = tiny_model(), padded_batch()
+    cache = model(**batch, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="holds 3 rows with clips, and 2 were given"):
+        model(input_ids=torch.tensor([[3], [4]]), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"`attention_mask` has shape \(3, 2\); expected \(3, 7\)"):
+        model(input_ids=torch.tensor([[3], [4], [5]]), attention_mask=torch.ones(3, 2), past_key_values=cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_the_mask_may_have_any_type(dtype):
+    model, batch = tiny_model(), padded_batch()
+    expected = model.generate(**batch, **GREEDY)
+    batch["attention_mask"] = batch["attention_mask"].to(dtype)
+    assert torch.equal(model.generate(**batch, **GREEDY), expected)
+
+
+def test_the_targets_of_a_training_batch_change_no_answer():
+    model, batch = tiny_model(), padded_batch()
+    targets = {"ctc_labels": torch.tensor([[3], [4], [5]]), "num_ctc_clips": 3, "labels": batch["input_ids"]}
+    assert torch.equal(model.generate(**batch, **targets, **GREEDY), model.generate(**batch, **GREEDY))

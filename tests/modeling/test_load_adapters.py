@@ -507,7 +507,7 @@ def folder_of(place: Path, tmp_path: Path, kind: str) -> Path:
 KINDS = {
     "empty": "is an empty folder",
     "notes": "holds no model: its files are .'notes.txt'.",
-    "peft": "holds a PEFT adapter of `Qwen/Qwen3-0.6B`, without the adapters of Soundwave.*AutoPeftModel",
+    "peft": "holds a PEFT adapter of `Qwen/Qwen3-0.6B`, without the adapters of Soundwave.*PeftModel.from_pretrained",
     "published": "layout that the authors published.*`soundwave-hf convert SRC DST`",
     "whisper": 'has model type "whisper" and "soundwave" was expected.*from_backbones.encoder=folder',
     "llm": 'has model type "llama" and "soundwave" was expected.*from_backbones.llm=folder',
@@ -553,6 +553,15 @@ def test_a_config_without_weights_names_the_files_that_are_missing(place, tmp_pa
     assert "no adapter_config.json and adapter_model.safetensors of stages" in describe_folder(str(folder))
     with pytest.raises(ValueError, match="holds the config of a Soundwave model and no weights"):
         resolve_adapter(folder)
+
+
+@pytest.mark.parametrize("base", [SoundwaveForConditionalGeneration, SoundwaveForCTC], ids=lambda base: base.__name__)
+def test_a_subclass_takes_adapters_like_its_base(place, base):
+    class Own(base):
+        pass
+
+    found, expected = (each.from_pretrained(place / "run").state_dict() for each in (Own, base))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_the_bare_model_says_which_class_takes_adapters(place):

@@ -8,7 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    Trainer,
+    TrainingArguments,
+    WhisperForConditionalGeneration,
+)
 
 from soundwave_hf import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.modeling import modeling_soundwave
@@ -1381,3 +1387,24 @@ def test_encoder_states_of_a_long_clip_alone_are_judged_silent():
     assert model.model.judge_silence(audio).tolist() == [False, True, False]  # 1.48, 1.52 and 2 s
     model.config.no_speech_threshold = None
     assert not model.model.judge_silence(audio).any()
+
+
+@pytest.mark.parametrize("encoder_dtype", [torch.float16, torch.float32])
+def test_a_joined_model_is_loaded_in_the_dtype_of_its_llm(tmp_path, monkeypatch, encoder_dtype):
+    warnings = []
+    monkeypatch.setattr(modeling_soundwave.logger, "warning_once", warnings.append)
+    whisper, llm = save_tiny_whisper(tmp_path / "whisper"), save_tiny_llm(tmp_path / "llm")
+    WhisperForConditionalGeneration.from_pretrained(whisper, dtype=encoder_dtype).save_pretrained(whisper)
+    language = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.bfloat16)
+    with torch.no_grad():
+        language.get_input_embeddings().weight[0, 0] = 1e5  # more than float16 holds
+    language.save_pretrained(llm)
+    model = SoundwaveForConditionalGeneration.from_backbones(whisper, llm, warm_start=False)
+    assert model.dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "joined")
+    assert any("will load all of them in that of the LLM, torch.bfloat16" in warning for warning in warnings)
+    found = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "joined")
+    assert {value.dtype for value in found.parameters()} == {torch.bfloat16}
+    assert torch.equal(found.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    exact = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "joined", dtype=torch.float32).state_dict()
+    assert all(torch.equal(exact[name], value.float()) for name, value in model.state_dict().items())

@@ -17,6 +17,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMultimodalLM
 
 from soundwave_hf import SoundwaveForConditionalGeneration
 from soundwave_hf.modeling.backbones_soundwave import load_lora
@@ -41,7 +42,8 @@ def backbones(tmp_path_factory):
 def joined(backbones, **fields) -> SoundwaveForConditionalGeneration:
     torch.manual_seed(3)
     model = SoundwaveForConditionalGeneration.from_backbones(*backbones, warm_start=False, **fields)
-    model.model.ctc_head.blank_bias.data.fill_(1.0)
+    if model.config.tie_ctc_head:
+        model.model.ctc_head.blank_bias.data.fill_(1.0)
     return model
 
 
@@ -248,3 +250,54 @@ def test_prefix_tuning_is_refused_with_the_way_out(backbones):
         model(**batch())
     with pytest.raises(ValueError, match="PEFT's PREFIX_TUNING rebuilds the prompt"):
         model.generate(**batch(), max_new_tokens=2)
+
+
+# ---- a LoRA of a whole checkpoint ----
+
+
+@pytest.fixture(scope="module")
+def whole(backbones, tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("whole"))
+    joined(backbones).save_pretrained(folder)
+    return folder
+
+
+def tuned_folder(whole, folder, way: str) -> torch.Tensor:
+    """Save a random LoRA on the LLM of `whole` in a way of transformers or PEFT. Returns the logits with it."""
+    model = SoundwaveForConditionalGeneration.from_pretrained(whole)
+    config = LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False)
+    if way == "add_adapter":
+        model.add_adapter(config)
+    else:
+        model = get_peft_model(model, config)
+    model.save_pretrained(folder)
+    return logits_of(model)
+
+
+@pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
+@pytest.mark.parametrize("door", [SoundwaveForConditionalGeneration, AutoModel, AutoModelForMultimodalLM])
+def test_a_lora_of_a_whole_checkpoint_loads_as_transformers_loads_one(whole, tmp_path, way, door):
+    expected = tuned_folder(whole, tmp_path, way)
+    found = door.from_pretrained(tmp_path)
+    assert isinstance(found, SoundwaveForConditionalGeneration) and "default" in found.peft_config
+    torch.testing.assert_close(logits_of(found), expected)
+    model, report = SoundwaveForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    torch.testing.assert_close(logits_of(model), expected)
+
+
+def test_a_lora_whose_checkpoint_is_not_found_says_what_to_load(whole, tmp_path):
+    tuned_folder(whole, tmp_path, "get_peft_model")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/moved/away"}))
+    with pytest.raises(ValueError, match=r"`/moved/away` is no Soundwave model that is found here. Load it by `peft"):
+        SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_a_lora_of_the_embeddings_needs_a_head_of_its_own(backbones):
+    config = LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False)
+    with pytest.raises(ValueError, match="A LoRA changes the LLM's embeddings. The tied CTC head reads them without"):
+        logits_of(get_peft_model(joined(backbones), config))
+    tuned = get_peft_model(joined(backbones, tie_ctc_head=False), config)
+    expected = logits_of(tuned)
+    torch.testing.assert_close(logits_of(tuned.merge_and_unload()), expected)

@@ -167,3 +167,28 @@ def test_without_gradients_training_mode_gives_generate_what_it_needs():
 def test_evaluation_keeps_the_cache_and_the_prompt_behind_it():
     output = tiny_model().model(**batch_of_two())
     assert output.past_key_values.prompt.input_ids.tolist() == batch_of_two()["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("kind", [False, True, "expected"])
+def test_noise_on_the_embeddings_of_whole_rows(kind):
+    """NEFTune's hook reads the shape `(batch, tokens, width)` of what the embeddings return."""
+    model = tiny_model(label_embeddings=kind).train()
+    shapes = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, __, output: shapes.append(output.dim()))
+    batch = pad_batch([[3, AUDIO, 4], [7, AUDIO]], [80, 51])
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    hook.remove()
+    assert shapes and set(shapes) == {3}
+
+
+def test_a_compiled_forward_with_clips_has_the_same_gradients():
+    batch = pad_batch([[3, AUDIO, 4], [7, AUDIO]], [80, 51])
+    gradients = []
+    for compiled in (False, True):
+        model = tiny_model()
+        run = torch.compile(model, backend="eager") if compiled else model
+        run(**batch, labels=batch["input_ids"]).loss.backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tokenizers.processors import TemplateProcessing
 
+from soundwave_hf import SoundwaveDataCollator
 from soundwave_hf.processing import ASR_QUESTION, SYSTEM_PROMPT
 from tests.tiny import CHATML, tiny_processor
 
@@ -277,3 +279,34 @@ def test_a_transcription_request_may_name_languages_and_questions():
         processor.apply_transcription_request("a.wav", language="klingon")
     with pytest.raises(ValueError, match="No clip arrived to transcribe"):
         processor.apply_transcription_request([])
+
+
+def test_a_tokenizer_that_adds_a_first_token_gets_the_prompt_of_training():
+    """The chat template of TinyLlama has no `<s>`, and its tokenizer adds one to plain text."""
+    processor = tiny_processor()
+    tokenizer = processor.tokenizer
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    first = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", first)]
+    )
+    assert tokenizer("a")["input_ids"][0] == first
+    request = processor.apply_transcription_request(clip(), sampling_rate=16000)
+    (row,) = SoundwaveDataCollator(processor, ".", ("ce",))([{"audio": audio(), "text": "a"}])["input_ids"]
+    length = request["input_ids"].shape[1]
+    assert row[0] != first and torch.equal(request["input_ids"][0], row[:length])
+    asked = processor.apply_chat_template([user(text("a"))], tokenize=True, return_dict=True)
+    assert asked["input_ids"][0][0] != first
+    options = {"processor_kwargs": {"add_special_tokens": True}}
+    asked = processor.apply_chat_template([user(text("a"))], tokenize=True, return_dict=True, **options)
+    assert asked["input_ids"][0][0] == first
+
+
+def test_decoded_batches_have_the_format_that_was_asked_for():
+    processor = tiny_processor()
+    ids = processor.tokenizer([" ab <|im_end|>", "c"])["input_ids"]
+    assert processor.batch_decode(ids, return_format="transcription_only") == ["ab", "c"]
+    assert processor.batch_decode(ids, return_format="parsed")[1] == {"language": None, "transcription": "c"}
+    assert processor.batch_decode(ids) == processor.tokenizer.batch_decode(ids)
+    with pytest.raises(ValueError, match="`return_format` is 'nonsense'"):
+        processor.batch_decode(ids, return_format="nonsense")

@@ -175,7 +175,8 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(made, hub, capsys):
     hub.faults.append(Fault("POST", "/commit/", 500))
     assert cli.main(["push", str(made / "run"), "me/mine"]) == 2
     printed = capsys.readouterr()
-    assert "`me/mine` could not be pushed to the hub: " in printed.err and "the same command goes on" in printed.err
+    assert "`me/mine` could not be pushed to the hub: " in printed.err
+    assert "it continues where it stopped" in printed.err
     assert "Pushed" not in printed.out and hub.commits == []
     assert hub.puts.count(weights) == 1 and weights in hub.objects
     assert cli.main(["push", str(made / "run"), "me/mine"]) == 0
@@ -374,13 +375,13 @@ def test_a_public_repository_does_not_become_private_without_a_word(made, hub, c
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault("GET", "/whoami", 500), "The Hub has a fault of its own"),
-        (Fault("GET", "/whoami", 429), "The Hub asks to slow down"),
+        (Fault("GET", "/whoami", 500), "The Hub has an internal error"),
+        (Fault("GET", "/whoami", 429), "The Hub limits the number of requests"),
         (Fault("POST", "/repos/create", 403), "This account may not write there"),
-        (Fault("POST", "/repos/create", 409), "its answer is not JSON, so no hub gave it"),
+        (Fault("POST", "/repos/create", 409), "the answer is not JSON, so the server is not a Hub"),
         (Fault("POST", "/preupload/", 404), "There is no such repository or revision"),
-        (Fault("POST", "/lfs/objects", 429, times=9), "The Hub asks to slow down"),
-        (Fault("PUT", "/lfs/", 503, times=99), "The Hub has a fault of its own"),
+        (Fault("POST", "/lfs/objects", 429, times=9), "The Hub limits the number of requests"),
+        (Fault("PUT", "/lfs/", 503, times=99), "The Hub has an internal error"),
         (Fault("PUT", "/lfs/", "drop", times=99), "Check the connection"),
         (Fault("POST", "/commit/", 401), "log in with `hf auth login`"),
         (Fault("POST", "/commit/", 412), "could not be pushed to the hub: "),

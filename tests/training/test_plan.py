@@ -308,7 +308,7 @@ def test_sharding_shares_out_what_is_not_the_encoder(llama_plans):
     for row in ("frozen weights: LLM", "trained weights", "gradients", "optimizer (adamw_torch)"):
         assert shared[row] == pytest.approx(alone[row] / 8)
     assert shared["frozen weights: encoder"] == alone["frozen weights: encoder"]
-    assert shared["weights gathered to be used"] > 0 == alone["weights gathered to be used"]
+    assert shared["gathered parameters"] > 0 == alone["gathered parameters"]
 
 
 def test_what_does_not_fit_is_told_with_a_knob_that_helps(llama_plans):
@@ -346,7 +346,7 @@ def test_half_the_batch_and_twice_the_steps_are_the_same_work(llama_plans):
     assert change == "per_device_train_batch_size: 16, gradient_accumulation_steps: 16"
     assert half.clips_of_step == plan.clips_of_step == 8 * 32 * 8
     assert half.step_seconds == pytest.approx(plan.step_seconds)
-    row = "kept for the backward pass: alignment adapter"
+    row = "saved activations: alignment adapter"
     assert half.memory(False)[row] == pytest.approx(plan.memory(False)[row] / 2)
 
 

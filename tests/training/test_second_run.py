@@ -110,7 +110,7 @@ def test_what_does_not_change_what_is_learnt_may_differ(again, finished, tmp_pat
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` was 'random' and is 'group_by_l"),
         ({"stage": "align", "lora": {}, "start_from": None}, "`stage` was 'shrink' and is 'align' now"),
         ({"start_from": None}, "`start_from` was '.*' and is None now"),
-        ({"max_steps": 1}, "`max_steps` was 2, and `max_steps` is 1 now: more is possible, less is another run"),
+        ({"max_steps": 1}, "`max_steps` was 2, and `max_steps` is 1 now. A run can only be made longer"),
         ({"max_steps": None, "num_train_epochs": 9}, "`max_steps` was 2, and `num_train_epochs` is 9 now"),
     ],
 )

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ...evaluation.metrics import edits_by_clip, main_metric
 from ...modeling.loading_soundwave import as_device
 from ...paths import find_weights
-from ...processing.languages_soundwave import TO_LANGUAGE_CODE, language_name
+from ...processing.languages_soundwave import language_code, language_name
 from ...processing.text_soundwave import known_code
 from ..backbones import resolve_backbone
 from .filter import Clip
@@ -266,10 +266,9 @@ class WhisperLanguage(_ByWhisper):
     @staticmethod
     def _code(language) -> str | None:
         try:
-            name = language_name(language)
+            return language_code(language)
         except (TypeError, ValueError):
             return str(language)
-        return name and TO_LANGUAGE_CODE.get(name, name)
 
     def keeps(self, value: str) -> bool:
         return " instead of " not in value
