@@ -52,9 +52,13 @@ class ClipPicture:
     begin: float = 0.0
 
     @property
+    def clip_seconds(self) -> float:
+        return len(self.samples) / self.sampling_rate
+
+    @property
     def seconds(self) -> float:
         """Length of what is drawn: the clip, and the silence behind it that the encoder hears."""
-        return max(len(self.samples) / self.sampling_rate, self.log_mel.shape[1] * self.mel_seconds)
+        return max(self.clip_seconds, self.log_mel.shape[1] * self.mel_seconds)
 
 
 def look_at_clip(clip, processor=None, model=None, title: str = "") -> ClipPicture:
@@ -148,7 +152,7 @@ def describe_peaks(picture: ClipPicture) -> str:
     """What the CTC head finds, in seconds of the file, and how many positions the LLM reads."""
     peaks = "  ".join(f"{picture.begin + peak.seconds:.2f} {peak.token!r}" for peak in picture.peaks)
     count = len(picture.kept_seconds)
-    return f"CTC peaks: {peaks or 'none'}\n{count} positions, {count / picture.seconds:.1f} a second"
+    return f"CTC peaks: {peaks or 'none'}\n{count} positions, {count / picture.clip_seconds:.1f} a second"
 
 
 # ---- drawing ----

@@ -102,7 +102,7 @@ def picture_html(picture: ClipPicture) -> str:
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     count = f"{len(picture.peaks)} CTC peaks and {len(picture.kept_seconds)} positions of the LLM"
     peaks = escape(describe_peaks(picture))
-    alt = f"Waveform and spectrogram of {picture.seconds:.1f} s with {count}; the same as text below."
+    alt = f"Waveform and spectrogram of {picture.clip_seconds:.1f} s with {count}; the same as text below."
     return (
         "<h2>What the model finds</h2>"
         f"<div class='picture' role='region' aria-label='Picture of the clip' tabindex='0'>"

@@ -1,1 +1,1 @@
-"""Backbones by name, manifests, and tiny data for tests."""
+"""Data sets: rows from any source, checks, cleaning, building, counts and cards; and backbones by name."""

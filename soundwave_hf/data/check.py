@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
+from ..processing.sources_soundwave import without_secrets
 from .locate import files_of
 from .rows import at_folder, clips_of
 from .sources import open_rows
@@ -24,6 +25,7 @@ SHORTEST_SECONDS = 0.04  # one position of the adapter
 SILENT_PEAK = 1e-3  # 60 dB below full scale
 LENGTH_TOLERANCE = 0.5  # seconds; a row's `seconds` may differ from the clip's by this, or by a tenth if that is more
 CLIPS_AT_ONCE = 64
+SKIPPED_CLIPS = "skipped_clips.jsonl"  # in a run's folder: the bad clips that it left out
 LISTED = 20  # bad clips that a message names
 
 
@@ -108,7 +110,7 @@ def name_of_clip(clip, place: int) -> str:
     """The path of a clip; its place in the row if it has none, or is written out (`data:`)."""
     path = clip.get("path") if isinstance(clip, Mapping) else clip
     is_named = isinstance(path, str | os.PathLike) and not str(path).startswith("data:")
-    return str(path) if is_named else f"clip {place}"
+    return without_secrets(str(path)) if is_named else f"clip {place}"
 
 
 def describe_bad_clips(bad: list[BadClip], num_rows: int) -> str:
@@ -144,7 +146,7 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
     """
     _check_request(source, skip_to, max_seconds)
     # `with_seconds=False`: a missing clip is then listed below and does not stop the check.
-    rows = open_rows(source, columns, with_seconds=False)
+    rows = open_rows(source, columns, with_seconds=False, keep_others=skip_to is not None)
     if skip_to is None:
         bad = find_bad_clips(rows, max_seconds)
         print(describe_bad_clips(bad, len(rows)), flush=True)

@@ -82,7 +82,9 @@ def _container_seconds(source: str | io.BytesIO, first_error: Exception) -> floa
         source.seek(0)
     try:
         with av.open(source) as container:
-            (stream, *_) = container.streams.audio
+            if not container.streams.audio:
+                raise ValueError("it holds no sound")
+            stream = container.streams.audio[0]
             if container.duration is not None:
                 return container.duration / av.time_base
             frames = list(container.decode(stream))

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 
 from ..paths import expand_path
+from ..processing.sources_soundwave import is_url, without_secrets
 from .layouts import find_layout, find_splits
 from .readers import KINDS, kind_of
 from .rows import check_columns
@@ -180,8 +181,12 @@ def _find_layout(source: Source) -> Found:
 def find_files(path: str | os.PathLike) -> list[Path]:
     """The file at a path, or the files that match its last part as a pattern (`train-*.jsonl`), sorted by name.
 
-    Raises: `FileNotFoundError` if there is none.
+    Raises: `FileNotFoundError` if there is none; `ValueError` for a URL.
     """
+    if is_url(os.fspath(path)):
+        raise ValueError(
+            f"`{without_secrets(os.fspath(path))}` is a URL: download the file, or name a data set of the Hub."
+        )
     path = Path(path)
     found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
     if not found or not all(each.is_file() for each in found):
@@ -250,6 +255,12 @@ def _arrow_files(folder: Path) -> tuple[str, ...]:
     return tuple(str(file) for file in sorted(folder.rglob("*.arrow")))
 
 
+def folder_of(found: Found) -> str | None:
+    """The folder of a source's local files, where relative paths begin."""
+    local = found.files and "://" not in found.files[0]
+    return os.path.dirname(os.path.abspath(found.files[0])) if local else None
+
+
 # ---- digests: have the data changed? ----
 
 
@@ -263,8 +274,9 @@ def digest_source(source: Source) -> dict[str, str]:
     if not found.files or "://" in found.files[0]:
         digests = {source.path: getattr(found.builder, "hash", None) or source.revision or "unknown"}
     else:
-        # Files of a layout may have equal names in different folders.
-        name = partial(os.path.relpath, start=source.path) if source.layout else os.path.basename
+        # In a folder, files may have equal names in different folders.
+        is_folder = source.layout or os.path.isdir(source.path)
+        name = partial(os.path.relpath, start=source.path) if is_folder else os.path.basename
         digests = {name(file): file_digest(file) for file in found.files}
     parts = {"config": source.config, "split": found.split, "source": source.source, "task": source.task}
     chosen = {key: value for key, value in parts.items() if value not in (None, "train")}

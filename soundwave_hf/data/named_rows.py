@@ -9,7 +9,7 @@ from datasets import Audio, Dataset, DatasetDict, List
 from .cuts import Cutter
 from .layouts import find_layout
 from .lengths import with_seconds
-from .locate import Found, Source
+from .locate import Found, Source, folder_of
 from .readers import number_fields, read_audio_folder, read_file
 from .rows import COLUMNS, RowCheck, at_folder, rename, stored_messages, suggest_columns
 
@@ -149,6 +149,15 @@ def missing_columns(names: Sequence[str]) -> list[str]:
     return missing + ([] if {"text", "answer", "messages"} & {*names} else ["text"])
 
 
+def with_places(rows: Dataset, found: Found) -> Dataset:
+    """Rows whose relative clip paths begin in the folder of the source's files. The library's clips know theirs."""
+    folder, kind = folder_of(found), (rows.features or {}).get("audio")
+    kind = kind.feature if isinstance(kind, List) else kind
+    if folder is None or kind is None or isinstance(kind, Audio):
+        return rows
+    return rows.map(lambda row: {"audio": at_folder(row["audio"], folder)})
+
+
 def undecoded(rows):
     """A `Dataset` or stream whose clips stay encoded, because `datasets` needs torchcodec to decode them."""
     changed = {name: _undecoded(kind) for name, kind in (rows.features or {}).items()}
@@ -195,4 +204,5 @@ __all__ = [
     "under_our_names",
     "undecoded",
     "with_constants",
+    "with_places",
 ]

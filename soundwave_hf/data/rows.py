@@ -11,6 +11,7 @@ from pathlib import Path
 import soundfile
 
 from ..processing.audio_soundwave import KEYS, audio_of_part, is_clip_list
+from ..processing.spelling_soundwave import spell_numbers
 
 
 COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
@@ -79,7 +80,9 @@ def rename(row: dict, columns: Mapping[str, str | None], name: str) -> dict:
 
 
 def at_folder(audio, folder: str | os.PathLike):
-    """Resolve a clip's relative path against a folder; URLs, data URIs, bytes and arrays are not changed."""
+    """Resolve relative paths of a row's clips against a folder; URLs, data URIs, bytes and arrays are not changed."""
+    if isinstance(audio, list | tuple):
+        return [at_folder(clip, folder) for clip in audio]
     if isinstance(audio, Mapping):
         if audio.get("path") and audio.get("bytes") is None and audio.get("array") is None:
             return {**audio, "path": at_folder(audio["path"], folder)}
@@ -102,10 +105,12 @@ class RowCheck:
     Args:
         control (`tuple[str, ...]`): special tokens of the tokenizer, which no text may contain.
         losses (`tuple[str, ...]`): losses of the stage; with "ctc" alone, each row needs a clip and its transcript.
+        spells_numbers (`bool`): whether the CTC targets have numbers as words, which not every language has.
     """
 
     control: tuple[str, ...] = ()
     losses: tuple[str, ...] = ("ce",)
+    spells_numbers: bool = False
 
     @classmethod
     def of(cls, processor, losses: Sequence[str]) -> "RowCheck":
@@ -113,7 +118,8 @@ class RowCheck:
         tokenizer = processor.tokenizer
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         control = {*special, *tokenizer.all_special_tokens, processor.audio_token}
-        return cls(tuple(sorted(token for token in control if token.strip())), tuple(losses))
+        control = tuple(sorted(token for token in control if token.strip()))
+        return cls(control, tuple(losses), processor.ctc_text == "lower_spelled")
 
     def __call__(self, row: dict, name: str):
         """Raise `ValueError` for a bad row. The message begins with `name` (file and row) and states the value."""
@@ -130,6 +136,8 @@ class RowCheck:
         if "ce" not in self.losses and not any(text is not None for text in transcripts):
             what = "no transcript (`text`)" if clips else "no clip"
             raise ValueError(f"{name} has {what}, and this stage learns only from transcripts: leave the row out.")
+        if self.spells_numbers:
+            _check_numbers(transcripts, row.get("language"), name)
 
     def _check_types(self, row: Mapping, name: str):
         for key in ("question", "answer", "source", "task"):
@@ -210,6 +218,15 @@ def _check_part(part, role: str, name: str):
         raise ValueError(f"{name} has audio in a turn of the `assistant`, which can only answer in text: move it.")
     elif _has_own_clip(part):
         _check_audio(_own_clip(part), name)
+
+
+def _check_numbers(transcripts: Sequence[str | None], language, name: str):
+    """Raises: `ValueError` for a number that has no words in the row's language."""
+    try:
+        for text in transcripts:
+            spell_numbers(text or "", language)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} has the `language` {language!r}. {error}") from error
 
 
 def _check_audio(audio, name: str):

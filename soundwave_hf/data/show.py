@@ -66,7 +66,7 @@ def describe_row(row: Mapping, name: str, number: int, processor=None) -> str:
     if processor is not None:
         for text in transcripts_of(row, name):
             if text is not None:
-                target = processor.ctc_target(text)
+                target = processor.ctc_target(text, row.get("language"))
                 tokens = processor.tokenizer(target, add_special_tokens=False).input_ids
                 lines.append(f"CTC target: {target!r}, {len(tokens)} labels")
     return "\n".join([*lines, "", "messages:", render(conversation_of(row, ASR_QUESTION), processor)])

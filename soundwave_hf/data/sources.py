@@ -23,10 +23,10 @@ from .streams import Streams, open_streams
 from .tables import check_rows, fill_seconds, lengths_of, open_rows
 
 
-def transcripts(rows) -> Iterator[str]:
-    """The transcripts of rows, one by one."""
+def transcripts(rows) -> Iterator[tuple[str, str | None]]:
+    """The transcripts of rows, one by one, and their languages."""
     for row in rows:
-        yield from (text for text in transcripts_of(row) if text is not None)
+        yield from ((text, row.get("language")) for text in transcripts_of(row) if text is not None)
 
 
 __all__ = [

@@ -1,6 +1,7 @@
 """`soundwave-hf data stats`: what a data set holds, counted in one pass over its rows."""
 
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,10 +31,12 @@ class Spread:
 
     def __init__(self, step: float):
         self.step, self.counts, self.total = step, Counter(), 0.0
+        self.ends = (math.inf, -math.inf)
 
     def add(self, value: float):
         self.counts[round(value / self.step)] += 1
         self.total += value
+        self.ends = (min(self.ends[0], value), max(self.ends[1], value))
 
     def summary(self) -> dict[str, float]:
         """Mean, smallest, percentiles (by nearest rank) and largest; empty without values."""
@@ -46,8 +49,8 @@ class Spread:
             for percent in PERCENTILES:
                 if passed * 100 >= percent * count:
                     found.setdefault(f"p{percent}", round(value * self.step, 6))
-        ends = {"min": ascending[0][0], "max": ascending[-1][0]}
-        return {"mean": self.total / count, **{k: round(v * self.step, 6) for k, v in ends.items()}, **found}
+        least, most = (round(value, 6) for value in self.ends)
+        return {"mean": self.total / count, "min": least, "max": most, **found}
 
 
 @dataclass
@@ -65,7 +68,7 @@ class DataStats:
     translated: int = 0  # rows with `translation`
     asked: int = 0  # rows of a clip with `answer` or `messages`
     lengths: Spread = field(default_factory=lambda: Spread(0.01))
-    rates: Spread = field(default_factory=lambda: Spread(0.1))
+    rates: Spread = field(default_factory=lambda: Spread(0.01))
     histogram: Counter = field(default_factory=Counter)
     seconds_of_bin: Counter = field(default_factory=Counter)
     groups: dict[str, dict[str, list]] = field(default_factory=lambda: {name: {} for name in GROUPS})

@@ -1,16 +1,16 @@
 """Streams of rows, which are read while they are used: one stream for each task, or one for all rows."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import datasets
 from datasets import IterableDataset as Stream
+from pyarrow import ArrowInvalid
 
 from .layouts import find_layout
 from .lengths import with_seconds
-from .locate import HOLD_AUDIO, Found, Source, find, list_sources
+from .locate import HOLD_AUDIO, Found, Source, find, folder_of, list_sources
 from .named_rows import checked_rows, load_saved, own_rows, tar_rows, undecoded, under_our_names, with_constants
 from .rows import RowCheck, at_folder
 
@@ -39,7 +39,13 @@ class Streams:
 
     def add(self, task: str, stream: Stream, size: int):
         if task in self.streams:
-            stream = datasets.concatenate_datasets([self.streams[task], stream])
+            try:
+                stream = datasets.concatenate_datasets([self.streams[task], stream])
+            except (ValueError, TypeError, ArrowInvalid) as error:  # pyarrow's ArrowTypeError is a TypeError
+                raise ValueError(
+                    f"A stream cannot join these sources ({error}). Give all of them the same form of clips (paths, "
+                    "or clips inside the files; lists or single ones), or leave `streaming` out."
+                ) from error
         self.streams[task] = stream
         self.sizes[task] = self.sizes.get(task, 0) + size
 
@@ -133,12 +139,6 @@ def _add_unseen(opened: Streams, found: Found, by_task: bool, check: RowCheck):
     opened.count(source.source or source.path, size or 0, float("nan"))
 
 
-def folder_of(found: Found) -> str | None:
-    """The folder of a source's local files, where relative paths begin."""
-    local = found.files and "://" not in found.files[0]
-    return os.path.dirname(os.path.abspath(found.files[0])) if local else None
-
-
 def library_stream(found: Found) -> tuple[Stream, int | None]:
     """The stream of a source that `datasets` reads, and its number of rows if that is known."""
     if found.kind == "saved":
@@ -159,9 +159,9 @@ class _Finish:
     def __call__(self, row: dict, index: int) -> dict:
         name = f"row {index} of `{self.source.path}`"
         self.check(row, name)
-        if self.folder is not None and isinstance(row.get("audio"), str):
+        if self.folder is not None and row.get("audio") is not None:
             row = {**row, "audio": at_folder(row["audio"], self.folder)}
         return with_seconds(with_constants(row, self.source), name)
 
 
-__all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "folder_of", "library_stream", "open_streams", "shards_of"]
+__all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "library_stream", "open_streams", "shards_of"]

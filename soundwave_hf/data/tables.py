@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 from datasets import Audio, ClassLabel, Dataset, Features, List, Value
+from pyarrow import ArrowInvalid, ArrowTypeError
 
 from .layouts import find_layout
 from .lengths import file_key, many_seconds, row_seconds
@@ -20,8 +21,9 @@ from .named_rows import (
     tar_rows,
     undecoded,
     under_our_names,
+    with_places,
 )
-from .rows import COLUMNS, RowCheck, at_folder, check_repeat, clips_of, stored_clip, stored_messages
+from .rows import COLUMNS, RowCheck, check_repeat, clips_of, stored_clip, stored_messages
 
 
 TEXTS = ("source", "task", "question", "answer", "language", "speaker", "translation")
@@ -38,6 +40,7 @@ def open_rows(
     check: RowCheck | None = None,
     home: Path | None = None,
     with_seconds: bool = True,
+    keep_others: bool = False,
 ) -> Dataset:
     """All rows of one or several sources as a `Dataset` whose clips are not decoded.
 
@@ -48,13 +51,14 @@ def open_rows(
         check: refuses rows; by default `RowCheck()`, which does not know the control tokens.
         home: folder with the cache of clip lengths.
         with_seconds: whether to read missing lengths from the clips' headers.
+        keep_others: whether to keep the columns that are not among `COLUMNS`.
 
     Returns: rows with `audio` (an absolute path, or `{"path", "bytes"}`), `text`, `seconds`, those of the other
         `COLUMNS` that the data has, and `row`, the number of each row.
 
     Raises: `FileNotFoundError`; `ValueError` for a row that cannot be read, with file, row and value.
     """
-    options = _Options(check or RowCheck(), home, with_seconds)
+    options = _Options(check or RowCheck(), home, with_seconds, keep_others)
     parts = [_load(find(each), options) for each in list_sources(source, columns)]
     rows = parts[0] if len(parts) == 1 else _join(parts)
     rows = _repeat(rows, repeat or {})
@@ -68,11 +72,12 @@ class _Options:
     check: RowCheck
     home: Path | None
     with_seconds: bool
+    keep_others: bool
 
 
 def _load(found: Found, options: _Options) -> Dataset:
     if found.kind not in OWN_KINDS:
-        rows = _library_rows(found)
+        rows = _library_rows(found, options.keep_others)
         _check_table(rows, found.source.path, options.check)
         return fill_seconds(rows, f"`{found.source.path}`") if options.with_seconds else rows
     if found.has_parts:
@@ -101,7 +106,7 @@ def _load_split(found: Found, files: Sequence[str], options: _Options) -> Datase
     lengths = many_seconds([clips_of(rows[i]) for i in lacking], [names[i] for i in lacking], options.home)
     for index, seconds in zip(lacking, lengths, strict=True):
         rows[index] = {**rows[index], "seconds": seconds}
-    return _table(rows)
+    return _table(rows, options.keep_others)
 
 
 def _from_clips(found: Found, check: RowCheck) -> Dataset:
@@ -146,8 +151,10 @@ def _download(files: Sequence[str]) -> list[str]:
     return local
 
 
-def _table(rows: list[dict]) -> Dataset:
+def _table(rows: list[dict], keep_others: bool = False) -> Dataset:
     """Rows as columns. If some rows have several clips, `audio` and `text` of all rows are lists."""
+    if not keep_others:
+        rows = [{key: value for key, value in row.items() if key in COLUMNS} for row in rows]
     for key in ("audio", "text"):
         if any(isinstance(row.get(key), list | tuple) for row in rows):
             rows = [row | {key: _as_list(row.get(key))} for row in rows]
@@ -157,10 +164,25 @@ def _table(rows: list[dict]) -> Dataset:
     kinds = dict.fromkeys(TEXTS, Value("string"))
     kinds |= {"seconds": Value("float64"), "messages": MESSAGES}
     kinds = {key: kind for key, kind in kinds.items() if key in columns}
-    table = Dataset.from_list([{**dict.fromkeys(columns), **row} for row in rows])
+    rows = [{**dict.fromkeys(columns), **row} for row in rows]
+    try:
+        table = Dataset.from_list(rows)
+    except (ArrowInvalid, ArrowTypeError) as error:
+        raise ValueError(f"A column has values of several types ({error}): {_several_types(rows)}.") from error
     if all(table.features[key] == kind for key, kind in kinds.items()):
         return table
     return table.cast(Features({**table.features, **kinds}))
+
+
+def _several_types(rows: list[dict]) -> str:
+    """The columns with values of several types, and what to do about them."""
+    found = {}
+    for row in rows:
+        for key, value in row.items():
+            if value is not None:
+                found.setdefault(key, set()).add(type(value).__name__)
+    mixed = [f"`{key}` ({', '.join(sorted(kinds))})" for key, kinds in found.items() if len(kinds) > 1]
+    return f"{' and '.join(mixed)}. Give all rows one type, or leave a column out by `columns: {{name: null}}`"
 
 
 def _as_list(value):
@@ -177,7 +199,7 @@ def _as_stored(audio):
         return {"bytes": None, "path": audio.get("path") if isinstance(audio, Mapping) else None}
 
 
-def _library_rows(found: Found) -> Dataset:
+def _library_rows(found: Found, keep_others: bool) -> Dataset:
     """Rows that the library loads, with our column names and undecoded clips."""
     source = found.source
     if found.kind == "saved":
@@ -185,14 +207,11 @@ def _library_rows(found: Found) -> Dataset:
     else:
         found.builder.download_and_prepare()
         rows = found.builder.as_dataset(split=found.split)
-    rows = under_our_names(undecoded(rows), source)
+    rows = under_our_names(undecoded(rows), source, keep_others)
     for key in ("source", "task"):
         if getattr(source, key) is not None and key not in rows.column_names:
             rows = rows.add_column(key, [getattr(source, key)] * len(rows))
-    if rows.features.get("audio") == Value("string") and found.files:
-        folder = os.path.dirname(os.path.abspath(found.files[0]))
-        rows = rows.map(lambda row: {"audio": at_folder(row["audio"], folder)})
-    return rows
+    return with_places(rows, found)
 
 
 def _check_table(rows: Dataset, path: str, check: RowCheck):
@@ -226,7 +245,8 @@ def _has_audio(rows: Dataset) -> Iterator[object]:
             counts = column.value_lengths().to_pylist()
             yield from (["clip"] * count if count is not None else None for count in counts)
         elif hasattr(column.type, "fields"):
-            marks = zip(*(column.field(n).is_valid().to_pylist() for n in ("bytes", "path")), strict=True)
+            names = [field.name for field in column.type if field.name in CLIP]
+            marks = zip(*(column.field(name).is_valid().to_pylist() for name in names), strict=True)
             yield from ("clip" if any(mark) else None for mark in marks)
         else:
             yield from column.to_pylist()
@@ -255,8 +275,8 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
 
 
 def _join(parts: list[Dataset]) -> Dataset:
-    """Concatenate sources, with our columns only and all clips in one form."""
-    parts = [_with_texts(part.select_columns([n for n in part.column_names if n in COLUMNS])) for part in parts]
+    """Concatenate sources, with all clips in one form. A column that a source lacks is null in its rows."""
+    parts = [_with_texts(part) for part in parts]
     kinds = [part.features["audio"] for part in parts if "audio" in part.features]
     if any(kind != kinds[0] for kind in kinds):
         if any(isinstance(kind, List) for kind in kinds):

@@ -327,6 +327,12 @@ def summary(scores: dict[str, Scores], options: Options, name: str, against: str
                 f"{key}: {row.unfinished} texts were cut off at {clock}{options.max_new_tokens} tokens for each 30 s "
                 "of speech: raise `--max-new-tokens`, unless they repeat themselves."
             )
+        if row.whisper_failures:
+            first = row.whisper_failures[0]
+            parts.append(
+                f"{key}: Whisper could not transcribe {len(row.whisper_failures)} clips, so its rate is left out. Row "
+                f"{first['row']}: {first['reason']}"
+            )
     return "\n\n".join(filter(None, parts))
 
 

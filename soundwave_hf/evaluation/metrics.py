@@ -1,6 +1,6 @@
 """Scores as pure functions of texts and numbers: no model, no file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -40,6 +40,12 @@ def text_normalizer(language: str | None = None) -> Callable[[str], str]:
     The basic one keeps combining marks: Whisper's own default drops them, and with them the vowels of Hindi or Thai.
     """
     return _normalizer(scoring_language(language) == "en")
+
+
+def has_words(references: Iterable[str], language: str | None = None) -> bool:
+    """Whether a reference has a word that is scored: the normaliser drops "[laughter]", "Hmm." and marks."""
+    normalize = text_normalizer(language)
+    return any(normalize(reference).strip() for reference in references)
 
 
 @lru_cache(maxsize=2)

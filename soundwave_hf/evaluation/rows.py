@@ -11,6 +11,7 @@ import numpy as np
 from ..data.rows import RowCheck, clips_of, conversation_of
 from ..processing.audio_soundwave import load_clip
 from ..processing.processing_soundwave import ASR_QUESTION
+from ..processing.sources_soundwave import without_secrets
 
 
 SAMPLING_RATE = 16_000  # Hz, of every Whisper encoder
@@ -75,14 +76,16 @@ def _read_texts(request: Request, row: dict, transcripts_only: bool) -> list:
     clips = clips_of({"audio": row.get("audio")})
     if len(clips) != 1:
         raise ValueError(f"`audio` holds {len(clips)} clips; expected one with its transcript.")
-    texts = row.get("text") if row.get("answer") is None or transcripts_only else row["answer"]
-    (text,) = texts if isinstance(texts, list) and len(texts) == 1 else [texts]
+    said = row.get("text")
+    (said,) = said if isinstance(said, list) and len(said) == 1 else [said]
+    text = said if row.get("answer") is None or transcripts_only else row["answer"]
     if not isinstance(text, str):
         raise ValueError(
             f"`text` is {text!r}; expected a string. A row needs `text`, or `question` and `answer`, or `messages`; "
             "name other columns with `--columns`."
         )
-    request.reference = request.spoken = text
+    request.reference = text
+    request.spoken = said if isinstance(said, str) else text
     return clips
 
 
@@ -103,7 +106,7 @@ def _audio_name(row: dict) -> str | None:
         audio = audio.get("path")
     if not isinstance(audio, (str, os.PathLike)) or str(audio).startswith("data:"):
         return None
-    return Path(audio).name
+    return Path(without_secrets(str(audio))).name
 
 
 def _text_of(message: dict) -> str:

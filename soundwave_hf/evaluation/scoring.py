@@ -83,6 +83,7 @@ class Scores:
     failures: list[dict] = field(default_factory=list)  # rows that could not be scored: row, audio, reason
     comparison: dict | None = None  # with another system on the same clips
     positions_per_second_interval: Interval | None = None
+    whisper_failures: list[dict] = field(default_factory=list)  # rows that Whisper itself could not transcribe
 
 
 def score_results(
@@ -93,11 +94,7 @@ def score_results(
 ) -> tuple[Scores, dict[int, ClipScore]]:
     """Scores of a set, and those of each row that has a text, by row number."""
     usable = [result for result in results if result.failure is None]
-    failures = [
-        {"row": result.request.row, "audio": result.request.audio_name, "reason": result.failure}
-        for result in results
-        if result.failure is not None
-    ]
+    failures = failures_of(results)
     by_clip = score_clips([r.request.reference for r in usable], [r.text for r in usable], language)
     by_row = {result.request.row: clip for result, clip in zip(usable, by_clip, strict=True)}
     scores = Scores(
@@ -111,9 +108,21 @@ def score_results(
     add_answer_scores(scores, [by_row[r.request.row] for r in usable if r.request.is_answer])
     add_audio_scores(scores, usable, language)
     if whisper is not None:
-        pairs = [(r.request.spoken, r.text) for r in whisper]
-        scores.whisper_wer, scores.whisper_cer = rates_of(pairs, language)
+        failed = {result.request.row for result in usable} & {row["row"] for row in failures_of(whisper)}
+        scores.whisper_failures = [row for row in failures_of(whisper) if row["row"] in failed]
+        if not failed:  # otherwise its rates would be of other clips
+            pairs = [(r.request.spoken, r.text) for r in whisper]
+            scores.whisper_wer, scores.whisper_cer = rates_of(pairs, language)
     return scores, by_row
+
+
+def failures_of(results: Sequence[Result]) -> list[dict]:
+    """Row, audio and reason of each result without a text."""
+    return [
+        {"row": result.request.row, "audio": result.request.audio_name, "reason": result.failure}
+        for result in results
+        if result.failure is not None
+    ]
 
 
 def add_transcript_scores(scores: Scores, clips: Sequence[ClipScore]):

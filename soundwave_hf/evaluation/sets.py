@@ -116,4 +116,12 @@ def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
         return undecoded(source).rename_columns(dict(columns or {}))
     if holds_rows(source):
         return [rename(row, columns or {}, f"row {number}") for number, row in enumerate(source)]
-    return open_rows(source, columns, check=lambda row, name: None, with_seconds=False)
+    return open_rows(source, columns, check=_drop_odd_texts, with_seconds=False)
+
+
+def _drop_odd_texts(row: dict, name: str):
+    """Texts of another type become None, which is listed as a row that cannot be scored: a column has one type."""
+    for key in ("text", "question", "answer"):
+        values = row.get(key)
+        if not all(isinstance(value, str | None) for value in (values if isinstance(values, list) else [values])):
+            row[key] = None

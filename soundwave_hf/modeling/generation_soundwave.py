@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
-from .decoding_soundwave import take_ctc_decoding, take_default_beams
+from .decoding_soundwave import CTCDecoding, take_ctc_decoding, take_default_beams
 from .positions_soundwave import take_position_limits
 from .timed_generation_soundwave import TimesRequest, ctc_clips
 
@@ -318,6 +318,18 @@ def new_clips(clips: dict, is_audio: torch.Tensor, begin: int) -> dict:
     return clips
 
 
+@dataclass
+class TranscriptionRequest:
+    """What a call of `generate` with transcription requests hands to the hook that encodes its clips.
+
+    Args: marked (`torch.BoolTensor` of shape `(rows,)`): rows that ask for a transcript.
+    """
+
+    marked: torch.Tensor
+    rules: AnswerRules
+    decoding: CTCDecoding
+
+
 class SoundwaveCandidateGenerator(AssistedCandidateGenerator):
     """Assisted decoding by another Soundwave, which encodes the clips itself and has its own positions for them."""
 
@@ -381,7 +393,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
             kwargs["position_limits"] = limits
         decoding = take_ctc_decoding(self, generation_config, kwargs, needs_times=times is not None)
         if kwargs.get("is_transcription") is not None:  # the hook that encodes the clips sets the rules
-            kwargs["is_transcription"] = (kwargs["is_transcription"], rules, decoding)
+            kwargs["is_transcription"] = TranscriptionRequest(kwargs["is_transcription"], rules, decoding)
         if times is None:
             logits_processor = LogitsProcessorList([*(logits_processor or []), decoding, rules])
             return super().generate(inputs, generation_config, logits_processor, **kwargs)
@@ -412,11 +424,11 @@ class SoundwaveGenerationMixin(GenerationMixin):
         }
         limits = model_kwargs.pop("position_limits", None)
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
-        request = model_kwargs.pop("is_transcription", None) or (None, None, None)
+        request: TranscriptionRequest | None = model_kwargs.pop("is_transcription", None)
         cache = model_kwargs.get(CACHE)
         prompt = getattr(cache, "prompt", None) if num_read(cache) else None  # a cache that was reset has no prompt
-        if request[2] is not None and not has_clips:
-            request[2].refuse_without_clips()
+        if request is not None and not has_clips:
+            request.decoding.refuse_without_clips()
         if input_name != "input_ids":
             if has_clips:
                 raise ValueError(
@@ -435,14 +447,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
             {**model_kwargs, **self._merge_prompt(inputs, mask, clips, has_clips, cache, request, limits)},
         )
 
-    def _merge_prompt(self, inputs, mask, clips: dict, has_clips: bool, cache, request: tuple, limits) -> dict:
+    def _merge_prompt(self, inputs, mask, clips: dict, has_clips: bool, cache, request, limits) -> dict:
         """Inputs of the model that change if a prompt or a kept cache has clips.
 
         Args:
-            request: mask of transcription requests, `AnswerRules` and `CTCDecoding`.
+            request: `TranscriptionRequest`, or None.
             limits: `PositionLimits` of the clips that are read now, or None.
         """
-        marked, rules, decoding = request
         is_audio = inputs == self.config.audio_token_id
         digests = digest_clips(**clips, position_limits=limits) if has_clips else inputs.new_zeros(0)
         caller_inputs = {**clips, "attention_mask": mask}
@@ -459,28 +470,28 @@ class SoundwaveGenerationMixin(GenerationMixin):
             tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {}, limits)
             merged |= tail
             self._prepare_decoding(audio, inputs, clips, request)
-        elif has_clips and decoding is not None and decoding.needs_frames(rules):
+        elif has_clips and request is not None and request.decoding.needs_frames(request.rules):
             # The cache holds the positions alone, not the frames.
             clips = {name: value for name, value in caller_inputs.items() if name != "attention_mask"}
             audio = self.get_audio_features(**move_to_device(clips, self._device_for(inputs)), position_limits=limits)
             self._prepare_decoding(audio, inputs, clips, request)
-        elif decoding is not None:
-            decoding.refuse_without_clips()
+        elif request is not None:
+            request.decoding.refuse_without_clips()
         for name, new in {"digests": digests, "is_silent": is_silent}.items():
             merged[f"prompt_{name}"] = place_clip_values(new, is_audio, getattr(prompt, name, None), begin)
-        if rules is not None:
-            merged |= {"answer_rules": rules, "ctc_decoding": decoding}
-            merged["silent_rows"] = self._find_silent(marked, is_audio, merged["prompt_is_silent"])
+        if request is not None:
+            merged |= {"answer_rules": request.rules, "ctc_decoding": request.decoding}
+            merged["silent_rows"] = self._find_silent(request.marked, is_audio, merged["prompt_is_silent"])
         return merged
 
-    def _prepare_decoding(self, audio, inputs: torch.Tensor, clips: dict, request: tuple):
+    def _prepare_decoding(self, audio, inputs: torch.Tensor, clips: dict, request):
         """Give the audio side's output to what scores text by it: joint decoding, drafts, word times."""
-        marked, rules, decoding = request
-        if decoding is not None:
-            decoding.prepare(audio, inputs, marked)
-        if rules is not None and rules.keeps_clips:
+        if request is None:
+            return
+        request.decoding.prepare(audio, inputs, request.marked)
+        if request.rules.keeps_clips:
             features = clips.get("input_features"), clips.get("input_features_mask")
-            rules.clips = ctc_clips(self, audio, *features, frames=decoding.frames)
+            request.rules.clips = ctc_clips(self, audio, *features, frames=request.decoding.frames)
 
     def _continue_cache(self, cache, inputs: torch.Tensor, mask, digests: torch.Tensor | None) -> tuple:
         """Continue from a kept cache. It is cropped to the shared ids, or emptied if it has other clips.
@@ -510,7 +521,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
 
     def _find_silent(self, marked, is_audio: torch.Tensor, is_silent: torch.Tensor) -> torch.Tensor | None:
         """Rows `(rows,)` that request a transcript of clips without speech."""
-        if marked is None or not self.config.no_speech_threshold:
+        if not self.config.no_speech_threshold:
             return None
         marked = torch.as_tensor(marked, device=is_audio.device).bool()
         if marked.shape != (len(is_audio),):

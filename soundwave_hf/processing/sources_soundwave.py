@@ -245,8 +245,15 @@ def refuse_size(size: int, max_bytes: int, name: str):
 
 def describe(source: str, limit: int = 120) -> str:
     """A source for messages: shortened, without passwords and the values of a query."""
-    if source[:5].lower() in ("http:", "https"):
-        source = re.sub(r"//[^/?#]*@", "//", source.partition("#")[0])
-        path, mark, _ = source.partition("?")
-        source = path + (mark and "?...")
+    query = "?..." if is_url(source) and "?" in source.partition("#")[0] else ""
+    source = without_secrets(source) + query
     return source if len(source) <= limit else source[: limit - 3] + "..."
+
+
+def is_url(source: str) -> bool:
+    return source[:5].lower() in ("http:", "https")
+
+
+def without_secrets(source: str) -> str:
+    """A URL without password, query and fragment, which may hold tokens or signatures; a path as it is."""
+    return re.sub(r"//[^/?#]*@", "//", re.split("[?#]", source, maxsplit=1)[0]) if is_url(source) else source

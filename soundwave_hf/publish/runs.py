@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from transformers.utils import logging
 
 from ..data.locate import looks_local
 from ..data.used import DataUsed, read_comment
 from ..json_files import read_json_object
+from ..paths import expand_path, find_weights
 from ..secret_values import refuse_secrets
 
+
+logger = logging.get_logger(__name__)
 
 TRAINER_STATE, RECIPE, DATA_CARD, VERSIONS = "trainer_state.json", "recipe.yaml", "data_card.md", "versions.json"
 HIDDEN = (
@@ -77,11 +81,21 @@ def runs_of(folder: Path, seen: Sequence[Path] = ()) -> dict[str, Run]:
         return {}
     if (folder / RECIPE).is_file():
         start = _read_yaml(folder / RECIPE).get("start_from")
-        earlier = runs_of(Path(os.path.expanduser(start)), (*seen, place)) if isinstance(start, str) else {}
-        return {**earlier, str(place): read_run(folder)}
+        return {**(_earlier_runs(folder, start, (*seen, place)) if start else {}), str(place): read_run(folder)}
     if (folder / RECORD).is_file():
         return {f"{place} {number}": run for number, run in enumerate(_read_record(folder / RECORD))}
     return {}
+
+
+def _earlier_runs(folder: Path, start: str, seen: Sequence[Path]) -> dict[str, Run]:
+    """The runs of `start_from`. A path is that of the recipe: relative to the current folder."""
+    found = runs_of(Path(expand_path(find_weights(start), f"`start_from` of `{folder / RECIPE}`")), seen)
+    if not found:
+        logger.warning(
+            f"`{folder}` started from `{start}`, and no run is found there: its recipe, data and licences are left "
+            "out. Run the command in the folder where the run was started, or copy the earlier run back."
+        )
+    return found
 
 
 def read_run(folder: Path) -> Run:

@@ -138,8 +138,10 @@ class SoundwaveDataCollator:
             batch["ctc_candidates"] = self._draw_candidates(rows)
         return batch
 
-    def set_negatives(self, texts: Iterable[str], negatives: int):
+    def set_negatives(self, texts: Iterable[str | tuple[str, str | None]], negatives: int):
         """Compute the CTC of later batches over the tokens of these transcripts and `negatives` random others.
+
+        Args: texts: transcripts, or pairs of a transcript and its language.
 
         Raises: `ValueError` where `negatives` is not between 0 and the size of the vocabulary.
         """
@@ -147,9 +149,9 @@ class SoundwaveDataCollator:
             raise ValueError(
                 f"`ctc_negatives` is {negatives}; give 0 to {len(self.processor.tokenizer)}, the LLM's vocabulary."
             )
-        spoken = self.processor.tokenizer(
-            [self.processor.ctc_target(text) for text in texts], add_special_tokens=False
-        ).input_ids
+        pairs = ((text, None) if isinstance(text, str) else text for text in texts)
+        targets = [self.processor.ctc_target(text, language) for text, language in pairs]
+        spoken = self.processor.tokenizer(targets, add_special_tokens=False).input_ids
         self.spoken_ids = torch.tensor(sorted(set().union(*spoken)), dtype=torch.long)
         self.negatives = negatives
 

@@ -84,6 +84,7 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
         "streaming": recipe.streaming,
         "max_batch_seconds": recipe.max_batch_seconds,
         "data": sorted(digests),
+        "data in order": list(digests),  # not in records of earlier versions
         "clips of a step (per_device_train_batch_size x gradient_accumulation_steps x processes)": batch,
         **{name: getattr(arguments, name) for name in LEARNT_BY if hasattr(arguments, name)},
     }
@@ -181,7 +182,9 @@ def _refuse_other(folder: Path, earlier: dict, record: dict):
     then, now = earlier["learning"], record["learning"]
     repeats = {key for key in {*then, *now} if key.startswith("repeat.")}
     keys = [key for key in now if key in then or key in repeats] + sorted(repeats - now.keys())
-    changed += [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
+    other = [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
+    # Other data are in another order too.
+    changed += [each for each in other if each[0] != "data in order" or then.get("data") == now.get("data")]
     if changed:
         listed = "; ".join(
             f"`{key}` was {_short(before)} and is {_short(after)} now" for key, before, after in changed
@@ -285,9 +288,11 @@ def _record_of_recipe(place: Path, arguments: SoundwaveTrainingArguments) -> dic
         ) from error
     card = place / "data_card.md"
     digests = OLD_DIGEST.findall(card.read_text(encoding="utf-8").split("\n---\n")[0]) if card.is_file() else []
+    learning = learning_values(recipe, its_arguments, digests)
+    del learning["data in order"]  # the card has another order
     return {
         "origins": origins(recipe),
-        "learning": learning_values(recipe, its_arguments, digests),
+        "learning": learning,
         "length": {"max_steps": its_arguments.max_steps, "num_train_epochs": its_arguments.num_train_epochs},
     }
 

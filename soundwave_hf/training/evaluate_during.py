@@ -10,7 +10,8 @@ from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback
 
-from ..evaluation.metrics import character_error_rate, collapse_ctc, exact_match, word_error_rate
+from ..data.rows import transcripts_of
+from ..evaluation.metrics import character_error_rate, collapse_ctc, exact_match, has_words, word_error_rate
 from .augment import Augmentation
 from .collator import SoundwaveDataCollator
 from .stages import Stage
@@ -48,7 +49,8 @@ def metric_names(stage: Stage, rows) -> set[str]:
     light = rows.select_columns([name for name in columns if name != "audio"])
     kinds = [dict(row) | ({"audio": True} if "audio" in columns else {}) for row in light]
     names = {"loss", *(f"{loss}_loss" for loss in stage.losses)}
-    spoken = [row for row in kinds if row.get("text")]  # clips without speech have no word error rate of their own
+    # Clips without speech, or with sounds alone ("[laughter]"), have no word error rate of their own.
+    spoken = [row for row in kinds if has_words(text for text in transcripts_of(row) if text)]
     if any(map(has_transcript, spoken)):
         names.add("ctc_wer")
     if stage.has_llm:
@@ -143,7 +145,7 @@ def score_texts(pairs: dict[str, list]) -> dict[str, float]:
         ("exact_match", exact_match, "answers"),
     ):
         # Without a reference word there are insertions, but no rate.
-        if any(said for said, _ in pairs[kind]) or (pairs[kind] and kind == "answers"):
+        if has_words(said for said, _ in pairs[kind]) or (pairs[kind] and kind == "answers"):
             scores[name] = score(*map(list, zip(*pairs[kind], strict=True)))
     return scores
 

@@ -17,6 +17,7 @@ from ..publish.runs import RECORD, describe_runs
 
 
 WEIGHTS = "adapter_model.safetensors"
+OPTIONAL = (GENERATION_CONFIG_NAME, ENCODER_LORA_FILE, RECORD)  # files that not every run has
 
 
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
@@ -28,10 +29,13 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     Args: hub_name: the hub repository of the folder. The Auto classes of transformers need it as the base model in
         adapter_config.json, which they read before they ask our class.
 
-    Raises: `FileNotFoundError` if the run has none, `ValueError` if a weight has no finite float16 value, `OSError` if
-    the destination cannot be written; it then stays as it was.
+    Raises: `FileNotFoundError` if the run has none, `ValueError` if a weight has no finite float16 value,
+    `FileExistsError` if the destination is the run or holds a file of other weights that loading would read, `OSError`
+    if it cannot be written. The destination then stays as it was.
     """
     run, destination = Path(run), Path(destination)
+    if run.resolve() == destination.resolve():
+        raise FileExistsError(f"`{destination}` is the run itself: name another folder, which gets float16 weights.")
     needed = [WEIGHTS, "adapter_config.json", "config.json", "processor_config.json"]
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
@@ -41,8 +45,13 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     weights = half_weights(run)
     copied = [ENCODER_LORA_FILE] if (run / ENCODER_LORA_FILE).is_file() else []
     record = describe_runs(run)
+    names = [*needed[1:], *copied, *([RECORD] if record is not None else []), WEIGHTS]
+    if strange := [name for name in OPTIONAL if name not in names and (destination / name).exists()]:
+        raise FileExistsError(
+            f"`{destination}` holds {strange} of other weights, and `{run}` has no such file: remove it, or name "
+            "another folder."
+        )
     with ExitStack() as files:  # all of them or none: old weights must not get a new config
-        names = [*needed[1:], *copied, *([RECORD] if record is not None else []), WEIGHTS]
         parts = {name: files.enter_context(atomic_file(destination / name)) for name in names}
         for name in copied:
             parts[name].write_bytes((run / name).read_bytes())

@@ -250,7 +250,7 @@ class Speech:
         except FileNotFoundError:
             return cls(USUAL_SECONDS, LONGEST_SECONDS, None, None, f"assumed: there is no {name} yet")
         seconds = rows["seconds"][:]
-        words = {word for text in transcripts(rows) for word in text.split()}
+        words = {word for text, _ in transcripts(rows) for word in text.split()}
         return cls(statistics.fmean(seconds), max(seconds), len(rows), len(words), name)
 
 

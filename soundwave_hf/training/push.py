@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
+from ..data.check import SKIPPED_CLIPS
 from ..publish.errors import first_line
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint
@@ -16,8 +17,8 @@ from .checkpoints import last_checkpoint
 
 logger = logging.get_logger(__name__)
 
-# Not pushed: states of training, and the pickled arguments, which hold paths of this machine.
-LEFT_OUT = [f"{PREFIX_CHECKPOINT_DIR}-*", ".*", "_*", "training_args.bin"]
+# Not pushed: states of training, and what holds paths of this machine: pickled arguments, names of bad clips.
+LEFT_OUT = [f"{PREFIX_CHECKPOINT_DIR}-*", ".*", "_*", "training_args.bin", SKIPPED_CLIPS]
 STATES = ["optimizer*", "scheduler*", "scaler*", "rng_state*", "stream_state*", "trainer_state.json"]
 
 

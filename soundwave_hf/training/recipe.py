@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 from peft import LoraConfig
-from transformers import PreTrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
 from ..data.sources import Source, list_sources
 from ..keys import refuse_unknown
+from ..modeling.backbones_soundwave import settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.encoder_lora_soundwave import has_encoder_lora
 from ..modeling.folders_soundwave import trained_backbone
@@ -42,10 +42,7 @@ SECTION_CLASSES = {
     "mixture": Mixture,
 }
 SECTIONS = {
-    "model": {f.name for f in fields(SoundwaveConfig)}
-    - {f.name for f in fields(PreTrainedConfig)}
-    - {"audio_config", "text_config", "audio_token_id", "tie_word_embeddings"}  # the backbones set these
-    - {"encoder_lora"},  # training sets it
+    "model": settable_fields(),
     # Only the LoRA trains: no biases, and no other modules.
     "lora": {f.name for f in fields(LoraConfig)} - {"bias", "modules_to_save", "trainable_token_indices"},
     # What may differ between two modules of one LoRA: stage `shrink` puts the encoder's and the LLM's into one.
@@ -65,6 +62,8 @@ OVERRULED = {
     **dict.fromkeys(("assistant_only_loss", "completion_only_loss"), "the collator labels the answers"),
     "logging_nan_inf_filter": "a loss that is NaN or infinite ends the run",
     **dict.fromkeys(("dataset_text_field", "dataset_num_proc"), "the columns have fixed names"),
+    "save_only_model": "a run could not continue exactly from a checkpoint without the optimizer's state",
+    "ignore_data_skip": "a run continues with the rows that it has not seen",
     "resume_from_checkpoint": "a run continues from the last checkpoint in its `output_dir`",
 }
 OTHER_NAMES = {"steps": "max_steps", "gradient_checkpointing": "activation_checkpointing"}

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..atomic import make_folder
 from ..data.card import count_rows
-from ..data.check import check_clips
+from ..data.check import SKIPPED_CLIPS, check_clips
 from ..data.rows import RowCheck
 from ..data.sources import digest_source, fill_seconds, open_rows, open_streams, transcripts
 from ..data.tiny import TINY_DATA, write_tiny_data
@@ -226,13 +226,13 @@ class _Data:
 
     Args:
         counts (`dict`): clips and seconds by source.
-        texts (`Callable`): gives the transcripts, one by one.
+        texts (`Callable`): gives the transcripts, one by one, with their languages.
         record (`dict`): texts of further files for the output folder, by file name.
     """
 
     rows: Dataset | MixtureStream
     counts: dict[tuple[str], tuple[int, float]]
-    texts: Callable[[], Iterable[str]]
+    texts: Callable[[], Iterable[tuple[str, str | None]]]
     record: dict[str, str] = field(default_factory=dict)
 
 
@@ -252,7 +252,7 @@ def _open_data(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, c
     if recipe.check_audio:
         rows, bad = check_clips(rows, skip=recipe.check_audio == "skip", max_seconds=recipe.max_batch_seconds)
         rows = fill_seconds(rows, "the data")
-        record = {"skipped_clips.jsonl": "".join(json.dumps(vars(clip)) + "\n" for clip in bad)} if bad else {}
+        record = {SKIPPED_CLIPS: "".join(json.dumps(vars(clip)) + "\n" for clip in bad)} if bad else {}
     light = rows.select_columns([name for name in ("source", "seconds") if name in rows.column_names])
     counts = count_rows(
         ({"source": row.get("source") or "-", "seconds": row["seconds"]} for row in light), ("source",)

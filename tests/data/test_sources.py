@@ -9,16 +9,20 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import Audio, Dataset, DatasetDict
 
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
-from soundwave_hf.data.check import check_clips, describe_bad_clips, find_bad_clips
+from soundwave_hf.data.check import check_clips, check_source, describe_bad_clips, find_bad_clips, name_of_clip
 from soundwave_hf.data.lengths import many_seconds
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
-from soundwave_hf.data.sources import list_sources, looks_local, open_rows, open_streams
+from soundwave_hf.data.sources import digest_source, list_sources, looks_local, open_rows, open_streams
+from soundwave_hf.data.streams import EVERY_ROW
+from soundwave_hf.evaluation.sets import open_source
 from soundwave_hf.processing.audio_soundwave import load_clip
 
 
@@ -569,3 +573,91 @@ def test_a_check_does_not_write_over_the_rows_that_it_reads(tmp_path, capsys):
     assert cli.main(["data", "check", str(path), "--skip", str(path)]) == 2
     assert "which is read by this command: give another file" in capsys.readouterr().err
     assert "missing.wav" in path.read_text(encoding="utf-8")
+
+
+# ---- columns of any type ----
+
+
+def test_columns_that_training_ignores_may_have_any_types(data, tmp_path, capsys):
+    clip = str(data / "clips" / "0.wav")
+    rows = [{"audio": clip, "text": "yes", "id": 1}, {"audio": clip, "text": "no", "id": "b7"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert open_rows(str(path))["text"][:] == ["yes", "no"]
+    assert cli.main(["data", "check", str(path)]) == 0
+    assert cli.main(["data", "check", str(path), "--skip", str(tmp_path / "kept.jsonl")]) == 2
+    assert "`id` (int, str). Give all rows one type, or leave a column out" in capsys.readouterr().err
+
+
+def test_texts_of_another_type_are_rows_that_cannot_be_scored(data, tmp_path):
+    clip = str(data / "clips" / "0.wav")
+    rows = [{"audio": clip, "text": "yes"}, {"audio": clip, "text": 42}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = open_source(str(tmp_path / "rows.jsonl"), None)
+    assert [row["text"] for row in found] == ["yes", None]
+
+
+@pytest.mark.parametrize("form", ["large_string", "list", "path"])
+def test_relative_paths_in_parquet_begin_at_its_folder(data, tmp_path, form):
+    clips = {"large_string": "../clips/0.wav", "list": ["../clips/0.wav"], "path": {"path": "../clips/0.wav"}}
+    kinds = {"large_string": pa.large_string(), "list": pa.list_(pa.string()), "path": None}
+    folder = data / "tables"
+    folder.mkdir(exist_ok=True)
+    audio = pa.array([clips[form]], type=kinds[form])
+    text = pa.array([["yes"]] if form == "list" else ["yes"])
+    pq.write_table(pa.table({"audio": audio, "text": text}), folder / f"{form}.parquet")
+    rows = open_rows(str(folder / f"{form}.parquet"))
+    assert rows["seconds"][:] == [0.5]
+    for (clip,) in (
+        clips_of(rows[0]),
+        clips_of(next(iter(open_streams(str(folder / f"{form}.parquet")).streams[EVERY_ROW]))),
+    ):
+        assert len(load_clip(clip, "clip", None, RATE, 0.01)) == 8000
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "several"])
+def test_a_check_keeps_the_other_columns(data, tmp_path, form):
+    clip = str(data / "clips" / "0.wav")
+    rows = [{"audio": clip, "text": "yes", "emotion": "calm"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    sources = {"jsonl": ["rows.jsonl"], "parquet": ["rows.parquet"], "several": ["rows.jsonl", "rows.parquet"]}
+    check_source([str(tmp_path / name) for name in sources[form]], None, str(tmp_path / "kept.jsonl"), None)
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert [row["emotion"] for row in kept] == ["calm"] * len(sources[form])
+
+
+def test_numbers_without_words_in_a_rows_language_are_refused_before_training(data, tmp_path):
+    clip = str(data / "clips" / "0.wav")
+    rows = [{"audio": clip, "text": "a 5", "language": "de"}, {"audio": clip, "text": "b 7", "language": "xx"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(open_rows(str(tmp_path / "rows.jsonl"))) == 2
+    with pytest.raises(ValueError, match="line 2 of .*rows.jsonl` has the `language` 'xx'. Unsupported language"):
+        open_rows(str(tmp_path / "rows.jsonl"), check=RowCheck(spells_numbers=True))
+
+
+def test_streams_of_paths_and_of_clips_inside_are_refused_with_a_reason(data):
+    with pytest.raises(ValueError, match="A stream cannot join these sources .*or leave `streaming` out"):
+        open_streams([str(data / "rows.jsonl"), str(data / "rows.parquet")])
+
+
+def test_a_bad_clip_is_named_without_the_secrets_of_its_url():
+    url = "https://me:password@example.org/a.wav?X-Amz-Signature=abc"
+    assert name_of_clip(url, 0) == name_of_clip({"path": url}, 0) == "https://example.org/a.wav"
+    assert name_of_clip("odd?name#1.wav", 0) == "odd?name#1.wav"
+
+
+def test_files_of_one_name_in_several_folders_have_digests_of_their_own(tmp_path):
+    for folder in ("ann", "bob"):
+        write_clip(tmp_path / "set" / folder / "1.wav", 0.5)
+        (tmp_path / "set" / folder / "metadata.csv").write_text(f"file_name,transcription\n1.wav,{folder}\n")
+    before = digest_source(list_sources(str(tmp_path / "set"))[0])
+    assert len([name for name in before if name.endswith("metadata.csv")]) == 2
+    (tmp_path / "set" / "ann" / "metadata.csv").write_text("file_name,transcription\n1.wav,other\n")
+    assert digest_source(list_sources(str(tmp_path / "set"))[0]) != before
+
+
+def test_a_url_of_rows_is_refused_without_its_secrets():
+    with pytest.raises(ValueError, match="`https://example.org/rows.jsonl` is a URL: download the file") as caught:
+        open_rows("https://me:password@example.org/rows.jsonl?token=abc")
+    assert "password" not in str(caught.value) and "abc" not in str(caught.value)

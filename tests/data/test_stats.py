@@ -11,7 +11,6 @@ from soundwave_hf import cli
 from soundwave_hf.data.mixture import Mixture
 from soundwave_hf.data.stats import Spread, collect_stats
 from soundwave_hf.data.tiny import write_tiny_llm
-from soundwave_hf.training import mixture as training_mixture
 from tests.data.corpora import RATE, ramp, write_clip, write_kaldi, write_lines
 
 
@@ -66,7 +65,6 @@ def test_with_an_llm_targets_are_its_tokens(rows, tmp_path, capsys):
 
 
 def test_the_shares_are_those_that_training_draws(rows):
-    assert training_mixture.Mixture is Mixture
     report = collect_stats(str(rows), repeat={"s": 2}).report(Mixture(1.0, 1.0), epochs=2)
     # asr: 2 * 2 + 1 = 5 rows, chat 1, who 1
     assert report["mixture"][0]["shares"] == pytest.approx({"asr": 5 / 7, "chat": 1 / 7, "who": 1 / 7})
@@ -156,3 +154,11 @@ def test_the_names_of_the_lines_stand_apart_from_their_values(rows, capsys):
     assert cli.main(["data", "stats", str(rows)]) == 0
     printed = capsys.readouterr().out
     assert "\nseconds of a row    mean 2.00" in printed and "\ncharacters a second mean" in printed
+
+
+def test_ends_are_those_of_the_values_and_not_of_their_bins():
+    spread = Spread(0.1)
+    for value in (1.53, 1.57):
+        spread.add(value)
+    found = spread.summary()
+    assert (found["min"], found["max"]) == (1.53, 1.57) and found["mean"] == pytest.approx(1.55)

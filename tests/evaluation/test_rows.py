@@ -157,3 +157,14 @@ def test_a_group_has_a_largest_number_of_rows(monkeypatch):
     monkeypatch.setattr(rows_module, "GROUP_ROWS", 2)
     groups = decoded_groups([{"audio": "nowhere.wav", "text": ""}] * 5)
     assert [len(group) for group in groups] == [2, 2, 1]
+
+
+def test_the_ctc_head_is_scored_against_the_text_beside_an_answer(clip):
+    request = read_request({"audio": clip, "text": "good morning", "answer": "Guten Morgen!"}, 0)
+    assert (request.reference, request.spoken) == ("Guten Morgen!", "good morning")
+    assert read_request({"audio": clip, "answer": "Guten Morgen!"}, 0).spoken == "Guten Morgen!"
+
+
+def test_the_name_of_a_clip_holds_no_secret_of_its_url():
+    row = {"audio": "http://me:password@localhost:9/a.wav?X-Amz-Signature=abc#token", "text": "x"}
+    assert read_request(row, 0).audio_name == "a.wav"

@@ -1,5 +1,6 @@
 import pytest
 
+from soundwave_hf.evaluation.evaluate import Options, summary
 from soundwave_hf.evaluation.metrics import Edit
 from soundwave_hf.evaluation.rows import Request
 from soundwave_hf.evaluation.scoring import Scores, compare_clips, score_clips, score_results
@@ -136,3 +137,15 @@ def test_one_clip_is_too_little_to_compare():
 
 def test_scores_of_earlier_versions_are_still_read():
     assert Scores(clips=2, audio_seconds=4.0, wer=0.25, ctc_wer=0.5, positions_per_second=3.0, seconds_taken=6.0).wer
+
+
+def test_a_whisper_that_fails_on_a_clip_has_no_rate_and_is_named():
+    results = [transcript(0, "good morning", "good morning"), transcript(1, "dear friends", "dear friends")]
+    failed = Result(results[1].request, failure="<|yue|> is not supported")
+    scores, _ = score_results(results, 1.0, whisper=[results[0], failed])
+    assert scores.whisper_wer is None
+    assert scores.whisper_failures == [{"row": 1, "audio": "1.wav", "reason": "<|yue|> is not supported"}]
+    text = summary({"mine": scores}, Options(), "weights", None)
+    assert "mine: Whisper could not transcribe 1 clips, so its rate is left out. Row 1: <|yue|> is not" in text
+    scores, _ = score_results([results[0], unreadable(1)], 1.0, whisper=[results[0], unreadable(1)])
+    assert scores.whisper_wer == 0 and scores.whisper_failures == []  # the model failed there too

@@ -320,3 +320,11 @@ def test_trained_adapters_keep_their_policy(tmp_path):
         SoundwaveProcessor.from_backbones(*backbones, adapter=adapter, ctc_text="as_written")
     with pytest.raises(ValueError, match=message):
         SoundwaveProcessor.from_pretrained(adapter, llm=backbones[1], ctc_text="as_written")
+
+
+def test_candidates_have_the_number_words_of_the_rows_language():
+    processor = SoundwaveProcessor(WhisperFeatureExtractor(), tiny_tokenizer(), ctc_text="lower_spelled")
+    collator = SoundwaveCollator(processor, losses=("ctc",))
+    collator.set_negatives([("a 5", "de")], negatives=0)
+    expected = processor.tokenizer(" a fünf", add_special_tokens=False).input_ids
+    assert collator.spoken_ids.tolist() == sorted(set(expected))

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from soundwave_hf.data.card import DataSource
 from soundwave_hf.data.sources import Source
 from soundwave_hf.data.used import DataUsed, data_used, read_comment
+from soundwave_hf.publish import runs
 from soundwave_hf.publish.card import model_card
 from soundwave_hf.publish.card_parts import join_own, read_card, refuse_edited, write_card
 from soundwave_hf.publish.facts import ModelFacts, read_all_scores, read_scores, with_licenses
@@ -257,3 +258,15 @@ def test_the_plot_of_the_same_log_has_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
         plot_histories({"align": HISTORY, "shrink": HISTORY}, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_start_below_a_variable_is_found_and_a_missing_one_is_named(tmp_path, monkeypatch):
+    write_chain(tmp_path)
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    recipe = yaml.safe_load((tmp_path / "shrink" / "recipe.yaml").read_text())
+    for start, stages in (("$SOUNDWAVE_HOME/align", ["align", "shrink"]), ("$SOUNDWAVE_HOME/gone", ["shrink"])):
+        (tmp_path / "shrink" / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"start_from": start}))
+        messages = []
+        monkeypatch.setattr(runs.logger, "warning", messages.append)
+        assert [run.stage for run in read_runs([tmp_path / "shrink"])] == stages
+        assert [f"started from `{start}`" in message for message in messages] == ([] if len(stages) > 1 else [True])

@@ -380,3 +380,12 @@ def test_a_moved_folder_still_has_its_best_weights(workspace, tmp_path):
     weights = everything_in(trained.model)
     assert best == "checkpoint-1"
     assert all(torch.equal(weights[name], value) for name, value in kept.items())
+
+
+def test_references_of_sounds_alone_have_no_rate():
+    sounds = [("[laughter]", "ha"), ("Hmm.", "")]
+    assert score_texts({"ctc": sounds, "transcripts": sounds, "answers": []}) == {}
+    rows = [{"audio": "a.wav", "text": text, "question": None, "answer": None} for text, _ in sounds]
+    assert metric_names(STAGES["instruct"], Dataset.from_list(rows)) & {"wer", "cer", "ctc_wer"} == set()
+    spoken = {"ctc": [*sounds, ("go on", "go on")], "transcripts": [], "answers": []}
+    assert score_texts(spoken) == {"ctc_wer": 0.5}

@@ -127,3 +127,19 @@ def test_the_card_of_shipped_weights_knows_the_runs_and_their_data(chain, tmp_pa
     assert [run.stage for run in found] == ["align", "shrink", "instruct"]
     assert [run.history for run in found] == [run.history for run in expected] and found[-1].history
     assert [run.data for run in found] == [run.data for run in expected] and found[-1].data.sources
+
+
+def test_an_export_changes_neither_its_run_nor_mixes_two_models(chain, tmp_path):
+    run = shutil.copytree(chain["shrink"].folder, tmp_path / "run")
+    before = (run / WEIGHTS).read_bytes()
+    with pytest.raises(FileExistsError, match="is the run itself: name another folder"):
+        export_adapter(run, tmp_path / "somewhere" / ".." / "run")
+    assert (run / WEIGHTS).read_bytes() == before
+    (run / "generation_config.json").write_text('{"ctc_weight": 0.5}')
+    folder = export_adapter(run, tmp_path / "shipped")
+    export_adapter(run, folder)  # the same model again
+    held = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (run / "generation_config.json").unlink()
+    with pytest.raises(FileExistsError, match=r"holds \['generation_config.json'\] of other weights"):
+        export_adapter(run, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == held

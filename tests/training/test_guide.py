@@ -12,7 +12,6 @@ import yaml
 from trl import SFTConfig
 
 from soundwave_hf import SoundwaveSFTConfig, cli
-from soundwave_hf.modeling.backbones_soundwave import settable_fields
 from soundwave_hf.training.recipe import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
 
 
@@ -37,10 +36,6 @@ def test_it_names_the_keys_that_are_no_others():
 @pytest.mark.parametrize("section", sorted(SECTIONS.keys() - {"lora"}))
 def test_it_names_the_keys_of_a_section(section):
     assert sorted(keys_under(f"`{section}`")) == sorted(SECTIONS[section])
-
-
-def test_a_recipe_may_set_the_fields_that_backbones_leave_open():
-    assert SECTIONS["model"] == settable_fields()
 
 
 def test_it_names_what_a_lora_may_not_have():

@@ -320,3 +320,20 @@ def test_a_run_of_no_step_is_refused(workspace, tmp_path, changes, message):
 def test_no_rows_are_refused(workspace, tmp_path):
     with pytest.raises(ValueError, match="is empty: it needs one JSON object a line"):
         train(workspace.recipe("align", tmp_path / "out", data=str(write_manifest(tmp_path / "none.jsonl", []))))
+
+
+def test_the_same_data_in_another_order_is_another_run(finished, workspace, tmp_path):
+    rows = (workspace.data / "train.jsonl").read_text().splitlines(keepends=True)
+    parts = [workspace.data / "first.jsonl", workspace.data / "second.jsonl"]
+    for part, lines in zip(parts, (rows[:4], rows[4:8]), strict=True):
+        part.write_text("".join(lines))
+    recipe = {**finished, "output_dir": str(tmp_path / "out"), "data": [str(part) for part in parts], "max_steps": 1}
+    train(recipe)
+    with pytest.raises(ValueError, match="`data in order` was"):
+        train({**recipe, "data": [str(part) for part in reversed(parts)], "max_steps": 2})
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["learning"]["data in order"]  # as earlier versions wrote it
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "data": [str(part) for part in reversed(parts)]}))
+    assert run_recipe(path) == recipe["output_dir"]  # finished

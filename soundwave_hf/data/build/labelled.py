@@ -11,7 +11,7 @@ import datasets
 from datasets import Dataset
 
 from ..locate import OWN_KINDS, Found, find, list_sources
-from ..named_rows import load_saved, own_rows, undecoded
+from ..named_rows import load_saved, own_rows, undecoded, with_places
 from ..rows import COLUMNS, check_columns, rename
 
 
@@ -160,7 +160,7 @@ def _refuse_absent(columns: Mapping, names: set[str], source):
 
 def _library_rows(found: Found) -> Dataset:
     found.builder.download_and_prepare()
-    return found.builder.as_dataset(split=found.split)
+    return with_places(found.builder.as_dataset(split=found.split), found)
 
 
 def _renamed(rows: Dataset, columns: Mapping, found: Found) -> Dataset:

@@ -23,7 +23,6 @@ from .steps import SoundsStep, Step
 from .vocabulary import add_sound_tokens
 
 
-STATE = ".build"
 LISTED = 5  # reasons that a message names
 
 

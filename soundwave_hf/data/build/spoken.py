@@ -110,6 +110,8 @@ def run_command(arguments: Sequence[str], text: str, voice: str | None, speed: f
             f"The text {text!r} begins with a dash, and a program could take it for an option: use "
             "`{text_file}`, or standard input."
         )
+    if "\0" in text:
+        raise NotBuilt(f"The text {text!r} holds a NUL, which no program can be given.")
     with tempfile.TemporaryDirectory() as folder:
         out, text_file = Path(folder) / "speech.wav", Path(folder) / "text.txt"
         text_file.write_text(text + "\n", encoding="utf-8")
