@@ -13,6 +13,7 @@ import datasets
 
 from ..paths import expand_path
 from ..processing.sources_soundwave import is_url, without_secrets
+from ..secret_values import hide_secrets
 from .layouts import find_layout, find_splits
 from .readers import KINDS, kind_of
 from .rows import check_columns
@@ -219,7 +220,7 @@ def _find_built(source: Source) -> Found:
     try:
         builder = datasets.load_dataset_builder(source.path, source.config, **options)
     except ValueError as error:  # the library's message lists the configs
-        raise ValueError(f"`data` `{source.path}`: {error}") from error
+        raise ValueError(f"`data` `{hide_secrets(source.path)}`: {hide_secrets(str(error))}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         if Path(source.path).is_dir():
             raise ValueError(f"The folder `{source.path}` holds no data in a known format: {error}") from error

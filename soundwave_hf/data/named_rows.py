@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import datasets
-from datasets import Audio, Dataset, DatasetDict, List
+from datasets import Audio, Dataset, DatasetDict, List, Value
 
 from .cuts import Cutter
 from .layouts import find_layout
@@ -150,12 +150,19 @@ def missing_columns(names: Sequence[str]) -> list[str]:
 
 
 def with_places(rows: Dataset, found: Found) -> Dataset:
-    """Rows whose relative clip paths begin in the folder of the source's files. The library's clips know theirs."""
-    folder, kind = folder_of(found), (rows.features or {}).get("audio")
-    kind = kind.feature if isinstance(kind, List) else kind
-    if folder is None or kind is None or isinstance(kind, Audio):
+    """Rows whose relative clip paths begin in the folder of the source's files. Clips inside the rows stay."""
+    folder = folder_of(found)
+    if folder is None or not _are_paths((rows.features or {}).get("audio")):
         return rows
     return rows.map(lambda row: {"audio": at_folder(row["audio"], folder)})
+
+
+def _are_paths(kind) -> bool:
+    if isinstance(kind, List):
+        return _are_paths(kind.feature)
+    if isinstance(kind, Mapping):
+        return "path" in kind and "bytes" not in kind
+    return kind in (Value("string"), Value("large_string"))
 
 
 def undecoded(rows):

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..processing.sources_soundwave import open_source
+from ..processing.sources_soundwave import describe, open_source
 from ..publish.errors import hub_errors
 from .card import CARD, configs_of
 from .named_rows import undecoded
@@ -165,7 +165,7 @@ class _Embed:
             name = os.path.basename(clip.get("path") or "") or None
             return {"bytes": clip["bytes"], "path": name}
         path = at_folder(clip["path"] if isinstance(clip, Mapping) else clip, self.folder)
-        opened = open_source(path, f"the clip `{path}`")
+        opened = open_source(path, f"the clip `{describe(path)}`")
         content = opened.getvalue() if isinstance(opened, io.BytesIO) else Path(opened).read_bytes()
         return {"bytes": content, "path": os.path.basename(path.partition("?")[0]) or None}
 

@@ -119,7 +119,7 @@ class RowCheck:
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         control = {*special, *tokenizer.all_special_tokens, processor.audio_token}
         control = tuple(sorted(token for token in control if token.strip()))
-        return cls(control, tuple(losses), processor.ctc_text == "lower_spelled")
+        return cls(control, tuple(losses), "ctc" in losses and processor.ctc_text == "lower_spelled")
 
     def __call__(self, row: dict, name: str):
         """Raise `ValueError` for a bad row. The message begins with `name` (file and row) and states the value."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..picture import check_matplotlib, describe_peaks, look_at_clip, save_picture
 from ..processing.processing_soundwave import ASR_QUESTION
+from ..processing.sources_soundwave import without_secrets
 from .each_row import cut_segment, each_row
 from .rows import RowCheck, clips_of, conversation_of, transcripts_of
 from .stats import seconds_of
@@ -75,7 +76,7 @@ def describe_row(row: Mapping, name: str, number: int, processor=None) -> str:
 def _describe_clip(clip) -> str:
     if isinstance(clip, Mapping) and clip.get("bytes") is not None:
         return f"{len(clip['bytes'])} bytes" + (f", `{clip['path']}`" if clip.get("path") else "")
-    return str(clip["path"] if isinstance(clip, Mapping) and clip.get("path") else clip)[:200]
+    return without_secrets(str(clip["path"] if isinstance(clip, Mapping) and clip.get("path") else clip))[:200]
 
 
 def render(messages: list[dict], processor=None) -> str:

@@ -23,7 +23,7 @@ from .streams import Streams, open_streams
 from .tables import check_rows, fill_seconds, lengths_of, open_rows
 
 
-def transcripts(rows) -> Iterator[tuple[str, str | None]]:
+def transcripts_with_language(rows) -> Iterator[tuple[str, str | None]]:
     """The transcripts of rows, one by one, and their languages."""
     for row in rows:
         yield from ((text, row.get("language")) for text in transcripts_of(row) if text is not None)
@@ -45,6 +45,6 @@ __all__ = [
     "open_rows",
     "open_streams",
     "row_seconds",
-    "transcripts",
+    "transcripts_with_language",
     "undecoded",
 ]

@@ -48,7 +48,8 @@ class Spread:
             passed += times
             for percent in PERCENTILES:
                 if passed * 100 >= percent * count:
-                    found.setdefault(f"p{percent}", round(value * self.step, 6))
+                    found.setdefault(f"p{percent}", min(max(value * self.step, self.ends[0]), self.ends[1]))
+        found = {name: round(value, 6) for name, value in found.items()}
         least, most = (round(value, 6) for value in self.ends)
         return {"mean": self.total / count, "min": least, "max": most, **found}
 

@@ -180,9 +180,10 @@ def _several_types(rows: list[dict]) -> str:
     for row in rows:
         for key, value in row.items():
             if value is not None:
-                found.setdefault(key, set()).add(type(value).__name__)
+                found.setdefault(key, set()).add("number" if isinstance(value, int | float) else type(value).__name__)
     mixed = [f"`{key}` ({', '.join(sorted(kinds))})" for key, kinds in found.items() if len(kinds) > 1]
-    return f"{' and '.join(mixed)}. Give all rows one type, or leave a column out by `columns: {{name: null}}`"
+    where = " and ".join(mixed) or "values inside a column"
+    return f"{where}. Give all rows one type, or leave a column out by `columns: {{name: null}}`"
 
 
 def _as_list(value):
@@ -285,7 +286,12 @@ def _join(parts: list[Dataset]) -> Dataset:
             )
         stored = Audio(decode=False)
         parts = [part.cast_column("audio", stored) if "audio" in part.features else part for part in parts]
-    return datasets.concatenate_datasets([_with_stored_messages(part) for part in parts])
+    try:
+        return datasets.concatenate_datasets([_with_stored_messages(part) for part in parts])
+    except (ValueError, TypeError, ArrowInvalid) as error:
+        raise ValueError(
+            f"The sources have a column with other types each ({error}): leave it out by `columns: {{name: null}}`."
+        ) from error
 
 
 def _with_texts(rows: Dataset) -> Dataset:

@@ -330,8 +330,8 @@ def summary(scores: dict[str, Scores], options: Options, name: str, against: str
         if row.whisper_failures:
             first = row.whisper_failures[0]
             parts.append(
-                f"{key}: Whisper could not transcribe {len(row.whisper_failures)} clips, so its rate is left out. Row "
-                f"{first['row']}: {first['reason']}"
+                f"{key}: clips that Whisper could not transcribe: {len(row.whisper_failures)}. Its rate is left out. "
+                f"Row {first['row']}: {first['reason']}"
             )
     return "\n\n".join(filter(None, parts))
 

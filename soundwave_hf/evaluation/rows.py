@@ -76,9 +76,9 @@ def _read_texts(request: Request, row: dict, transcripts_only: bool) -> list:
     clips = clips_of({"audio": row.get("audio")})
     if len(clips) != 1:
         raise ValueError(f"`audio` holds {len(clips)} clips; expected one with its transcript.")
-    said = row.get("text")
-    (said,) = said if isinstance(said, list) and len(said) == 1 else [said]
-    text = said if row.get("answer") is None or transcripts_only else row["answer"]
+    said, answer = row.get("text"), row.get("answer")
+    said, answer = (each[0] if isinstance(each, list) and len(each) == 1 else each for each in (said, answer))
+    text = said if answer is None or transcripts_only else answer
     if not isinstance(text, str):
         raise ValueError(
             f"`text` is {text!r}; expected a string. A row needs `text`, or `question` and `answer`, or `messages`; "

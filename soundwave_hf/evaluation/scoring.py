@@ -111,7 +111,7 @@ def score_results(
         failed = {result.request.row for result in usable} & {row["row"] for row in failures_of(whisper)}
         scores.whisper_failures = [row for row in failures_of(whisper) if row["row"] in failed]
         if not failed:  # otherwise its rates would be of other clips
-            pairs = [(r.request.spoken, r.text) for r in whisper]
+            pairs = [(r.request.spoken, r.text) for r in whisper if r.request.row in by_row]
             scores.whisper_wer, scores.whisper_cer = rates_of(pairs, language)
     return scores, by_row
 

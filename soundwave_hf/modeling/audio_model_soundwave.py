@@ -133,6 +133,13 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         self._no_split_modules = here & set(self._no_split_modules)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of the LLM's embeddings. Until a joined model is saved and loaded, encoder and adapters may differ."""
+        embeddings = self.get_input_embeddings()
+        dtype = None if embeddings is None else embeddings.weight.dtype
+        return dtype if dtype is not None and dtype.is_floating_point else super().dtype
+
+    @property
     def is_gradient_checkpointing(self) -> bool:
         """Older name of `is_activation_checkpointing`. PEFT and TRL use it; the library's own would log a warning."""
         return self.is_activation_checkpointing

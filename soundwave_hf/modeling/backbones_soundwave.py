@@ -376,7 +376,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
     _refuse_missing({f"base_model.model.{name}" for name in _adapter_names(model)} - found, path)
     merge_encoder_lora(model, adapter)
     refuse_other_training(model.config, adapter, changed)
-    if model.config.tie_ctc_head and any("lora_embedding" in name for name in found):
+    if model.config.tie_ctc_head and any("language_model" in name and "lora_embedding" in name for name in found):
         raise ValueError(
             f"`{path}` holds a LoRA of the LLM's embeddings, which the tied CTC head reads without it: merging it "
             "would change labels and positions. Train without the embeddings in `target_modules`."
@@ -403,8 +403,8 @@ def load_adapter_weights(model, adapter: str):
         found = load_file(path)
     if embedded := [name for name in found if "lora_embedding" in name or "embed_tokens" in name]:
         raise ValueError(
-            f"`{path}` changes the LLM's embeddings ({embedded[0]}), which the CTC head uses: load it with "
-            "`SoundwaveForConditionalGeneration.from_pretrained`."
+            f"`{path}` changes the LLM's embeddings ({embedded[0]}), which the CTC head uses. With a head of "
+            "its own (`tie_ctc_head=False`), `SoundwaveForConditionalGeneration.from_pretrained` loads it."
         )
     expected = _adapter_names(model, ("alignment_adapter", "ctc_head"))
     weights = {name: found[stored] for name in expected if (stored := f"base_model.model.model.{name}") in found}

@@ -151,19 +151,19 @@ class CachedPrompt:
 
         Raises: `ValueError` if the mask has another shape, or the cache has other rows.
         """
-        held = self.attention_mask
+        cached = int(cache.get_seq_length())
+        held, total = self.attention_mask[:, :cached], cached + shape[1]
         if len(held) != shape[0]:
             raise ValueError(
                 f"`past_key_values` holds {len(held)} rows with clips, and {shape[0]} were given: pass the same rows, "
                 "or `attention_mask` and `position_ids` of the whole rows."
             )
-        total = int(cache.get_seq_length()) + shape[1]
-        if mask is not None and mask.shape == (shape[0], total):
-            return mask
         if mask is None:
             later = held.new_ones(shape[0], total - held.shape[1])
         elif mask.shape == (shape[0], total - self.num_added):
             later = mask[:, self.input_ids.shape[1] :].to(held)
+        elif mask.shape == (shape[0], total):
+            return mask
         else:
             raise ValueError(
                 f"`attention_mask` has shape {tuple(mask.shape)}; expected {(shape[0], total - self.num_added)}, with "

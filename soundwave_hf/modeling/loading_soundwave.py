@@ -97,8 +97,11 @@ def take_peft_folder(name, options: dict) -> tuple[str, str] | None:
     folder = os.path.join(name, subfolder)
     if not os.path.isdir(folder) or is_soundwave(folder):
         return None
-    base = read_json(folder, LORA_FILES[0]).get("base_model_name_or_path")
+    peft = read_json(folder, LORA_FILES[0])
+    base = peft.get("base_model_name_or_path")
     if not base or not (os.path.isdir(base) or is_hub_name(base)):
+        return None
+    if "alignment_adapter" in (peft.get("modules_to_save") or ()):  # what goes on from adapters, without its config
         return None
     config = cached_file(base, CONFIG_NAME, **IF_THERE, **hub)
     return (base, folder) if config is not None and is_soundwave(os.path.dirname(config)) else None
@@ -106,10 +109,16 @@ def take_peft_folder(name, options: dict) -> tuple[str, str] | None:
 
 def from_peft_folder(model_class, base: str, folder: str, *args, **options):
     """The model `base` with PEFT's adapter in `folder`, as `from_pretrained` of transformers loads it."""
+    if not _generates(model_class):
+        raise ValueError(
+            f"`{folder}` holds PEFT's adapter of the whole model `{base}`, and `{model_class.__name__}` is a part of "
+            "it: load it by `SoundwaveForConditionalGeneration.from_pretrained(folder)`."
+        )
     for name in ("subfolder", "adapter_kwargs"):  # of the folder
         options.pop(name, None)
+    adapter_name = options.pop("adapter_name", "default")
     found = model_class.from_pretrained(base, *args, **options)
-    (found[0] if isinstance(found, tuple) else found).load_adapter(folder)
+    (found[0] if isinstance(found, tuple) else found).load_adapter(folder, adapter_name=adapter_name)
     return found
 
 
@@ -182,14 +191,22 @@ def from_adapter(
     return (model, report | {"error_msgs": []}) if output_loading_info else model
 
 
+def _is_a(model_class, name: str) -> bool:
+    """Whether a class, which may be remote code or a user's subclass, is one of this library's classes."""
+    return name in {base.__name__ for base in model_class.__mro__}
+
+
+def _generates(model_class) -> bool:
+    return _is_a(model_class, "SoundwaveForConditionalGeneration")
+
+
 def _check_call(args, model_class, adapter: str, merge_lora: bool, is_trainable: bool, quantization_config):
     if args:
         raise ValueError(
             f"`from_pretrained` got {len(args)} positional arguments after the folder: pass them by keyword."
         )
-    names = {base.__name__ for base in model_class.__mro__}  # a user's subclass loads like its base
-    generates, kind = "SoundwaveForConditionalGeneration" in names, adapter_kind(adapter)
-    if not generates and "SoundwaveForCTC" not in names:
+    generates, kind = _generates(model_class), adapter_kind(adapter)
+    if not generates and not _is_a(model_class, "SoundwaveForCTC"):
         raise ValueError(
             f"`{model_class.__name__}` cannot load a folder of adapters: load `{adapter}` with "
             "`SoundwaveForConditionalGeneration.from_pretrained(folder)`; its `.model` is the bare model."

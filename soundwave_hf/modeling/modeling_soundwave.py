@@ -49,6 +49,7 @@ from .generation_soundwave import (
     CachedPrompt,
     SoundwaveGenerationMixin,
     digest_clips,
+    num_read,
     one_cache,
     place_clip_values,
 )
@@ -357,7 +358,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             attention_mask = nn.functional.pad(merged.attention_mask, (shared_prefix, 0), value=1)
         elif inputs_embeds is None and past_key_values is None and may_look(self, input_ids):
             self._check_text_alone(input_ids)
-        elif position_ids is None and getattr(past_key_values, "prompt", None) is not None:
+        elif position_ids is None and self._follows_clips(past_key_values, attention_mask):
             new = input_ids if inputs_embeds is None else inputs_embeds
             attention_mask = past_key_values.prompt.extend_mask(past_key_values, attention_mask, new.shape[:2])
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
@@ -386,6 +387,12 @@ class SoundwaveModel(SoundwaveAudioModel):
             audio_output=audio,
             **{CACHE: kept},
         )
+
+    @staticmethod
+    def _follows_clips(cache: Cache | None, attention_mask) -> bool:
+        """Whether tokens follow a prompt with clips, with a mask of tokens or none."""
+        is_simple = attention_mask is None or getattr(attention_mask, "dim", int)() == 2
+        return is_simple and getattr(cache, "prompt", None) is not None and num_read(cache) > 0
 
     def _check_whole_prompt(self, input_ids, inputs_embeds, cache: Cache | None, has_audio: bool, shared_prefix: int):
         if input_ids is None and inputs_embeds is None:
@@ -540,12 +547,6 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         suppressed = [*(self.generation_config.suppress_tokens or []), self.config.audio_token_id]
         self.generation_config.suppress_tokens = suppressed
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the LLM. Until a joined model is saved and loaded, its encoder and adapters may have others."""
-        dtype = self.lm_head.weight.dtype
-        return dtype if dtype.is_floating_point else super().dtype  # quantized
-
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; also saves the code, for `trust_remote_code=True` without this package.
 
@@ -555,7 +556,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         from .pipeline_soundwave import CUSTOM_PIPELINES  # imported late: pipelines import many modules
 
         dtypes = {value.dtype for value in self.parameters() if value.is_floating_point()}
-        if len(dtypes) > 1:
+        if len(dtypes) > 1 and not getattr(self, "_hf_peft_config_loaded", False):  # then only an adapter is saved
             logger.warning_once(
                 f"The weights have several dtypes, {', '.join(sorted(map(str, dtypes)))}. `from_pretrained` will load "
                 f"all of them in that of the LLM, {self.dtype}. For another one, give it `dtype`."

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .containers_soundwave import decode
-from .sources_soundwave import MAX_BYTES, describe, open_source, read_base64
+from .sources_soundwave import MAX_BYTES, describe, is_url, open_source, read_base64
 
 
 LARGEST_SAMPLE = 100.0  # 40 dB above full scale: only integers converted to floats are so large
@@ -358,4 +358,4 @@ def _is_file(audio) -> bool:
 
 
 def _is_url(value) -> bool:
-    return isinstance(value, str) and (value[:8].lower().startswith(("http://", "https://", "data:")))
+    return isinstance(value, str) and (is_url(value) or value[:5].lower() == "data:")

@@ -117,7 +117,7 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
 
 def failed_download(name: str, error) -> OSError:
     cause = error.reason if type(error) is urllib.error.URLError else error
-    reason = " ".join(str(cause).split()) or type(cause).__name__
+    reason = " ".join(map(without_secrets, str(cause).split())) or type(cause).__name__
     return OSError(f"{name} could not be fetched: {reason}. Check the URL, or download the file and pass its path.")
 
 
@@ -170,7 +170,8 @@ def read_remote(url: str, name: str, max_bytes: int) -> bytes:
     except ValueError as error:
         if "Protocol not known" not in str(error):
             raise
-        raise ValueError(f"{name} is an unknown kind of URL: {error}. Pass http://, https:// or a path.") from error
+        reason = without_secrets(str(error))
+        raise ValueError(f"{name} is an unknown kind of URL: {reason}. Pass http://, https:// or a path.") from error
 
 
 def read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
@@ -251,9 +252,14 @@ def describe(source: str, limit: int = 120) -> str:
 
 
 def is_url(source: str) -> bool:
-    return source[:5].lower() in ("http:", "https")
+    """Whether a text is a URL that is downloaded by itself, and not a path, or a name of another store."""
+    return source.strip()[:8].lower().startswith(("http://", "https://"))
 
 
 def without_secrets(source: str) -> str:
-    """A URL without password, query and fragment, which may hold tokens or signatures; a path as it is."""
-    return re.sub(r"//[^/?#]*@", "//", re.split("[?#]", source, maxsplit=1)[0]) if is_url(source) else source
+    """A URL, or a chain of them (`zip://a.wav::https://...`), without passwords, queries and fragments, which may
+    hold tokens or signatures; a path as it is."""
+    if "://" not in source:
+        return source
+    parts = [re.sub(r"//[^/?#]*@", "//", part) for part in source.strip().split("::")]
+    return "::".join(re.split("[?#]", part, maxsplit=1)[0] if is_url(part) else part for part in parts)

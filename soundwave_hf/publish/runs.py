@@ -88,12 +88,15 @@ def runs_of(folder: Path, seen: Sequence[Path] = ()) -> dict[str, Run]:
 
 
 def _earlier_runs(folder: Path, start: str, seen: Sequence[Path]) -> dict[str, Run]:
-    """The runs of `start_from`. A path is that of the recipe: relative to the current folder."""
-    found = runs_of(Path(expand_path(find_weights(start), f"`start_from` of `{folder / RECIPE}`")), seen)
+    """The runs of `start_from`, as far as they are here. A relative path begins in the current folder."""
+    try:
+        found = runs_of(Path(expand_path(find_weights(start), "`start_from`")), seen)
+    except ValueError:  # a variable or user of another machine
+        found = {}
     if not found:
         logger.warning(
             f"`{folder}` started from `{start}`, and no run is found there: its recipe, data and licences are left "
-            "out. Run the command in the folder where the run was started, or copy the earlier run back."
+            "out. If it is a folder, start the command where the run was started, or copy the earlier run back."
         )
     return found
 

@@ -180,6 +180,8 @@ def _refuse_other(folder: Path, earlier: dict, record: dict):
             other = " (other weights)" if before["name"] == now["name"] else ""
             changed.append((key, before["name"], f"{now['name']}{other}"))
     then, now = earlier["learning"], record["learning"]
+    if "data in order" not in then and {*then.get("data", ())} <= {*now["data"]}:
+        then = {**then, "data": now["data"]}  # earlier versions recorded one of several files of the same name
     repeats = {key for key in {*then, *now} if key.startswith("repeat.")}
     keys = [key for key in now if key in then or key in repeats] + sorted(repeats - now.keys())
     other = [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]

@@ -10,7 +10,6 @@ from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback
 
-from ..data.rows import transcripts_of
 from ..evaluation.metrics import character_error_rate, collapse_ctc, exact_match, has_words, word_error_rate
 from .augment import Augmentation
 from .collator import SoundwaveDataCollator
@@ -43,19 +42,24 @@ def has_transcript(row: dict) -> bool:
     return isinstance(row.get("text"), str) and row.get("audio") is not None
 
 
+def _says_words(row: dict) -> bool:
+    """Whether a row has an error rate: clips without speech, or with sounds alone ("[laughter]"), have none."""
+    texts = row.get("text")
+    return has_words(text for text in (texts if isinstance(texts, list) else [texts]) if text)
+
+
 def metric_names(stage: Stage, rows) -> set[str]:
     """Names of the metrics of rows in a stage: losses, and scores of the texts that the model writes."""
     columns = [name for name in ("text", "answer", "messages", "audio") if name in rows.column_names]
     light = rows.select_columns([name for name in columns if name != "audio"])
     kinds = [dict(row) | ({"audio": True} if "audio" in columns else {}) for row in light]
     names = {"loss", *(f"{loss}_loss" for loss in stage.losses)}
-    # Clips without speech, or with sounds alone ("[laughter]"), have no word error rate of their own.
-    spoken = [row for row in kinds if has_words(text for text in transcripts_of(row) if text)]
-    if any(map(has_transcript, spoken)):
+    if any(has_transcript(row) and _says_words(row) for row in kinds):
         names.add("ctc_wer")
     if stage.has_llm:
         transcriptions = sum(map(is_transcription, kinds))
-        names |= {"wer", "cer"} if any(map(is_transcription, spoken)) else set()
+        says_words = any(is_transcription(row) and _says_words(row) for row in kinds)
+        names |= {"wer", "cer"} if says_words else set()
         names |= {"exact_match"} if transcriptions < len(kinds) else set()
     return names
 

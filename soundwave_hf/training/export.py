@@ -11,13 +11,15 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file
 from ..modeling.configuration_soundwave import SoundwaveConfig, relative_name
-from ..modeling.folders_soundwave import ENCODER_LORA_FILE
+from ..modeling.folders_soundwave import ENCODER_LORA_FILE, TRAINED_FILE, WHOLE_WEIGHTS
 from ..modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
 from ..publish.runs import RECORD, describe_runs
 
 
 WEIGHTS = "adapter_model.safetensors"
-OPTIONAL = (GENERATION_CONFIG_NAME, ENCODER_LORA_FILE, RECORD)  # files that not every run has
+# Files that not every run has, or that make a folder one of another kind.
+OPTIONAL = (GENERATION_CONFIG_NAME, ENCODER_LORA_FILE, RECORD, TRAINED_FILE)
+OPTIONAL += tuple(f"{name}{index}" for name in WHOLE_WEIGHTS for index in ("", ".index.json"))
 
 
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
@@ -48,8 +50,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     names = [*needed[1:], *copied, *([RECORD] if record is not None else []), WEIGHTS]
     if strange := [name for name in OPTIONAL if name not in names and (destination / name).exists()]:
         raise FileExistsError(
-            f"`{destination}` holds {strange} of other weights, and `{run}` has no such file: remove it, or name "
-            "another folder."
+            f"`{destination}` holds {strange}, which `{run}` does not give: remove it, or name another folder."
         )
     with ExitStack() as files:  # all of them or none: old weights must not get a new config
         parts = {name: files.enter_context(atomic_file(destination / name)) for name in names}

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config, WhisperConfig
 
 from ..data.backbones import backbone_folder, resolve_backbone
-from ..data.sources import looks_local, open_rows, transcripts
+from ..data.sources import looks_local, open_rows, transcripts_with_language
 from ..data.tiny import TINY_BACKBONES
 from ..modeling.backbones_soundwave import AUDIO_TOKEN, audio_token_place, settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
@@ -250,7 +250,7 @@ class Speech:
         except FileNotFoundError:
             return cls(USUAL_SECONDS, LONGEST_SECONDS, None, None, f"assumed: there is no {name} yet")
         seconds = rows["seconds"][:]
-        words = {word for text, _ in transcripts(rows) for word in text.split()}
+        words = {word for text, _ in transcripts_with_language(rows) for word in text.split()}
         return cls(statistics.fmean(seconds), max(seconds), len(rows), len(words), name)
 
 

@@ -1,6 +1,7 @@
 """`train(recipe)` and `soundwave-hf train RECIPE`: run the stages of a recipe."""
 
 import copy
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from ..atomic import make_folder
 from ..data.card import count_rows
 from ..data.check import SKIPPED_CLIPS, check_clips
 from ..data.rows import RowCheck
-from ..data.sources import digest_source, fill_seconds, open_rows, open_streams, transcripts
+from ..data.sources import digest_source, fill_seconds, open_rows, open_streams, transcripts_with_language
 from ..data.tiny import TINY_DATA, write_tiny_data
 from ..paths import soundwave_home
 from ..processing.processing_soundwave import SoundwaveProcessor
@@ -257,7 +258,7 @@ def _open_data(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, c
     counts = count_rows(
         ({"source": row.get("source") or "-", "seconds": row["seconds"]} for row in light), ("source",)
     )
-    return _Data(rows, counts, lambda: transcripts(rows), record)
+    return _Data(rows, counts, lambda: transcripts_with_language(rows), record)
 
 
 def _open_streams(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments, check: RowCheck) -> _Data:
@@ -269,7 +270,8 @@ def _open_streams(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments
         groups.check(opened.seconds)
     place = (arguments.seed, arguments.process_index, arguments.world_size)
     rows = MixtureStream(opened.streams, opened.sizes, groups, recipe.mixture or Mixture(step=0), *place)
-    return _Data(rows, opened.counts, lambda: transcripts(row for each in opened.streams.values() for row in each))
+    every = itertools.chain.from_iterable
+    return _Data(rows, opened.counts, lambda: transcripts_with_language(every(opened.streams.values())))
 
 
 def _announce(recipe, arguments, model, counts):

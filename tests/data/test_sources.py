@@ -586,7 +586,7 @@ def test_columns_that_training_ignores_may_have_any_types(data, tmp_path, capsys
     assert open_rows(str(path))["text"][:] == ["yes", "no"]
     assert cli.main(["data", "check", str(path)]) == 0
     assert cli.main(["data", "check", str(path), "--skip", str(tmp_path / "kept.jsonl")]) == 2
-    assert "`id` (int, str). Give all rows one type, or leave a column out" in capsys.readouterr().err
+    assert "`id` (number, str). Give all rows one type, or leave a column out" in capsys.readouterr().err
 
 
 def test_texts_of_another_type_are_rows_that_cannot_be_scored(data, tmp_path):

@@ -146,6 +146,6 @@ def test_a_whisper_that_fails_on_a_clip_has_no_rate_and_is_named():
     assert scores.whisper_wer is None
     assert scores.whisper_failures == [{"row": 1, "audio": "1.wav", "reason": "<|yue|> is not supported"}]
     text = summary({"mine": scores}, Options(), "weights", None)
-    assert "mine: Whisper could not transcribe 1 clips, so its rate is left out. Row 1: <|yue|> is not" in text
+    assert "mine: clips that Whisper could not transcribe: 1. Its rate is left out. Row 1: <|yue|> is not" in text
     scores, _ = score_results([results[0], unreadable(1)], 1.0, whisper=[results[0], unreadable(1)])
     assert scores.whisper_wer == 0 and scores.whisper_failures == []  # the model failed there too

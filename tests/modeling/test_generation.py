@@ -1023,3 +1023,16 @@ def test_the_targets_of_a_training_batch_change_no_answer():
     model, batch = tiny_model(), padded_batch()
     targets = {"ctc_labels": torch.tensor([[3], [4], [5]]), "num_ctc_clips": 3, "labels": batch["input_ids"]}
     assert torch.equal(model.generate(**batch, **targets, **GREEDY), model.generate(**batch, **GREEDY))
+
+
+@torch.no_grad()
+def test_a_cache_that_was_emptied_or_cut_is_continued_by_what_it_holds():
+    model, batch = tiny_model(), padded_batch()
+    new = torch.tensor([[3], [4], [5]])
+    cache = model(**batch, use_cache=True).past_key_values
+    after = model(input_ids=new, past_key_values=cache).logits
+    cache.crop(-1)
+    torch.testing.assert_close(model(input_ids=new, past_key_values=cache).logits, after)
+    cache.crop(-int(cache.get_seq_length()))
+    expected = model(input_ids=new).logits
+    torch.testing.assert_close(model(input_ids=new, past_key_values=cache).logits, expected)

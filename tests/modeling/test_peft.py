@@ -19,7 +19,7 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMultimodalLM
 
-from soundwave_hf import SoundwaveForConditionalGeneration
+from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel
 from soundwave_hf.modeling.backbones_soundwave import load_lora
 from soundwave_hf.modeling.trained_fields_soundwave import TRAINED_FIELDS
 from soundwave_hf.training.export import export_adapter
@@ -301,3 +301,29 @@ def test_a_lora_of_the_embeddings_needs_a_head_of_its_own(backbones):
     tuned = get_peft_model(joined(backbones, tie_ctc_head=False), config)
     expected = logits_of(tuned)
     torch.testing.assert_close(logits_of(tuned.merge_and_unload()), expected)
+
+
+def test_a_lora_of_the_embeddings_does_not_load_with_a_tied_head(backbones, adapter, tmp_path):
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.model.language_model.embed_tokens.lora_embedding_A"
+    save_file({**weights, name: torch.zeros(2, 33)}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="holds a LoRA of the LLM's embeddings, which the tied CTC head reads"):
+        SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(folder))
+
+
+@pytest.mark.parametrize("part", [SoundwaveForCTC, SoundwaveModel], ids=lambda part: part.__name__)
+def test_a_part_of_the_model_takes_no_lora_of_the_whole(whole, tmp_path, part):
+    tuned_folder(whole, tmp_path, "get_peft_model")
+    with pytest.raises(ValueError, match="holds PEFT's adapter of the whole model .*is a part of it: load it by"):
+        part.from_pretrained(tmp_path)
+
+
+def test_adapters_that_peft_saved_are_never_put_onto_what_holds_them_already(whole, adapter, tmp_path):
+    """Published adapters name themselves as the base: their LoRA would be applied twice."""
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    (folder / "config.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": whole}))
+    with pytest.raises(ValueError, match="holds Soundwave adapters and a LoRA that PEFT saved, and no config.json"):
+        SoundwaveForConditionalGeneration.from_pretrained(folder)

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from soundwave_hf.processing.audio_soundwave import AudioOptions, load_clip
-from soundwave_hf.processing.sources_soundwave import open_source
+from soundwave_hf.processing.sources_soundwave import open_source, without_secrets
 from tests.tiny import tiny_processor
 
 
@@ -299,3 +299,18 @@ def test_files_that_cannot_be_read_say_how_to_open_them(tmp_path):
         load(file)
     with pytest.raises(ValueError, match="holds 0 bytes"):
         open_source(b"", "audio[0]")
+
+
+@pytest.mark.parametrize(
+    ("source", "plain"),
+    [
+        ("https://me:pw@h.org/a.wav?sig=abc#t", "https://h.org/a.wav"),
+        (" https://h.org/a.wav?sig=abc", "https://h.org/a.wav"),
+        ("zip://a.wav::https://me:pw@h.org/x.zip?sig=abc", "zip://a.wav::https://h.org/x.zip"),
+        ("s3://key:secret@bucket/a.wav", "s3://bucket/a.wav"),
+        ("https-corpus/odd?name#1.wav", "https-corpus/odd?name#1.wav"),
+        ("/data/a#1.wav", "/data/a#1.wav"),
+    ],
+)
+def test_a_url_is_named_without_its_secrets(source, plain):
+    assert without_secrets(source) == plain

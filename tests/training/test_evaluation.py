@@ -389,3 +389,9 @@ def test_references_of_sounds_alone_have_no_rate():
     assert metric_names(STAGES["instruct"], Dataset.from_list(rows)) & {"wer", "cer", "ctc_wer"} == set()
     spoken = {"ctc": [*sounds, ("go on", "go on")], "transcripts": [], "answers": []}
     assert score_texts(spoken) == {"ctc_wer": 0.5}
+
+
+def test_rows_of_several_clips_have_metrics_too():
+    two = {"audio": ["a.wav", "b.wav"], "text": ["x", "y"], "question": "Which?", "answer": "The first."}
+    names = metric_names(STAGES["instruct"], Dataset.from_list([two]))
+    assert names == {"loss", "ce_loss", "exact_match"}

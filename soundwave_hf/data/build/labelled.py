@@ -95,7 +95,7 @@ def _read_one(source, columns: Mapping):
         return _of_splits(found, labels)
     rows = undecoded(load_saved(found) if found.kind == "saved" else _library_rows(found))
     _refuse_absent({**training, **labels}, set(rows.column_names), source)
-    return _renamed(rows, {**training, **labels}, found)
+    return with_places(_renamed(rows, {**training, **labels}, found), found)
 
 
 def _of_splits(found: Found, labels: Mapping):
@@ -160,7 +160,7 @@ def _refuse_absent(columns: Mapping, names: set[str], source):
 
 def _library_rows(found: Found) -> Dataset:
     found.builder.download_and_prepare()
-    return with_places(found.builder.as_dataset(split=found.split), found)
+    return found.builder.as_dataset(split=found.split)
 
 
 def _renamed(rows: Dataset, columns: Mapping, found: Found) -> Dataset:

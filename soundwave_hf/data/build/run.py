@@ -73,10 +73,16 @@ def _claim(folder: Path, plan: BuildRecipe):
         return
     known = json.loads(path.read_text(encoding="utf-8"))
     record = json.loads(json.dumps(record, default=str))
-    changed = [key for key in ("recipe", "data") if known.get(key) != record[key]]
+    changed = ["recipe"] if known.get("recipe") != record["recipe"] else []
+    changed += ["data"] if _values(known.get("data", {})) != _values(record["data"]) else []
     if changed:
         what = "another recipe" if "recipe" in changed else "the same recipe on data that have changed since"
         raise FileExistsError(f"`{folder}` holds a run of {what}: name a new folder, or remove this one.")
+
+
+def _values(digests: Mapping[str, Mapping]) -> dict[str, set[str]]:
+    """The digests of each source, without the files' names, which earlier versions wrote in another way."""
+    return {source: set(files.values()) for source, files in digests.items()}
 
 
 def _digests(plan: BuildRecipe, folder: Path) -> dict:

@@ -113,9 +113,8 @@ def _cut(cutter: Cutter, name: str, row: Mapping) -> Row:
 def _numbered(rows, source: Source, name: str | None = None, folder: str | None = None) -> Iterator[Row]:
     name = name or f"`{source.path}`"
     for index, row in enumerate(rows):
-        if isinstance(row.get("audio"), str | Mapping):  # as in `open_rows`, but no path stays relative
-            base = folder if isinstance(row["audio"], str) and folder is not None else os.getcwd()
-            row = {**row, "audio": at_folder(row["audio"], base)}
+        if row.get("audio") is not None:  # as in `open_rows`, but no path stays relative
+            row = {**row, "audio": at_folder(row["audio"], os.getcwd() if folder is None else folder)}
         yield checked(f"row {index} of {name}", with_constants(row, source))
 
 
