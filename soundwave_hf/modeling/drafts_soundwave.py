@@ -34,6 +34,7 @@ from transformers.generation import (
 )
 
 from .ctc_text_soundwave import CTCText
+from .merging_soundwave import positions_of
 
 
 DRAFTS = ("lossless", "fast", "ctc")
@@ -330,7 +331,7 @@ class _Passes:
             true[row, : len(tokens)] = 1
         embeds = self.model.get_input_embeddings()(ids).to(self.embeds)
         self.mask = torch.cat([self.mask, true], dim=1)
-        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+        positions = positions_of(self.mask)
         if prompt_embeds is not None:
             embeds = torch.cat([prompt_embeds, embeds], dim=1)
         outputs = self.model.model.language_model(

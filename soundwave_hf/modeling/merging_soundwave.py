@@ -6,6 +6,11 @@ import torch
 from torch import nn
 
 
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
+    """Position ids of rows by their mask, both `(rows, positions)`: padding does not count."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
 @dataclass
 class MergedPrompt:
     """A prompt with each audio token replaced by the positions of its clip, padded on the left.
@@ -24,7 +29,7 @@ class MergedPrompt:
     @property
     def position_ids(self) -> torch.Tensor:
         """`(batch, merged)`: positions in the merged row, without padding."""
-        return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return positions_of(self.attention_mask)
 
 
 @dataclass
@@ -126,4 +131,4 @@ def _checked_length(num_tokens, lengths, true_lengths, num_positions, audio_toke
     return merged
 
 
-__all__ = ["MergedPrompt", "TokenPlaces", "place_tokens"]
+__all__ = ["MergedPrompt", "TokenPlaces", "place_tokens", "positions_of"]

@@ -53,7 +53,7 @@ from .generation_soundwave import (
     one_cache,
     place_clip_values,
 )
-from .merging_soundwave import MergedPrompt, place_tokens
+from .merging_soundwave import MergedPrompt, place_tokens, positions_of
 from .no_speech_soundwave import may_be_words
 from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast, SoundwaveModelOutputWithPast
 from .positions_soundwave import PositionLimits
@@ -361,7 +361,7 @@ class SoundwaveModel(SoundwaveAudioModel):
         elif position_ids is None and self._follows_clips(past_key_values, attention_mask):
             new = input_ids if inputs_embeds is None else inputs_embeds
             attention_mask = past_key_values.prompt.extend_mask(past_key_values, attention_mask, new.shape[:2])
-            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
+            position_ids = positions_of(attention_mask)[:, -new.shape[1] :]
         is_training = in_training_step(self)
         use_cache = False if use_cache is None and is_training and past_key_values is None else use_cache
         outputs = self.language_model(
