@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from ..evaluation.metrics import character_error_rate, collapse_ctc, exact_match, has_words, word_error_rate
@@ -76,7 +77,7 @@ def check_metric(metric: str | None, names: dict[str, set[str]]):
 
 def draw_sample(rows, count: int, seed: int) -> list[dict]:
     """A random sample of rows in their order, the same for the same seed; of a stream the first rows."""
-    if not hasattr(rows, "__getitem__"):
+    if isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__"):
         return list(itertools.islice(rows, count))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
     return [rows[int(index)] for index in chosen]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import gather_object
 from datasets import Dataset
 from datasets import IterableDataset as Stream
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -116,6 +117,16 @@ def trainable(rows):
     return undecoded(rows) if isinstance(rows, Dataset | Stream) else rows
 
 
+class WholeStream(IterableDataset):
+    """A stream that accelerate splits by batches, not by shards: all processes then have equally many batches."""
+
+    def __init__(self, rows: Stream):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
 class SoundwaveTrainerMixin:
     """What the trainers share: the check of what trains, batches of similar length, further metrics in the log.
 
@@ -158,9 +169,8 @@ class SoundwaveTrainerMixin:
             if name in kwargs:
                 kwargs[name] = trainable(kwargs[name])
         super().__init__(*args, **kwargs)
-        if isinstance(self.train_dataset, Stream):
-            # Dispatching cuts batches by their first dimension, and tensors of a batch differ in it.
-            self.accelerator.dataloader_config.dispatch_batches = False
+        # Dispatching cuts batches of a stream by their first dimension, and tensors of a batch differ in it.
+        self.accelerator.dataloader_config.dispatch_batches = False
         self._refuse_other_processor()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)
@@ -224,15 +234,23 @@ class SoundwaveTrainerMixin:
         return torch.full((), value, device=device, dtype=dtype)  # a copy from the CPU would wait for the device
 
     def _means(self, sums: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
-        """Totals and counts of all processes, by name."""
+        """Totals and counts of all processes, by name, of what any of them counted.
+
+        All processes must call this together. Their names may differ: one of them may have had rows of text alone.
+        """
         names = sorted(sums)
-        table = torch.stack([sums[name] for name in names])
+        if self.accelerator.num_processes > 1:
+            names = sorted(set(gather_object(names)))
+        if not names:
+            return {}
+        nothing = torch.stack([self._on_device(0.0)] * 2)
+        table = torch.stack([sums.get(name, nothing) for name in names])
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table, "sum")
-        return dict(zip(names, table.tolist(), strict=True))
+        return {name: (total, count) for name, (total, count) in zip(names, table.tolist(), strict=True) if count}
 
     def log(self, logs: dict[str, float], *args, **kwargs):
-        if "loss" in logs and self._sums:
+        if "loss" in logs:
             for name, (total, count) in self._means(self._sums).items():
                 logs[name] = int(total) if name == "ctc_skipped" else total / count
             self._sums = {}
@@ -433,6 +451,9 @@ class SoundwaveTrainerMixin:
         return self._in_order(test_dataset)
 
     def _in_order(self, rows):
+        rows = trainable(rows)
+        if isinstance(rows, Stream) and self.accelerator.num_processes > 1:
+            rows = WholeStream(rows)
         loader = DataLoader(
             rows,
             batch_size=self.args.eval_batch_size,
@@ -587,8 +608,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         clips = torch.zeros((), dtype=torch.long, device=device) + sum(map(count_clips, batches))
-        self._num_ctc_clips = self.accelerator.gather(clips).sum().clamp(min=1)
-        self._takes_ctc = any("ctc_labels" in batch for batch in batches)
+        num_clips = self.accelerator.gather(clips).sum()
+        self._num_ctc_clips, self._has_ctc = num_clips.clamp(min=1), self._on_device(num_clips > 0)
         return batches, num_items
 
     def _training_collator(self):
@@ -607,11 +628,10 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # The last step of an epoch may have fewer batches.
         batches = 1 / self.current_gradient_accumulation_steps / self.accelerator.num_processes
-        for name in ("ce_loss", "ctc_loss"):
-            if (part := getattr(output, name)) is not None:
-                self._add(name, part.detach(), batches)
-            elif name == "ctc_loss" and self._takes_ctc:  # the step's other batches have CTC
-                self._add(name, 0.0, batches)
+        if output.ce_loss is not None:
+            self._add("ce_loss", output.ce_loss, batches)
+        # A batch of text alone counts where another batch of the step, in any process, has CTC.
+        self._add("ctc_loss", 0.0 if output.ctc_loss is None else output.ctc_loss, batches * self._has_ctc)
         if "ctc_labels" in inputs:
             self._add("targets_per_frame", inputs["ctc_labels"].ne(-100).sum(), output.num_frames.sum())
         # Data parallel training averages the gradients of the processes; each holds its part of one mean.

@@ -1,7 +1,9 @@
 """Trains cases as one of several processes: `torchrun --nproc_per_node 2 -m tests.training.distributed CASES OUT`.
 
 CASES is JSON, a recipe for each name; where it has `fsdp`, or `accelerate launch` says so, parameters are sharded;
-where it has `stop_after`, the run is broken off in the step after that and started again. OUT gets `NAME.pt` of each.
+where it has `stop_after`, the run is broken off in the step after that and started again; where it has
+`evaluate_stream`, the trained model is evaluated on that manifest as a stream of so many shards. OUT gets `NAME.pt` of
+each.
 """
 
 import json
@@ -16,6 +18,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from soundwave_hf.training.collator import SoundwaveDataCollator
+from soundwave_hf.training.run import read_rows
 from tests.training.workspace import train, without_dropout
 
 
@@ -53,6 +56,7 @@ def run_case(name: str, recipe: dict, out: Path):
             pretend_to_be_gpus()
 
     recipe_path = out / f"{name}.{os.environ['RANK']}.yaml"
+    streamed = recipe.pop("evaluate_stream", None)
     if stop_after := recipe.pop("stop_after", None):
         with pytest.raises(KeyboardInterrupt):
             train(recipe, stop_after, change, recipe_path)
@@ -61,6 +65,10 @@ def run_case(name: str, recipe: dict, out: Path):
         trained = train(recipe, change=change, path=recipe_path)
     heard_by_all = [None] * trained.trainer.accelerator.num_processes
     torch.distributed.all_gather_object(heard_by_all, heard)
+    evaluated = [entry for entry in trained.trainer.state.log_history if "eval_loss" in entry]
+    if streamed:
+        rows = read_rows(Path(streamed["data"]), {}).to_iterable_dataset(streamed["num_shards"])
+        evaluated.append(trained.trainer.evaluate(rows))
     model = trained.trainer.model_wrapped
     weights = {n.removeprefix("module."): whole(p) for n, p in model.named_parameters() if p.requires_grad}
     if trained.trainer.is_world_process_zero():
@@ -69,6 +77,7 @@ def run_case(name: str, recipe: dict, out: Path):
             "processes": trained.trainer.accelerator.num_processes,
             "heard": heard_by_all,
             "logs": trained.logs,
+            "evaluated": evaluated,
             "weights": weights,
             "sharded": sorted(n for n, p in model.named_parameters() if isinstance(p, DTensor)),
         }

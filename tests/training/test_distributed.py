@@ -13,7 +13,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
 
-from tests.training.workspace import SMALL_LORA, train, without_dropout
+from soundwave_hf.training.run import read_rows
+from tests.training.workspace import SMALL_LORA, first_rows, train, without_dropout, write_manifest
 
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,67 @@ def test_two_processes_are_one(one_process, two_processes, stage, share):
     assert any("FSDP" in base for base in result["wrapper"]) == (share == "fsdp")
     assert ("DistributedDataParallel" in result["wrapper"]) == (share != "fsdp")
     assert_same_training(result, one_process[stage, "8x1"])
+
+
+# ---- processes that have other rows ----
+
+
+@pytest.fixture(scope="module")
+def uneven(workspace, tmp_path_factory):
+    """One process and two with batches of a clip and a question of text alone, so that the second has no clip. The
+    evaluation is also of a stream whose shards the two cannot share evenly. By case: logs and evaluations.
+    """
+    folder = tmp_path_factory.mktemp("uneven")
+    clips = [json.loads(line) for line in (workspace.data / "train.jsonl").read_text().splitlines()]
+    asked = {"question": "2 + 2?", "answer": "4"}
+    mixed = [row for clip in clips[:6] for row in ({**clip, "audio": str(workspace.data / clip["audio"])}, asked)]
+    common = {"data": str(write_manifest(folder / "mixed.jsonl", mixed)), "train_sampling_strategy": "sequential"}
+    common |= {"eval_data": common["data"], "eval_steps": 1, "save_steps": 1, "eval_samples": 4}
+    common |= {"max_steps": 2, "logging_steps": 2, "optim": "sgd", "lora": NO_DROPOUT}
+    recipes = {
+        batch: workspace.recipe(
+            "shrink",
+            folder / str(batch),
+            **common,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=batch,
+        )
+        for batch in (1, 2)
+    }
+    alone = train(recipes[2], change=without_dropout)
+    expected = [entry for entry in alone.trainer.state.log_history if "eval_loss" in entry]
+    spoken = {"data": first_rows(workspace, 12, folder / "spoken.jsonl"), "num_shards": 3}
+    expected.append(alone.trainer.evaluate(read_rows(Path(spoken["data"]), {})))
+    case = recipes[1] | {"evaluate_stream": spoken, "ddp_backend": "gloo"}
+    return {
+        "one": {"logs": alone.logs, "evaluated": expected},
+        "two": launch_cases("ddp", {"two": case}, folder)["two"],
+    }
+
+
+def losses_of(entries: list[dict]) -> list[dict]:
+    return [{name: value for name, value in entry.items() if name.endswith("loss")} for entry in entries]
+
+
+def test_a_process_without_clips_logs_what_one_process_does(uneven):
+    found, expected = losses_of(uneven["two"]["logs"]), losses_of(uneven["one"]["logs"])
+    assert [entry.keys() for entry in expected] == [{"loss", "ce_loss", "ctc_loss"}]
+    assert found == [pytest.approx(entry, rel=1e-5) for entry in expected]
+    (two,), (one,) = uneven["two"]["logs"], uneven["one"]["logs"]
+    names = ("blank_share", "positions_per_second", "targets_per_frame", "ctc_skipped")
+    assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-5)
+
+
+def test_a_process_without_clips_evaluates_what_one_process_does(uneven):
+    found, expected = losses_of(uneven["two"]["evaluated"][:2]), losses_of(uneven["one"]["evaluated"][:2])
+    assert [entry.keys() for entry in expected] == [{"eval_loss", "eval_ce_loss", "eval_ctc_loss"}] * 2
+    assert found == [pytest.approx(entry, rel=1e-5) for entry in expected]
+
+
+def test_two_processes_evaluate_a_stream_as_one_evaluates_it_in_memory(uneven):
+    *_, found = losses_of(uneven["two"]["evaluated"])
+    *_, expected = losses_of(uneven["one"]["evaluated"])
+    assert len(expected) == 3 and found == pytest.approx(expected, rel=1e-5)
 
 
 # ---- the configs of `accelerate launch` ----
