@@ -467,17 +467,43 @@ class SoundwaveTrainerMixin:
         return self.accelerator.prepare(loader)
 
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only, ignore_keys=None):
-        if not prediction_loss_only:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        """As in `Trainer`. Without an LLM the predictions are the CTC labels of the frames, see `_predictions`."""
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**self._without_cache(inputs))
+        self._count_losses(output, inputs)
+        # A process whose batch has no loss must still join the others in gathering it.
+        nothing = torch.full((), math.nan, device=self.args.device)
+        loss = nothing if output.loss is None else output.loss.detach().float()
+        if prediction_loss_only:
+            return (loss, None, None)
+        labels = [inputs.get(name) for name in self.label_names]
+        if any(label is None for label in labels):
+            labels = None
+        elif len(labels) == 1:
+            labels = labels[0]
+        return (loss, self._predictions(output, ignore_keys), labels)
+
+    def _count_losses(self, output, inputs: dict):
+        """Add the losses of a batch to the sums of an evaluation."""
         for name, count in (("ce_loss", count_labels(inputs)), ("ctc_loss", count_clips(inputs))):
             if (part := getattr(output, name, None)) is not None:
                 count = self._on_device(count)
                 # The loss of a batch without labels is NaN, or has no meaning.
                 total = torch.where(count > 0, self._on_device(part) * count, 0.0)
                 self._add(name, total, count, self._evaluated)
-        return (None if output.loss is None else output.loss.detach(), None, None)
+
+    def _predictions(self, output, ignore_keys: list[str] | None):
+        """What `compute_metrics` gets as `predictions`: the LLM's scores, or without an LLM the likeliest CTC label of
+        each frame, `(clips, frames)`, padded with -100. (Scores of the CTC head need 450 MB for a clip of 30 s.)
+        """
+        ignored = {"loss", *(self._base.config.keys_to_ignore_at_inference if ignore_keys is None else ignore_keys)}
+        kept = {name: value for name, value in output.items() if name not in ignored}
+        if not self.has_llm and ignore_keys is None:
+            frames = torch.arange(output.ctc_best.shape[1], device=output.ctc_best.device)
+            kept["ctc_best"] = output.ctc_best.masked_fill(frames >= output.num_frames[:, None], -100)
+        values = tuple(kept.values())
+        return values[0] if len(values) == 1 else values
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -488,8 +514,9 @@ class SoundwaveTrainerMixin:
         """
         self._evaluated = {}
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._evaluated:
-            losses = {name: total / count for name, (total, count) in self._means(self._evaluated).items() if count}
+        losses = {name: total / count for name, (total, count) in self._means(self._evaluated).items()}
+        output.metrics.pop(f"{metric_key_prefix}_loss", None)  # a mean over batches
+        if losses:
             weight = self.audio_model.config.ctc_loss_weight if "ce_loss" in losses else 1.0
             losses["loss"] = losses.get("ce_loss", 0.0) + weight * losses.get("ctc_loss", 0.0)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})

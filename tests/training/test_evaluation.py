@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Audio, Dataset
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -26,6 +26,7 @@ from soundwave_hf.training.evaluate_during import (
 )
 from soundwave_hf.training.recipe import read_recipe
 from soundwave_hf.training.run import read_rows, run_recipe
+from soundwave_hf.training.sft import SoundwaveSFTConfig, SoundwaveSFTTrainer
 from soundwave_hf.training.stages import STAGES
 from soundwave_hf.training.trainer import SoundwaveTrainer
 from tests.training.workspace import EVERY_AUGMENTATION, everything_in, first_rows, train
@@ -298,6 +299,7 @@ def test_answers_are_what_generate_writes_for_each_row_alone(workspace, chain):
 
 def plain(trainer_class, workspace, tmp_path, model, losses, rows, **more):
     kind = {Trainer: TrainingArguments, SFTTrainer: SFTConfig, SoundwaveTrainer: SoundwaveTrainingArguments}
+    kind[SoundwaveSFTTrainer] = SoundwaveSFTConfig
     options = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
     if trainer_class is SFTTrainer:
         options |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "bf16": False}
@@ -308,7 +310,7 @@ def plain(trainer_class, workspace, tmp_path, model, losses, rows, **more):
         model=model,
         args=arguments,
         eval_dataset=rows,
-        train_dataset=rows if trainer_class is SFTTrainer else None,
+        train_dataset=rows if issubclass(trainer_class, SFTTrainer) else None,
         data_collator=SoundwaveDataCollator(workspace.processor(), workspace.data, losses),
         processing_class=workspace.processor(),
         **more,
@@ -331,6 +333,81 @@ def test_every_trainer_reports_a_loss_and_with_the_callback_word_errors(workspac
     for batch in (sample[:3], sample[3:]):
         expected += answers(model, SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",)), batch)
     assert metrics["eval_wer"] == word_error_rate(*map(list, zip(*expected, strict=True)))
+
+
+class Seen:
+    """A `compute_metrics` that keeps what it was given."""
+
+    def __call__(self, prediction) -> dict:
+        self.predictions, self.labels = prediction.predictions, prediction.label_ids
+        return {"rows": float(len(self.predictions))}
+
+
+@pytest.mark.parametrize("kind", [SoundwaveTrainer, SoundwaveSFTTrainer])
+def test_losses_are_those_of_all_rows_whatever_the_batch_and_the_metrics(workspace, tmp_path, kind):
+    losses = ("ce", "ctc") if kind is SoundwaveTrainer else ("ce",)
+    model = SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm)
+    rows = read_rows(workspace.data / "train.jsonl", {}).select(range(5))
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, losses)
+    with torch.no_grad():
+        output = model.eval()(**collator(list(rows)))  # in one batch
+    for seen, batch_size in ((None, 3), (Seen(), 3), (Seen(), 5), (Seen(), 1)):
+        options = {"compute_metrics": seen} if seen else {}
+        trainer = plain(kind, workspace, tmp_path, model, losses, rows, **options)
+        trainer.args.per_device_eval_batch_size = batch_size
+        found = trainer.evaluate()
+        assert found["eval_loss"] == pytest.approx(output.loss.item(), rel=1e-5), batch_size
+        assert found["eval_ce_loss"] == pytest.approx(output.ce_loss.item(), rel=1e-5), batch_size
+        assert ("eval_ctc_loss" in found) == (kind is SoundwaveTrainer)
+        if kind is SoundwaveTrainer:
+            assert found["eval_ctc_loss"] == pytest.approx(output.ctc_loss.item(), rel=1e-5), batch_size
+        if seen:
+            assert found["eval_rows"] == 5 and seen.predictions.shape[2] == model.config.text_config.vocab_size
+            assert seen.labels.shape[0] == 5
+
+
+def test_metrics_of_a_model_without_an_llm_are_of_its_ctc_labels(workspace, tmp_path):
+    model, seen = SoundwaveForCTC.from_backbones(workspace.encoder, workspace.llm), Seen()
+    rows = read_rows(workspace.data / "train.jsonl", {}).select(range(5))
+    plain(SoundwaveTrainer, workspace, tmp_path, model, ("ctc",), rows, compute_metrics=seen).evaluate()
+    collator = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ctc",))
+    for row, found, labels in zip(rows, seen.predictions, seen.labels, strict=True):
+        batch = collator([row])  # alone, without padding
+        with torch.no_grad():
+            (best,) = model(**batch).ctc_best.tolist()
+        assert found[found != -100].tolist() == best
+        assert found[len(best) :].tolist() == [-100] * (len(found) - len(best))
+        assert labels[labels != -100].tolist() == batch["ctc_labels"][0].tolist()
+
+
+def test_rows_without_labels_are_predicted_without_a_loss(workspace, tmp_path):
+    model = SoundwaveForCTC.from_backbones(workspace.encoder, workspace.llm)
+    rows = read_rows(workspace.data / "train.jsonl", {}).select(range(5))
+    found = plain(SoundwaveTrainer, workspace, tmp_path, model, (), rows).predict(rows)
+    assert found.predictions.shape[0] == 5 and found.label_ids is None
+    assert not [name for name in found.metrics if "loss" in name]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["memory", "stream"])
+def test_a_data_set_with_clips_inside_can_be_evaluated_and_predicted_later(workspace, tmp_path, streamed):
+    given = read_rows(workspace.data / "train.jsonl", {}).select(range(5))
+    inside = [
+        {"audio": {"path": None, "bytes": Path(row["audio"]).read_bytes()}, "text": row["text"]} for row in given
+    ]
+    rows = Dataset.from_list(inside).cast_column("audio", Audio())
+    model = SoundwaveForCTC.from_backbones(workspace.encoder, workspace.llm)
+    trainer = plain(SoundwaveTrainer, workspace, tmp_path, model, ("ctc",), given)
+    trainer.add_callback(SpeechEvaluationCallback(trainer, samples=5))
+    expected = trainer.evaluate()
+    rows = rows.to_iterable_dataset() if streamed else rows
+    for found, prefix in (
+        (trainer.evaluate(rows), "eval_"),
+        (trainer.evaluate({"held": rows}), "eval_held_"),
+        (trainer.predict(rows).metrics, "test_"),
+    ):
+        assert found[f"{prefix}loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+        if prefix != "test_":
+            assert found[f"{prefix}ctc_wer"] == expected["eval_ctc_wer"]
 
 
 def test_words_for_a_clip_without_speech_are_insertions_and_no_rate_of_their_own():
