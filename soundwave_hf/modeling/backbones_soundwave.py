@@ -392,7 +392,7 @@ def load_adapter_weights(model, adapter: str):
     """Load the alignment adapter, the CTC head and the encoder's LoRA, if any, from a folder of any stage into a model
     without an LLM.
 
-    Raises: `ValueError` if a weight is missing, or the LoRA changes the embeddings that the head uses.
+    Raises: `ValueError` if a weight is missing, or the folder changes the encoder, or the embeddings of the head.
     """
     merge_encoder_lora(model, adapter)
     if adapter_kind(adapter) == "align":
@@ -405,6 +405,11 @@ def load_adapter_weights(model, adapter: str):
         raise ValueError(
             f"`{path}` changes the LLM's embeddings ({embedded[0]}), which the CTC head uses. With a head of "
             "its own (`tie_ctc_head=False`), `SoundwaveForConditionalGeneration.from_pretrained` loads it."
+        )
+    if of_encoder := [name for name in found if ".audio_tower." in name]:
+        raise ValueError(
+            f"`{path}` changes the encoder too ({of_encoder[0]}), which `SoundwaveForCTC` cannot load: use "
+            "`SoundwaveForConditionalGeneration.from_pretrained`."
         )
     expected = _adapter_names(model, ("alignment_adapter", "ctc_head"))
     weights = {name: found[stored] for name in expected if (stored := f"base_model.model.model.{name}") in found}

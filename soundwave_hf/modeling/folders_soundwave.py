@@ -110,6 +110,11 @@ def _describe_other(folder: str) -> str:
             "first: `soundwave-hf convert SRC DST`."
         )
     if peft := read_json(folder, LORA_FILES[0]):
+        if whole := peft_base(folder):
+            return (
+                f"`{folder}` holds PEFT's adapter of the whole model `{whole}`. Load it by "
+                "`SoundwaveForConditionalGeneration.from_pretrained(folder)`."
+            )
         if "alignment_adapter" in (peft.get("modules_to_save") or ()):
             return (
                 f"`{folder}` holds Soundwave adapters and a LoRA that PEFT saved, and no {CONFIG_NAME}. Save it too, "
@@ -131,6 +136,27 @@ def _describe_other(folder: str) -> str:
     if numbers:
         return f"`{folder}` holds checkpoints of a run. Name one of them: `{folder}/checkpoint-{max(numbers)}`."
     return f"`{folder}` holds no model: its files are {sorted(os.listdir(folder))[:6]}."
+
+
+def peft_base(folder: str, **hub) -> str | None:
+    """The whole Soundwave model that PEFT's adapter in a folder belongs to; None if it is not found, or the adapter
+    belongs to backbones.
+
+    `save_pretrained` writes such folders after `add_adapter` or `get_peft_model`, and so do the trainers.
+    """
+    peft = read_json(folder, LORA_FILES[0])
+    base = peft.get("base_model_name_or_path")
+    if not base or has_whole_weights(folder) or not (os.path.isdir(base) or is_hub_name(base)):
+        return None
+    config = cached_file(base, CONFIG_NAME, **IF_THERE, **hub)
+    if config is None or not is_soundwave(os.path.dirname(config)):
+        return None
+    if "alignment_adapter" not in (peft.get("modules_to_save") or ()):
+        return base
+    if os.path.isdir(base):
+        return base if has_whole_weights(base) else None
+    # Published adapters name themselves.
+    return base if cached_file(base, LORA_FILES[0], **IF_THERE, **hub) is None else None
 
 
 # ---- finding adapters ----
@@ -375,6 +401,7 @@ __all__ = [
     "local_backbone",
     "locate_backbone",
     "model_digest",
+    "peft_base",
     "refuse_other_backbones",
     "trained_backbone",
     "weights_digest",

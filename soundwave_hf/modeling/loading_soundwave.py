@@ -5,7 +5,6 @@ import os
 
 import torch
 from torch import nn
-from transformers.utils import CONFIG_NAME, cached_file
 
 from .backbones_soundwave import (
     adapter_fields,
@@ -18,15 +17,12 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import SoundwaveConfig
 from .folders_soundwave import (
-    IF_THERE,
-    LORA_FILES,
     adapter_kind,
     choose_backbones,
     describe_folder,
     find_adapter,
-    is_hub_name,
     is_soundwave,
-    read_json,
+    peft_base,
 )
 
 
@@ -89,22 +85,14 @@ def _asked_folder(name, options: dict) -> tuple[str, str, dict]:
 def take_peft_folder(name, options: dict) -> tuple[str, str] | None:
     """The model that `from_pretrained` must load first, and the folder of PEFT's adapter for it; None for other calls.
 
-    Such a folder is what `save_pretrained` writes after `add_adapter` or `get_peft_model`. It has no config.json.
+    See `peft_base`.
     """
     if name is None:
         return None
     name, subfolder, hub = _asked_folder(name, options)
     folder = os.path.join(name, subfolder)
-    if not os.path.isdir(folder) or is_soundwave(folder):
-        return None
-    peft = read_json(folder, LORA_FILES[0])
-    base = peft.get("base_model_name_or_path")
-    if not base or not (os.path.isdir(base) or is_hub_name(base)):
-        return None
-    if "alignment_adapter" in (peft.get("modules_to_save") or ()):  # what goes on from adapters, without its config
-        return None
-    config = cached_file(base, CONFIG_NAME, **IF_THERE, **hub)
-    return (base, folder) if config is not None and is_soundwave(os.path.dirname(config)) else None
+    base = peft_base(folder, **hub) if os.path.isdir(folder) else None
+    return None if base is None else (base, folder)
 
 
 def from_peft_folder(model_class, base: str, folder: str, *args, **options):

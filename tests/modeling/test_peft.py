@@ -312,6 +312,20 @@ def test_a_lora_of_the_embeddings_does_not_load_with_a_tied_head(backbones, adap
         SoundwaveForConditionalGeneration.from_backbones(*backbones, adapter=str(folder))
 
 
+def test_a_lora_of_the_encoder_does_not_load_without_the_llm(backbones, tmp_path):
+    config = LoraConfig(r=2, target_modules=r".*audio_tower.*\.q_proj", modules_to_save=list(ADAPTERS))
+    tuned = get_peft_model(joined(backbones), config)
+    tuned.save_pretrained(tmp_path)
+    tuned.get_base_model().config.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"changes the encoder too \(.*audio_tower.*which `SoundwaveForCTC` cannot load"
+    ):
+        SoundwaveForCTC.from_pretrained(tmp_path)
+    torch.testing.assert_close(
+        logits_of(SoundwaveForConditionalGeneration.from_pretrained(tmp_path)), logits_of(tuned)
+    )
+
+
 @pytest.mark.parametrize("part", [SoundwaveForCTC, SoundwaveModel], ids=lambda part: part.__name__)
 def test_a_part_of_the_model_takes_no_lora_of_the_whole(whole, tmp_path, part):
     tuned_folder(whole, tmp_path, "get_peft_model")
@@ -319,11 +333,11 @@ def test_a_part_of_the_model_takes_no_lora_of_the_whole(whole, tmp_path, part):
         part.from_pretrained(tmp_path)
 
 
-def test_adapters_that_peft_saved_are_never_put_onto_what_holds_them_already(whole, adapter, tmp_path):
+def test_adapters_that_peft_saved_are_never_put_onto_what_holds_them_already(adapter, tmp_path):
     """Published adapters name themselves as the base: their LoRA would be applied twice."""
     folder = shutil.copytree(adapter[0], tmp_path / "adapter")
     (folder / "config.json").unlink()
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": whole}))
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(folder)}))
     with pytest.raises(ValueError, match="holds Soundwave adapters and a LoRA that PEFT saved, and no config.json"):
         SoundwaveForConditionalGeneration.from_pretrained(folder)
