@@ -418,7 +418,8 @@ def load_adapter_weights(model, adapter: str):
 
 
 def load_trained(model, path: str):
-    """Load the parameters that Stage I trained.
+    """Load the parameters that Stage I trained. Those outside its adapter and head are noted as `trained_besides`, for
+    the trainers.
 
     Raises: `ValueError` if one is missing, or does not exist in the model.
     """
@@ -433,6 +434,7 @@ def load_trained(model, path: str):
         )
     _refuse_missing(expected - weights.keys(), path)
     audio_model.load_state_dict(weights, strict=False)
+    audio_model.trained_besides = sorted(weights.keys() - expected)
 
 
 def _adapter_names(model, parts=("alignment_adapter", "ctc_head", "shrinking_adapter")) -> set[str]:

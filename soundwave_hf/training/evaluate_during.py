@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from ..evaluation.metrics import character_error_rate, collapse_ctc, exact_match, has_words, word_error_rate
 from .augment import Augmentation
 from .collator import SoundwaveDataCollator
+from .saving import base_of
 from .stages import Stage
 
 
@@ -130,7 +131,7 @@ def answers(model, collator: SoundwaveDataCollator, rows: list[dict]) -> list[tu
 @torch.no_grad()
 def collect_texts(model, collator: SoundwaveDataCollator, rows: list[dict], batch_size: int) -> dict[str, list]:
     """Pairs of reference and found text for `ctc`, `transcripts` and `answers`."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_of(model)
     pairs: dict[str, list] = {"ctc": [], "transcripts": [], "answers": []}
     for batch in in_batches([row for row in rows if has_transcript(row)], batch_size):
         pairs["ctc"] += zip([row["text"] for row in batch], ctc_transcripts(base, collator, batch), strict=True)

@@ -22,8 +22,8 @@ class RunCard:
     recipe: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
 
-    def text(self, config, history: list[dict], has_lora: bool) -> str:
-        """Markdown with metadata, for a model's config and a trainer's `log_history`."""
+    def text(self, config, history: list[dict], kind: str) -> str:
+        """Markdown with metadata, for a model's config, a trainer's `log_history` and the `kind` of `ModelFacts`."""
         # Imported late: the scores in a card come from the package's own evaluation.
         from ..publish.card import model_card
         from ..publish.card_parts import write_card
@@ -32,7 +32,7 @@ class RunCard:
 
         data = read_comment(self.data)
         facts = ModelFacts(
-            kind="lora" if has_lora else "align",
+            kind=kind,
             encoder=str(config.audio_config.name_or_path),
             llm=str(config.text_config.name_or_path),
             runs=[Run(self.stage, self.recipe, history, data, self.versions)],

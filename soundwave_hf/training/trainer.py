@@ -43,6 +43,14 @@ from .mixture import (
     number_tasks,
 )
 from .run_card import RunCard
+from .saving import (
+    base_of,
+    has_own_adapter,
+    load_own_adapter,
+    names_of_stage_one,
+    refuse_lost_weights,
+    saved_form,
+)
 from .stages import Stage, check_trainable
 from .watch import CollapseCallback, PlotCallback
 
@@ -298,25 +306,29 @@ class SoundwaveTrainerMixin:
         destination = output_dir or self.args.output_dir
         with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
-            save_encoder_lora(self._base, str(folder), state_dict)
-            self._base.config.save_pretrained(folder, names_from=destination)  # PEFT writes none
-            # The rest of the generation config is the LLM's.
-            config = getattr(self._base, "generation_config", None)
-            kept = (*DEFAULTS, *POSITION_OPTIONS)
-            defaults = {name: getattr(config, name, None) for name in kept}
-            if defaults := {name: value for name, value in defaults.items() if value is not None}:
-                (folder / GENERATION_CONFIG_NAME).write_text(json.dumps(defaults) + "\n")
+            if saved_form(self.model) in ("align", "lora"):
+                self._save_beside_adapters(folder, destination, state_dict)
             # This replaces PEFT's card, which would load the adapters onto any model of their width.
             for name, text in {**self.record, "README.md": self._card()}.items():
                 (folder / name).write_text(text, encoding="utf-8")
 
+    def _save_beside_adapters(self, folder: Path, destination: str, state_dict):
+        """Write what adapters need besides their weights. A whole model has it; PEFT's adapter of one needs none."""
+        save_encoder_lora(self._base, str(folder), state_dict)
+        self._base.config.save_pretrained(folder, names_from=destination)
+        # The rest of the generation config is the LLM's.
+        config = getattr(self._base, "generation_config", None)
+        defaults = {name: getattr(config, name, None) for name in (*DEFAULTS, *POSITION_OPTIONS)}
+        if defaults := {name: value for name, value in defaults.items() if value is not None}:
+            (folder / GENERATION_CONFIG_NAME).write_text(json.dumps(defaults) + "\n")
+
     @property
     def _base(self):
-        """The model without PEFT's wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        return base_of(self.model)
 
     def _card(self) -> str:
-        return self.card.text(self._base.config, self.state.log_history, has_lora=hasattr(self.model, "peft_config"))
+        form = saved_form(self.model)
+        return self.card.text(self._base.config, self.state.log_history, "lora" if form == "peft" else form)
 
     def create_model_card(self, *args, **kwargs):
         """Write this package's card to the output folder; TRL asks for one at each save."""
@@ -331,6 +343,7 @@ class SoundwaveTrainerMixin:
     def create_optimizer(self, *args, **kwargs):
         if self.stage is not None:
             check_trainable(self.model, self.stage)
+        refuse_lost_weights(self.model, self.audio_model)
         return super().create_optimizer(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -534,7 +547,24 @@ class SoundwaveTrainerMixin:
                 f"`{last_checkpoint(self.args.output_dir)}`."
             )
         self.state.best_model_checkpoint = str(best)
-        super()._load_best_model()
+        if self._loads_itself(best):
+            self._load_from_checkpoint(str(best))
+        else:
+            super()._load_best_model()
+
+    def _loads_itself(self, checkpoint: str | os.PathLike) -> bool:
+        """Whether `Trainer` cannot load such a checkpoint: of Stage I, or of transformers' `add_adapter`."""
+        return os.path.isfile(os.path.join(checkpoint, TRAINED_FILE)) or has_own_adapter(self.model)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not self._loads_itself(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif has_own_adapter(self.model):
+            load_own_adapter(self.model, resume_from_checkpoint)
+        else:
+            load_trained(model or self.model, os.path.join(resume_from_checkpoint, TRAINED_FILE))
+            if has_encoder_lora(resume_from_checkpoint):
+                load_encoder_lora(model or self.model, resume_from_checkpoint)
 
     def _save_checkpoint(self, model, trial):
         self._refuse_diverged()  # before its folder is made
@@ -578,13 +608,16 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
 
     Both losses are means over the whole accumulated batch of all processes: next-token over labels, CTC over clips.
 
+    Saved are adapter, head and what else trained (Stage I), the whole model, or what PEFT saves; see `saved_form`.
+
     Args:
         stage (`Stage`, *optional*): a row of `STAGES`; if given, exactly its parameters must train.
         args (`TrainingArguments`): best [`SoundwaveTrainingArguments`].
         others: as in `Trainer`. `data_collator` says which columns the rows need.
 
-    Raises: `ValueError` in `train` if other parameters train than the stage's; at once for options of another loss
-    (`label_smoothing_factor`, `compute_loss_func`, `average_tokens_across_devices=False` with several processes).
+    Raises: `ValueError` in `train` if other parameters train than the stage's, or would not be saved; at once for
+    options of another loss (`label_smoothing_factor`, `compute_loss_func`, `average_tokens_across_devices=False` with
+    several processes).
 
     Example:
 
@@ -666,36 +699,23 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         return (loss, output) if return_outputs else loss
 
     def _save_trained(self, folder, state_dict):
-        if hasattr(self.model, "peft_config"):
+        if saved_form(self.model) != "align":
             super()._save_trained(folder, state_dict)
             return
-        # A checkpoint holds what trained: the frozen parts are on the hub.
         # With sharded parameters, the whole ones are in the state that `Trainer` gathered.
         whole = dict(self.model.named_parameters()) if state_dict is None else state_dict
-        trains = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        names = [name for name in trains if ".lora_" not in name]  # the encoder's LoRA has its own file
-        trained = {name: whole[name].detach().cpu().contiguous() for name in names}
+        trained = {name: whole[name].detach().cpu().contiguous() for name in names_of_stage_one(self.model)}
         save_file(trained, os.path.join(folder, TRAINED_FILE), metadata={"format": "pt"})
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        trained = os.path.join(resume_from_checkpoint, TRAINED_FILE)
-        if os.path.isfile(trained):
-            load_trained(model or self.model, trained)
-            if has_encoder_lora(resume_from_checkpoint):
-                load_encoder_lora(model or self.model, resume_from_checkpoint)
-        else:
-            with checked_by_caller():  # a checkpoint of this run, possibly of an older version
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with checked_by_caller():  # a checkpoint of this run, possibly of an older version
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        # `Trainer` loads whole models and those of PEFT.
-        if os.path.isfile(os.path.join(self.state.best_model_checkpoint, TRAINED_FILE)):
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-        else:
-            with checked_by_caller():
-                super()._load_best_model()
+        with checked_by_caller():
+            super()._load_best_model()
 
 
 __all__ = ["SoundwaveTrainer", "SoundwaveTrainerMixin"]

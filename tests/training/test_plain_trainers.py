@@ -16,9 +16,10 @@ from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.mixture import Mixture
 from soundwave_hf.training.run import read_rows
-from soundwave_hf.training.sft import SoundwaveSFTTrainer
+from soundwave_hf.training.sft import SoundwaveSFTConfig, SoundwaveSFTTrainer
+from soundwave_hf.training.stages import ADAPTERS
 from soundwave_hf.training.trainer import SoundwaveTrainer
-from tests.training.workspace import Workspace, everything_in, without_dropout
+from tests.training.workspace import Workspace, everything_in, train, without_dropout
 
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*\.(q|v)_proj"}
@@ -158,6 +159,191 @@ def test_what_the_librarys_trainer_saves_is_a_whole_model(workspace, rows, tmp_p
     loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "saved")
     for name, value in everything_in(loaded).items():
         torch.testing.assert_close(value, everything_in(trainer.model)[name], rtol=0, atol=0, msg=name)
+
+
+# ---- what our trainers save of a whole checkpoint ----
+
+
+@pytest.fixture(scope="module")
+def merged(workspace, tmp_path_factory) -> str:
+    """A whole checkpoint. Its LLM holds a LoRA, and is no longer the backbone that the config names."""
+    folder = tmp_path_factory.mktemp("merged")
+    joined = SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm)
+    get_peft_model(joined, LoraConfig(**LORA, init_lora_weights=False)).merge_and_unload().save_pretrained(folder)
+    workspace.processor().save_pretrained(folder)
+    return str(folder)
+
+
+def form_of(merged: str, form: str) -> nn.Module:
+    """The whole checkpoint, ready to train: all but the encoder, or a LoRA in one of three ways."""
+    torch.manual_seed(0)
+    model = SoundwaveForConditionalGeneration.from_pretrained(merged)
+    without_dropout(model)
+    if form == "add_adapter":
+        model.add_adapter(LoraConfig(**LORA))
+    if form == "get_peft_model":
+        model = get_peft_model(model, LoraConfig(**LORA))
+    if form == "modules_to_save":
+        model = get_peft_model(model, LoraConfig(**LORA, modules_to_save=list(ADAPTERS)))
+    return model
+
+
+def trainer_of(workspace: Workspace, folder, kind, model: nn.Module, max_steps: int, losses=("ce",), **more):
+    """A trainer of large steps on eight rows, that saves and evaluates after each. The first is the best."""
+    config = SoundwaveSFTConfig if kind is SoundwaveSFTTrainer else SoundwaveTrainingArguments
+    options = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1.0, "max_grad_norm": 0.0, **more}
+    arguments = config(
+        str(folder),
+        max_steps=max_steps,
+        per_device_train_batch_size=4,
+        train_sampling_strategy="sequential",
+        lr_scheduler_type="constant",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        plot_loss=False,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    rows = read_rows(workspace.data / "train.jsonl", {}).select(range(8))
+    return kind(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=SoundwaveDataCollator(workspace.processor(), workspace.data, losses),
+        processing_class=workspace.processor(),
+    )
+
+
+@torch.no_grad()
+def logits_of(workspace: Workspace, model: nn.Module) -> torch.Tensor:
+    rows = [read_rows(workspace.data / "train.jsonl", {})[index] for index in (0, 1)]
+    return model.eval()(**SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",))(rows)).logits
+
+
+FORMS = ["whole", "add_adapter", "get_peft_model", "modules_to_save"]
+
+
+@pytest.mark.parametrize("kind", [SoundwaveTrainer, SoundwaveSFTTrainer])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_our_trainers_save_of_a_whole_checkpoint_loads_and_goes_on(workspace, merged, tmp_path, form, kind):
+    whole = trainer_of(workspace, tmp_path / "out", kind, form_of(merged, form), 3)
+    before = logits_of(workspace, whole.model)
+    whole.train()
+    whole.save_model()
+    expected = logits_of(workspace, whole.model)
+    assert (expected - before).abs().max() > 0.1
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-3"):
+        loaded = SoundwaveForConditionalGeneration.from_pretrained(folder)
+        torch.testing.assert_close(logits_of(workspace, loaded), expected, rtol=1e-4, atol=1e-4)
+    assert "SoundwaveForConditionalGeneration.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+    resumed = trainer_of(workspace, tmp_path / "again", kind, form_of(merged, form), 3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for name, value in everything_in(whole.model).items():
+        torch.testing.assert_close(everything_in(resumed.model)[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_our_trainer_loads_the_best_of_a_whole_checkpoint(workspace, merged, tmp_path, form):
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+    }
+    trainer = trainer_of(workspace, tmp_path, SoundwaveTrainer, form_of(merged, form), 2, **options)
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_global_step == 1 + (losses[1] < losses[0])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-2
+
+
+@pytest.mark.parametrize("modules", [None, list(ADAPTERS)], ids=["lora", "modules_to_save"])
+def test_a_lora_that_trl_adds_is_saved_for_the_whole_checkpoint(workspace, merged, rows, tmp_path, modules):
+    config = LoraConfig(**LORA, modules_to_save=modules)
+    model = SoundwaveForConditionalGeneration.from_pretrained(merged)
+    trainer = run(workspace, rows, tmp_path, SoundwaveSFTTrainer, model, ("ce",), peft_config=config)
+    trainer.save_model()
+    expected = logits_of(workspace, trainer.model)
+    assert not (tmp_path / "config.json").exists()
+    loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits_of(workspace, loaded), expected, rtol=1e-4, atol=1e-4)
+    # As earlier versions saved it.
+    model.config.save_pretrained(tmp_path)
+    loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits_of(workspace, loaded), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["add_adapter", "get_peft_model"])
+def test_weights_that_peft_would_not_save_are_refused_before_the_first_step(workspace, merged, tmp_path, form):
+    model = form_of(merged, form)
+    for name, parameter in model.named_parameters():
+        if "shrinking_adapter" in name or "blank_bias" in name:
+            parameter.requires_grad_(True)
+    trainer = trainer_of(workspace, tmp_path, SoundwaveTrainer, model, 1)
+    with pytest.raises(ValueError, match=r"would not save them.*modules_to_save=\['ctc_head', 'shrinking_adapter'\]"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_biases_that_peft_saves_may_train(workspace, merged, tmp_path):
+    model = SoundwaveForConditionalGeneration.from_pretrained(merged)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=r".*alignment_adapter.*\.fc1", bias="all"))
+    assert any(name.endswith("fc1.base_layer.bias") and p.requires_grad for name, p in model.named_parameters())
+    trainer_of(workspace, tmp_path, SoundwaveTrainer, model, 1, save_strategy="no").train()
+
+
+# ---- what our trainer saves in Stage I ----
+
+
+def stage_one(workspace: Workspace, folder, trains: str, max_steps: int, adapter: str | None = None):
+    """A trainer of Stage I in which exactly the parameters train whose names hold `trains`."""
+    torch.manual_seed(0)
+    model = SoundwaveForCTC.from_backbones(workspace.encoder, workspace.llm, adapter=adapter)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains in name)
+    without_dropout(model)
+    return trainer_of(workspace, folder, SoundwaveTrainer, model, max_steps, ("ctc",), learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("trains", ["ctc_head", "alignment_adapter", "audio_tower"])
+def test_any_part_that_trains_in_stage_one_is_saved_beside_the_adapter_and_the_head(workspace, tmp_path, trains):
+    whole = stage_one(workspace, tmp_path / "out", trains, 3)
+    whole.train()
+    whole.save_model()
+    loaded = SoundwaveForCTC.from_pretrained(tmp_path / "out")
+    resumed = stage_one(workspace, tmp_path / "again", trains, 3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for name, value in everything_in(whole.model).items():
+        torch.testing.assert_close(everything_in(resumed.model)[name], value, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(everything_in(loaded)[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_an_encoder_that_stage_one_trained_stays_or_is_refused(workspace, tmp_path):
+    first = stage_one(workspace, tmp_path / "first", "audio_tower", 2)
+    first.train()
+    first.save_model()
+    second = stage_one(workspace, tmp_path / "second", "alignment_adapter", 2, adapter=str(tmp_path / "first"))
+    second.train()
+    second.save_model()
+    loaded = SoundwaveForCTC.from_pretrained(tmp_path / "second")
+    for name, value in first.model.audio_tower.named_parameters():
+        torch.testing.assert_close(loaded.audio_tower.get_parameter(name), value, rtol=0, atol=0, msg=name)
+    recipe = workspace.recipe("shrink", tmp_path / "shrink", start_from=str(tmp_path / "second"))
+    with pytest.raises(ValueError, match=r"Stage I trained \d+ weights of the backbones, such as `audio_tower\."):
+        train(recipe)
+    # The way out that the error names.
+    folder = str(tmp_path / "second")
+    joined = SoundwaveForConditionalGeneration.from_backbones(adapter=folder)
+    joined.save_pretrained(tmp_path / "joined")
+    model = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "joined")
+    trainer = trainer_of(workspace, tmp_path / "whole", SoundwaveTrainer, model, 1, learning_rate=1e-3)
+    trainer.train()
+    found = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "whole" / "checkpoint-1").model.audio_tower
+    for name, value in first.model.audio_tower.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), value, rtol=0, atol=0, msg=name)
 
 
 # ---- data sets of the library as they are ----

@@ -222,7 +222,7 @@ def test_a_card_names_backbones_of_the_hub_and_the_last_scores(chain):
     config = type(config).from_dict(config.to_dict())
     config.audio_config._name_or_path, config.text_config._name_or_path = "openai/whisper-base", "org/llm"
     history = [{"step": 1, "eval_wer": 0.9, "eval_ctc_wer": 1.0}, {"step": 2, "eval_wer": 0.5, "eval_a_cer": 0.25}]
-    card = ModelCard(RunCard("shrink").text(config, history, has_lora=True))
+    card = ModelCard(RunCard("shrink").text(config, history, kind="lora"))
     assert card.data.base_model == ["openai/whisper-base", "org/llm"]
     assert "| evaluation data | word error rate | 0.5 |" in card.text
     assert last_measured(history) == [("", "wer", 0.5), ("", "ctc_wer", 1.0), ("a", "cer", 0.25)]
