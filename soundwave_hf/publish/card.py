@@ -97,7 +97,8 @@ def _results(file: ScoreFile) -> list[EvalResult]:
 
 def _title(facts: ModelFacts) -> str:
     names = _backbones(facts)
-    title = f"# {facts.name.split('/')[-1]}" if facts.name else "# Soundwave speech adapters"
+    unnamed = "Soundwave speech model" if facts.kind == "whole" else "Soundwave speech adapters"
+    title = f"# {facts.name.split('/')[-1] if facts.name else unnamed}"
     stage = facts.runs[-1].stage if facts.runs else None
     trained = f" that `soundwave-hf train` trained{f' in stage `{stage}`' if stage else ''}"
     what = {

@@ -237,7 +237,9 @@ def test_what_our_trainers_save_of_a_whole_checkpoint_loads_and_goes_on(workspac
     for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-3"):
         loaded = SoundwaveForConditionalGeneration.from_pretrained(folder)
         torch.testing.assert_close(logits_of(workspace, loaded), expected, rtol=1e-4, atol=1e-4)
-    assert "SoundwaveForConditionalGeneration.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "SoundwaveForConditionalGeneration.from_pretrained" in card
+    assert ("holds the whole model" in card) == ("# Soundwave speech model" in card) == (form == "whole")
     resumed = trainer_of(workspace, tmp_path / "again", kind, form_of(merged, form), 3)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     for name, value in everything_in(whole.model).items():
