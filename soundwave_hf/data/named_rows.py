@@ -4,14 +4,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import datasets
-from datasets import Audio, Dataset, DatasetDict, List, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from .cuts import Cutter
 from .layouts import find_layout
 from .lengths import with_seconds
 from .locate import Found, Source, folder_of
 from .readers import number_fields, read_audio_folder, read_file
-from .rows import COLUMNS, RowCheck, at_folder, rename, stored_messages, suggest_columns
+from .rows import COLUMNS, TEXTS, RowCheck, at_folder, rename, stored_messages, suggest_columns
 
 
 # ---- files that `readers` reads ----
@@ -139,7 +139,31 @@ def under_our_names(rows, source: Source, keep_others: bool = False):
     known = [name for name in renamed if name in COLUMNS]
     if missing := missing_columns(known):
         raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
-    return rows.select_columns(renamed if keep_others else known)
+    return _with_label_names(rows.select_columns(renamed if keep_others else known))
+
+
+def _with_label_names(rows):
+    """A `Dataset` or stream with names of labels, in place of their numbers, where we expect text."""
+    kinds = {name: kind for name, kind in (rows.features or {}).items() if name in ("text", *TEXTS)}
+    kinds = {name: kind for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
+    if not kinds:
+        return rows
+    if isinstance(rows, Dataset):  # a map would copy the clips
+        named = {name: _names_of(rows[name], kind) for name, kind in kinds.items()}
+        order = rows.column_names
+        rows = rows.remove_columns(list(named))
+        for name, values in named.items():
+            rows = rows.add_column(name, values, feature=Value("string"))
+        return rows.select_columns(order)
+    features = Features({**rows.features, **dict.fromkeys(kinds, Value("string"))})
+    return rows.map(
+        lambda row: {name: _names_of([row[name]], kind)[0] for name, kind in kinds.items()}, features=features
+    )
+
+
+def _names_of(numbers, kind: ClassLabel) -> list[str | None]:
+    """Names of labels. In the library -1 is a row without a label."""
+    return [None if number is None or number < 0 else kind.int2str(number) for number in numbers]
 
 
 def missing_columns(names: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from ..processing.spelling_soundwave import spell_numbers
 COLUMNS = ("audio", "text", "seconds", "source", "task", "question", "answer", "messages")
 COLUMNS += ("language",)  # of the transcript, for number words
 COLUMNS += ("speaker", "translation")  # training ignores these; other verbs of `data` use them
+TEXTS = ("source", "task", "question", "answer", "language", "speaker", "translation")  # one text in each row
 BARE_KEYS = ("audio", "path", "url", "bytes")  # keys of an audio part whose value is a clip by itself
 # Names that other data sets use. They are never assumed: an error suggests the `columns` to write.
 COMMON_NAMES = {
@@ -409,6 +410,7 @@ def check_repeat(repeat: Mapping[str, int], sources: Iterable[str | None]):
 
 __all__ = [
     "COLUMNS",
+    "TEXTS",
     "RowCheck",
     "at_folder",
     "check_columns",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from datasets import Audio, ClassLabel, Dataset, Features, List, Value
+from datasets import Audio, Dataset, Features, List, Value
 from pyarrow import ArrowInvalid, ArrowTypeError
 
 from .layouts import find_layout
@@ -23,10 +23,9 @@ from .named_rows import (
     under_our_names,
     with_places,
 )
-from .rows import COLUMNS, RowCheck, check_repeat, clips_of, stored_clip, stored_messages
+from .rows import COLUMNS, TEXTS, RowCheck, check_repeat, clips_of, stored_clip, stored_messages
 
 
-TEXTS = ("source", "task", "question", "answer", "language", "speaker", "translation")
 CLIP = {"bytes": Value("binary"), "path": Value("string")}
 MESSAGES = List(
     {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string"), "audio": CLIP})}
@@ -296,14 +295,7 @@ def _join(parts: list[Dataset]) -> Dataset:
 
 def _with_texts(rows: Dataset) -> Dataset:
     """Rows whose speakers are text, also where a source numbers them."""
-    other = [name for name in TEXTS if name in rows.features and rows.features[name] != Value("string")]
-    labels = {name: rows.features[name] for name in other if isinstance(rows.features[name], ClassLabel)}
-    if labels:  # a cast would give their numbers
-        named = {name: [None if n is None else kind.int2str(n) for n in rows[name]] for name, kind in labels.items()}
-        rows = rows.remove_columns(list(named))
-        for name, values in named.items():
-            rows = rows.add_column(name, values)
-    kinds = {name: Value("string") for name in other if name not in labels}
+    kinds = {name: Value("string") for name in TEXTS if rows.features.get(name, Value("string")) != Value("string")}
     return rows.cast(Features({**rows.features, **kinds})) if kinds else rows
 
 

@@ -32,7 +32,7 @@ from soundwave_hf.data.clean.judge import CleanRows
 from soundwave_hf.data.clean.parts import open_parts, scan
 from soundwave_hf.data.clean.report import Sample, Totals, draw, thresholds
 from soundwave_hf.data.clean.run import clean, merge
-from soundwave_hf.data.sources import open_rows
+from soundwave_hf.data.sources import open_rows, open_streams
 
 
 RATE = 16_000
@@ -462,6 +462,46 @@ def test_columns_of_mixed_types_become_json_text(data, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     clean(str(tmp_path / "rows.jsonl"), tmp_path / "out", FILTERS)
     assert datasets.load_dataset(str(tmp_path / "out"))["train"]["note"][:] == ["1", '"two"', None]
+
+
+def test_numbers_of_speakers_are_kept_as_text(data, tmp_path):
+    clip = str(data / "clips/rows0.wav")
+    speakers = [1089, "s2", 3.0, None]
+    rows = [{"audio": clip, "text": f"row {n}", "speaker": speaker} for n, speaker in enumerate(speakers)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = clean(str(tmp_path / "rows.jsonl"), tmp_path / "out", FILTERS)
+    assert (report["rows"], report["kept"]) == (4, 4)
+    assert datasets.load_dataset(str(tmp_path / "out"))["train"]["speaker"][:] == ["1089", "s2", "3", None]
+
+
+def test_a_text_column_that_holds_a_list_is_the_problem_of_its_row(data, tmp_path):
+    rows = [{"audio": str(data / "clips/rows0.wav"), "text": "a", "speaker": each} for each in (["one"], "two")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = clean(str(tmp_path / "rows.jsonl"), tmp_path / "out", FILTERS)
+    (row,) = dropped_rows(tmp_path / "out")
+    assert report["kept"] == 1 and row["reasons"] == ["row"]
+    assert "/rows.jsonl` has a value that its column cannot hold: Expected bytes, got a 'list'" in json.dumps(row)
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "streamed"])
+def test_labels_of_text_columns_become_their_names(data, tmp_path, form):
+    rows = [{"audio": str(data / "clips/rows0.wav"), "text": 0, "language": 1, "speaker": 0}]
+    rows.append({**rows[0], "audio": str(data / "clips/rows6.wav"), "speaker": None})
+    rows = Dataset.from_list(rows).cast_column("text", ClassLabel(names=["yes", "no"]))
+    rows = rows.cast_column("language", ClassLabel(names=["en", "tr"]))
+    rows = rows.cast_column("speaker", ClassLabel(names=["Ada"]))
+    source = str(tmp_path / "rows")
+    if form == "saved":
+        rows.save_to_disk(source)
+    else:
+        source += ".parquet"
+        rows.to_parquet(source)
+    clean({"path": source, "streaming": form == "streamed"}, tmp_path / "out", FILTERS)
+    kept = datasets.load_dataset(str(tmp_path / "out"))["train"]
+    assert (kept["text"][:], kept["language"][:], kept["speaker"][:]) == (["yes"] * 2, ["tr"] * 2, ["Ada", None])
+    opened = open_rows(source)
+    assert (opened["text"][:], opened["language"][:], opened["speaker"][:]) == (["yes"] * 2, ["tr"] * 2, ["Ada", None])
+    assert [row["language"] for row in open_streams(source).streams["every row"]] == ["tr", "tr"]
 
 
 def test_names_of_labels_are_kept(data, tmp_path):

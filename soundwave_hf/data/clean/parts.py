@@ -16,9 +16,9 @@ from ..cuts import Cutter
 from ..each_row import is_segment
 from ..locate import OWN_KINDS, Found, Source, find, list_sources
 from ..named_rows import own_rows, refuse_unseen, undecoded, under_our_names, with_constants
-from ..rows import COLUMNS, RowCheck, at_folder, stored_clip, stored_messages
+from ..rows import COLUMNS, TEXTS, RowCheck, at_folder, stored_clip, stored_messages
 from ..streams import library_stream, shards_of
-from ..tables import MESSAGES, TEXTS, open_rows
+from ..tables import MESSAGES, open_rows
 
 
 SCANNED_KINDS = ("json", "csv", "audiofolder")  # their rows are read once before the run: they hold no recordings
@@ -151,6 +151,9 @@ class Columns:
         values = {name: row.get(name) for name in (*self.ours, *self.others)}
         for name in self.as_json & values.keys():
             values[name] = None if values[name] is None else json.dumps(values[name], ensure_ascii=False, default=str)
+        for name in TEXTS:
+            if isinstance(values.get(name), int | float):  # a speaker's number, as text: the same as from `open_rows`
+                values[name] = pa.scalar(values[name]).cast(pa.string()).as_py()
         if row.get("messages") is not None:
             values["messages"] = stored_messages(row["messages"], "")
         for name, change in (("audio", stored_clip), ("text", lambda text: text)):
@@ -174,7 +177,7 @@ class Columns:
         try:
             self.table([self.stored(row.values)])
         except (pa.ArrowException, ValueError, TypeError, OSError, OverflowError) as error:
-            return Row(row.name, row.values, f"{row.name} does not fit the columns of the rows before it: {error}")
+            return Row(row.name, row.values, f"{row.name} has a value that its column cannot hold: {error}")
         return row
 
 
