@@ -194,6 +194,15 @@ class RowCheck:
             raise ValueError(f"{name} has `messages` without a turn of the `assistant`: there is nothing to learn.")
         if any(not "".join(part.get("text") or "" for part in _parts(answer)).strip() for answer in answers):
             raise ValueError(f"{name} has an `assistant` turn without text: there is nothing to learn in it.")
+        last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
+        # The LLM reads a conversation up to its last answer. CTC alone learns any clip that has a transcript.
+        if "ce" in self.losses and any(
+            part["type"] != "text" for turn in messages[last + 1 :] for part in _parts(turn)
+        ):
+            raise ValueError(
+                f"{name} has audio after the last turn of the `assistant`, which no turn answers: add the answer, or "
+                "leave these turns and their clips out."
+            )
         open_places, given = _open_places(messages), len(_as_clips(row.get("audio")))
         if open_places != given:
             raise ValueError(

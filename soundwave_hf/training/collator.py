@@ -240,7 +240,7 @@ class SoundwaveDataCollator:
         for index, message in enumerate(messages[: last + 1]):
             if message["role"] != "assistant":
                 continue
-            before, after = self._render(messages[:index], prompted=True), self._render(messages[: index + 1])
+            before, after = self._before_answer(messages[:index]), self._render(messages[: index + 1])
             if not (whole.startswith(before) and before.startswith(done)) or not whole.startswith(after.rstrip()):
                 raise ValueError(
                     "The LLM's chat template changes an earlier turn when a later one follows, so the answers in "
@@ -251,6 +251,12 @@ class SoundwaveDataCollator:
             spans += [(before[len(done) :], False), (spoken, True)]
             done = before + spoken
         return spans
+
+    def _before_answer(self, messages: list[dict]) -> str:
+        """What a template writes before an answer to these messages. There may be none: an answer can come first."""
+        if messages:
+            return self._render(messages, prompted=True)
+        return self._render([{"role": "assistant", "content": [{"type": "text", "text": BEGIN}]}]).partition(BEGIN)[0]
 
     def _up_to_end(self, written: str, answer: str) -> str:
         """What a template wrote for an answer, up to its end token if there is one."""

@@ -292,6 +292,8 @@ CLIP = {"audio": "a.wav", "seconds": 1.0}
         ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": 4}]}]}, "a text part with 4"),
         ({"messages": [{"role": "assistant", "content": " "}]}, "an `assistant` turn without text"),
         ({"messages": [{"role": "assistant", "content": [{"type": "audio", "path": "a"}]}]}, "audio in a turn"),
+        ({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": [{"type": "audio"}]}],
+          "audio": "a.wav"}, "has audio after the last turn of the `assistant`, which no turn answers: add the"),
         ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "both `messages` and `question` or"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "a"}]},
          "has 1 audio parts without a clip and 0 clips in `audio`"),

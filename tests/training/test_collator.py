@@ -306,6 +306,29 @@ def test_every_turn_of_the_assistant_is_learnt_and_nothing_else(collator, proces
     assert processor.decode(batch["ctc_labels"][0]) == " one"
 
 
+def test_a_conversation_may_begin_with_the_assistant(collator, processor):
+    system = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
+    begun = [turn("assistant", "system"), *TALK]
+    for messages in (begun, [turn("assistant", "system")], [turn("system", "Be kind."), turn("assistant", "system")]):
+        batch = collator(("ce",))([{"messages": messages}])
+        text = processor.tokenizer.decode(batch["input_ids"][0])
+        answers = ["system", "Same.", "Yes."] if messages is begun else ["system"]
+        assert learnt(batch, processor) == [f"{answer}<|im_end|>" for answer in answers]
+        start = system if messages[0]["role"] == "assistant" else "<|im_start|>system\nBe kind.<|im_end|>\n"
+        assert text.startswith(f"{start}<|im_start|>assistant\nsystem<|im_end|>")
+
+
+def test_a_clip_that_no_turn_answers_is_refused_where_answers_are_learnt(collator):
+    talk = [turn("user", "Hi."), turn("assistant", "Hello."), turn("user", CLIP, "Bye.")]
+    with pytest.raises(ValueError, match="Row 0 has audio after the last turn of the `assistant`, which no turn ans"):
+        collator(("ce",))([{"messages": talk}])
+    heard = {"messages": talk, "text": "Bye."}
+    assert len(collator(("ctc",))([heard])["input_features"]) == 1
+    talk = [turn("user", CLIP), turn("assistant", "Hello."), turn("user", "Bye.")]
+    batch = collator(("ce",))([{"messages": talk}])
+    assert len(batch["input_features"]) == (batch["input_ids"] == AUDIO).sum() == 1
+
+
 def test_messages_of_one_turn_are_the_ids_of_question_and_answer(collator):
     asked = {"audio": "clips/0.wav", "question": "Who?", "answer": "I."}
     said = {"messages": [turn("user", CLIP, "Who?"), turn("assistant", "I.")]}
