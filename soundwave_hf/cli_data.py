@@ -24,8 +24,10 @@ def read_source(text: str):
     """
     import yaml
 
+    from .keys import read_yaml
+
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"SOURCE cannot be read as YAML: {error}") from error
 

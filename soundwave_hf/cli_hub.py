@@ -35,8 +35,10 @@ def read_licenses(text: str | None):
     """
     import yaml
 
+    from .keys import read_yaml
+
     try:
-        return yaml.safe_load(text) if text else None
+        return read_yaml(text) if text else None
     except yaml.YAMLError as error:
         raise ValueError(f"`--licenses` cannot be read as YAML: {error}") from error
 

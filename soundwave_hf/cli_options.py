@@ -80,8 +80,10 @@ def read_mapping(text: str | None, option: str, example: str) -> dict:
     """The value of an option that is a YAML mapping; an empty one where the option is not given."""
     import yaml
 
+    from .keys import read_yaml
+
     try:
-        mapping = yaml.safe_load(text or "{}")
+        mapping = read_yaml(text or "{}")
     except yaml.YAMLError as error:
         raise ValueError(f"`{option}` cannot be read as YAML: {error}") from error
     if not isinstance(mapping, dict):

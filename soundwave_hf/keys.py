@@ -1,7 +1,35 @@
-"""Keys of recipes that a user writes."""
+"""Keys of YAML files that a user writes: none is unknown, and none is written twice."""
 
 import difflib
 from collections.abc import Iterable, Mapping
+
+import yaml
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """YAML in which a key that is written twice is an error, not the last value."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`, which is no key
+                continue
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                problem = f"`{key}` is written twice: keep one of them"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key_node.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str):
+    """The value of a YAML text. Raises: `yaml.YAMLError`, also for a key that is written twice."""
+    return yaml.load(text, Loader=_KeysOnce)
+
+
+def read_yaml_documents(text: str) -> list:
+    """The values of a YAML text, which `---` separates. Raises: as `read_yaml`."""
+    return list(yaml.load_all(text, Loader=_KeysOnce))
 
 
 def refuse_unknown(given: Mapping, known: Iterable[str], name: str, otherwise: str):
@@ -18,4 +46,4 @@ def refuse_unknown(given: Mapping, known: Iterable[str], name: str, otherwise: s
             raise ValueError(f"{name} has the key `{key}`, which does not exist. {hint}")
 
 
-__all__ = ["refuse_unknown"]
+__all__ = ["read_yaml", "read_yaml_documents", "refuse_unknown"]

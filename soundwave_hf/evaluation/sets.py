@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from ..data.manifest import read_rows
 from ..data.rows import rename
 from ..data.sources import Source, looks_local, open_rows, undecoded
+from ..keys import read_yaml
 from ..paths import soundwave_home
 from .shipped import EXAMPLES
 
@@ -64,7 +65,7 @@ def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
 
 def _as_mapping(text: str) -> dict:
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"`--data` has `{text}`, which cannot be read as YAML: {error}") from error
 

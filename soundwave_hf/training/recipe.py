@@ -11,14 +11,16 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from peft import LoraConfig
+from transformers import get_scheduler
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..adapters import resolve_adapter
 from ..data.backbones import resolve_backbone
 from ..data.sources import Source, list_sources
-from ..keys import refuse_unknown
+from ..keys import read_yaml, read_yaml_documents, refuse_unknown
 from ..modeling.backbones_soundwave import settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.encoder_lora_soundwave import has_encoder_lora
@@ -75,6 +77,8 @@ NEEDS_EVAL_DATA = ("eval_strategy", "eval_steps", "eval_on_start", "eval_samples
 NEEDS_EVAL_DATA += ("metric_for_best_model", "early_stopping_patience", "early_stopping_threshold")
 OF_ONE_RECIPE = ("stage", "start_from", "output_dir")  # keys that differ between the recipes of one file
 NOT_KEYS = {"written"}
+# Types of fields whose values are checked here, and what to give.
+KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 
 
 @dataclass
@@ -129,9 +133,6 @@ class RecipeArguments:
             raise ValueError(f"`stage` is {self.stage!r}; it must be one of {', '.join(STAGES)}.")
         if self.stage == "instruct" and self.start_from is None:
             raise ValueError("Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`.")
-        for name in ("warm_start", "streaming", "allow_other_backbones"):
-            if (value := getattr(self, name)) not in (None, True, False):
-                raise ValueError(f"`{name}` is {value!r}; give true or false.")
         if self.check_audio not in (None, True, False, "skip"):
             raise ValueError(f"`check_audio` is {self.check_audio!r}; give true, false or `skip`.")
         for name in ("columns", "repeat"):
@@ -276,7 +277,7 @@ def load_recipes(recipe: str | os.PathLike | Mapping, overrides: Mapping[str, An
     if isinstance(recipe, Mapping):
         return [check_recipe(recipe, "the recipe", overrides)]
     path = find_recipe(recipe)
-    documents = _read_yaml(path.read_text(encoding="utf-8"), f"`{path}`", yaml.safe_load_all) or [None]
+    documents = _read_yaml(path.read_text(encoding="utf-8"), f"`{path}`", read_yaml_documents) or [None]
     several = len(documents) > 1
     if several and (one := [key for key in OF_ONE_RECIPE if key in overrides]):
         raise ValueError(
@@ -304,10 +305,9 @@ def read_recipe(path: str | os.PathLike, overrides: Mapping[str, str] | None = N
     return recipes[0]
 
 
-def _read_yaml(text: str, name: str, load=yaml.safe_load):
+def _read_yaml(text: str, name: str, read=read_yaml):
     try:
-        values = load(text)
-        return list(values) if load is yaml.safe_load_all else values
+        return read(text)
     except yaml.YAMLError as error:
         # The text of a YAML error quotes the line, which may hold a secret.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not YAML"
@@ -340,8 +340,9 @@ def check_recipe(values, name: str, overrides: Mapping[str, Any] | None = None) 
     _expand_paths(values)
     ours = {f.name: values.pop(f.name) for f in fields(RecipeArguments) if f.name in values}
     recipe = RecipeArguments(**_typed(_read_sections(ours), RecipeArguments), written=written)
-    arguments = kind(**_typed(values, kind))
+    arguments = kind(**_typed(_with_schedule_numbers(values), kind))
     _check_sampling(recipe, arguments)
+    _check_schedule(arguments)
     return recipe, arguments
 
 
@@ -429,6 +430,9 @@ def _quantization_keys(given, name: str) -> set[str]:
             f"bitsandbytes, or a method of {methods}."
         )
     parameters = inspect.signature(AUTO_QUANTIZATION_CONFIG_MAPPING[method].__init__).parameters
+    for key, value in given.items():
+        if key in parameters and isinstance(parameters[key].default, bool) and not isinstance(value, bool):
+            raise ValueError(f"`{key}` in {name} is {value!r}; give true or false.")
     return {"quant_method", *parameters} - {"self", "kwargs"}
 
 
@@ -445,21 +449,45 @@ def _read_sections(values: dict) -> dict:
 
 
 def _typed(values: dict, owner: type) -> dict:
-    """Values for the fields of a dataclass, numbers as numbers: YAML reads `1e-4` as text, and 1e3 steps are 1000."""
-    kinds = {f.name: str(f.type) for f in fields(owner)}
-    return {key: _as_number(key, value, kinds.get(key, "")) for key, value in values.items()}
+    """Values for the fields of a dataclass, numbers as numbers: YAML reads `1e-4` as text, and 1e3 steps are 1000.
+
+    Raises: `ValueError` for a value that is no number, or not true or false, where the field is; for a missing value.
+    """
+    kinds = {f.name: _kinds(str(f.type)) for f in fields(owner)}
+    return {key: _as_kind(key, value, kinds.get(key, set())) for key, value in values.items()}
+
+
+def _kinds(annotation: str) -> set[str]:
+    """The names in the type of a field: `{"int", "None"}` of `int | None` and of `Optional[int]`."""
+    names = set(re.findall(r"\w+", annotation)) - {"class", "typing", "Union"}
+    return names - {"Optional", "NoneType"} | {"None"} if names & {"Optional", "NoneType"} else names
+
+
+def _as_kind(key: str, value, kinds: set[str]):
+    """A value for a field of one of `KINDS`. Fields of other types take any value."""
+    plain = kinds - {"None"}
+    kind = "float" if plain == {"int", "float"} else next(iter(plain)) if len(plain) == 1 else ""
+    if kind not in KINDS or (value is None and "None" in kinds):
+        return value
+    if value is None:
+        raise ValueError(f"`{key}` has no value; give {KINDS[kind]}, or leave the key out.")
+    if kind == "bool" and not isinstance(value, bool):
+        raise ValueError(f"`{key}` is {value!r}; give {KINDS[kind]}.")
+    return _as_number(key, value, kind) if kind in ("int", "float") else value
 
 
 def _as_number(key: str, value, kind: str):
-    if "str" in kind or not isinstance(value, str | float) or not ("int" in kind or "float" in kind):
-        return value
     try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"`{key}` is {value!r}, and a number was expected.") from None
-    if "float" not in kind and not number.is_integer():
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        raise ValueError(f"`{key}` is {value!r}, and a number was expected.")
+    if isinstance(value, int):
+        return value
+    if kind == "int" and not number.is_integer():
         raise ValueError(f"`{key}` is {value!r}, and a whole number was expected.")
-    return number if "float" in kind else int(number)
+    return number if kind == "float" else int(number)
 
 
 # ---- values that follow from others ----
@@ -501,6 +529,36 @@ def _check_sampling(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
         )
     if recipe.streaming and arguments.max_steps <= 0:
         raise ValueError("`streaming` is given, and streams have no end: say with `max_steps` how long to train.")
+
+
+def _with_schedule_numbers(values: dict) -> dict:
+    """Values of `lr_scheduler_kwargs` as numbers where YAML reads them as text: `1e-5`."""
+    if not isinstance(given := values.get("lr_scheduler_kwargs"), dict):
+        return values
+    return {**values, "lr_scheduler_kwargs": {key: _number_if(value) for key, value in given.items()}}
+
+
+def _number_if(value):
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _check_schedule(arguments: SoundwaveTrainingArguments):
+    """Raise `ValueError` if the schedule cannot be made of `lr_scheduler_kwargs`. Training would find out late."""
+    name = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
+    options = arguments.lr_scheduler_kwargs or {}
+    steps = arguments.max_steps if arguments.max_steps > 0 else 1000
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    try:
+        get_scheduler(name, optimizer, arguments.get_warmup_steps(steps), steps, scheduler_specific_kwargs=options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` is {options!r}, of which the schedule `{name}` cannot be made: {error}."
+        ) from error
+    if options and name in ("constant", "constant_with_warmup"):  # which transformers makes without them
+        raise ValueError(f"`lr_scheduler_kwargs` is {options!r}, and the schedule `{name}` takes none: leave it out.")
 
 
 def _name_backbones(values: dict):

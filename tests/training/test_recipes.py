@@ -233,6 +233,29 @@ def test_the_shipped_recipes_are_these():
         ({"stage": "instruct"}, "Stage `instruct` trains the LoRA of stage `shrink`: name its folder as `start_from`"),
         ({"repeat": {"s0": 2, "absent": 3}}, r"names \['absent'\], but the sources of the rows are \['s0', 's1'\]"),
         ({"learning_rate": "fast"}, "`learning_rate` is 'fast', and a number was expected"),
+        ({"learning_rate": [1e-3]}, r"`learning_rate` is \[0.001\], and a number was expected"),
+        ({"max_steps": True}, "`max_steps` is True, and a number was expected"),
+        ({"bf16": "false"}, "`bf16` is 'false'; give true or false"),
+        ({"bf16": 0}, "`bf16` is 0; give true or false"),
+        (
+            {"load_best_model_at_end": "false", "eval_data": "x.jsonl"},
+            "`load_best_model_at_end` is 'false'; give true or false",
+        ),
+        ({"stage": "shrink", "lora": {"use_dora": "no"}}, "`use_dora` is 'no'; give true or false"),
+        ({"model": {"keep_blanks": "no"}}, "`keep_blanks` is 'no'; give true or false"),
+        (
+            {"stage": "shrink", "quantization": {"load_in_4bit": "false"}},
+            "`load_in_4bit` in `quantization` of .* is 'false'; give true or false",
+        ),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+            "`lr_scheduler_kwargs` is {'min_lr': 1e-05}, of which the schedule `cosine` cannot be made: .* 'min_lr'",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_kwargs` is {}, .* cannot be made: .*min_lr"),
+        (
+            {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+            "`lr_scheduler_kwargs` is {'min_lr': 1e-05}, and the schedule `constant` takes none",
+        ),
         ({"max_steps": "1.5"}, "`max_steps` is '1.5', and a whole number was expected"),
         ({"augment": {"speed": "some"}}, "`speed` is 'some', and a number was expected"),
         ({"dataloader_persistent_workers": True}, "sets `dataloader_persistent_workers`, which a recipe cannot"),
@@ -288,6 +311,62 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("learning_rate", "a number"),
+        ("seed", "a whole number"),
+        ("bf16", "true or false"),
+        ("warmup_steps", "a number"),
+        ("train_sampling_strategy", "text"),
+        ("augment.speed", "a number"),
+        ("lora.r", "a whole number"),
+    ],
+)
+def test_a_key_without_a_value_is_named(write, key, expected):
+    with pytest.raises(ValueError, match=f"`{key.rpartition('.')[2]}` has no value; give {expected}, or leave the"):
+        read_recipe(write("shrink"), {key: ""})
+
+
+def test_a_key_without_a_value_is_taken_where_none_is_a_value(write):
+    overrides = dict.fromkeys(("save_total_limit", "max_batch_seconds", "model.keep_blanks", "run_name"), "")
+    recipe, arguments = read_recipe(write("shrink"), overrides)
+    assert (arguments.save_total_limit, recipe.max_batch_seconds, recipe.model) == (None, None, {"keep_blanks": None})
+
+
+@pytest.mark.parametrize("text", ["f", "0", "'true'"])
+def test_the_command_line_takes_only_true_and_false_for_a_choice_of_two(write, text):
+    with pytest.raises(ValueError, match="`bf16` is .*; give true or false"):
+        read_recipe(write(), {"bf16": text})
+    assert not read_recipe(write(), {"bf16": "off"})[1].bf16  # false in YAML
+
+
+def test_options_of_a_schedule_are_read_as_numbers(write):
+    # YAML reads 1e-5 as text.
+    options = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "1e-5"}}
+    assert read_recipe(write(**options))[1].lr_scheduler_kwargs == {"min_lr": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "line"),
+    [
+        ("seed: 1\nseed: 2\n", "seed", 2),
+        ("augment: {speed: 0.1}\nseed: 1\naugment: {noise: 0.2}\n", "augment", 3),
+        ("augment:\n  speed: 0.1\n  speed: 0.2\n", "speed", 3),
+    ],
+)
+def test_a_key_that_is_written_twice_is_refused(tmp_path, lines, key, line):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(lines)
+    with pytest.raises(ValueError, match=f"`{key}` is written twice: keep one of them in line {line}"):
+        read_recipe(path)
+
+
+def test_lines_of_another_mapping_may_be_merged_and_replaced(write):
+    merged = {"model": "{<<: {adapter_heads: 4, blank_margin: 0.5}, adapter_heads: 2}"}
+    assert read_recipe(write(), merged)[0].model == {"adapter_heads": 2, "blank_margin": 0.5}
 
 
 def test_overrides_replace_values_and_nested_ones(write):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from ...keys import refuse_unknown
+from ...keys import read_yaml, refuse_unknown
 from ...paths import expand_path
 from .steps import STEPS, Step
 
@@ -71,7 +71,7 @@ def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe `{path}` (current folder: {os.getcwd()}).")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"`{path}` cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from ...keys import read_yaml
 from .draws import NotBuilt
 from .grounding import fold
 
@@ -49,7 +50,7 @@ def read_wordings(task: str, needed: tuple[str, ...] = (), folder: Path = FOLDER
     """
     path = folder / f"{task}.yaml"
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"`{path}` cannot be read as YAML: {error}") from error
     if not isinstance(given, dict) or set(given) - set(KEYS) or "wordings" not in given:
@@ -99,7 +100,7 @@ def fill(text: str, values: dict[str, str], name: str) -> str:
 def choice_lines(folder: Path = FOLDER) -> tuple[str, ...]:
     """How options are introduced; each has `{options}`."""
     path = folder / "choices.yaml"
-    lines = _texts(yaml.safe_load(path.read_text(encoding="utf-8")), f"`{path}`")
+    lines = _texts(read_yaml(path.read_text(encoding="utf-8")), f"`{path}`")
     for line in lines:
         _check_placeholders(line, {"options"}, {"options"}, path)
     return tuple(lines)

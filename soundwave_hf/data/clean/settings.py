@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from ...keys import read_yaml
 from ...paths import expand_path
 from .duplicates import COMPARISONS, Comparison, Comparisons
 from .filter import Filter
@@ -64,7 +65,7 @@ def _read(settings) -> tuple[Mapping, str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {where} with the settings of the filters.")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{where} cannot be read as YAML: {error}") from error
     if values is None:
@@ -72,16 +73,6 @@ def _read(settings) -> tuple[Mapping, str]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} holds {values!r}; expected lines such as `seconds: {{min_seconds: 1}}`.")
     return values, where
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is written twice is an error, not the last value."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        if twice := [key for index, key in enumerate(keys) if key in keys[:index]]:
-            raise yaml.YAMLError(f"`{twice[0]}` is written twice in{node.start_mark}".replace("in  in", "in"))
-        return super().construct_mapping(node, deep)
 
 
 def _default(own: type[Filter | Comparison]) -> Mapping | bool:
