@@ -86,9 +86,17 @@ def learning_values(recipe: RecipeArguments, arguments: SoundwaveTrainingArgumen
         "data": sorted(digests),
         "data in order": list(digests),  # not in records of earlier versions
         "clips of a step (per_device_train_batch_size x gradient_accumulation_steps x processes)": batch,
+        "per_device_train_batch_size": _clips_of_batch(recipe, arguments),
         **{name: getattr(arguments, name) for name in LEARNT_BY if hasattr(arguments, name)},
     }
     return json.loads(json.dumps(values, default=str))
+
+
+def _clips_of_batch(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments) -> int | None:
+    """The clips of a batch, where the steps get other clips if they are split into batches of another size."""
+    by_batch = recipe.max_batch_seconds is not None or arguments.dataloader_drop_last
+    by_batch = by_batch or arguments.train_sampling_strategy == "batch_rebalance"
+    return arguments.per_device_train_batch_size if by_batch else None
 
 
 def _cache_variants(recipe: RecipeArguments) -> int | None:

@@ -121,6 +121,16 @@ def test_what_changes_what_is_learnt_is_refused_with_both_values(again, changes,
     assert contents(again.folder) == again.held
 
 
+@pytest.mark.parametrize("changes", [{"max_batch_seconds": 9.0}, {"dataloader_drop_last": True}])
+def test_the_batch_size_must_stay_where_the_clips_of_a_step_follow_from_it(workspace, tmp_path, changes):
+    recipe = workspace.recipe("align", tmp_path / "out", max_steps=1, **changes)
+    train(recipe)
+    held = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match="holds another run: `per_device_train_batch_size` was 4 and is 1 now"):
+        train({**recipe, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4})
+    assert contents(tmp_path / "out") == held
+
+
 def test_other_data_other_backbones_and_another_start_are_refused(again, workspace, chain, tmp_path):
     with pytest.raises(ValueError, match=r"`data` was \['[0-9a-f]{64}'\] and is \['"):
         again(data=first_rows(workspace, 8, tmp_path / "fewer.jsonl"))
