@@ -64,6 +64,14 @@ OVERRULED = {
     **dict.fromkeys(("assistant_only_loss", "completion_only_loss"), "the collator labels the answers"),
     "logging_nan_inf_filter": "a loss that is NaN or infinite ends the run",
     **dict.fromkeys(("dataset_text_field", "dataset_num_proc"), "the columns have fixed names"),
+    "chat_template_path": (
+        "who loads the adapters reads the chat template of the LLM. To train with another, name as `llm` a copy of "
+        "its folder with this `chat_template.jinja`"
+    ),
+    "eos_token": (
+        "who loads the adapters ends answers as the LLM does. To train with another end, name as `llm` a copy of "
+        "its folder with this token in tokenizer_config.json and generation_config.json"
+    ),
     "save_only_model": "a run could not continue exactly from a checkpoint without the optimizer's state",
     "ignore_data_skip": "a run continues with the rows that it has not seen",
     "resume_from_checkpoint": "a run continues from the last checkpoint in its `output_dir`",
@@ -72,7 +80,7 @@ OTHER_NAMES = {"steps": "max_steps", "gradient_checkpointing": "activation_check
 # Keys that hold a path if their value is text. Relative paths start at the current folder.
 ONCE_AT_HOME = ("data", "start_from", "output_dir")
 PATHS = (*ONCE_AT_HOME, "eval_data", "encoder", "llm")
-PATHS += ("deepspeed", "fsdp_config", "accelerator_config", "chat_template_path")  # files of settings
+PATHS += ("deepspeed", "fsdp_config", "accelerator_config")  # files of settings
 NEEDS_EVAL_DATA = ("eval_strategy", "eval_steps", "eval_on_start", "eval_samples", "load_best_model_at_end")
 NEEDS_EVAL_DATA += ("metric_for_best_model", "early_stopping_patience", "early_stopping_threshold")
 OF_ONE_RECIPE = ("stage", "start_from", "output_dir")  # keys that differ between the recipes of one file

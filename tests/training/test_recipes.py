@@ -263,6 +263,14 @@ def test_the_shipped_recipes_are_these():
             {"resume_from_checkpoint": "x"},
             "sets `resume_from_checkpoint`, which a recipe cannot: a run continues from",
         ),
+        (
+            {"stage": "instruct", "start_from": "x", "chat_template_path": "t.jinja"},
+            "sets `chat_template_path`, which a recipe cannot: .* reads the chat template of the LLM. To train",
+        ),
+        (
+            {"stage": "instruct", "start_from": "x", "eos_token": "<|endoftext|>"},
+            "sets `eos_token`, which a recipe cannot: .* ends answers as the LLM does. To train",
+        ),
         ({"stage": "instruct", "start_from": "x", "max_length": 99}, "sets `max_length`, .*: no token is ever cut"),
     ],
 )
