@@ -45,14 +45,32 @@ SECTION_CLASSES = {
 }
 SECTIONS = {
     "model": settable_fields(),
-    # Only the LoRA trains: no biases, and no other modules.
-    "lora": {f.name for f in fields(LoraConfig)} - {"bias", "modules_to_save", "trainable_token_indices"},
+    # Tests show that a LoRA with these keys is loaded as it was trained.
+    "lora": {
+        *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"),
+        *("init_lora_weights", "use_rslora", "use_dora"),
+    },
     # What may differ between two modules of one LoRA: stage `shrink` puts the encoder's and the LLM's into one.
     "encoder_lora": {"r", "lora_alpha", "lora_dropout", "target_modules"},
     "augment": {f.name for f in fields(Augmentation)},
     "encoder_cache": {"gigabytes", "variants"},
     "mixture": {f.name for f in fields(Mixture)},
 }
+# Keys of PEFT's `LoraConfig` that a recipe cannot set, and why. Others are for methods that were not tried here.
+LORA_OVERRULED = {
+    **dict.fromkeys(("bias", "modules_to_save", "trainable_token_indices"), "only the LoRA trains"),
+    **dict.fromkeys(
+        ("layers_to_transform", "layers_pattern"),
+        r"PEFT takes it only with a list of modules, and an expression finds those of the LLM. To leave layers out, "
+        r"give `exclude_modules: '.*layers\.(0|1)\..*'`",
+    ),
+    "lora_bias": "merging the LoRA would need a bias in each module, which few LLMs have",
+    "fan_in_fan_out": "PEFT sees it from the modules",
+    "task_type": "the LLM always writes text",
+}
+# How a LoRA may start. `pissa` and `olora` change the LLM's own weights, and loading repeats that. `pissa_niter_N`
+# draws random numbers, so that loading gives another model. The others need a step before the training.
+LORA_STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora")
 # Keys of transformers and TRL that a recipe cannot set, and why.
 OVERRULED = {
     "hub_token": "it would be written down; log in with `hf auth login`, or set `HF_TOKEN`",
@@ -414,8 +432,25 @@ def _check_keys(values: dict, kind: type, name: str):
         sections["attn_implementation"] = attention, {"audio_config", "text_config"}
     if (quantization := values.get("quantization", {})) != {}:
         sections["quantization"] = quantization, _quantization_keys(quantization, f"`quantization` of {name}")
+    if isinstance(lora := values.get("lora"), dict):
+        _check_lora(lora, name)
     for section, (given, its_known) in sections.items():
         _refuse_unknown(given, its_known, f"`{section}` of {name}", f"Its keys are {sorted(its_known)}.")
+
+
+def _check_lora(given: dict, name: str):
+    """Raise `ValueError` for an option of PEFT with which a loaded LoRA would not be the trained one."""
+    other = {f.name for f in fields(LoraConfig)} - SECTIONS["lora"]
+    for key in (key for key in given if key in other):
+        reason = LORA_OVERRULED.get(key, "no test shows that a LoRA with it is loaded as it was trained")
+        raise ValueError(f"`lora` of {name} sets `{key}`, which a recipe cannot: {reason}. Leave it out.")
+    start = given.get("init_lora_weights", True)
+    if not any(start is each or (isinstance(start, str) and start == each) for each in LORA_STARTS):
+        raise ValueError(
+            f"`lora` of {name} has `init_lora_weights` {start!r}; give true, false or one of "
+            f"{', '.join(map(repr, LORA_STARTS[2:]))}. With PEFT's others, loading gives another model than the "
+            "trained one, or a step before the training is missing."
+        )
 
 
 def _refuse_unknown(given: dict, known: set[str], name: str, otherwise: str):

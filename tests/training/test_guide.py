@@ -12,7 +12,7 @@ import yaml
 from trl import SFTConfig
 
 from soundwave_hf import SoundwaveSFTConfig, cli
-from soundwave_hf.training.recipe import NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
+from soundwave_hf.training.recipe import LORA_OVERRULED, NOT_KEYS, OVERRULED, SECTIONS, RecipeArguments
 
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +38,10 @@ def test_it_names_the_keys_of_a_section(section):
     assert sorted(keys_under(f"`{section}`")) == sorted(SECTIONS[section])
 
 
-def test_it_names_what_a_lora_may_not_have():
+def test_it_names_what_a_lora_may_and_may_not_have():
     text = GUIDE.split("\n### `lora`\n")[1].split("\n#")[0]
-    refused = {"bias", "modules_to_save", "trainable_token_indices"}
-    assert not refused & SECTIONS["lora"]
-    assert refused <= set(re.findall(r"`(\w+)`", text))
+    assert not LORA_OVERRULED.keys() & SECTIONS["lora"]
+    assert LORA_OVERRULED.keys() | SECTIONS["lora"] <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_of_the_librarys_keys_it_names_those_of_the_recipes_and_our_own():

@@ -8,9 +8,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
+from soundwave_hf.training.collator import SoundwaveDataCollator
+from soundwave_hf.training.recipe import LORA_STARTS, SECTIONS
+from soundwave_hf.training.run import read_rows
 from soundwave_hf.training.stages import lora_targets
 from tests.tiny_models import LLM_SIZES
-from tests.training.workspace import SMALL_LORA, train
+from tests.training.workspace import SMALL_LORA, first_rows, train
 
 
 SIZES = {**LLM_SIZES, "vocab_size": 32, "pad_token_id": 0}
@@ -61,6 +65,48 @@ def test_an_llm_without_them_names_the_key_and_its_own_modules(family):
 def test_targets_that_are_no_names_of_the_llm_are_refused(names):
     with pytest.raises(ValueError, match=re.escape(f"`lora.target_modules` is {names!r}")):
         lora_targets(Joined("llama").language_model, names)
+
+
+def check_loaded(workspace, trained, tmp_path):
+    """Compare the logits of a trained model with those of the models that are loaded from its folder."""
+    (row,) = read_rows(first_rows(workspace, 1, tmp_path / "one.jsonl"), {})
+    batch = SoundwaveDataCollator(workspace.processor())([row])
+    with torch.no_grad():
+        expected = trained.model.eval()(**batch).logits
+        for merge in (False, True):
+            loaded = SoundwaveForConditionalGeneration.from_pretrained(trained.folder, merge_lora=merge).eval()
+            torch.testing.assert_close(loaded(**batch).logits, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [start for start in LORA_STARTS if start is not True and start != "orthogonal"])
+def test_a_lora_of_any_start_is_loaded_as_it_was_trained(workspace, chain, tmp_path, start):
+    lora = {**SMALL_LORA, "init_lora_weights": start}
+    changes = {"start_from": str(chain["align"].folder), "lora": lora, "max_steps": 1}
+    check_loaded(workspace, train(workspace.recipe("shrink", tmp_path / "out", **changes)), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_lora_with_every_key_of_a_recipe_is_loaded_as_it_was_trained(workspace, chain, tmp_path):
+    lora = {
+        **SMALL_LORA,
+        "target_modules": ["q_proj", "k_proj", "v_proj"],
+        "exclude_modules": r".*layers\.0\..*k_proj",
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"v_proj": 32},
+        "init_lora_weights": "orthogonal",
+        "use_rslora": True,
+        "use_dora": True,
+    }
+    assert lora.keys() == SECTIONS["lora"]
+    start = str(chain["align"].folder)
+    trained = train(workspace.recipe("shrink", tmp_path / "out", start_from=start, lora=lora, max_steps=2))
+    ranks = {
+        name.split("layers.")[1]: len(value) for name, value in trained.model.named_parameters() if "lora_A" in name
+    }
+    assert {name.split(".")[2] for name in ranks if name.startswith("0.")} == {"q_proj", "v_proj"}
+    assert sorted(ranks.values()) == [2, 2, 4, 4, 4]  # q, then k and v
+    check_loaded(workspace, trained, tmp_path)
 
 
 @pytest.mark.slow

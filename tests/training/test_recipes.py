@@ -194,7 +194,27 @@ def test_the_shipped_recipes_are_these():
         ({"stage": "shrink", "lora": {"lora_alfa": 1}}, "`lora` of .* the key `lora_alfa`, .* you mean `lora_alpha`?"),
         (
             {"stage": "shrink", "lora": {"modules_to_save": ["lm_head"]}},
-            "`lora` of .* the key `modules_to_save`, which does not",
+            "`lora` of .* sets `modules_to_save`, which a recipe cannot: only the LoRA trains. Leave it out",
+        ),
+        *(
+            (
+                {"stage": "shrink", "lora": {"init_lora_weights": start}},
+                f"has `init_lora_weights` {start!r}; give true,",
+            )
+            for start in ("pissa_niter_2", "mica", "eva", "corda", "loftq", "lora_ga", "true", 1)
+        ),
+        (
+            {"stage": "shrink", "lora": {"layers_to_transform": [1]}},
+            "`layers_to_transform`, .* give `exclude_modules: ",
+        ),
+        (
+            {"stage": "shrink", "lora": {"layers_pattern": "layers"}},
+            "`layers_pattern`, .*: PEFT takes it only with a l",
+        ),
+        ({"stage": "shrink", "lora": {"lora_bias": True}}, "sets `lora_bias`, .*: merging the LoRA would need a bias"),
+        (
+            {"stage": "shrink", "lora": {"layer_replication": [[0, 2]]}},
+            "sets `layer_replication`, .*: no test shows that",
         ),
         ({"model": {"lok_back": "all"}}, "`model` of .* has the key `lok_back`, .* Did you mean `look_back`?"),
         ({"model": {"dtype": "float16"}}, "`model` of .* has the key `dtype`, which does not exist. Its keys are"),
