@@ -50,6 +50,9 @@ for folder, again in zip(folders, folders[1:]):
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
         found["logits." + name] = model(**inputs).logits.detach()
         found["ids." + name] = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    request = processor.apply_transcription_request(clips[0], sampling_rate=16000)
+    # Joint decoding looks for the tokenizer in the folder.
+    found["ids.joint"] = model.generate(**request, ctc_weight=0.5, max_new_tokens=4, do_sample=False)
     transcribe = transformers.pipeline("automatic-speech-recognition", model=folder, **trusted)
     rows = [{"array": np.tile(clip, 5), "sampling_rate": 16000} for clip in clips]  # of several windows
     texts = [output["text"] for output in transcribe(rows, batch_size=2, max_new_tokens=3)]
@@ -104,6 +107,9 @@ def test_a_stranger_gets_the_same_logits_and_ids_and_can_save_and_load_again(sav
         assert torch.equal(found[f"ids.{name}"], ids)
     transcribe = pipeline("soundwave-asr", model=str(saved))
     clips = [np.sin(np.arange(length) / 9).astype(np.float32) for length in (9600, 6400)]
+    request = transcribe.processor.apply_transcription_request(clips[0], sampling_rate=16000)
+    joint = model.generate(**request, ctc_weight=0.5, max_new_tokens=4, do_sample=False)
+    assert torch.equal(found["ids.joint"], joint)
     for place, clip in enumerate(clips):
         text = transcribe({"array": np.tile(clip, 5), "sampling_rate": 16000}, max_new_tokens=3)["text"]
         assert bytes(found[f"text.{place}"].tolist()).decode() == text

@@ -267,7 +267,8 @@ def _find_tokenizer(*names: str):
     for name in filter(None, names):
         try:
             folder = locate_backbone(name, local_files_only=True)
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # Without the flag, transformers asks whether to run the code that the model's config names.
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError):
             continue
     raise ValueError(

@@ -1,7 +1,9 @@
 """Joint decoding against its formula over every path, and as `generate` runs it."""
 
+import json
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig, pipeline
 from soundwave_hf import SoundwaveForConditionalGeneration, transcribe_clips
 from soundwave_hf.evaluation.transcribe import model_system, run_rows
 from soundwave_hf.modeling import decoding_soundwave
-from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, vocabulary_bytes
+from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form, find_tokenizer, vocabulary_bytes
 from soundwave_hf.modeling.decoding_soundwave import MOST_MARKS, CTCLogitsProcessor, check_weight
 from soundwave_hf.processing.text_soundwave import ctc_target
 from tests.modeling.test_ctc_scores import BYTES, brute_force, frames_of
@@ -414,6 +416,18 @@ def test_a_default_weight_without_a_tokenizer_leaves_the_llm_alone_and_says_so(m
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert answers(model, inputs, ctc_weight=None) == plain
     assert "The LLM transcribes alone, without `ctc_weight` 0.9" in caplog.text
+
+
+def test_looking_for_the_tokenizer_asks_nobody_to_run_code(tmp_path, monkeypatch):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    # As in a process that has the model's code from its folder, and not this package.
+    config = {"model_type": "unknown_here", "auto_map": {"AutoConfig": "configuration.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
+    stranger = SimpleNamespace(config=SimpleNamespace(text_config=None), name_or_path=str(tmp_path))
+    assert find_tokenizer(stranger).get_vocab() == tiny_tokenizer().get_vocab()
+    assert questions == []
 
 
 def test_a_kept_cache_that_holds_the_clip_changes_no_answer(model, processor):
