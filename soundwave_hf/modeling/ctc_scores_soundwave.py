@@ -143,7 +143,8 @@ class CTCTexts:
 
     def __init__(self, frames: CTCFrames, bytes_of: Sequence[bytes], byte_labels: Sequence[int]):
         best = frames.top_ids[frames.top_log_probs >= np.log(LEAST_PROBABILITY)].unique().tolist()
-        labels = {label for label in (*best, *byte_labels) if bytes_of[label]}
+        # An embedding table may have more rows than the tokenizer has tokens. Such a label has no text.
+        labels = {label for label in (*best, *byte_labels) if label < len(bytes_of) and bytes_of[label]}
         labels = sorted(labels, key=lambda label: bytes_of[label])
         log_probs = frames.columns(labels).T.cpu().double().numpy()
         blank = frames.blank_log_probs.cpu().double().numpy()

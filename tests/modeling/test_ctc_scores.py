@@ -73,6 +73,13 @@ def test_continuations_are_ordered_by_how_likely_they_follow():
     assert scores.prefix(b" a" + found[0]) >= max(scores.prefix(b" a" + rest) for rest in found) - 1.0
 
 
+def test_a_label_beyond_the_tokenizer_has_no_text():
+    frames, _ = frames_of(4, seed=1)
+    fewer, without = CTCTexts(frames, BYTES[:4], [1, 3]), CTCTexts(frames, [*BYTES[:4], b"", b"", b""], [1, 3])
+    assert fewer.texts == without.texts
+    assert fewer.prefix(b" a") == without.prefix(b" a")
+
+
 def test_columns_blank_and_best_labels_are_those_of_a_softmax_over_all():
     frames, log_probs = frames_of(7)
     torch.testing.assert_close(frames.columns([0, 3, 5]), log_probs[:, [0, 3, 5]])

@@ -430,6 +430,19 @@ def test_looking_for_the_tokenizer_asks_nobody_to_run_code(tmp_path, monkeypatch
     assert questions == []
 
 
+@pytest.mark.parametrize("options", [{"ctc_weight": 0.6}, {"hotwords": ["abc"]}, {"ctc_draft": "lossless"}])
+@torch.no_grad()
+def test_spare_rows_of_the_embedding_table_get_into_no_answer(folder, processor, options):
+    model, vocabulary = SoundwaveForConditionalGeneration.from_pretrained(folder), len(processor.tokenizer)
+    rows = model.resize_token_embeddings(vocabulary + 20, mean_resizing=False).weight
+    rows[vocabulary:] = rows[180:200]
+    inputs = ask(processor, 1.9)
+    (frames,) = model.model.ctc_frames(model.get_audio_features(**inputs))
+    assert frames.top_ids.max() >= vocabulary  # the CTC head knows no better
+    (answer,) = answers(model, inputs, **options)
+    assert answer and max(answer) < vocabulary
+
+
 def test_a_kept_cache_that_holds_the_clip_changes_no_answer(model, processor):
     inputs = ask(processor, 1.9)
     cache = DynamicCache()
