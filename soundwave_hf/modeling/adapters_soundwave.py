@@ -247,8 +247,8 @@ class SoundwaveCTCHead(nn.Module):
 
     def __init__(self, config: SoundwaveConfig):
         super().__init__()
+        self.config = config
         self.blank_id = config.audio_token_id
-        self.blank_margin = config.blank_margin
         width = config.text_config.hidden_size
         if config.tie_ctc_head:
             self.weight = None
@@ -269,7 +269,7 @@ class SoundwaveCTCHead(nn.Module):
             self.blank_weight,
             self.blank_bias,
             ctc_labels,
-            self.blank_margin,
+            self.config.blank_margin,
             candidates,
             output_blank_log_probs=not in_training_step(self),  # for `SoundwaveModel.judge_silence`
         )

@@ -384,6 +384,10 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
     with checked_by_caller():
         loaded = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
         _refuse_missing(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - found, path)
+    for module in loaded.modules():
+        # PEFT copies the adapters with their config. They must read the model's own, where fields may be set later.
+        if isinstance(getattr(module, "config", None), SoundwaveConfig):
+            module.config = model.config
     take_generation_config(model, adapter)
     return loaded
 

@@ -232,6 +232,20 @@ def test_a_blank_names_a_frame_where_it_leads_by_the_margin():
     assert len(blanks_named) == 3
 
 
+@torch.no_grad()
+def test_a_margin_set_after_loading_counts_at_once_and_after_saving(tmp_path):
+    features, mask = make_clips([80, 44])
+    model = tiny_model()
+    before = model.get_audio_features(features, mask).ctc_best
+    model.config.blank_margin = 2.0
+    found = model.get_audio_features(features, mask).ctc_best
+    assert not torch.equal(found, before)
+    assert torch.equal(found, tiny_model(blank_margin=2.0).get_audio_features(features, mask).ctc_best)
+    model.save_pretrained(tmp_path)
+    loaded = SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(loaded.get_audio_features(features, mask).ctc_best, found)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 @torch.no_grad()
 def test_positions_may_hold_the_embeddings_of_their_labels(family):

@@ -149,6 +149,27 @@ def test_a_change_on_purpose_is_made(backbones, adapter):
     )
 
 
+@pytest.mark.parametrize("merge_lora", [True, False])
+@torch.no_grad()
+def test_fields_set_after_loading_count_at_once(backbones, adapter, tmp_path, merge_lora):
+    """PEFT copies the adapters, and a copy must not keep the config of its own."""
+    encoder, llm = backbones
+    options = {"encoder": encoder, "llm": llm, "merge_lora": merge_lora}
+    clips = {name: value for name, value in batch().items() if name.startswith("input_features")}
+
+    def positions(**fields) -> torch.Tensor:
+        loaded = SoundwaveForConditionalGeneration.from_pretrained(str(adapter[0]), **options)
+        model = loaded if merge_lora else loaded.get_base_model()
+        for name, value in fields.items():
+            setattr(model.config, name, value)
+        return model.get_audio_features(**clips).pooler_output
+
+    before = positions()
+    for fields in ({"blank_margin": -9.0}, {"look_back": "kept"}):
+        found = positions(**fields)
+        assert found.shape != before.shape or not torch.equal(found, before), fields
+
+
 def test_the_tensor_says_the_fields_survives_half_precision_and_is_in_no_whole_checkpoint(
     backbones, adapter, tmp_path
 ):
