@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -30,6 +31,22 @@ def may_look(module: nn.Module, values: torch.Tensor) -> bool:
     In a training step each check would wait for the accelerator. Collator and processor have checked the inputs.
     """
     return values.device.type == "cpu" or not in_training_step(module)
+
+
+def readable_weights(module: nn.Module) -> AbstractContextManager:
+    """A context in which a module's own weights can be read outside of `forward`.
+
+    accelerate loads offloaded weights for `forward` alone.
+    """
+    if not any(weight.is_meta for weight in module.parameters(recurse=False)):
+        return nullcontext()
+    try:
+        from accelerate.utils import align_module_device
+    except ImportError as error:
+        raise ImportError(
+            f"The weights of {type(module).__name__} are offloaded, which needs `accelerate`: install it."
+        ) from error
+    return align_module_device(module)
 
 
 def padding_mask(config, states: torch.Tensor, mask: torch.Tensor | None, is_training: bool, **keys):
@@ -280,21 +297,24 @@ class SoundwaveCTCHead(nn.Module):
 
     def score_frames(self, aligned, num_frames, token_embeddings) -> list[CTCFrames]:
         """CTC log-probabilities of each clip's aligned frames `(clips, frames, width)`, for decoding."""
-        token_weight = token_embeddings if self.weight is None else self.weight
-        return score_frames(aligned, num_frames, token_weight, self.blank_id, self.blank_weight, self.blank_bias)
+        with readable_weights(self):
+            token_weight = token_embeddings if self.weight is None else self.weight
+            return score_frames(aligned, num_frames, token_weight, self.blank_id, self.blank_weight, self.blank_bias)
 
     def logits(self, aligned: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
         """All scores of aligned frames: `(clips, frames, width)` -> `(clips, frames, vocabulary)`."""
-        if self.weight is not None:
-            return aligned @ self.weight.T.to(aligned.dtype)
-        logits = aligned @ token_embeddings.T.to(aligned.dtype)
-        logits[..., self.blank_id] = aligned @ self.blank_weight.to(aligned.dtype) + self.blank_bias
-        return logits
+        with readable_weights(self):
+            if self.weight is not None:
+                return aligned @ self.weight.T.to(aligned.dtype)
+            logits = aligned @ token_embeddings.T.to(aligned.dtype)
+            logits[..., self.blank_id] = aligned @ self.blank_weight.to(aligned.dtype) + self.blank_bias
+            return logits
 
     def likeliest(self, frames: torch.Tensor, token_embeddings: torch.Tensor, number: int):
         """The likeliest tokens of frames `(frames, width)` and their shares, both `(frames, number)`."""
-        token_weight = token_embeddings if self.weight is None else self.weight
-        return likeliest_tokens(frames, token_weight, self.blank_id, number)
+        with readable_weights(self):
+            token_weight = token_embeddings if self.weight is None else self.weight
+            return likeliest_tokens(frames, token_weight, self.blank_id, number)
 
     @torch.no_grad()
     def resize(self, vocabulary: int):
@@ -374,4 +394,5 @@ __all__ = [
     "first_of_run",
     "in_training_step",
     "may_look",
+    "readable_weights",
 ]

@@ -19,6 +19,7 @@ from .adapters_soundwave import (
     SoundwaveEncoder,
     first_of_run,
     may_look,
+    readable_weights,
 )
 from .backbones_soundwave import (
     AUDIO_TOKEN,
@@ -450,11 +451,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             # With FSDP2 the weight is sharded outside of the embedding's forward.
             gather = getattr(embeddings.weight, "full_tensor", None)
             return embeddings.weight if gather is None else gather()
-        try:
-            from accelerate.utils import align_module_device
-        except ImportError as error:
-            raise ImportError("The LLM's embeddings are offloaded, which needs `accelerate`: install it.") from error
-        with align_module_device(embeddings):
+        with readable_weights(embeddings):
             return embeddings.weight.data
 
     def ctc_frames(self, audio: SoundwaveAudioOutput) -> list[CTCFrames]:

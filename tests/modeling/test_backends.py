@@ -110,17 +110,39 @@ def test_a_forward_compiled_as_evaluation_scripts_do_changes_no_id():
     assert not counters["graph_break"]
 
 
+def with_part_on_disk(model, part: str, folder):
+    """The model saved and loaded again, with one part on disk."""
+    model.save_pretrained(folder / "saved")
+    parts = ["audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter", "language_model"]
+    device_map = {**{f"model.{name}": "cpu" for name in parts}, "lm_head": "cpu", part: "disk"}
+    return AutoModel.from_pretrained(folder / "saved", device_map=device_map, offload_folder=folder / "offload")
+
+
 @pytest.mark.parametrize("part", ["model.audio_tower", "model.language_model", "model.alignment_adapter", "lm_head"])
 @torch.no_grad()
 def test_a_part_on_disk_changes_nothing(part, tmp_path):
     model, batch = tiny_model(), mixed_batch()
-    model.save_pretrained(tmp_path / "saved")
-    parts = ["audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter", "language_model"]
-    device_map = {**{f"model.{name}": "cpu" for name in parts}, "lm_head": "cpu", part: "disk"}
-    loaded = AutoModel.from_pretrained(tmp_path / "saved", device_map=device_map, offload_folder=tmp_path / "offload")
+    loaded = with_part_on_disk(model, part, tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     ids = loaded.generate(**batch, max_new_tokens=3, do_sample=False)
     assert torch.equal(ids, model.generate(**batch, max_new_tokens=3, do_sample=False))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@torch.no_grad()
+def test_a_ctc_head_on_disk_gives_the_same_scores(tied, tmp_path):
+    model, clips = tiny_model(tie_ctc_head=tied, label_embeddings="expected"), make_clips([80, 44])
+    loaded = with_part_on_disk(model, "model.ctc_head", tmp_path)
+    assert all(weight.is_meta for weight in loaded.model.ctc_head.parameters())
+    expected, found = (each.get_audio_features(*clips, output_ctc_logits=True) for each in (model, loaded))
+    torch.testing.assert_close(found.ctc_logits, expected.ctc_logits)
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output)
+    for frames, same in zip(loaded.model.ctc_frames(found), model.model.ctc_frames(expected), strict=True):
+        torch.testing.assert_close(frames.top_log_probs, same.top_log_probs)
+        torch.testing.assert_close(frames.blank_log_probs, same.blank_log_probs)
+        torch.testing.assert_close(
+            frames.columns([0, 3]), same.columns([0, 3])
+        )  # read after the weights are gone again
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
