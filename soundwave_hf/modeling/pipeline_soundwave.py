@@ -213,7 +213,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             hotwords (*optional*): names and terms to favour where they are heard: a list for all clips, or one for
                 each. hotword_weight (*optional*): as in `generate`.
             generation_config, generate_kwargs (*optional*): as for `generate`. Its arguments may also be given
-                directly, such as `num_beams=2`. With `return_dict_in_generate` only the transcripts are used.
+                directly, such as `num_beams=2`. With `return_dict_in_generate` only the transcripts are used. It
+                samples only if one of these sets `do_sample=True`, whatever the model's generation config says.
 
         Returns: `{"text": transcript}` for a clip, or with `num_return_sequences` above 1 a list of them, the best
             first (pieces of a clip are joined by rank). For a list or a column, a list of these; for data sets and
@@ -342,20 +343,20 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         return {}
 
     def _generate_options(self, generate_kwargs: dict, seconds: float) -> dict:
-        """Arguments of `generate`. Without a limit, one is set that suits a transcript of this many seconds."""
+        """Arguments of `generate`: by default greedy, with a limit that suits a transcript of this many seconds."""
         options = self._prepare_generate_kwargs(generate_kwargs)
         config = options.get("generation_config")
-        limits = {
-            **self.model.generation_config.to_diff_dict(),
-            **(config.to_diff_dict() if config else {}),
-            **options,
-        }
-        if any(limits.get(name) is not None for name in ("max_new_tokens", "max_length")):
-            return options
-        room = math.ceil(TOKENS_OF_30_SECONDS * max(1.0, seconds / 30))
+        given = {**(config.to_diff_dict() if config else {}), **options}
+        limits = {**self.model.generation_config.to_diff_dict(), **given}
+        defaults = {}
+        if given.get("do_sample") is None:
+            # Many LLMs sample by default, which suits a chat. A transcript is the likeliest text.
+            defaults["do_sample"] = False
+        if all(limits.get(name) is None for name in ("max_new_tokens", "max_length")):
+            defaults["max_new_tokens"] = math.ceil(TOKENS_OF_30_SECONDS * max(1.0, seconds / 30))
         if config is None:
-            return {**options, "max_new_tokens": room}
-        config.max_new_tokens = room  # `_prepare_generate_kwargs` copied it
+            return {**options, **defaults}
+        config.update(**defaults)  # `_prepare_generate_kwargs` copied it
         return options
 
     def _warn_of_unended(self, ids: torch.Tensor, request: Request, options: dict):

@@ -319,6 +319,24 @@ def test_a_generation_config_is_followed_and_left_as_it_was(folder, transcribe, 
     assert "max_new_tokens" not in given[1]
 
 
+def test_only_the_caller_makes_it_sample(folder, monkeypatch):
+    made, given = pipeline("soundwave-asr", model=folder), []
+    made.model.generation_config.do_sample = True  # as the generation config of many LLMs
+    generate = made.model.generate
+    monkeypatch.setattr(made.model, "generate", lambda **options: given.append(options) or generate(**options))
+
+    def samples(**options) -> bool:
+        made(speech(1.0), **options)
+        options = given[-1].get("generation_config", SimpleNamespace(**given[-1]))
+        return getattr(options, "do_sample", True)
+
+    assert not samples(max_new_tokens=2)
+    assert not samples(generation_config=GenerationConfig(max_new_tokens=2))
+    assert samples(max_new_tokens=2, do_sample=True)
+    assert samples(generation_config=GenerationConfig(max_new_tokens=2, do_sample=True))
+    assert not samples(max_new_tokens=2, ctc_weight=0.9)  # which cannot sample
+
+
 def test_options_of_the_call_join_those_of_the_pipeline(folder, monkeypatch):
     made = pipeline("soundwave-asr", model=folder, generate_kwargs={"num_beams": 2, "max_new_tokens": 3})
     given = []
