@@ -28,8 +28,11 @@ def in_training_step(module: nn.Module) -> bool:
 def may_look(module: nn.Module, values: torch.Tensor) -> bool:
     """Whether to check tensor values: always on the CPU, but on an accelerator only outside of training steps.
 
-    In a training step each check would wait for the accelerator. Collator and processor have checked the inputs.
+    In a training step each check would wait for the accelerator. Collator and processor have checked the inputs. While
+    a graph is compiled or exported there are no values, and a check would break the graph.
     """
+    if torch.compiler.is_compiling():  # also true while exporting
+        return False
     return values.device.type == "cpu" or not in_training_step(module)
 
 

@@ -97,6 +97,19 @@ def test_a_decode_step_through_the_whole_compiler_changes_no_id():
     assert counters["aot_autograd"]["ok"] == 1
 
 
+@torch.no_grad()
+def test_text_alone_is_one_graph_for_compiling_and_exporting():
+    model = tiny_model(text_fields={"num_hidden_layers": 1})
+    ids = torch.tensor([[3, 4, 5]])
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    expected = model(**text).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**text).logits, expected)
+    exported = torch.export.export(model, (), kwargs=text, strict=False)
+    torch.testing.assert_close(exported.module()(**text).logits, expected)
+
+
 @pytest.mark.slow
 def test_a_forward_compiled_as_evaluation_scripts_do_changes_no_id():
     model, batch = tiny_model(text_fields={"num_hidden_layers": 1}), pad_batch([[3, AUDIO, 5]], [51])
