@@ -95,7 +95,7 @@ def place_tokens(
             f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` {tuple(input_ids.shape)}: "
             "give one value for each token, also for an audio token."
         )
-    num_positions = num_positions.to(input_ids)
+    num_positions = num_positions.to(input_ids.device, torch.long)
     # A stable sort moves the audio tokens of all rows to the front, in order.
     order = torch.argsort((input_ids != audio_token_id).flatten(), stable=True)
     audio_at, text_at = order[: len(num_positions)], order[len(num_positions) :]

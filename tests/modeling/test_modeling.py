@@ -144,6 +144,15 @@ def test_a_clip_of_one_run_becomes_one_position():
 
 
 @torch.no_grad()
+def test_ids_of_32_bits_give_the_same_logits_and_loss():
+    model, batch = tiny_model("llama"), mixed_batch()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        expected = model(**batch, labels=labels)
+        found = model(**batch | {"input_ids": batch["input_ids"].int()}, labels=labels)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.loss, expected.loss)
+
+
 def test_a_boolean_mask_of_frames_serves_as_well():
     model, batch = tiny_model(), mixed_batch()
     as_bool = {**batch, "input_features_mask": batch["input_features_mask"].bool()}
