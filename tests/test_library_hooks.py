@@ -41,6 +41,13 @@ METHODS = [
     ),
     (
         GenerationMixin,
+        "_get_logits_processor",
+        "generation_config input_ids_seq_length encoder_input_ids prefix_allowed_tokens_fn logits_processor device "
+        "model_kwargs",
+        "tell the repetition penalty the padding of the caller's ids",
+    ),
+    (
+        GenerationMixin,
         "_get_candidate_generator",
         "generation_config input_ids inputs_tensor logits_processor model_kwargs assistant_model",
         "give a draft model the clips",
@@ -181,7 +188,7 @@ def prompt() -> dict[str, torch.Tensor]:
 
 
 def test_generate_calls_our_hooks_once_and_prepares_every_step(monkeypatch):
-    once = ["_prepare_model_inputs", "_prepare_cache_for_generation"]
+    once = ["_prepare_model_inputs", "_prepare_cache_for_generation", "_get_logits_processor"]
     called = spy(monkeypatch, SoundwaveForConditionalGeneration, [*once, "prepare_inputs_for_generation"])
     tiny_model().generate(**prompt(), max_new_tokens=3, do_sample=False)
     assert called == [*once, *["prepare_inputs_for_generation"] * 3], f"`generate` of {VERSION} takes another way."

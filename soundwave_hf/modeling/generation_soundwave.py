@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 # Inputs that the hooks below pass on during `generate` with clips.
 OWN_INPUTS = (
-    *("prompt_ids", "num_added", "caller_inputs", "is_draft"),
+    *("prompt_ids", "num_added", "caller_inputs", "caller_mask", "is_draft"),
     *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "ctc_decoding"),
 )
 CTC_TARGETS = ("ctc_labels", "ctc_mask", "ctc_candidates", "num_ctc_clips")  # of `forward`
@@ -457,11 +457,13 @@ class SoundwaveGenerationMixin(GenerationMixin):
         is_audio = inputs == self.config.audio_token_id
         digests = digest_clips(**clips, position_limits=limits) if has_clips else inputs.new_zeros(0)
         caller_inputs = {**clips, "attention_mask": mask}
+        caller_mask = torch.ones_like(inputs) if mask is None else mask  # as a tensor it gets a row for each beam
         prompt, cached, num_added, mask = self._continue_cache(cache, inputs, mask, digests if has_clips else None)
         # The input name stays "input_ids", so that lengths, streamers and the answer count the caller's ids.
         # `position_ids` are computed again from the merged mask.
         merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
         merged["caller_inputs"] = caller_inputs
+        merged["caller_mask"] = caller_mask
         begin = cached - num_added  # of the ids that are not in the cache
         if has_clips and cached:
             clips = new_clips(clips, is_audio, begin)
@@ -602,6 +604,15 @@ class SoundwaveGenerationMixin(GenerationMixin):
             model_kwargs["ctc_decoding"].end_with(generation_config.eos_token_id)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
+
+    def _get_logits_processor(self, *args, model_kwargs: dict | None = None, **kwargs) -> LogitsProcessorList:
+        """As in transformers, whose repetition penalty leaves out the padding of each row by `attention_mask`: it gets
+        the mask of the caller's ids, because processors see these ids, and not the merged mask."""
+        if (mask := (model_kwargs or {}).get("caller_mask")) is not None:
+            model_kwargs = {**model_kwargs, "attention_mask": mask}
+        if model_kwargs is not None:
+            kwargs["model_kwargs"] = model_kwargs
+        return super()._get_logits_processor(*args, **kwargs)
 
     def _warn_of_context(self, length: int, attention_mask: torch.Tensor | None):
         """Warn once if an answer exceeds the LLM's context, as the library does for an LLM.

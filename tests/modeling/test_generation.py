@@ -136,6 +136,18 @@ def test_beams_of_a_batch_are_those_of_each_row_alone():
         assert torch.equal(new_ids(model, single_row(row), num_beams=3), beams[row : row + 1])
 
 
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_a_repetition_penalty_counts_all_ids_of_a_padded_row(search):
+    """The merged rows have more padding than the ids, because the clips have other lengths."""
+    rows = [[3, 3, 4, AUDIO, 5, 6], [3, 9, 4, AUDIO, 7, 6], [AUDIO, 8]]
+    inputs, model = pad_batch(rows, [80, 9, 31]), tiny_model()
+    options = {"repetition_penalty": 2.5, **search}
+    together = new_ids(model, inputs, **options).view(len(rows), -1, 8)
+    for row, ids in enumerate(rows):
+        clip = {name: inputs[name][row : row + 1] for name in ("input_features", "input_features_mask")}
+        assert together[row].equal(new_ids(model, {"input_ids": torch.tensor([ids]), **clip}, **options))
+
+
 def test_each_clip_is_encoded_once_for_all_beams():
     model = tiny_model()
     seen = []
