@@ -92,6 +92,7 @@ ATTRIBUTES = [
     (PreTrainedModel, "_supports_flex_attn", "say which attention there is"),
     (PreTrainedModel, "_supports_attention_backend", "say which attention there is"),
     (PreTrainedModel, "_can_compile_fullgraph", "say that a decode step is one graph"),
+    (PreTrainedModel, "_is_stateful", "refuse drafts where the LLM keeps a state"),
     (PreTrainedModel, "_tied_weights_keys", "tie the head to the table of any family"),
     (PreTrainedModel, "_keys_to_ignore_on_load_unexpected", "read one half of a Whisper"),
     (DistributedMixin, "_tp_plan", "share out the head"),

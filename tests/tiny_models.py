@@ -5,6 +5,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
@@ -86,7 +87,8 @@ def tiny_text_config(family: str = "llama", **fields):
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    return FAMILIES[family](**{**defaults, **fields})
+    config_class = FAMILIES[family] if family in FAMILIES else CONFIG_MAPPING[family]
+    return config_class(**{**defaults, **fields})
 
 
 def tiny_config(family: str = "llama", text_fields: dict | None = None, **fields) -> SoundwaveConfig:
@@ -184,13 +186,17 @@ def pad_batch(rows: list[list[int]], mel_frames: list[int], side: str = "left") 
     }
 
 
-def save_tiny_soundwave(folder, processor: SoundwaveProcessor | None = None, blank_bias: float = 9.0):
+def save_tiny_soundwave(
+    folder, processor: SoundwaveProcessor | None = None, blank_bias: float = 9.0, llm: str = "llama", **text_fields
+):
     """Save a tiny model of a 2 s window with its processor, as a user would. Returns the folder."""
     if processor is None:
         processor = SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), byte_tokenizer(), trailing_silence=0.1)
     config = SoundwaveConfig(
         audio_config=tiny_audio_config(num_mel_bins=80, max_source_positions=100),
-        text_config=tiny_text_config(vocab_size=len(processor.tokenizer), max_position_embeddings=1024),
+        text_config=tiny_text_config(
+            llm, vocab_size=len(processor.tokenizer), max_position_embeddings=1024, **text_fields
+        ),
         audio_token_id=processor.audio_token_id,
         label_embeddings=True,
     )

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import (
     EosTokenCriteria,
     ExponentialDecayLengthPenalty,
@@ -177,18 +178,20 @@ class DraftedDecoding:
         **inputs,
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         self.refuse_options(generation_config, stopping_criteria, synced_gpus, streamer)
+        room = generation_config.max_length - input_ids.shape[1]
+        # The mode "ctc" does not run the LLM.
+        window = None if self.mode == "ctc" else self.window_of(model, inputs["inputs_embeds"].shape[1], room)
         silent = inputs.get("silent_rows")
         drafts = self.decoding.drafts or [None] * len(input_ids)
         ends = generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        room = generation_config.max_length - input_ids.shape[1]
         rows = []
         for row, draft in enumerate(drafts):
             processors = [_for_row(each, row, len(drafts)) for each in logits_processor]
             is_silent = silent is not None and bool(silent[row])
             rows.append(_Row(self, draft, input_ids[row], LogitsProcessorList(processors), ends, room, is_silent))
         if any(not row.is_finished for row in rows):
-            _Passes(model, rows, inputs, stopping_criteria, input_ids).run()
+            _Passes(model, rows, inputs, stopping_criteria, input_ids, window).run()
         pad = generation_config.pad_token_id
         pad = next(iter([*ends, 0])) if pad is None else pad
         longest = max(len(row.answer) for row in rows)
@@ -217,6 +220,30 @@ class DraftedDecoding:
                     f"`ctc_draft` is {self.mode!r} and `{name}` is {value!r}, but drafts work only with greedy "
                     "decoding that stops by token, length or time and returns only ids. Leave one of the two out."
                 )
+
+    def window_of(self, model, prompt: int, room: int) -> int | None:
+        """Positions in the shortest sliding window of the LLM; None if all of its layers see every position.
+
+        Args: prompt, room: the most positions of a prompt, and the most tokens of its answer.
+
+        Raises: `ValueError` if a layer keeps a state, which refused tokens would change, or if the prompt and its
+            answer may exceed a window.
+        """
+        llm = model.model.language_model
+        layers = DynamicCache(config=llm.config).layers  # a layer keeps its window in every kind of cache
+        name = f"`ctc_draft` is {self.mode!r}, and the LLM ({llm.config.model_type})"
+        if llm._is_stateful or any(type(each) not in (DynamicLayer, DynamicSlidingWindowLayer) for each in layers):
+            raise ValueError(
+                f"{name} has layers that do not keep every position, so refused tokens cannot be taken back: leave "
+                "`ctc_draft` out."
+            )
+        window = min((each.sliding_window for each in layers if each.is_sliding), default=None)
+        if window is not None and prompt + room > window:
+            raise ValueError(
+                f"{name} has a sliding window of {window} positions. The prompt has {prompt} and the answer may have "
+                f"{room}, together more than the window: give a lower `max_new_tokens`, or leave `ctc_draft` out."
+            )
+        return window
 
 
 def _for_row(processor: LogitsProcessor, row: int, rows: int) -> LogitsProcessor:
@@ -292,8 +319,9 @@ class _Row:
 class _Passes:
     """Passes of the LLM over the rows. Refused tokens stay in the cache and are masked."""
 
-    def __init__(self, model, rows: list[_Row], inputs: dict, criteria: StoppingCriteriaList, input_ids):
+    def __init__(self, model, rows: list[_Row], inputs: dict, criteria: StoppingCriteriaList, input_ids, window):
         self.model, self.rows, self.criteria, self.input_ids = model, rows, criteria, input_ids
+        self.window = window
         self.cache_name = "cache" if "cache" in inputs else "past_key_values"  # in transformers 5.24 and 5.23
         self.cache = inputs[self.cache_name]
         self.embeds = inputs["inputs_embeds"]
@@ -303,6 +331,7 @@ class _Passes:
 
     @torch.no_grad()
     def run(self):
+        self._shorten_drafts()
         fed = [row.checked for row in self.rows]
         first = True
         while not all(row.is_finished for row in self.rows):
@@ -315,9 +344,19 @@ class _Passes:
                 taken = row.check(own) + (0 if first else 1)
                 self.mask[number, kept + taken :] = 0
             first = False
+            self._shorten_drafts()
             fed = [[] if row.is_finished else [row.answer[-1], *row.checked] for row in self.rows]
             if any(each(self.input_ids, None).all() for each in self.criteria if isinstance(each, MaxTimeCriteria)):
                 break
+
+    def _shorten_drafts(self):
+        """Leave room in the sliding window, where refused tokens stay too, for the rest of every answer."""
+        left = [row.room - len(row.answer) for row in self.rows if not row.is_finished]
+        if self.window is None or not left:
+            return
+        spare = self.window - self.mask.shape[1] - max(left)
+        for row in self.rows:
+            row.checked = row.checked[:spare]
 
     def _pass(self, fed: list[list[int]], prompt_embeds) -> tuple[torch.Tensor, int]:
         """Run the LLM on new tokens, in the first pass after the prompt. Returns: logits after each new token, in the

@@ -463,6 +463,11 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether the LLM keeps a state that cannot be rolled back, so that `generate` refuses assisted decoding."""
+        return self.model.language_model._is_stateful
+
     @classmethod
     def from_backbones(
         cls,

@@ -4,11 +4,13 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from soundwave_hf import SoundwaveForConditionalGeneration
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText
 from soundwave_hf.modeling.decoding_soundwave import CTCDecoding
 from soundwave_hf.modeling.drafts_soundwave import Draft, draft_of
 from tests.modeling.test_decoding import SECONDS, ask
 from tests.tiny import tiny_tokenizer
+from tests.tiny_models import save_tiny_soundwave
 
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 257}
@@ -112,6 +114,53 @@ def test_refused_tokens_leave_nothing_behind_for_later_ones(model, processor, mo
         assert drafted == plain
         # The first pass, and one more behind each wrong token, but the last.
         assert num_passes == max(1 + sum(place < 11 for place in own) for own in places)
+
+
+# Layers with a recurrent state, and layers with a convolution.
+WITH_STATE = {
+    "qwen3_5_text": {
+        **{"linear_num_key_heads": 1, "linear_num_value_heads": 2},
+        **{
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    },
+    "lfm2": {"block_ff_dim": 32, "block_multiple_of": 8, "layer_types": ["conv", "full_attention"]},
+}
+
+
+def model_with(folder, llm: str, **fields):
+    return SoundwaveForConditionalGeneration.from_pretrained(save_tiny_soundwave(folder, llm=llm, **fields))
+
+
+@pytest.mark.parametrize("llm", WITH_STATE)
+def test_drafts_are_refused_for_an_llm_whose_state_refused_tokens_would_change(tmp_path, processor, llm):
+    model, inputs = model_with(tmp_path, llm, **WITH_STATE[llm]), ask(processor, 1.9)
+    for mode in ("lossless", "fast"):
+        with pytest.raises(ValueError, match=rf"{llm}\) has layers that do not keep every position.* `ctc_draft` out"):
+            answers(model, inputs, ctc_draft=mode)
+    assert answers(model, inputs, ctc_draft="ctc")[1] == 0  # passes of the LLM
+
+
+def test_prompt_lookup_is_refused_for_an_llm_with_a_recurrent_state(tmp_path, processor):
+    model = model_with(tmp_path, "qwen3_5_text", **WITH_STATE["qwen3_5_text"])
+    with pytest.raises(ValueError, match="not supported with stateful models"):
+        answers(model, ask(processor, 1.9), prompt_lookup_num_tokens=4)
+
+
+def test_drafts_are_lossless_while_prompt_and_answer_fit_a_sliding_window(tmp_path, processor, monkeypatch):
+    inputs = ask(processor, *SECONDS)
+    model = model_with(tmp_path / "wide", "mistral", sliding_window=1000)
+    prompt = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True).past_key_values.get_seq_length()
+    for spare in range(0, 24, 3):  # positions for refused tokens
+        model = model_with(tmp_path / str(spare), "mistral", sliding_window=prompt + 12 + spare)
+        plain, _ = answers(model, inputs)
+        give_drafts(monkeypatch, [Known(row, (0, 2, 3, 7)) for row in plain])
+        assert answers(model, inputs, ctc_draft="lossless")[0] == plain
+    message = f"window of {prompt + 33} positions. The prompt has {prompt} and the answer may have 34, .* `max_new_tok"
+    with pytest.raises(ValueError, match=message):
+        answers(model, inputs, ctc_draft="lossless", max_new_tokens=34)
 
 
 def test_the_ctc_transcript_alone_needs_no_pass_of_the_llm(model, processor):
