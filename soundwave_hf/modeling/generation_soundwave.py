@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
-from .decoding_soundwave import CTCDecoding, take_ctc_decoding, take_default_beams
+from .decoding_soundwave import CTCDecoding, given_option, take_ctc_decoding, take_default_beams
 from .positions_soundwave import take_position_limits
 from .timed_generation_soundwave import TimesRequest, ctc_clips
 
@@ -63,6 +63,13 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
 def num_read(cache: Cache | None) -> int:
     """Number of positions in a cache."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def mask_of(input_ids: torch.Tensor, pad: int | None) -> torch.Tensor:
+    """The mask of rows without one: only padding ids at the beginning are padding, as in the library."""
+    if pad is None:
+        return torch.ones_like(input_ids)
+    return (input_ids != pad).long().cumsum(dim=1).clamp(max=1)
 
 
 def _mixed(values: torch.Tensor) -> torch.Tensor:
@@ -387,7 +394,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             self._check_guidance(input_ids, generation_config, kwargs)
             has_clips = any(kwargs.get(name) is not None for name in ("input_features", "encoder_states"))
             if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
-                kwargs["attention_mask"] = self._mask_of(input_ids)
+                pad = given_option("pad_token_id", kwargs, [generation_config, self.generation_config])
+                kwargs["attention_mask"] = mask_of(input_ids, pad)
         rules = AnswerRules(self.config.audio_token_id)
         if (limits := take_position_limits(self, generation_config, kwargs)) is not None:
             kwargs["position_limits"] = limits
@@ -400,7 +408,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         rules.keeps_clips = True
         logits_processor = LogitsProcessorList([times.log_probs, *(logits_processor or []), decoding, rules])
         outputs = super().generate(inputs, generation_config, logits_processor, **kwargs)
-        return times.finish(self, outputs, input_ids, rules.end_ids, rules.clips)
+        return times.finish(outputs, input_ids, rules.end_ids, rules.clips)
 
     def _check_guidance(self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict):
         """Raise `ValueError` if the unconditional pass, which gets no clips, would read an audio token."""
@@ -541,13 +549,6 @@ class SoundwaveGenerationMixin(GenerationMixin):
                 f"PEFT's {config.peft_type.value} rebuilds the prompt with virtual tokens in `generate` and would "
                 "lose the clips: use a method that changes weights, such as LoRA."
             )
-
-    def _mask_of(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The mask of rows without one: only padding ids at the beginning are padding, as in the library."""
-        pad = self.generation_config.pad_token_id
-        if pad is None:
-            return torch.ones_like(input_ids)
-        return (input_ids != pad).long().cumsum(dim=1).clamp(max=1)
 
     def _device_for(self, input_ids: torch.Tensor) -> torch.device:
         """Device for these ids: the model's, or the ids' own if the model is offloaded and its hooks move them."""

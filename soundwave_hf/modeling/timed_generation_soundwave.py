@@ -97,10 +97,12 @@ class TimesRequest:
         kind: "word", "segment" or None.
         drops: whether to remove words that the sound does not support.
         returns_dict: whether the caller set `return_dict_in_generate`.
+        pad: the padding id of the call, or None.
     """
 
-    def __init__(self, kind: str | None, drops: bool, returns_dict: bool, tokenizer):
+    def __init__(self, kind: str | None, drops: bool, returns_dict: bool, tokenizer, pad: int | None):
         self.kind, self.drops, self.returns_dict, self.tokenizer = kind, drops, returns_dict, tokenizer
+        self.pad = pad
         self.log_probs = TokenLogProbs()
 
     @classmethod
@@ -113,9 +115,9 @@ class TimesRequest:
         """
         configs = [config, model.generation_config]
         is_asked = any(kwargs.get(name) is not None for name in ("return_timestamps", "drop_unsupported"))
-        kind, drops, returns_dict = (
+        kind, drops, returns_dict, pad = (
             given_option(name, kwargs, configs)
-            for name in ("return_timestamps", "drop_unsupported", "return_dict_in_generate")
+            for name in ("return_timestamps", "drop_unsupported", "return_dict_in_generate", "pad_token_id")
         )
         for name in ("return_timestamps", "drop_unsupported"):
             kwargs.pop(name, None)
@@ -128,9 +130,9 @@ class TimesRequest:
         _check_rows(model, name, input_ids, kwargs)
         check_streamer(drops, kwargs.get("streamer"))
         kwargs["return_dict_in_generate"] = True
-        return cls(kind, bool(drops), bool(returns_dict), find_tokenizer(model, kwargs.get("tokenizer")))
+        return cls(kind, bool(drops), bool(returns_dict), find_tokenizer(model, kwargs.get("tokenizer")), pad)
 
-    def finish(self, model, outputs, input_ids: torch.LongTensor, ends: set[int], clips: list[CTCClip]):
+    def finish(self, outputs, input_ids: torch.LongTensor, ends: set[int], clips: list[CTCClip]):
         """The output of `generate`, from the output of the library's `generate`."""
         begin, copies = input_ids.shape[1], len(outputs.sequences) // len(clips)
         bridge = bridge_of(self.tokenizer, clips[0].form)
@@ -151,7 +153,7 @@ class TimesRequest:
             words.append(scored)
             answers.append(answer)
         if self.drops:
-            outputs.sequences = self._rewritten(outputs.sequences, begin, answers, model, ends)
+            outputs.sequences = self._rewritten(outputs.sequences, begin, answers, ends)
         if self.kind is None:
             return outputs if self.returns_dict else outputs.sequences
         scores = [clip_probability(scored, clips[row // copies]) for row, scored in enumerate(words)]
@@ -163,10 +165,9 @@ class TimesRequest:
             clips=[clips[row // copies] for row in range(len(words))],
         )
 
-    def _rewritten(self, sequences: torch.LongTensor, begin: int, answers: list[list[int]], model, ends: set[int]):
+    def _rewritten(self, sequences: torch.LongTensor, begin: int, answers: list[list[int]], ends: set[int]):
         """Sequences with new answers, padded on the right."""
-        pad = model.generation_config.pad_token_id
-        pad = next(iter(ends), 0) if pad is None else pad
+        pad = next(iter(ends), 0) if self.pad is None else self.pad
         length = max(map(len, answers), default=0)
         rows = [answer + [pad] * (length - len(answer)) for answer in answers]
         answer_ids = torch.tensor(rows, dtype=sequences.dtype, device=sequences.device).reshape(len(rows), length)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, CompileConfig, LogitsProcessor
+from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, LogitsProcessor
 
 from soundwave_hf.modeling import generation_soundwave
 from tests.tiny import tiny_tokenizer as byte_tokenizer
@@ -245,6 +245,18 @@ def test_padding_at_the_beginning_of_rows_without_a_mask_is_padding():
     model.generation_config.pad_token_id = 0
     batch.pop("attention_mask")
     assert torch.equal(new_ids(model, batch), expected)
+
+
+@pytest.mark.parametrize("own", [None, 5], ids=["no default", "another default"])
+def test_padding_of_rows_without_a_mask_is_the_padding_id_of_the_call(own):
+    model, batch = tiny_model(), padded_batch()
+    expected = new_ids(model, batch, pad_token_id=0)
+    model.generation_config.pad_token_id = own
+    batch.pop("attention_mask")
+    assert torch.equal(new_ids(model, batch, pad_token_id=0), expected)
+    assert torch.equal(new_ids(model, batch, generation_config=GenerationConfig(pad_token_id=0)), expected)
+    both = {"pad_token_id": 0, "generation_config": GenerationConfig(pad_token_id=5)}
+    assert torch.equal(new_ids(model, batch, **both), expected)
 
 
 def test_scores_are_logits_without_the_suppressed_token():

@@ -323,6 +323,23 @@ def test_words_without_support_can_be_left_out(model, processor, monkeypatch):
     assert output.texts == ["", ""] and output.chunks == [[], []]
 
 
+def test_answers_without_their_words_are_padded_with_the_padding_id_of_the_call(model, processor, monkeypatch):
+    real, rows = timed_generation_soundwave.score_words, []
+
+    def without_first_row(*arguments):
+        words = real(*arguments)
+        rows.append(words)
+        for word in words:
+            word.supported = len(rows) > 1
+        return words
+
+    monkeypatch.setattr(timed_generation_soundwave, "score_words", without_first_row)
+    inputs = ask(processor, 1.0, 0.6)
+    ids = model.generate(**inputs, max_new_tokens=12, drop_unsupported=True, pad_token_id=9)
+    first, second = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    assert first == [9] * 12 and 9 not in second
+
+
 def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, monkeypatch):
     real = timed_generation_soundwave.score_words
 
