@@ -6,7 +6,7 @@ clip) and the merged row (embeddings, mask, cache) differ by a constant number o
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GenerationConfig
@@ -63,6 +63,13 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
 def num_read(cache: Cache | None) -> int:
     """Number of positions in a cache."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def rows_of(cache: Cache) -> int | None:
+    """Number of rows of a cache; None if its layers do not show it."""
+    keys = [getattr(layer, "keys", None) for layer in cache.layers]
+    rows = {each.shape[0] for each in keys if each is not None and each.ndim == 4}
+    return rows.pop() if len(rows) == 1 else None
 
 
 def mask_of(input_ids: torch.Tensor, pad: int | None) -> torch.Tensor:
@@ -148,6 +155,14 @@ class CachedPrompt:
         if self.read_ids is None:
             self.read_ids = self.input_ids
 
+    def repeat_for(self, cache: Cache) -> "CachedPrompt":
+        """The same prompt for a cache whose only row was repeated (`batch_repeat_interleave`)."""
+        rows = rows_of(cache)
+        if rows is None or rows == len(self.input_ids) or len(self.input_ids) != 1:
+            return self  # which of several rows were repeated is not known
+        values = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: value.repeat_interleave(rows, dim=0) for name, value in values.items()})
+
     def extend_mask(self, cache: Cache, mask: torch.Tensor | None, shape: tuple[int, int]) -> torch.Tensor:
         """Mask `(rows, cached + new)` of a pass over new tokens, in which each clip has its positions.
 
@@ -159,7 +174,7 @@ class CachedPrompt:
         Raises: `ValueError` if the mask has another shape, or the cache has other rows.
         """
         cached = int(cache.get_seq_length())
-        held, total = self.attention_mask[:, :cached], cached + shape[1]
+        held, total = self.repeat_for(cache).attention_mask[:, :cached], cached + shape[1]
         if len(held) != shape[0]:
             raise ValueError(
                 f"`past_key_values` holds {len(held)} rows with clips, and {shape[0]} were given: pass the same rows, "
@@ -183,14 +198,17 @@ class CachedPrompt:
 
         At least one id is left for the next pass. The caller must crop a cache that holds more.
 
-        Raises: `ValueError` if a clip is not among these ids, or the cache would have to be cropped and cannot be.
+        Raises: `ValueError` if the rows differ, a clip is not among these ids, or the cache would have to be cropped
+            and cannot be.
         """
         in_cache = int(cache.get_seq_length()) - self.num_added
-        if len(self.input_ids) != len(input_ids):
+        rows = rows_of(cache) or len(self.input_ids)
+        if not len(self.input_ids) == len(input_ids) == rows:
             raise ValueError(
-                f"`past_key_values` holds {len(self.input_ids)} rows with clips and `input_ids` has {len(input_ids)}: "
-                "pass the same rows, or leave the cache out and pass all clips. A cache of beam search has a row for "
-                "each beam: with `num_beams=1`, its call returns one that can be continued."
+                f"`past_key_values` holds {rows} rows ({len(self.input_ids)} in its prompt with clips) and "
+                f"`input_ids` has {len(input_ids)}: pass the same rows, or leave the cache out and pass all clips. "
+                "Only a cache of one row may be repeated. A cache of beam search has a row for each beam: with "
+                "`num_beams=1`, its call returns one that can be continued."
             )
         read = self.read_ids[:, : max(in_cache, 0)].to(input_ids.device)
         length = min(read.shape[1], input_ids.shape[1] - 1)
@@ -512,6 +530,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         """
         cached = num_read(cache)
         prompt = getattr(cache, "prompt", None) if cached else None
+        prompt = None if prompt is None else prompt.repeat_for(cache)
         has_both = prompt is not None and digests is not None
         if has_both and prompt.holds_other_clips(inputs, digests, self.config.audio_token_id):
             read_again(cache)

@@ -868,8 +868,29 @@ def test_a_cache_that_cannot_be_cropped_refuses_another_recording_with_the_way_o
 def test_a_cache_of_other_rows_is_refused():
     model, inputs = tiny_model(), padded_batch()
     cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
-    with pytest.raises(ValueError, match="holds 3 rows with clips and `input_ids` has 1: pass the same rows"):
+    with pytest.raises(ValueError, match="holds 3 rows .* and `input_ids` has 1: pass the same rows"):
         new_ids(model, single_row(0), past_key_values=cache)
+
+
+def test_a_repeated_row_of_a_cache_answers_several_questions_about_its_clips():
+    model, inputs = tiny_model(), single_row(0)
+    first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+    questions = [[7, 8, 9], [10, 11, 12]]
+    rows = [torch.tensor([[*first.sequences[0].tolist(), *question]]) for question in questions]
+    first.past_key_values.batch_repeat_interleave(2)
+    found = new_ids(model, {"input_ids": torch.cat(rows)}, past_key_values=first.past_key_values)
+    for row, ids in enumerate(rows):
+        assert torch.equal(found[row : row + 1], new_ids(model, {**inputs, "input_ids": ids}))
+
+
+def test_a_repeated_cache_of_several_rows_is_refused_with_its_rows():
+    model, inputs = tiny_model(), padded_batch()
+    first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+    first.past_key_values.batch_repeat_interleave(2)
+    ids = torch.nn.functional.pad(first.sequences, (0, 2), value=7)
+    for given in (ids, ids.repeat_interleave(2, dim=0)):
+        with pytest.raises(ValueError, match=rf"holds 6 rows \(3 in its prompt .* has {len(given)}"):
+            model.generate(given, **GREEDY, past_key_values=first.past_key_values)
 
 
 def test_embeddings_and_clips_together_are_refused():
