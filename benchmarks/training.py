@@ -112,7 +112,7 @@ def published_loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.T
 
 def published_labels(scores: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """The likeliest label of each frame, the blank where it leads by its margin."""
-    return with_margin(scores, head.blank_id, head.blank_margin).argmax(dim=-1)
+    return with_margin(scores, head.blank_id, head.config.blank_margin).argmax(dim=-1)
 
 
 def added_embeddings(scores: torch.Tensor, head: nn.Module, embed: nn.Module, kind: bool | str) -> torch.Tensor:
@@ -174,7 +174,7 @@ class PaddedCollator(SoundwaveDataCollator):
 def plain_ctc(head, aligned, num_frames, token_embeddings, ctc_labels=None, candidates=None) -> CTCResult:
     """What `SoundwaveCTCHead.forward` returns, from a score for every frame and token."""
     scores = head.logits(aligned, token_embeddings)
-    best = with_margin(scores, head.blank_id, head.blank_margin).argmax(dim=-1)
+    best = with_margin(scores, head.blank_id, head.config.blank_margin).argmax(dim=-1)
     log_probs = scores.log_softmax(dim=-1, dtype=torch.float32)
     blank_log_probs = log_probs[..., head.blank_id].detach()
     if ctc_labels is None:

@@ -9,17 +9,17 @@ import yaml
 class _KeysOnce(yaml.SafeLoader):
     """YAML in which a key that is written twice is an error, not the last value."""
 
-    def construct_mapping(self, node, deep=False):
-        seen = []
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`, which is no key
+    def compose_mapping_node(self, anchor):
+        # As it is written: merging (`<<: *other`) adds keys later.
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                problem = f"`{key}` is written twice: keep one of them"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key_node.start_mark)
-            seen.append(key)
-        return super().construct_mapping(node, deep)
+            if (key.tag, key.value) in seen:
+                problem = f"`{key.value}` is written twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
 
 
 def read_yaml(text: str):

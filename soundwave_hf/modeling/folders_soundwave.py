@@ -115,12 +115,19 @@ def _describe_other(folder: str) -> str:
                 f"`{folder}` holds PEFT's adapter of the whole model `{whole}`. Load it by "
                 "`SoundwaveForConditionalGeneration.from_pretrained(folder)`."
             )
+        base = peft.get("base_model_name_or_path")
+        is_own = not base or os.path.realpath(base) == os.path.realpath(folder)
+        if "alignment_adapter" in (peft.get("modules_to_save") or ()) and not is_own:
+            return (
+                f"`{folder}` holds PEFT's adapter of the model `{base}`, whose weights are not found here. Put the "
+                "model back, or write its new place as `base_model_name_or_path` in adapter_config.json."
+            )
         if "alignment_adapter" in (peft.get("modules_to_save") or ()):
             return (
                 f"`{folder}` holds Soundwave adapters and a LoRA that PEFT saved, and no {CONFIG_NAME}. Save it too, "
                 "`model.get_base_model().config.save_pretrained(folder)`, and load the folder again."
             )
-        base = peft.get("base_model_name_or_path") or "an unnamed model"
+        base = base or "an unnamed model"
         return (
             f"`{folder}` holds a PEFT adapter of `{base}`, without the adapters of Soundwave, and `{base}` is "
             "no Soundwave model that is found here. Load it by `peft.PeftModel.from_pretrained(model, folder)`, where "
@@ -148,6 +155,8 @@ def peft_base(folder: str, **hub) -> str | None:
     base = peft.get("base_model_name_or_path")
     if not base or has_whole_weights(folder) or not (os.path.isdir(base) or is_hub_name(base)):
         return None
+    if is_soundwave(folder) and not os.path.isdir(base):  # published adapters name themselves
+        return None
     config = cached_file(base, CONFIG_NAME, **IF_THERE, **hub)
     if config is None or not is_soundwave(os.path.dirname(config)):
         return None
@@ -155,8 +164,8 @@ def peft_base(folder: str, **hub) -> str | None:
         return base
     if os.path.isdir(base):
         return base if has_whole_weights(base) else None
-    # Published adapters name themselves.
-    return base if cached_file(base, LORA_FILES[0], **IF_THERE, **hub) is None else None
+    names = (f"{name}{index}" for name in WHOLE_WEIGHTS for index in ("", ".index.json"))
+    return base if any(cached_file(base, name, **IF_THERE, **hub) for name in names) else None
 
 
 # ---- finding adapters ----

@@ -37,6 +37,7 @@ LEARNT_BY = (
     *("max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "loss_type", "router_aux_loss_coef"),
     *("seed", "data_seed", "bf16", "fp16", "train_sampling_strategy", "dataloader_drop_last"),
     *("packing", "packing_strategy", "padding_free", "shuffle_dataset"),
+    *("chat_template_path", "eos_token"),  # of runs of earlier versions
 )
 OLD_DIGEST = re.compile(r"sha256 `([0-9a-f]{64})`")
 BLOCKS, BLOCK_BYTES = 64, 1 << 16  # parts of a weights file that its digest reads, evenly spread

@@ -598,7 +598,7 @@ def _check_schedule(arguments: SoundwaveTrainingArguments):
         get_scheduler(name, optimizer, arguments.get_warmup_steps(steps), steps, scheduler_specific_kwargs=options)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`lr_scheduler_kwargs` is {options!r}, of which the schedule `{name}` cannot be made: {error}."
+            f"The schedule `{name}` cannot be made with `lr_scheduler_kwargs` {options!r}: {error}."
         ) from error
     if options and name in ("constant", "constant_with_warmup"):  # which transformers makes without them
         raise ValueError(f"`lr_scheduler_kwargs` is {options!r}, and the schedule `{name}` takes none: leave it out.")

@@ -52,6 +52,8 @@ def refuse_lost_weights(model: nn.Module, audio_model: nn.Module):
     Args: audio_model: the part of the model with the audio side.
     """
     form, own = saved_form(model), {name for name, _ in model.named_parameters()}
+    if has_own_adapter(model) and len(active := model.active_adapters()) != 1:
+        raise ValueError(f"The model has the active adapters {active}; train one alone: `model.set_adapter(name)`.")
     if form in ("lora", "peft") and (lost := _lost_beside_peft(model)):
         parts = sorted({next((part for part in name.split(".") if part in PARTS), name) for name in lost})
         raise ValueError(

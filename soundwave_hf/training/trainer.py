@@ -481,7 +481,6 @@ class SoundwaveTrainerMixin:
 
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only, ignore_keys=None):
         """As in `Trainer`. Without an LLM the predictions are the CTC labels of the frames, see `_predictions`."""
-        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**self._without_cache(inputs))
         self._count_losses(output, inputs)

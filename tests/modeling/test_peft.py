@@ -354,6 +354,15 @@ def test_a_part_of_the_model_takes_no_lora_of_the_whole(whole, tmp_path, part):
         part.from_pretrained(tmp_path)
 
 
+def test_an_adapter_whose_whole_model_is_gone_says_where_to_name_it(adapter, tmp_path):
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    (folder / "config.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/gone/model"}))
+    with pytest.raises(ValueError, match="adapter of the model `/gone/model`.*`base_model_name_or_path`"):
+        SoundwaveForConditionalGeneration.from_pretrained(folder)
+
+
 def test_adapters_that_peft_saved_are_never_put_onto_what_holds_them_already(adapter, tmp_path):
     """Published adapters name themselves as the base: their LoRA would be applied twice."""
     folder = shutil.copytree(adapter[0], tmp_path / "adapter")

@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from soundwave_hf import cli
 from soundwave_hf.data.backbones import SHIPPED_BACKBONES, resolve_backbone
 from soundwave_hf.data.tiny import TINY_BACKBONES, byte_tokenizer
+from soundwave_hf.keys import read_yaml
 from soundwave_hf.modeling.backbones_soundwave import TRAINED_FILE
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
 from soundwave_hf.training.augment import Augmentation
@@ -269,9 +270,9 @@ def test_the_shipped_recipes_are_these():
         ),
         (
             {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
-            "`lr_scheduler_kwargs` is {'min_lr': 1e-05}, of which the schedule `cosine` cannot be made: .* 'min_lr'",
+            "The schedule `cosine` cannot be made with `lr_scheduler_kwargs` {'min_lr': 1e-05}: .* 'min_lr'",
         ),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_kwargs` is {}, .* cannot be made: .*min_lr"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "`cosine_with_min_lr` cannot be made with .* {}: .*min_lr"),
         (
             {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
             "`lr_scheduler_kwargs` is {'min_lr': 1e-05}, and the schedule `constant` takes none",
@@ -388,8 +389,13 @@ def test_options_of_a_schedule_are_read_as_numbers(write):
 def test_a_key_that_is_written_twice_is_refused(tmp_path, lines, key, line):
     path = tmp_path / "recipe.yaml"
     path.write_text(lines)
-    with pytest.raises(ValueError, match=f"`{key}` is written twice: keep one of them in line {line}"):
+    with pytest.raises(ValueError, match=f"`{key}` is written twice in line {line}"):
         read_recipe(path)
+
+
+def test_merged_lines_may_be_merged_again():
+    text = "m:\n  a: &a {x: 1}\n  b: &b {<<: *a, x: 2}\ne: {<<: *b}\n"
+    assert read_yaml(text) == {"m": {"a": {"x": 1}, "b": {"x": 2}}, "e": {"x": 2}}
 
 
 def test_lines_of_another_mapping_may_be_merged_and_replaced(write):
