@@ -25,6 +25,7 @@ LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stage
 # Files to download from a hub repository of adapters, without weights of whole models.
 ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, ENCODER_LORA_FILE, LORA_FILES[1])
 WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # either may be an index of shards instead
+WHOLE_FILES = tuple(f"{name}{index}" for name in WHOLE_WEIGHTS for index in ("", ".index.json"))
 PARTS = {"encoder": "audio_config", "llm": "text_config"}  # keyword of a backbone -> its field in `SoundwaveConfig`
 # Options of `cached_file`, which then returns None for a file that is not there.
 IF_THERE = dict.fromkeys(
@@ -48,11 +49,7 @@ def read_json(folder: str, name: str) -> dict:
 
 def has_whole_weights(folder: str) -> bool:
     """Whether a folder holds the weights of a whole model."""
-    return any(
-        os.path.isfile(os.path.join(folder, f"{name}{index}"))
-        for name in WHOLE_WEIGHTS
-        for index in ("", ".index.json")
-    )
+    return any(os.path.isfile(os.path.join(folder, name)) for name in WHOLE_FILES)
 
 
 def is_soundwave(folder: str) -> bool:
@@ -116,13 +113,12 @@ def _describe_other(folder: str) -> str:
                 "`SoundwaveForConditionalGeneration.from_pretrained(folder)`."
             )
         base = peft.get("base_model_name_or_path")
-        is_own = not base or os.path.realpath(base) == os.path.realpath(folder)
-        if "alignment_adapter" in (peft.get("modules_to_save") or ()) and not is_own:
-            return (
-                f"`{folder}` holds PEFT's adapter of the model `{base}`, whose weights are not found here. Put the "
-                "model back, or write its new place as `base_model_name_or_path` in adapter_config.json."
-            )
         if "alignment_adapter" in (peft.get("modules_to_save") or ()):
+            if base and os.path.realpath(base) != os.path.realpath(folder):
+                return (
+                    f"`{folder}` holds PEFT's adapter of the model `{base}`, whose weights are not found here. Put "
+                    "the model back, or write its new place as `base_model_name_or_path` in adapter_config.json."
+                )
             return (
                 f"`{folder}` holds Soundwave adapters and a LoRA that PEFT saved, and no {CONFIG_NAME}. Save it too, "
                 "`model.get_base_model().config.save_pretrained(folder)`, and load the folder again."
@@ -162,10 +158,8 @@ def peft_base(folder: str, **hub) -> str | None:
         return None
     if "alignment_adapter" not in (peft.get("modules_to_save") or ()):
         return base
-    if os.path.isdir(base):
-        return base if has_whole_weights(base) else None
-    names = (f"{name}{index}" for name in WHOLE_WEIGHTS for index in ("", ".index.json"))
-    return base if any(cached_file(base, name, **IF_THERE, **hub) for name in names) else None
+    is_whole = has_whole_weights(base) if os.path.isdir(base) else _holds_whole_model(base, "", hub)
+    return base if is_whole else None
 
 
 # ---- finding adapters ----
@@ -203,8 +197,7 @@ def _in_repository(name: str, file: str, subfolder: str, hub: dict) -> bool:
 def _holds_whole_model(name: str, subfolder: str, hub: dict) -> bool:
     options = {key: hub[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in hub}
     inside = f"{subfolder}/" if subfolder else ""
-    files = [f"{inside}{file}{index}" for file in WHOLE_WEIGHTS for index in ("", ".index.json")]
-    return any(has_file(name, file, **options) for file in files)
+    return any(has_file(name, f"{inside}{file}", **options) for file in WHOLE_FILES)
 
 
 # ---- which backbones ----

@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file
 from ..modeling.configuration_soundwave import SoundwaveConfig, relative_name
-from ..modeling.folders_soundwave import ENCODER_LORA_FILE, TRAINED_FILE, WHOLE_WEIGHTS
+from ..modeling.folders_soundwave import ENCODER_LORA_FILE, TRAINED_FILE, WHOLE_FILES
 from ..modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
 from ..publish.runs import RECORD, describe_runs
 
@@ -19,7 +19,7 @@ from ..publish.runs import RECORD, describe_runs
 WEIGHTS = "adapter_model.safetensors"
 # Files that not every run has, or that make a folder one of another kind.
 OPTIONAL = (GENERATION_CONFIG_NAME, ENCODER_LORA_FILE, RECORD, TRAINED_FILE)
-OPTIONAL += tuple(f"{name}{index}" for name in WHOLE_WEIGHTS for index in ("", ".index.json"))
+OPTIONAL += WHOLE_FILES
 
 
 def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_name: str | None = None) -> Path:
