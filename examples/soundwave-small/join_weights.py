@@ -28,14 +28,14 @@ from soundwave_hf import SoundwaveConfig
 from soundwave_hf.modeling.backbones_soundwave import FIXED_BY_WEIGHTS
 from soundwave_hf.modeling.encoder_lora_soundwave import read_encoder_lora, write_encoder_lora
 from soundwave_hf.modeling.folders_soundwave import LORA_FILES, TRAINED_FILE
-from soundwave_hf.modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
+from soundwave_hf.modeling.trained_fields_soundwave import TENSOR, TRAINED_FIELDS, as_tensor, trained_fields
 
 
 ALIGN_PARTS = ("alignment_adapter.", "ctc_head.")
 PEFT_PREFIX = "base_model.model.model."
 FIELDS_TENSOR = f"{PEFT_PREFIX}alignment_adapter.{TENSOR}"
-# Config fields that determine the shapes of the head and what it writes; `compat` only names their defaults.
-FIELDS = tuple(name for name in FIXED_BY_WEIGHTS if name != "compat")
+# Config fields that determine the shapes of the head and what it writes; others are names of defaults, or the LLM's.
+FIELDS = tuple(name for name in FIXED_BY_WEIGHTS if name in TRAINED_FIELDS)
 CONFIGS = ("config.json", "processor_config.json")
 LORA_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 Lora = tuple[dict[str, torch.Tensor], dict]  # matrices and settings of an encoder's LoRA

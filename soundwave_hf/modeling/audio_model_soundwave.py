@@ -40,7 +40,13 @@ from .configuration_soundwave import SoundwaveConfig
 from .ctc_scores_soundwave import CTCFrames
 from .folders_soundwave import backbone_name, choose_backbones, local_backbone, weights_digest
 from .generation_soundwave import CACHE_NAMES
-from .loading_soundwave import from_adapter, from_peft_folder, take_adapter, take_peft_folder
+from .loading_soundwave import (
+    from_adapter,
+    from_peft_folder,
+    refuse_changed_weights,
+    take_adapter,
+    take_peft_folder,
+)
 from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
 from .positions_soundwave import PositionLimits
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
@@ -183,13 +189,14 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         adapters would change CTC labels, and so the number of positions.
 
         Raises: `FileNotFoundError` if a shard is missing; `ValueError` if a file is truncated, weights are missing or
-        have other shapes, or the checkpoint is in the published layout.
+        have other shapes, a config field is set that the weights fix, or the checkpoint is in the published layout.
         """
         if (found := take_peft_folder(pretrained_model_name_or_path, kwargs)) is not None:
             return from_peft_folder(cls, *found, *args, **kwargs)
         adapter = take_adapter(pretrained_model_name_or_path, kwargs)
         if adapter is not None:
             return from_adapter(cls, adapter, pretrained_model_name_or_path, **kwargs)
+        refuse_changed_weights(pretrained_model_name_or_path, kwargs)
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_llm_alone(kwargs["quantization_config"])

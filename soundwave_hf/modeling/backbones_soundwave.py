@@ -41,6 +41,8 @@ FIXED_BY_WEIGHTS = (
     "tie_ctc_head",
     "adapter_heads",
     "ctc_text",
+    "audio_token_id",
+    "tie_word_embeddings",
 )
 
 
@@ -284,19 +286,19 @@ def check_adapter_files(adapter: str):
     )
 
 
-def refuse_other_fields(given: dict, trained: dict, adapter: str):
-    """Refuse fields that do not fit the weights of trained adapters.
+def refuse_other_fields(given: dict, trained: dict, folder: str):
+    """Refuse fields that do not fit the weights of trained adapters or of a whole model.
 
     Args:
         given (`dict`): `SoundwaveConfig` fields that a caller sets.
-        trained (`dict`): fields of the adapters, see `adapter_fields`.
+        trained (`dict`): fields of the adapters, see `adapter_fields`, or of the whole model.
 
     Raises: `ValueError` if one of `FIXED_BY_WEIGHTS` differs.
     """
     for name in FIXED_BY_WEIGHTS:
         if name in given and name in trained and given[name] != trained[name]:
             raise ValueError(
-                f"`{name}` is set to {given[name]!r}, and `{adapter}` was trained with {trained[name]!r}: leave it "
+                f"`{name}` is set to {given[name]!r}, and `{folder}` was trained with {trained[name]!r}: leave it "
                 "out, or name another folder."
             )
 

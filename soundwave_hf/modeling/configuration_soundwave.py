@@ -150,8 +150,8 @@ class SoundwaveConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers, but keywords are checked like the fields of the file.
 
-        Raises: `ValueError` for a checkpoint in the published layout or of another model type, a misspelt field and a
-        value out of range.
+        Raises: `ValueError` for a checkpoint in the published layout or of another model type, a misspelt field, a
+        value out of range and another `compat` than the file's.
         """
         if config_dict.get("model_type") == PUBLISHED_MODEL_TYPE:
             raise ValueError(
@@ -173,6 +173,12 @@ class SoundwaveConfig(PreTrainedConfig):
             saved = config_dict.get(part) or {}
             cls._refuse_mistaken_part(part, kwargs[part], saved.get("model_type") if isinstance(saved, dict) else None)
         given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        saved = config_dict.get("compat")
+        if saved is not None and given.get("compat", saved) != saved:
+            raise ValueError(
+                f"`compat` is set to {given['compat']!r}, and this config.json has {saved!r} and the fields that it "
+                f"names ({', '.join(COMPAT[saved])}), which would stay: leave it out, or set these fields."
+            )
         added = {name: config_dict[name] for name in config_dict.keys() - _known_names(cls) if name[:1] != "_"}
         known = {name: value for name, value in config_dict.items() if name not in added}
         config = super().from_dict({**known, **given}, **kwargs)

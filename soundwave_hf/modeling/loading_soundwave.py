@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .backbones_soundwave import (
+    FIXED_BY_WEIGHTS,
     adapter_fields,
     as_dtype,
     load_adapter,
@@ -80,6 +81,25 @@ def _asked_folder(name, options: dict) -> tuple[str, str, dict]:
         hub.pop("revision", None)
         hub |= {key: from_auto[key] for key in ("revision", "token") if from_auto.get(key) is not None}
     return name, subfolder, hub
+
+
+def refuse_changed_weights(name, options: dict):
+    """Refuse config fields of `from_pretrained` that do not fit the weights of a whole model.
+
+    Args: options: keywords of `from_pretrained`; the Auto classes give the changed fields in `config`.
+
+    Raises: `ValueError` if a field of `FIXED_BY_WEIGHTS` differs from the saved one.
+    """
+    config = options.get("config")
+    if isinstance(config, str | os.PathLike):
+        config = SoundwaveConfig.from_pretrained(config)
+    given = {field: getattr(config, field) for field in FIXED_BY_WEIGHTS if hasattr(config, field)}
+    given |= {field: options[field] for field in FIXED_BY_WEIGHTS if field in options}
+    if name is None or not given:
+        return
+    name, subfolder, hub = _asked_folder(name, options)
+    saved = SoundwaveConfig.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}), **hub)
+    refuse_other_fields(given, {field: getattr(saved, field) for field in FIXED_BY_WEIGHTS}, name)
 
 
 def take_peft_folder(name, options: dict) -> tuple[str, str] | None:
@@ -322,4 +342,4 @@ def place(model: nn.Module, device_map, device, max_memory=None, offload_folder=
     return dispatch_model(model, device_map, offload_dir=offload_folder, offload_buffers=bool(offload_buffers))
 
 
-__all__ = ["as_device", "from_adapter", "place", "take_adapter"]
+__all__ = ["as_device", "from_adapter", "place", "refuse_changed_weights", "take_adapter"]

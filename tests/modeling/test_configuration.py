@@ -132,6 +132,46 @@ def test_a_keyword_of_the_model_loader_is_checked_like_a_field(tmp_path):
         AutoModelForMultimodalLM.from_pretrained(tmp_path, adapter_droput=0.0)
 
 
+def test_compat_names_defaults_of_a_new_config_and_does_not_change_a_saved_one(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    for loads in (SoundwaveConfig, AutoConfig):
+        with pytest.raises(ValueError, match="`compat` is set to 'published', and this config.json has 'paper' and"):
+            loads.from_pretrained(tmp_path, compat="published")
+        assert loads.from_pretrained(tmp_path, compat="paper").look_back == "all"
+    assert choices(SoundwaveConfig.from_dict({}, compat="published")) == ("frame", "kept", True, False)
+
+
+@pytest.mark.parametrize("loads", [SoundwaveForConditionalGeneration, AutoModelForMultimodalLM])
+def test_a_field_that_the_weights_of_a_whole_model_fix_is_refused(tmp_path, loads):
+    tiny_model().save_pretrained(tmp_path)
+    for name, value, saved in (
+        ("adapter_heads", 4, 2),
+        ("alignment_attention", "frame", "sequence"),
+        ("audio_token_id", 5, VOCABULARY - 1),
+        ("ctc_text", "as_written", "lower"),
+        ("tie_word_embeddings", True, False),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` is set to {value!r}, and `.*` was trained with {saved!r}"):
+            loads.from_pretrained(tmp_path, **{name: value})
+    with pytest.raises(ValueError, match="`compat` is set to 'published'"):
+        loads.from_pretrained(tmp_path, compat="published")
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.adapter_heads = 4
+    with pytest.raises(ValueError, match="`adapter_heads` is set to 4"):
+        loads.from_pretrained(tmp_path, config=config)
+
+
+@pytest.mark.parametrize("loads", [SoundwaveForConditionalGeneration, AutoModelForMultimodalLM])
+def test_fields_that_may_change_after_training_are_taken_for_a_whole_model(tmp_path, loads):
+    tiny_model().save_pretrained(tmp_path)
+    options = {"blank_margin": 0.5, "no_speech_threshold": 0.3, "keep_blanks": False, "adapter_heads": 2}
+    loaded = loads.from_pretrained(tmp_path, **options, text_config={"attention_dropout": 0.2}, dtype="bfloat16")
+    assert {name: getattr(loaded.config, name) for name in options} == options
+    assert loaded.config.text_config.attention_dropout == 0.2
+    config = AutoConfig.from_pretrained(tmp_path, label_embeddings=True)
+    assert loads.from_pretrained(tmp_path, config=config, attn_implementation="eager").config.label_embeddings
+
+
 @pytest.mark.parametrize(
     ("part", "fields", "message"),
     [
