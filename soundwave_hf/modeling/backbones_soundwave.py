@@ -247,16 +247,15 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
     Args:
         allow_other_backbones (`bool`): whether to accept other backbones of the same widths.
 
-    Raises: `ValueError` if widths differ, or the adapters were trained on other backbones (see
-    `refuse_other_backbones`); `FileNotFoundError` if the folder lacks a file.
+    Raises: `ValueError` if widths differ, the adapters were trained on other backbones (see
+    `refuse_other_backbones`), or the LLM has fewer tokens than when they were saved; `FileNotFoundError` if the folder
+    lacks a file.
     """
     check_adapter_files(adapter)
     config = SoundwaveConfig.from_pretrained(adapter)
+    audio_config, text_config = (AutoConfig.from_pretrained(name) for name in (encoder, llm))
     expected = (config.audio_config.d_model, config.text_config.hidden_size)
-    found = tuple(
-        getattr(AutoConfig.from_pretrained(name), width, None)
-        for name, width in ((encoder, "d_model"), (llm, "hidden_size"))
-    )
+    found = (getattr(audio_config, "d_model", None), getattr(text_config, "hidden_size", None))
     if found != expected:
         raise ValueError(
             f"The adapters in `{adapter}` join an encoder of width {expected[0]} to an LLM of width {expected[1]}, "
@@ -264,7 +263,19 @@ def adapter_fields(adapter: str, encoder: str, llm: str, allow_other_backbones: 
         )
     if not allow_other_backbones:
         refuse_other_backbones(adapter, encoder, llm)
+        _refuse_fewer_tokens(adapter, config, llm, text_config)
     return {name: getattr(config, name) for name in sorted(settable_fields())}
+
+
+def _refuse_fewer_tokens(adapter: str, config: SoundwaveConfig, llm: str, text_config):
+    """Raises: `ValueError` if the LLM's embeddings had more rows when the adapters were saved: these are nowhere."""
+    expected, found = config.text_config.vocab_size, max(text_config.vocab_size, config.audio_token_id + 1)
+    if found < expected:
+        raise ValueError(
+            f"The adapters in `{adapter}` were saved with an LLM of {expected} tokens, and `{llm}` has {found}, with "
+            "the audio token: embeddings that were added are not saved with adapters. Merge the LoRA before you "
+            "resize, and save the whole model, or give `llm=`, a folder of the LLM with this size."
+        )
 
 
 def check_adapter_files(adapter: str):

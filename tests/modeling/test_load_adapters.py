@@ -670,6 +670,23 @@ def test_a_folder_that_peft_wrote_says_that_the_config_is_missing(place, tmp_pat
     SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
 
 
+def test_embeddings_that_were_added_before_adapters_were_saved_are_missed(place, inputs, tmp_path):
+    tuned = SoundwaveForConditionalGeneration.from_pretrained(place / "run", merge_lora=False)
+    tokens = tuned.config.text_config.vocab_size
+    tuned.resize_token_embeddings(tokens + 7)
+    tuned.save_pretrained(tmp_path / "tuned")
+    tuned.get_base_model().config.save_pretrained(tmp_path / "tuned")
+    for door in (SoundwaveForConditionalGeneration, SoundwaveForCTC):
+        with pytest.raises(ValueError, match=f"saved with an LLM of {tokens + 7} tokens, and .* has {tokens}, with"):
+            door.from_pretrained(tmp_path / "tuned")
+    shutil.copytree(place / "llm", tmp_path / "llm")
+    llm = LlamaForCausalLM.from_pretrained(place / "llm")
+    llm.resize_token_embeddings(tokens + 7, mean_resizing=False)
+    llm.save_pretrained(tmp_path / "llm")
+    found = SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "tuned", llm=str(tmp_path / "llm"))
+    assert logits(found, inputs).shape[-1] == tokens + 7
+
+
 # ---- options of the processor's parts ----
 
 
