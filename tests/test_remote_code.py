@@ -140,7 +140,9 @@ def test_what_is_pushed_is_what_is_saved(saved, monkeypatch):
 
     pushed: list[str] = []
     api = SimpleNamespace(create_repo=lambda repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    api.file_exists = lambda repo_id, name, **options: False
     monkeypatch.setattr(hub, "hf_api", lambda: api)
+    monkeypatch.setattr("soundwave_hf.modeling.audio_model_soundwave.HfApi", lambda **options: api)
     card = SimpleNamespace(save=lambda path: None)
     monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *names, **options: card)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
@@ -38,7 +39,13 @@ from .backbones_soundwave import (
 )
 from .configuration_soundwave import SoundwaveConfig
 from .ctc_scores_soundwave import CTCFrames
-from .folders_soundwave import backbone_name, choose_backbones, local_backbone, weights_digest
+from .folders_soundwave import (
+    backbone_name,
+    choose_backbones,
+    local_backbone,
+    refuse_other_kind,
+    weights_digest,
+)
 from .generation_soundwave import CACHE_NAMES
 from .loading_soundwave import (
     from_adapter,
@@ -216,6 +223,35 @@ class SoundwavePreTrainedModel(PreTrainedModel):
             if (frozen := getattr(model.base_model, name, None)) is not None:
                 frozen.requires_grad_(False)
         return (model, report) if asked["output_loading_info"] else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers.
+
+        Raises: `FileExistsError` if a whole model would be saved beside adapters, or the other way round, see
+        `refuse_other_kind`.
+        """
+        place = os.fspath(save_directory)
+        refuse_other_kind(place, lambda name: os.path.isfile(os.path.join(place, name)), self._saved_bases())
+        if kwargs.get("push_to_hub"):
+            self._refuse_other_kind_on_hub(kwargs.get("repo_id") or os.path.basename(place), kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id, **kwargs):
+        """As in transformers. Raises: `FileExistsError` as `save_pretrained` does."""
+        self._refuse_other_kind_on_hub(repo_id, kwargs)
+        return super().push_to_hub(repo_id, **kwargs)
+
+    def _refuse_other_kind_on_hub(self, name: str, options: dict):
+        api, revision = HfApi(token=options.get("token")), options.get("revision")
+        # transformers does this next; it gives the full name.
+        repo = api.create_repo(name, private=options.get("private"), exist_ok=True).repo_id
+        refuse_other_kind(repo, lambda file: api.file_exists(repo, file, revision=revision), self._saved_bases())
+
+    def _saved_bases(self) -> set[str | None] | None:
+        """The models that an adapter of transformers' `add_adapter` names as its base; None if the model is whole."""
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            return None
+        return {config.base_model_name_or_path for config in self.peft_config.values()}
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
         """As in transformers; loads the LoRA and the adapters of a PEFT folder.

@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -162,6 +162,54 @@ def peft_base(folder: str, **hub) -> str | None:
     return base if is_whole else None
 
 
+# ---- a whole model beside adapters ----
+
+
+def refuse_two_models(name: str, folder: str):
+    """Refuse whole weights beside adapters of Soundwave that belong to something else. transformers would put their
+    LoRA onto these weights, which may hold it already.
+
+    Args: name: folder or hub name. folder: where its adapter_config.json is.
+
+    Raises: `ValueError` unless that file names `name` as the base.
+    """
+    peft = read_json(folder, LORA_FILES[0])
+    base = peft.get("base_model_name_or_path")
+    if "alignment_adapter" not in (peft.get("modules_to_save") or ()) or _is_one_of(name, [base]):
+        return
+    raise ValueError(
+        f"`{name}` holds the weights of a whole model, and in {LORA_FILES[0]} adapters of {base or 'backbones'}: "
+        f"loaded together, a LoRA may count twice. For the whole model, remove {' and '.join(LORA_FILES)}. For the "
+        f"adapters, remove {WHOLE_WEIGHTS[0]} or its shards. If they were trained on these very weights, write "
+        f"`{name}` as `base_model_name_or_path` in {LORA_FILES[0]}."
+    )
+
+
+def refuse_other_kind(place: str, holds: Callable[[str], bool], bases: Collection[str | None] | None):
+    """Refuse to save a whole model beside adapters, or adapters beside the weights of a whole model that is not their
+    base: loading would mix the two.
+
+    Args:
+        place: folder or hub name. holds: whether it has a file of this name.
+        bases: the models that adapters name as their base; None for a whole model.
+
+    Raises: `FileExistsError`.
+    """
+    if bases is not None and _is_one_of(place, bases):
+        return
+    saved, others = ("adapters", WHOLE_FILES) if bases is not None else ("a whole model", LORA_FILES[:1])
+    if (other := next((name for name in others if holds(name)), None)) is not None:
+        raise FileExistsError(
+            f"`{place}` holds {other}, and {saved} would be saved beside it: loading would mix two models, and a LoRA "
+            "may count twice. Name another place, or remove the model there first."
+        )
+
+
+def _is_one_of(place: str, bases: Collection[str | None]) -> bool:
+    """Whether a folder or hub name is among the names of models."""
+    return any(base and (base == place or os.path.realpath(base) == os.path.realpath(place)) for base in bases)
+
+
 # ---- finding adapters ----
 
 
@@ -174,24 +222,27 @@ def find_adapter(name: str, subfolder: str = "", **hub) -> str | None:
     """The local folder of trained adapters, downloaded if `name` is a hub name; None if there are no adapters.
 
     Args: hub: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`, as in `from_pretrained`.
+
+    Raises: `ValueError` if there are adapters beside the weights of another whole model, see `refuse_two_models`.
     """
     if os.path.isdir(name):
         folder = os.path.join(name, subfolder) if subfolder else name
+        if is_soundwave(folder) and has_whole_weights(folder):
+            refuse_two_models(folder, folder)
         return folder if adapter_kind(folder) else None
     if os.path.exists(name) or not is_hub_name(name):
         return None
     hub["local_files_only"] = hub.get("local_files_only") or is_offline_mode()
-    if not any(_in_repository(name, file, subfolder, hub) for file in (LORA_FILES[0], TRAINED_FILE)):
+    files = [cached_file(name, file, subfolder=subfolder, **IF_THERE, **hub) for file in (LORA_FILES[0], TRAINED_FILE)]
+    if not any(files):
         return None
     if _holds_whole_model(name, subfolder, hub):
+        if files[0] is not None:
+            refuse_two_models(name, os.path.dirname(files[0]))
         return None
     inside = f"{subfolder}/" if subfolder else ""
     folder = snapshot_download(name, allow_patterns=[f"{inside}{pattern}" for pattern in ADAPTER_PATTERNS], **hub)
     return os.path.join(folder, subfolder) if subfolder else folder
-
-
-def _in_repository(name: str, file: str, subfolder: str, hub: dict) -> bool:
-    return cached_file(name, file, subfolder=subfolder, **IF_THERE, **hub) is not None
 
 
 def _holds_whole_model(name: str, subfolder: str, hub: dict) -> bool:
@@ -405,6 +456,8 @@ __all__ = [
     "model_digest",
     "peft_base",
     "refuse_other_backbones",
+    "refuse_other_kind",
+    "refuse_two_models",
     "trained_backbone",
     "weights_digest",
 ]

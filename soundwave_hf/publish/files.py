@@ -25,6 +25,7 @@ from ..modeling.folders_soundwave import (
     has_whole_weights,
     is_hub_name,
     is_soundwave,
+    refuse_two_models,
     trained_backbone,
 )
 from ..paths import find_weights
@@ -117,6 +118,7 @@ def _kind_of(folder: Path) -> str:
         return kind
     if not has_whole_weights(str(folder)):
         raise ValueError(f"There is nothing to push. {describe_folder(str(folder))}")
+    refuse_two_models(str(folder), str(folder))
     single, shards = (folder / WHOLE).is_file(), (folder / INDEX).is_file()
     if not single and not shards:
         raise ValueError(

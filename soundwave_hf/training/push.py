@@ -10,6 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
 from ..data.check import SKIPPED_CLIPS
+from ..modeling.folders_soundwave import LORA_FILES, has_whole_weights, read_json, refuse_other_kind
 from ..publish.errors import first_line
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint
@@ -76,6 +77,8 @@ class HubPush(TrainerCallback):
             self._pending.append(self._upload(name, checkpoint, f"Step {step}, checkpoint", place))
 
     def _upload(self, name: str, folder: str, message: str, place: str | None = None, ignore=(), wait: bool = False):
+        if place is None:
+            self._refuse_other_kind(name, folder)
         return self.api.upload_folder(
             repo_id=name,
             folder_path=folder,
@@ -85,6 +88,12 @@ class HubPush(TrainerCallback):
             ignore_patterns=[*LEFT_OUT, *ignore],
             run_as_future=not wait,
         )
+
+    def _refuse_other_kind(self, name: str, folder: str):
+        """Raise `FileExistsError` if the repository holds a model with which loading would mix that of the folder."""
+        revision, base = self.arguments.hub_revision, read_json(folder, LORA_FILES[0]).get("base_model_name_or_path")
+        bases = None if has_whole_weights(folder) else [base]
+        refuse_other_kind(name, lambda file: self.api.file_exists(name, file, revision=revision), bases)
 
     def _report_failures(self):
         done = [future for future in self._pending if future.done()]

@@ -26,6 +26,7 @@ from ..data.sources import check_rows, lengths_of, row_seconds, undecoded
 from ..modeling.backbones_soundwave import TRAINED_FILE, load_trained
 from ..modeling.decoding_soundwave import DEFAULTS
 from ..modeling.encoder_lora_soundwave import has_encoder_lora, load_encoder_lora, save_encoder_lora
+from ..modeling.folders_soundwave import refuse_other_kind
 from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
 from .arguments import SoundwaveTrainingArguments
@@ -304,6 +305,7 @@ class SoundwaveTrainerMixin:
         if not self.args.should_save:  # with sharded parameters, `Trainer` calls this in all processes
             return
         destination = output_dir or self.args.output_dir
+        self._refuse_other_kind(destination)
         with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
             if saved_form(self.model) in ("align", "lora"):
@@ -311,6 +313,12 @@ class SoundwaveTrainerMixin:
             # This replaces PEFT's card, which would load the adapters onto any model of their width.
             for name, text in {**self.record, "README.md": self._card()}.items():
                 (folder / name).write_text(text, encoding="utf-8")
+
+    def _refuse_other_kind(self, folder: str):
+        """Raise `FileExistsError` if the folder holds a model with which loading would mix what is saved there."""
+        configs = getattr(self.model, "peft_config", {}).values()
+        bases = None if saved_form(self.model) == "whole" else {each.base_model_name_or_path for each in configs}
+        refuse_other_kind(folder, lambda name: Path(folder, name).is_file(), bases)
 
     def _save_beside_adapters(self, folder: Path, destination: str, state_dict):
         """Write what adapters need besides their weights. A whole model has it; PEFT's adapter of one needs none."""
@@ -344,6 +352,7 @@ class SoundwaveTrainerMixin:
         if self.stage is not None:
             check_trainable(self.model, self.stage)
         refuse_lost_weights(self.model, self.audio_model)
+        self._refuse_other_kind(self.args.output_dir)  # before the training, too
         return super().create_optimizer(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):

@@ -584,6 +584,38 @@ def test_the_public_names_are_the_old_ones_too():
     assert callable(shipped.load_adapter) and callable(shipped.load_processor)
 
 
+# ---- a whole model beside adapters ----
+
+
+def test_a_whole_model_is_not_saved_beside_the_adapters_that_it_holds(place, tmp_path):
+    """Loading such a folder put their LoRA onto weights that held it already."""
+    folder = shutil.copytree(place / "run", tmp_path / "run")
+    before = sorted(path.name for path in folder.iterdir())
+    for door in (SoundwaveForConditionalGeneration, SoundwaveForCTC):
+        model = door.from_pretrained(folder, encoder=str(place / "whisper"), llm=str(place / "llm"))
+        with pytest.raises(
+            FileExistsError, match="holds adapter_config.json, and a whole model would be saved beside"
+        ):
+            model.save_pretrained(folder)
+        for _ in range(2):  # over a model of the same kind
+            model.save_pretrained(tmp_path / door.__name__)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_whole_weights_beside_adapters_of_backbones_are_refused(place, tmp_path):
+    model = SoundwaveForConditionalGeneration.from_pretrained(place / "run")
+    model.save_pretrained(tmp_path)
+    SoundwaveForConditionalGeneration.from_pretrained(place / "run", merge_lora=False).save_pretrained(tmp_path)
+    message = "holds the weights of a whole model, and in adapter_config.json adapters of backbones.*may count twice"
+    for door in (SoundwaveForConditionalGeneration, SoundwaveForCTC, AutoModel, resolve_adapter):
+        with pytest.raises(ValueError, match=message):
+            getattr(door, "from_pretrained", door)(tmp_path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).unlink()
+    found = SoundwaveForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+
+
 # ---- merging ----
 
 
@@ -638,6 +670,26 @@ def test_a_gated_llm_takes_the_callers_token_and_is_reported_without_it(hub_serv
     model = SoundwaveForConditionalGeneration.from_pretrained("me/shipped", token="hf_mine")
     assert model.config.text_config._name_or_path == "me/llm"
     assert SoundwaveProcessor.from_pretrained("me/shipped", token="hf_mine").trailing_silence == 0.1
+
+
+def test_a_whole_model_is_not_pushed_onto_adapters(place, hub_server, tmp_path):
+    model = SoundwaveForConditionalGeneration.from_pretrained(place / "run")
+    message = "`me/shipped` holds adapter_config.json, and a whole model would be saved beside it"
+    with pytest.raises(FileExistsError, match=message):
+        model.push_to_hub("me/shipped", token="hf_mine")
+    with pytest.raises(FileExistsError, match=message):
+        model.save_pretrained(tmp_path / "whole", push_to_hub=True, repo_id="me/shipped", token="hf_mine")
+    assert hub_server.commits == []
+    model.push_to_hub("me/whole", token="hf_mine")
+    assert hub_server.commits == [("me/whole", "main")]
+
+
+def test_a_repository_with_whole_weights_and_other_adapters_is_refused(place, hub_server, tmp_path):
+    SoundwaveForConditionalGeneration.from_pretrained(place / "run").save_pretrained(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path / "to upload")
+    set_json(tmp_path / "to upload" / "adapter_config.json", base_model_name_or_path=None)
+    with pytest.raises(ValueError, match="`me/shipped` holds the weights of a whole model, and .* of backbones"):
+        SoundwaveForConditionalGeneration.from_pretrained("me/shipped")
 
 
 def test_a_repository_that_is_not_there_is_reported_as_such(hub_server):

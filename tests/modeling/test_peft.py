@@ -307,6 +307,27 @@ def test_a_lora_of_a_whole_checkpoint_loads_as_transformers_loads_one(whole, tmp
     torch.testing.assert_close(logits_of(model), expected)
 
 
+@pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
+def test_adapters_may_lie_beside_the_whole_model_that_they_were_trained_on_and_no_other(whole, tmp_path, way):
+    own, other = (shutil.copytree(whole, tmp_path / name) for name in ("own", "other"))
+    model = SoundwaveForConditionalGeneration.from_pretrained(own)
+    config = LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, modules_to_save=list(ADAPTERS))
+    if way == "add_adapter":
+        model.add_adapter(config)
+        with pytest.raises(FileExistsError, match="holds model.safetensors, and adapters would be saved beside it"):
+            model.save_pretrained(other)
+    else:
+        model = get_peft_model(model, config)
+    for _ in range(2):
+        model.save_pretrained(own)
+    torch.testing.assert_close(logits_of(SoundwaveForConditionalGeneration.from_pretrained(own)), logits_of(model))
+    with pytest.raises(FileExistsError, match="holds adapter_config.json, and a whole model would be saved beside it"):
+        SoundwaveForConditionalGeneration.from_pretrained(whole).save_pretrained(own)
+    shutil.copytree(own, tmp_path / "moved")
+    with pytest.raises(ValueError, match="were trained on these very weights, write `.*moved` as `base_model_name"):
+        SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "moved")
+
+
 def test_a_lora_whose_checkpoint_is_not_found_says_what_to_load(whole, tmp_path):
     tuned_folder(whole, tmp_path, "get_peft_model")
     config = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -295,6 +295,16 @@ def test_weights_that_peft_would_not_save_are_refused_before_the_first_step(work
     assert trainer.state.global_step == 0
 
 
+def test_adapters_are_not_trained_into_the_folder_of_a_whole_model(workspace, tmp_path):
+    """Loading that folder would give the whole model, without what was trained."""
+    trainer = stage_one(workspace, tmp_path / "out", "ctc_head", 1)
+    trainer.model.save_pretrained(tmp_path / "out")
+    for save in (trainer.train, trainer.save_model):
+        with pytest.raises(FileExistsError, match="holds model.safetensors, and adapters would be saved beside it"):
+            save()
+    assert trainer.state.global_step == 0 and not (tmp_path / "out" / "trained.safetensors").exists()
+
+
 def test_biases_that_peft_saves_may_train(workspace, merged, tmp_path):
     model = SoundwaveForConditionalGeneration.from_pretrained(merged)
     model = get_peft_model(model, LoraConfig(r=4, target_modules=r".*alignment_adapter.*\.fc1", bias="all"))

@@ -47,12 +47,15 @@ class Hub:
     endpoint = "https://hub.example"
 
     def __init__(self, fails=(), **options):
-        self.fails, self.uploads = fails, []
+        self.fails, self.uploads, self.there = fails, [], set()
 
     def create_repo(self, name, private=None, exist_ok=False):
         if "create" in self.fails:
             raise ConnectionError("Connection refused")
         return type("Url", (), {"repo_id": f"me/{name.split('/')[-1]}"})
+
+    def file_exists(self, repo_id, filename, revision=None):
+        return filename in self.there
 
     def upload_folder(self, repo_id, folder_path, ignore_patterns, run_as_future, path_in_repo=None, **options):
         from concurrent.futures import Future
@@ -121,6 +124,14 @@ def test_a_hub_that_fails_while_a_run_trains_does_not_end_it(workspace, hub, tmp
     assert trained.trainer.state.global_step == 2
     assert found.uploads[-1][1] == "mine"
     assert "`mine` could not be pushed to the hub (Connection reset): the run goes on." in caplog.text
+
+
+def test_adapters_are_not_pushed_onto_a_whole_model(workspace, hub, tmp_path):
+    made = hub()
+    made.there = {"model.safetensors"}
+    with pytest.raises(ConnectionError, match="`me/mine` holds model.safetensors, and adapters would be saved beside"):
+        train(pushed(workspace, tmp_path / "mine", max_steps=1))
+    assert made.uploads == []
 
 
 def test_what_was_not_pushed_is_pushed_by_the_same_command_without_training(workspace, hub, tmp_path, capsys):
