@@ -6,6 +6,7 @@ from pathlib import Path
 from .adapters import load_adapter, resolve_adapter
 from .atomic import atomic_folder, refuse_used
 from .publish.runs import RECORD, describe_runs
+from .training.export import refuse_infinite
 
 
 SHARD_SIZE = "5GB"
@@ -33,8 +34,9 @@ def merge_adapter(
         device: where the layers are merged; the CPU by default.
         allow_other_backbones: whether to accept backbones that the adapters were not trained with.
 
-    Raises: `FileExistsError` if the destination exists and is not an empty folder; what `load_adapter` raises;
-        `BlockingIOError` if another process is writing the destination.
+    Raises: `FileExistsError` if the destination exists and is not an empty folder; `ValueError` if a weight has no
+        finite value in the dtype; what `load_adapter` raises; `BlockingIOError` if another process is writing the
+        destination.
     """
     destination = Path(destination)
     refuse_used(destination)
@@ -43,6 +45,7 @@ def merge_adapter(
     model, processor = load_adapter(adapter, encoder, llm, dtype, device, allow_other_backbones)
     # A checkpoint is loaded in one dtype. Without this, a float16 Whisper would turn a bfloat16 LLM to float16.
     model = model.to(model.lm_head.weight.dtype)
+    refuse_infinite(model.named_parameters(), adapter, "needs the range of float32: `--dtype bfloat16` has it")
     with atomic_folder(destination) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         processor.save_pretrained(folder)

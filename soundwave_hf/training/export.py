@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -81,10 +82,19 @@ def half_weights(run: Path) -> dict[str, torch.Tensor]:
         name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
         for name, weight in load_file(run / WEIGHTS).items()
     }
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"`{name}` in `{run}` has no finite float16 value: the run diverged, or needs float32.")
+    refuse_infinite(weights.items(), run, "needs float32")
     return weights | {name: fields for name in weights if name.endswith(f".{TENSOR}")}
+
+
+def refuse_infinite(weights: Iterable[tuple[str, torch.Tensor]], run: str | os.PathLike, way_out: str):
+    """Raises: `ValueError` if a weight that is to be written is NaN or infinite, as too large ones become in float16.
+
+    Args: run: where the weights are from. way_out: what a run needs that has not diverged.
+    """
+    for name, weight in weights:
+        if not torch.isfinite(weight).all():
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise ValueError(f"`{name}` in `{run}` has no finite {dtype} value: the run diverged, or {way_out}.")
 
 
 def _name_from(backbone: dict, run: Path, destination: Path):
@@ -101,4 +111,4 @@ def without_places(config):
     return config
 
 
-__all__ = ["export_adapter", "without_places"]
+__all__ = ["export_adapter", "refuse_infinite", "without_places"]

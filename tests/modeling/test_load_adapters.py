@@ -633,6 +633,25 @@ def test_a_merged_checkpoint_has_one_dtype_the_llms_and_each_weight_once(place, 
         assert model.dtype == {2: torch.bfloat16, 4: torch.float32}[itemsize]
 
 
+@pytest.mark.parametrize("value", [1e6, float("nan")])
+def test_a_weight_that_a_dtype_cannot_hold_is_not_merged(place, tmp_path, value):
+    folder = shutil.copytree(place / "shipped", tmp_path / "shipped")
+    path = folder / "adapter_model.safetensors"
+    weights = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
+    }
+    name = next(name for name in weights if name.endswith("alignment_adapter.norm.bias"))
+    weights[name][0] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    given = {"encoder": str(place / "whisper"), "llm": str(place / "llm")}
+    message = r"alignment_adapter.norm.bias` in `.*shipped` has no finite float16 value.*`--dtype bfloat16` has it"
+    with pytest.raises(ValueError, match=message):
+        merge_adapter(folder, tmp_path / "whole", dtype="float16", **given)
+    assert not (tmp_path / "whole").exists()
+    if value == 1e6:
+        merge_adapter(folder, tmp_path / "whole", dtype="bfloat16", **given)
+
+
 def test_a_merged_checkpoint_is_written_in_shards(place, tmp_path, monkeypatch):
     monkeypatch.setattr("soundwave_hf.hub.SHARD_SIZE", "40KB")
     folder = merge_adapter(place / "run", tmp_path / "merged")
