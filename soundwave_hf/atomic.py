@@ -44,8 +44,7 @@ def refuse_output(path: str | os.PathLike, option: str, inputs: Iterable[str | o
     place = Path(path).absolute()
     if place.is_dir():
         raise IsADirectoryError(f"`{option}` is `{path}`, which is a folder: give a file.")
-    parent = next(folder for folder in place.parents if folder.exists())
-    if not parent.is_dir():
+    if not (parent := _nearest(place)).is_dir():
         raise NotADirectoryError(f"`{option}` is `{path}`, and `{parent}` is a file, not a folder: give another name.")
     if not os.access(parent, os.W_OK):
         raise PermissionError(f"`{option}` is `{path}`, and you may not write to `{parent}`: give another folder.")
@@ -147,7 +146,12 @@ def _locked(part: Path, path: Path) -> Iterator[None]:
 
 @contextmanager
 def _place_beside(path: Path) -> Iterator[Path]:
-    """Yield a path in the same folder. The folder is made if it is missing, and removed again if the block fails."""
+    """Yield a path in the same folder. The folder is made if it is missing, and removed again if the block fails.
+
+    Raises: `NotADirectoryError` if a file stands where a folder is needed.
+    """
+    if not (parent := _nearest(path)).is_dir():
+        raise NotADirectoryError(f"`{parent}` is a file, and a folder was expected: give another name.")
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -162,6 +166,11 @@ def _place_beside(path: Path) -> Iterator[Path]:
                 "another place."
             ) from error
         raise
+
+
+def _nearest(path: Path) -> Path:
+    """The nearest place above a path that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def make_folder(write: Callable[[Path], None], folder: Path):

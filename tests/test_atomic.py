@@ -29,6 +29,15 @@ def test_a_file_that_fails_leaves_what_was_there(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
 
 
+@pytest.mark.parametrize("write", [atomic_file, atomic_files, atomic_folder, kept_folder])
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path, write):
+    (tmp_path / "a.csv").write_text("mine")
+    place = tmp_path / "a.csv" if write is atomic_files else tmp_path / "a.csv" / "deep" / "model"
+    with pytest.raises(NotADirectoryError, match="a.csv` is a file, and a folder was expected"), write(place):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_folder_appears_once_all_of_it_is_written(tmp_path, is_there):
     path = tmp_path / "model"

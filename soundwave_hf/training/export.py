@@ -33,8 +33,8 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
         adapter_config.json, which they read before they ask our class.
 
     Raises: `FileNotFoundError` if the run has none, `ValueError` if a weight has no finite float16 value,
-    `FileExistsError` if the destination is the run or holds a file of other weights that loading would read, `OSError`
-    if it cannot be written. The destination then stays as it was.
+    `FileExistsError` if the destination is the run, or holds other weights (the same may be exported again) or a file
+    of theirs that loading would read, `OSError` if it cannot be written. The destination then stays as it was.
     """
     run, destination = Path(run), Path(destination)
     if run.resolve() == destination.resolve():
@@ -46,6 +46,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     if (run / GENERATION_CONFIG_NAME).is_file():
         needed.append(GENERATION_CONFIG_NAME)
     weights = half_weights(run)
+    _refuse_other_weights(destination, weights)
     copied = [ENCODER_LORA_FILE] if (run / ENCODER_LORA_FILE).is_file() else []
     record = describe_runs(run)
     names = [*needed[1:], *copied, *([RECORD] if record is not None else []), WEIGHTS]
@@ -70,6 +71,22 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
             parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination
+
+
+def _refuse_other_weights(destination: Path, weights: dict[str, torch.Tensor]):
+    """Raises: `FileExistsError` if the destination holds other weights. (The config fields among them may differ.)"""
+    path = destination / WEIGHTS
+    if not path.is_file():
+        return
+    there, compared = load_file(path), [name for name in weights if not name.endswith(f".{TENSOR}")]
+    if there.keys() != weights.keys() or not all(_is_same(there[name], weights[name]) for name in compared):
+        raise FileExistsError(
+            f"`{destination}` holds other weights, which would be lost: name another folder, or remove it."
+        )
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def half_weights(run: Path) -> dict[str, torch.Tensor]:

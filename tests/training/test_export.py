@@ -105,14 +105,36 @@ def test_a_weight_without_a_finite_half_is_refused(chain, tmp_path, value):
 def test_an_export_that_fails_leaves_weights_and_configs_of_before(chain, tmp_path):
     shipped = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
     before = {path.name: path.read_bytes() for path in shipped.iterdir()}
-    run = tmp_path / "run"
-    shutil.copytree(chain["instruct"].folder, run)
+    run = shutil.copytree(chain["shrink"].folder, tmp_path / "run")
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace('"ctc_loss_weight": 0', '"ctc_loss_weight": 1'))
     (run / "processor_config.json").write_text("{")  # read last
     for destination in (shipped, tmp_path / "new" / "folder"):
         with pytest.raises(ValueError, match="Expecting property name"):
             export_adapter(run, destination)
     assert {path.name: path.read_bytes() for path in shipped.iterdir()} == before
     assert not (tmp_path / "new").exists()
+
+
+def test_an_export_does_not_replace_that_of_another_run(chain, tmp_path):
+    shipped = export_adapter(chain["shrink"].folder, tmp_path / "shipped")
+    (shipped / "README.md").write_text("about these weights")
+    before = {path.name: path.read_bytes() for path in shipped.iterdir()}
+    other = shutil.copytree(chain["instruct"].folder, tmp_path / "other")
+    for destination in (shipped, other):  # the second one is the run of somebody
+        with pytest.raises(
+            FileExistsError, match=f"`{destination}` holds other weights, which would be lost: name an"
+        ):
+            export_adapter(chain["instruct"].folder, destination)
+    assert {path.name: path.read_bytes() for path in shipped.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv/shipped"])
+def test_a_file_is_no_folder_to_export_to(chain, tmp_path, name):
+    (tmp_path / "a.csv").write_text("audio,text")
+    with pytest.raises(NotADirectoryError, match="`.*a.csv` is a file, and a folder was expected: give another name"):
+        export_adapter(chain["shrink"].folder, tmp_path / name)
+    assert (tmp_path / "a.csv").read_text() == "audio,text"
 
 
 def test_no_folder_of_the_machine_is_shipped(chain, tmp_path):
