@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 
 from ..data.manifest import read_rows
-from ..data.rows import rename
+from ..data.rows import RowCheck, rename
 from ..data.sources import Source, looks_local, open_rows, undecoded
 from ..keys import read_yaml
 from ..paths import soundwave_home
@@ -122,6 +122,8 @@ def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
 
 def _drop_odd_texts(row: dict, name: str):
     """Texts of another type become None, which is listed as a row that cannot be scored: a column has one type."""
+    if not isinstance(row, Mapping):
+        RowCheck()(row, name)
     for key in ("text", "question", "answer"):
         values = row.get(key)
         if not all(isinstance(value, str | None) for value in (values if isinstance(values, list) else [values])):
