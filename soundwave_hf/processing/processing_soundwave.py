@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -477,6 +477,8 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Returns: `str` or list of `str` with `tokenize=False` (the default), else the output of the call, or only its
             `input_ids` with `return_dict=False`.
+
+        Raises: `ValueError` for an unknown keyword.
         """
         if len(conversation) == 0:
             raise ValueError("An empty conversation arrived; expected messages {'role': ..., 'content': ...}.")
@@ -487,6 +489,7 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"`processor(text='{self.audio_token}...', audio=...)`."
             )
         template = self._resolve_chat_template(chat_template)
+        self._refuse_unknown(kwargs, self.apply_chat_template, template)
         special_tokens = self.tokenizer.special_tokens_map
         flatten = takes_strings(template, special_tokens)
         if flatten:
@@ -578,7 +581,9 @@ class SoundwaveProcessor(ProcessorMixin):
         ```
         """
         refuse_task(task)
-        self._refuse_unknown(kwargs)
+        self._refuse_unknown(
+            kwargs, self.apply_transcription_request, (kwargs.get("chat_template"), self.chat_template)
+        )
         clips = flatten_clips(audio)
         if not clips:
             raise ValueError("No clip arrived to transcribe; expected at least one in `audio`.")
@@ -606,19 +611,20 @@ class SoundwaveProcessor(ProcessorMixin):
             )
         return inputs
 
-    def _refuse_unknown(self, kwargs: dict):
-        """Refuse keywords that neither the processor's methods nor the chat template know."""
-        doors = (self.apply_transcription_request, self.apply_chat_template, super().apply_chat_template)
+    def _refuse_unknown(self, kwargs: dict, method: Callable, template):
+        """Refuse keywords that neither the method, nor what it calls, nor the chat template know."""
+        doors = (method, self.apply_chat_template, super().apply_chat_template)
         known = {name for door in doors for name in inspect.signature(door).parameters} - {"self", "kwargs"}
         for options in (SoundwaveProcessingKwargs, TextKwargs, SoundwaveAudioKwargs):
             known |= options.__annotations__.keys()
-        template = kwargs.get("chat_template") or self.chat_template or ""
         for name in kwargs.keys() - known:
             if re.search(rf"\b{re.escape(name)}\b", str(template)):  # a variable of the template
                 continue
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"Did you mean `{near[0]}`?" if near else "Remove it."
-            raise ValueError(f"A transcription request got an unknown argument `{name}={kwargs[name]!r}`. {hint}")
+            if name in inspect.signature(self.apply_transcription_request).parameters:
+                hint = "It belongs to `apply_transcription_request`."
+            raise ValueError(f"`{method.__name__}` got an unknown argument `{name}={kwargs[name]!r}`. {hint}")
 
     def align_word_timestamps(
         self, transcriptions: str | list[str], clips: list, return_timestamps: str = "word"
