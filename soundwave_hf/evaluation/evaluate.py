@@ -259,7 +259,7 @@ def compare_kind(found: SetResult, both: list[Result], is_answer: bool, metric: 
 
 
 def run_evaluation(
-    sets: Sequence[str] | None = None,
+    sets: str | Sequence[str] | None = None,
     checkpoint: str | None = None,
     adapter: str | Path | None = None,
     encoder: str | None = None,
@@ -270,7 +270,7 @@ def run_evaluation(
     transcripts: str | None = None,
     ctc: bool = False,
     allow_other_backbones: bool = False,
-    data: Sequence[str] | Mapping[str, object] = (),
+    data: str | Sequence[str] | Mapping[str, object] = (),
     columns: dict[str, str] | None = None,
     against: str | None = None,
     **options,
@@ -340,8 +340,7 @@ def refuse_outputs(output: str | None, transcripts: str | None, against: str | N
     """Refuse files that cannot be written, or would overwrite what is read or each other, before clips are read."""
     if not (output or transcripts):
         return
-    sources = (data if isinstance(data, Mapping) else named_sources(data)).values()
-    inputs = [file for source in sources if not holds_rows(source) for file in files_of(source)]
+    inputs = [file for source in named_sources(data).values() if not holds_rows(source) for file in files_of(source)]
     inputs += [against] if against is not None and os.path.isfile(against) else []
     for option, path in (("--output", output), ("--transcripts", transcripts)):
         if path:

@@ -100,6 +100,30 @@ def test_sources_are_named_by_the_caller_or_by_their_file(tmp_path):
     }
 
 
+@pytest.mark.parametrize("form", [str, Path, lambda path: [Path(path)], lambda path: f"calls={path}"])
+def test_one_source_needs_no_list(systems, data, tmp_path, form):
+    output = str(tmp_path / "scores.json")
+    assert list(run_evaluation(checkpoint="mine", data=form(data), output=output)) == ["calls"]
+
+
+def test_one_validation_set_needs_no_list():
+    assert list(open_sets("librivox", (), None)) == ["librivox"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([{"audio": "a.wav", "text": "hello"}], "dict"),
+        (Dataset.from_dict({"text": ["hello"]}), "dict"),
+        ([[]], "list"),
+    ],
+)
+def test_rows_without_a_name_are_refused(rows, kind):
+    message = f'`data` holds a {kind}; expected paths .*Give rows and mappings a name: `data={{"calls": rows}}`'
+    with pytest.raises(ValueError, match=message):
+        run_evaluation(checkpoint="mine", data=rows, output="scores.json")
+
+
 def test_two_sets_of_one_name_are_refused():
     with pytest.raises(
         ValueError, match="Two sets are called `valid`, `a/valid.jsonl` and `b/valid.jsonl`: name them"
