@@ -248,7 +248,7 @@ class Report:
 
 
 def transcribe_files(
-    inputs: Sequence[str],
+    inputs: str | os.PathLike | Sequence[str],
     *,
     formats: str | Sequence[str] = "txt",
     output: str | os.PathLike | None = None,
@@ -285,6 +285,7 @@ def transcribe_files(
     """
     options, formats = TranscribeOptions(**options), read_formats(formats)
     refuse_unwritten(options, formats)
+    inputs = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     files = find_audio(inputs)
     check_rate(rate, files)
     jobs = plan_jobs(files, formats, output, beside)

@@ -451,6 +451,8 @@ def test_inputs_that_are_no_audio_are_one_sentence(here, run, written, message):
     (here / "notes.txt").touch()
     with pytest.raises((ValueError, OSError), match=message):
         find_audio([written])
+    with pytest.raises((ValueError, OSError), match=message):  # one input needs no list
+        transcribe_files.transcribe_files(written)
     code, out, err = run(written)
     assert (code, out, err.count("\n")) == (2, "", 0) and "secret" not in err
 

@@ -1,7 +1,7 @@
 """Rows of one source with our column names, from `readers` or from `datasets`."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import datasets
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
@@ -94,9 +94,13 @@ def refuse_unseen(source: Source, names: Sequence[str]):
 
 
 def checked_rows(found: Found, check: RowCheck) -> Iterator[tuple[str, dict]]:
+    """Like `own_rows`, but a row that `check` refuses, and files that lack a needed column, are errors."""
+    names: set[str] = set()
     for name, row in own_rows(found.files, found.kind, found.source):
         check(row, name)
+        names.update(row)
         yield name, row
+    refuse_missing(found.source, names, names)
 
 
 def tar_rows(
@@ -137,8 +141,7 @@ def under_our_names(rows, source: Source, keep_others: bool = False):
     rows = rows.rename_columns(pairs) if pairs else rows
     renamed = [pairs.get(name, name) for name in kept]
     known = [name for name in renamed if name in COLUMNS]
-    if missing := missing_columns(known):
-        raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
+    refuse_missing(source, kept, known)
     return _with_label_names(rows.select_columns(renamed if keep_others else known))
 
 
@@ -166,7 +169,13 @@ def _names_of(numbers, kind: ClassLabel) -> list[str | None]:
     return [None if number is None or number < 0 else kind.int2str(number) for number in numbers]
 
 
-def missing_columns(names: Sequence[str]) -> list[str]:
+def refuse_missing(source: Source, names: Collection[str], ours: Collection[str]):
+    """Raises: `ValueError` if a needed column is missing in `ours`. It suggests some of `names`, the source's own."""
+    if missing := missing_columns(ours):
+        raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(names, missing)}")
+
+
+def missing_columns(names: Collection[str]) -> list[str]:
     """The needed columns that are missing."""
     has_clips = {"audio", "messages"} & {*names} or {"question", "answer"} <= {*names}
     missing = [] if has_clips else ["audio"]

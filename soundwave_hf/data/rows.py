@@ -4,7 +4,7 @@ import io
 import math
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def check_columns(columns: Mapping[str, str | None]):
             raise ValueError(f"`columns` maps {ours.count(name)} columns to `{name}`: choose one.")
 
 
-def suggest_columns(names: Sequence[str], missing: Sequence[str]) -> str:
+def suggest_columns(names: Collection[str], missing: Sequence[str]) -> str:
     """A sentence for an error: the `columns` to write, or the columns that exist."""
     found = {}
     for ours in missing:

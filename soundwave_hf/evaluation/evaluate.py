@@ -1,7 +1,7 @@
 """`soundwave-hf evaluate`: score one system, or compare two, on the validation sets or on any data."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,10 @@ from ..data.backbones import resolve_backbone
 from ..data.locate import files_of
 from ..data.manifest import write_rows
 from ..modeling.backbones_soundwave import as_dtype
-from ..modeling.folders_soundwave import find_adapter, model_digest, trained_backbone
-from ..modeling.loading_soundwave import as_device
+from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..modeling.folders_soundwave import choose_backbones, model_digest, peft_base, trained_backbone
+from ..modeling.loading_soundwave import as_device, take_adapter
+from ..paths import checkpoint_named, find_weights
 from ..transcribe import TranscribeOptions, try_options
 from .generate_options import check_generate, default_options
 from .metrics import main_metric, scoring_language
@@ -27,7 +29,15 @@ from .reporting import (
     score_table,
     write_report,
 )
-from .scoring import UNIT_OF, ClipScore, Scores, compare_clips, score_clips, score_results
+from .scoring import (
+    UNIT_OF,
+    ClipScore,
+    Scores,
+    add_whisper_scores,
+    compare_clips,
+    score_clips,
+    score_results,
+)
 from .sets import SETS, holds_rows, hub_sets, named_sources, open_sets, read_clips, read_set
 from .shipped import ADAPTER, ENCODER, load_weights
 from .transcribe import (
@@ -95,21 +105,33 @@ def whisper_of(folder: str) -> str:
     return trained_backbone(folder, "encoder").name or ENCODER
 
 
+def find_model(name: str) -> tuple[str, bool]:
+    """Folder or hub name of a model for `load_system`, and whether it holds adapters. No weights are read.
+
+    Raises: FileNotFoundError if there is no such model, or a backbone of it is missing; ValueError for another model.
+    """
+    folder = find_weights(os.path.expanduser(name))
+    base = peft_base(folder)
+    if base is None and (adapter := take_adapter(folder, {})) is not None:
+        choose_backbones(adapter)
+        return folder, True
+    with checkpoint_named(folder):
+        SoundwaveConfig.from_pretrained(base or folder)
+    return folder, False
+
+
+def find_whisper(name: str, options: Options) -> Callable[[], System]:
+    """Find a Whisper by name. Returns: a function that loads it."""
+    return partial(whisper_system, resolve_backbone(name), options.language, options.device or "cpu")
+
+
 def transcribe_sets(
     load: Callable[[], System], sets: dict[str, Iterable[dict]], options: Options, label: str = ""
-) -> dict[str, tuple[list[Result], float]]:
-    """Results of one system on each set and the seconds it took. The system is freed afterwards."""
+) -> Iterator[tuple[str, list[Result], float]]:
+    """Name, results of one system, and the seconds it took, for each set. The system is freed afterwards."""
     system = load()
-    return {
-        name: run_rows(system, rows, options.batch_size, f"{label}{name}", options.ctc) for name, rows in sets.items()
-    }
-
-
-def whisper_results(name: str, rows: dict[str, Iterable[dict]], options: Options) -> dict[str, list[Result]]:
-    """Results of a Whisper, by name, on each set."""
-    load = partial(whisper_system, resolve_backbone(name), options.language, options.device or "cpu")
-    found = transcribe_sets(load, rows, options, "Whisper itself on ")
-    return {key: results for key, (results, _) in found.items()}
+    for name, rows in sets.items():
+        yield name, *run_rows(system, rows, options.batch_size, f"{label}{name}", options.ctc)
 
 
 # ---- one set ----
@@ -122,13 +144,18 @@ class SetResult:
     results: list[Result]
     scores: Scores
     by_row: dict[int, ClipScore]
-    whisper_texts: dict[int, str | None]
+    whisper_texts: dict[int, str | None] = field(default_factory=dict)
     other: dict[int, tuple[str, ClipScore]] = field(default_factory=dict)  # texts of the other system
 
 
-def score_set(results: list[Result], seconds: float, whisper: list[Result] | None, language: str | None) -> SetResult:
-    scores, by_row = score_results(results, seconds, language, whisper)
-    return SetResult(results, scores, by_row, {result.request.row: result.text for result in whisper or ()})
+def score_set(results: list[Result], seconds: float, language: str | None) -> SetResult:
+    return SetResult(results, *score_results(results, seconds, language))
+
+
+def add_whisper(found: SetResult, whisper: list[Result], language: str | None):
+    """Add texts and rates of Whisper itself."""
+    found.whisper_texts = {result.request.row: result.text for result in whisper}
+    add_whisper_scores(found.scores, found.by_row, whisper, language)
 
 
 def evaluate_set(
@@ -156,39 +183,47 @@ def lines_of(name: str, found: SetResult, with_whisper: bool, language: str | No
 # ---- two systems ----
 
 
-def earlier_lines(against: str | None, sets: Iterable[str]) -> dict[str, dict[int, dict]] | None:
-    """Lines of a file from an earlier run, by set and row; `None` if `against` names a model.
+def find_other(against: str, sets: dict[str, Iterable[dict]], options: Options) -> Callable[[], dict]:
+    """Find a second system. Returns: a function that gives its lines, by set and row.
+
+    Args: against: lines of an earlier run, or adapters or a whole model, which the function runs.
+    Raises: FileNotFoundError if it is neither; ValueError if the file lacks a set.
+    """
+    if Path(against).is_file():
+        lines = earlier_lines(against, sets)
+        return lambda: lines
+    try:
+        load = partial(load_system, *find_model(against), options)
+    except FileNotFoundError as error:
+        if os.path.isdir(against):
+            raise
+        raise FileNotFoundError(f"`--against` is `{against}`, and no file has this name. {error}") from error
+    return partial(lines_of_system, load, sets, options, f"{Path(against).name} on ")
+
+
+def earlier_lines(path: str, sets: Iterable[str]) -> dict[str, dict[int, dict]]:
+    """Lines of a file from an earlier run, by set and row.
 
     Raises: ValueError if the file lacks a set.
     """
-    if against is None or not Path(against).is_file():
-        return None
-    lines = read_lines(against)
+    lines = read_lines(path)
     missing = [name for name in sets if name not in lines]
     if missing:
         raise ValueError(
-            f"`{against}` has the sets {', '.join(lines)} and lacks {', '.join(missing)}: score the same sets in both "
+            f"`{path}` has the sets {', '.join(lines)} and lacks {', '.join(missing)}: score the same sets in both "
             "runs, under the same names (`--data NAME=SOURCE`)."
         )
     return lines
 
 
-def lines_of_system(name: str, sets: dict[str, Iterable[dict]], options: Options) -> dict[str, dict[int, dict]]:
-    """The same lines as `earlier_lines`, from adapters or a whole model that is run now."""
-    folder = str(Path(name).expanduser())
-    load = partial(load_system, folder, find_adapter(folder) is not None, options)
-    found = transcribe_sets(load, sets, options, f"{Path(name).name} on ")
+def lines_of_system(
+    load: Callable[[], System], sets: dict[str, Iterable[dict]], options: Options, label: str
+) -> dict[str, dict[int, dict]]:
+    """The same lines as `earlier_lines`, from a model that is run now."""
     return {
         name: {r.request.row: {"reference": r.request.reference, "text": r.text} for r in results if not r.failure}
-        for name, (results, _) in found.items()
+        for name, results, _ in transcribe_sets(load, sets, options, label)
     }
-
-
-def compare_sets(scored: dict[str, SetResult], against: str, lines: dict | None, rows: dict, options: Options):
-    """Compare each set with the lines of an earlier run, or with a system that is run now."""
-    lines = lines or lines_of_system(against, rows, options)
-    for name, found in scored.items():
-        compare_set(name, found, lines[name], options)
 
 
 def compare_set(name: str, found: SetResult, lines: dict[int, dict], options: Options):
@@ -224,7 +259,7 @@ def compare_kind(found: SetResult, both: list[Result], is_answer: bool, metric: 
 
 
 def run_evaluation(
-    sets: Sequence[str] | None = None,
+    sets: str | Sequence[str] | None = None,
     checkpoint: str | None = None,
     adapter: str | Path | None = None,
     encoder: str | None = None,
@@ -235,7 +270,7 @@ def run_evaluation(
     transcripts: str | None = None,
     ctc: bool = False,
     allow_other_backbones: bool = False,
-    data: Sequence[str] | Mapping[str, object] = (),
+    data: str | Sequence[str] | Mapping[str, object] = (),
     columns: dict[str, str] | None = None,
     against: str | None = None,
     **options,
@@ -251,41 +286,61 @@ def run_evaluation(
         against: a second system on the same rows: adapters, a merged model, a hub name, or lines of an earlier run.
         output: JSON file for the scores. transcripts: JSON-lines file for the text of each clip.
         options: the other fields of `Options`: `language`, `metric`, `device`, `dtype`, `max_new_tokens`.
-    Raises: ValueError that names the rows that could not be scored, after everything was printed and written.
+    Raises: FileNotFoundError if another system is not found, before the first clip; ValueError that names the rows
+    that could not be scored, and the error of a set or another system, after all scores were printed and written.
     """
     options = Options(batch_size, ctc, **options)
     refuse_outputs(output, transcripts, against, data)
     rows = open_sets(SETS if sets is None and not data else sets or (), data, columns)
-    lines = earlier_lines(against, rows)
     folder = checkpoint or adapter or ADAPTER
     backbones = {"encoder": encoder, "llm": llm, "allow_other_backbones": allow_other_backbones}
-    found = transcribe_sets(partial(load_system, folder, not checkpoint, options, **backbones), rows, options)
-    whisper_name = (encoder or whisper_of(checkpoint or resolve_adapter(folder))) if with_baseline else None
-    whisper = whisper_results(whisper_name, rows, options) if with_baseline else {}
-    scored = {key: score_set(*found[key], whisper.get(key), options.language) for key in rows}
-    if against is not None:
-        compare_sets(scored, against, lines, rows, options)
-    scores = {key: one.scores for key, one in scored.items()}
-    name = str(checkpoint or adapter or ADAPTER.name)
-    print(summary(scores, options, name, against))
-    if transcripts:
-        found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
-        write_rows(Path(transcripts), [line for lines in found_lines for line in lines])
-    if output:
-        place = str(checkpoint or resolve_adapter(folder))
-        digest = {"weights_digest": model_digest(place)} if os.path.isdir(place) else {}  # of a hub name: not known
-        header = report_header(place, options, whisper_name, against, data)
-        write_report(output, {"weights": name, **digest, **header}, scores)
+    load = partial(load_system, folder, not checkpoint, options, **backbones)
+    whisper = (encoder or whisper_of(checkpoint or resolve_adapter(folder))) if with_baseline else None
+    # Other systems are found before the first one runs, so that a bad name fails at once.
+    load_whisper = find_whisper(whisper, options) if with_baseline else None
+    other_lines = find_other(against, rows, options) if against is not None else None
+    scored: dict[str, SetResult] = {}
+    try:
+        score_systems(scored, rows, options, load, load_whisper, other_lines)
+    finally:  # if a set or another system fails, the scores until then are not lost
+        name, scores = str(checkpoint or adapter or ADAPTER.name), {key: one.scores for key, one in scored.items()}
+        if scores:
+            print(summary(scores, options, name, against))
+        if scores and transcripts:
+            found_lines = [lines_of(key, one, with_baseline, options.language) for key, one in scored.items()]
+            write_rows(Path(transcripts), [line for lines in found_lines for line in lines])
+        if scores and output:
+            header = report_header(str(checkpoint or resolve_adapter(folder)), options, whisper, against, data)
+            write_report(output, {"weights": name, **header}, scores)
     refuse_failures(scores)
     return scores
+
+
+def score_systems(
+    scored: dict[str, SetResult],
+    rows: dict[str, Iterable[dict]],
+    options: Options,
+    load: Callable[[], System],
+    load_whisper: Callable[[], System] | None,
+    other_lines: Callable[[], dict] | None,
+):
+    """Run the systems, one after another, and put what is known of each set into `scored`."""
+    for key, results, seconds in transcribe_sets(load, rows, options):
+        scored[key] = score_set(results, seconds, options.language)
+    if load_whisper:
+        for key, results, _ in transcribe_sets(load_whisper, rows, options, "Whisper itself on "):
+            add_whisper(scored[key], results, options.language)
+    if other_lines:
+        lines = other_lines()
+        for key, found in scored.items():
+            compare_set(key, found, lines[key], options)
 
 
 def refuse_outputs(output: str | None, transcripts: str | None, against: str | None, data):
     """Refuse files that cannot be written, or would overwrite what is read or each other, before clips are read."""
     if not (output or transcripts):
         return
-    sources = (data if isinstance(data, Mapping) else named_sources(data)).values()
-    inputs = [file for source in sources if not holds_rows(source) for file in files_of(source)]
+    inputs = [file for source in named_sources(data).values() if not holds_rows(source) for file in files_of(source)]
     inputs += [against] if against is not None and os.path.isfile(against) else []
     for option, path in (("--output", output), ("--transcripts", transcripts)):
         if path:
@@ -297,6 +352,7 @@ def refuse_outputs(output: str | None, transcripts: str | None, against: str | N
 def report_header(place: str, options: Options, whisper: str | None, against: str | None, data=()) -> dict:
     """Settings of the model in the folder `place`, of the evaluation, and data sets of the hub, for the JSON file."""
     header = {
+        "weights_digest": model_digest(place) if os.path.isdir(place) else None,  # of a hub name: not known
         "generation_config": None if options.ctc else default_options(place),
         "metric": options.metric,
         "language": scoring_language(options.language),
@@ -312,13 +368,12 @@ def report_header(place: str, options: Options, whisper: str | None, against: st
 def summary(scores: dict[str, Scores], options: Options, name: str, against: str | None) -> str:
     """The text that the command prints."""
     parts = [score_table(scores, options.metric), error_table(scores, options.metric)]
-    if against is not None:
-        parts.append(comparison_table(scores, Path(name).name, Path(against).name))
-        for key, row in scores.items():
-            if row.comparison["rows_of_one_system_only"]:
-                parts.append(
-                    f"{key}: {row.comparison['rows_of_one_system_only']} rows have a text of one system only."
-                )
+    compared = {key: row for key, row in scores.items() if row.comparison}
+    if compared:
+        parts.append(comparison_table(compared, Path(name).name, Path(against).name))
+    for key, row in compared.items():
+        if row.comparison["rows_of_one_system_only"]:
+            parts.append(f"{key}: {row.comparison['rows_of_one_system_only']} rows have a text of one system only.")
     seconds = (options.generate or {}).get("max_time")
     clock = "" if seconds is None else f"{seconds:g} s for each batch, or "
     for key, row in scores.items():

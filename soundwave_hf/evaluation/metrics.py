@@ -1,6 +1,6 @@
 """Scores as pure functions of texts and numbers: no model, no file."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -81,18 +81,30 @@ def _ready_texts(texts: Sequence[str], unit: str, language: str | None, normaliz
     return [space.join(change(text).split()) for text in texts]
 
 
-def check_texts(references: Sequence[str], hypotheses: Sequence[str]):
-    """Raises: ValueError if the two are not lists of strings of the same length."""
-    for name, texts in (("references", references), ("hypotheses", hypotheses)):
-        if isinstance(texts, str):
-            raise ValueError(f"`{name}` is one text, `{texts[:40]}`; expected a list with one text for each clip.")
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"{name}[{index}] is {text!r}; expected a string (an empty one for silence).")
+def as_texts(references: Iterable[str], hypotheses: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Both as lists: of lists, arrays, columns and generators.
+
+    Raises: ValueError if one of them is not several strings in order, or their numbers differ.
+    """
+    references, hypotheses = _as_list(references, "references"), _as_list(hypotheses, "hypotheses")
     if len(references) != len(hypotheses):
         raise ValueError(
             f"{len(hypotheses)} hypotheses arrived for {len(references)} references: give one for each, in order."
         )
+    return references, hypotheses
+
+
+def _as_list(texts: Iterable[str], name: str) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError(f"`{name}` is one text, `{texts[:40]}`; expected a list with one text for each clip.")
+    has_order = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, Set))
+    if not has_order or getattr(texts, "ndim", 1) != 1:
+        raise ValueError(f"`{name}` is a {type(texts).__name__}; expected a list with one text for each clip.")
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{index}] is {text!r}; expected a string (an empty one for silence).")
+    return texts
 
 
 # ---- errors ----
@@ -135,8 +147,8 @@ class Edit:
 
 
 def edits_by_clip(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
+    references: Iterable[str],
+    hypotheses: Iterable[str],
     unit: str = "words",
     language: str | None = None,
     normalize: bool | str = True,
@@ -144,7 +156,8 @@ def edits_by_clip(
     """Counts and differences of each clip, by jiwer's alignment (fewest edits).
 
     Args:
-        references, hypotheses: one text for each clip, in the same order; an empty reference means silence.
+        references, hypotheses: one text for each clip, in the same order; an empty reference means silence. Lists,
+            arrays, columns and generators are taken.
         unit: `words`, split at spaces, or `characters`, where a space counts except in languages without spaces.
         language: code or English name; chooses the normaliser, English by default.
         normalize: `False` compares the texts as written, with case and marks; a policy of `normalize_text`, such as
@@ -157,7 +170,7 @@ def edits_by_clip(
         raise ImportError(NEEDS_EXTRA) from error
     if unit not in UNITS:
         raise ValueError(f"The unit is `{unit}`; expected one of {', '.join(UNITS)}.")
-    check_texts(references, hypotheses)
+    references, hypotheses = as_texts(references, hypotheses)
     if not references:
         return []
     process = jiwer.process_words if unit == "words" else jiwer.process_characters
@@ -185,19 +198,22 @@ def _counts_and_edits(said: list[str], found: list[str], chunks: list, glue: str
 
 
 def error_counts(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
+    references: Iterable[str],
+    hypotheses: Iterable[str],
     unit: str = "words",
     language: str | None = None,
     normalize: bool | str = True,
 ) -> ErrorCounts:
     """Errors of a whole set; arguments as in `edits_by_clip`."""
-    by_clip = edits_by_clip(references, hypotheses, unit, language, normalize)
+    return _sum(edits_by_clip(references, hypotheses, unit, language, normalize))
+
+
+def _sum(by_clip: list[tuple[ErrorCounts, list[Edit]]]) -> ErrorCounts:
     return sum((counts for counts, _ in by_clip), ErrorCounts())
 
 
 def word_error_rate(
-    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool | str = True
+    references: Iterable[str], hypotheses: Iterable[str], language: str | None = None, normalize: bool | str = True
 ) -> float:
     """Word edits divided by reference words of a whole set, both sides normalised by Whisper's normaliser.
 
@@ -209,17 +225,18 @@ def word_error_rate(
 
 
 def character_error_rate(
-    references: Sequence[str], hypotheses: Sequence[str], language: str | None = None, normalize: bool | str = True
+    references: Iterable[str], hypotheses: Iterable[str], language: str | None = None, normalize: bool | str = True
 ) -> float:
     """Like `word_error_rate`, for characters. A space between words counts, except in languages without spaces."""
     return _error_rate(references, hypotheses, "characters", language, normalize)
 
 
 def _error_rate(references, hypotheses, unit: str, language: str | None, normalize: bool) -> float:
-    counts = error_counts(references, hypotheses, unit, language, normalize)
+    by_clip = edits_by_clip(references, hypotheses, unit, language, normalize)
+    counts = _sum(by_clip)
     if counts.reference_length == 0:
         raise ValueError(
-            f"None of the {len(references)} references has a word after normalising: an error rate needs one."
+            f"None of the {len(by_clip)} references has a word after normalising: an error rate needs one."
         )
     return counts.rate
 
@@ -227,24 +244,22 @@ def _error_rate(references, hypotheses, unit: str, language: str | None, normali
 # ---- answers ----
 
 
-def exact_matches(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> list[bool]:
+def exact_matches(references: Iterable[str], hypotheses: Iterable[str], language: str | None = None) -> list[bool]:
     """For each clip, whether answer and reference are equal after Whisper's normaliser.
 
     If the normaliser leaves nothing of the reference, such as `(A)` or `+`, the texts are compared as written.
     """
-    check_texts(references, hypotheses)
-    pairs = zip(references, hypotheses, strict=True)
+    pairs = zip(*as_texts(references, hypotheses), strict=True)
     return [said == found for said, found in (_ready_answers(*pair, language) for pair in pairs)]
 
 
-def contained_answers(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> list[bool]:
+def contained_answers(references: Iterable[str], hypotheses: Iterable[str], language: str | None = None) -> list[bool]:
     """For each clip, whether the answer contains the words of the reference, together and in order.
 
     Both are normalised by Whisper's normaliser. An empty reference is contained only in an empty answer.
     """
-    check_texts(references, hypotheses)
     edge = "" if scoring_language(language) in SPACELESS_LANGUAGES else " "
-    pairs = (_ready_answers(*pair, language) for pair in zip(references, hypotheses, strict=True))
+    pairs = (_ready_answers(*pair, language) for pair in zip(*as_texts(references, hypotheses), strict=True))
     return [f"{edge}{said}{edge}" in f"{edge}{found}{edge}" if said else said == found for said, found in pairs]
 
 
@@ -255,12 +270,12 @@ def _ready_answers(reference: str, hypothesis: str, language: str | None) -> tup
     return tuple(_ready_texts([reference.lower(), hypothesis.lower()], "characters", language, normalize=False))
 
 
-def exact_match(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> float:
+def exact_match(references: Iterable[str], hypotheses: Iterable[str], language: str | None = None) -> float:
     """Share of answers that equal the reference, see `exact_matches`."""
     return _share(exact_matches(references, hypotheses, language))
 
 
-def contained_answer(references: Sequence[str], hypotheses: Sequence[str], language: str | None = None) -> float:
+def contained_answer(references: Iterable[str], hypotheses: Iterable[str], language: str | None = None) -> float:
     """Share of answers that contain the reference, see `contained_answers`."""
     return _share(contained_answers(references, hypotheses, language))
 
@@ -331,7 +346,7 @@ def paired_bootstrap(
 
 
 def _check_clips(errors: Sequence[float], lengths: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    errors, lengths = np.asarray(errors, dtype=float), np.asarray(lengths, dtype=float)
+    errors, lengths = (np.asarray(list(values), dtype=float) for values in (errors, lengths))
     if errors.shape != lengths.shape:
         raise ValueError(
             f"{len(errors)} error counts arrived for {len(lengths)} lengths: give one of each for every clip."
@@ -373,9 +388,10 @@ def _permutation_p_value(gaps: np.ndarray, resamples: int, seed: int) -> float:
 
 def positions_per_second(num_positions: Sequence[int], audio_seconds: Sequence[float]) -> float:
     """LLM positions of all clips divided by the seconds of all clips."""
-    if not sum(audio_seconds) > 0:
-        raise ValueError(f"The clips are {sum(audio_seconds)} s long together; expected more than 0 s.")
-    return sum(num_positions) / sum(audio_seconds)
+    seconds = sum(audio_seconds)
+    if not seconds > 0:
+        raise ValueError(f"The clips are {seconds} s long together; expected more than 0 s.")
+    return sum(num_positions) / seconds
 
 
 def collapse_ctc(labels: Sequence[int], blank_id: int) -> list[int]:

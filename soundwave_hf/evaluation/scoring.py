@@ -1,6 +1,6 @@
 """Compute scores of each clip, of a set, and of two systems on the same clips."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from .metrics import (
@@ -87,10 +87,7 @@ class Scores:
 
 
 def score_results(
-    results: Sequence[Result],
-    seconds_taken: float,
-    language: str | None = None,
-    whisper: Sequence[Result] | None = None,
+    results: Sequence[Result], seconds_taken: float, language: str | None = None
 ) -> tuple[Scores, dict[int, ClipScore]]:
     """Scores of a set, and those of each row that has a text, by row number."""
     usable = [result for result in results if result.failure is None]
@@ -107,12 +104,6 @@ def score_results(
     add_transcript_scores(scores, [by_row[r.request.row] for r in usable if not r.request.is_answer])
     add_answer_scores(scores, [by_row[r.request.row] for r in usable if r.request.is_answer])
     add_audio_scores(scores, usable, language)
-    if whisper is not None:
-        failed = {result.request.row for result in usable} & {row["row"] for row in failures_of(whisper)}
-        scores.whisper_failures = [row for row in failures_of(whisper) if row["row"] in failed]
-        if not failed:  # otherwise its rates would be of other clips
-            pairs = [(r.request.spoken, r.text) for r in whisper if r.request.row in by_row]
-            scores.whisper_wer, scores.whisper_cer = rates_of(pairs, language)
     return scores, by_row
 
 
@@ -158,6 +149,16 @@ def add_audio_scores(scores: Scores, results: Sequence[Result], language: str | 
         scores.positions_per_second = positions_per_second(positions, seconds)
         if len(shrunk) > 1:
             scores.positions_per_second_interval = bootstrap_interval(positions, seconds)
+
+
+def add_whisper_scores(
+    scores: Scores, by_row: Mapping[int, ClipScore], whisper: Sequence[Result], language: str | None = None
+):
+    """Add the rates of Whisper itself on the rows that the model could transcribe."""
+    scores.whisper_failures = [row for row in failures_of(whisper) if row["row"] in by_row]
+    if not scores.whisper_failures:  # otherwise its rates would be of other clips
+        pairs = [(r.request.spoken, r.text) for r in whisper if r.request.row in by_row]
+        scores.whisper_wer, scores.whisper_cer = rates_of(pairs, language)
 
 
 def rates_of(

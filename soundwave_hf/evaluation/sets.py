@@ -1,6 +1,7 @@
 """Data sets to score: the validation sets of this package, and any other data."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 
 from ..data.manifest import read_rows
-from ..data.rows import rename
+from ..data.rows import RowCheck, rename
 from ..data.sources import Source, looks_local, open_rows, undecoded
 from ..keys import read_yaml
 from ..paths import soundwave_home
@@ -42,15 +43,24 @@ def read_clips(folder: Path) -> list[dict]:
     return [{**clip, "audio": str(folder / clip["file"])} for clip in json.loads(index.read_text(encoding="utf-8"))]
 
 
-def named_sources(words: Sequence[str]) -> dict[str, str | dict]:
+def named_sources(data: str | os.PathLike | Sequence[str] | Mapping[str, object]) -> dict[str, object]:
     """`["calls=calls.jsonl", "podcast.csv"]` -> `{"calls": "calls.jsonl", "podcast": "podcast.csv"}`.
 
-    A source that begins with a brace is a mapping, as in a recipe: `{path: user/corpus, split: test}`.
+    A source that begins with a brace is a mapping, as in a recipe: `{path: user/corpus, split: test}`. What has names
+    already, such as rows in memory, is returned as it is.
 
-    Raises: ValueError if two sets have the same name.
+    Raises: ValueError if two sets have the same name, or rows have none.
     """
+    if isinstance(data, Mapping):
+        return dict(data)
     sources = {}
-    for word in words:
+    for word in [data] if isinstance(data, str | os.PathLike) else data:
+        if not isinstance(word, str | os.PathLike):
+            raise ValueError(
+                f"`data` holds a {type(word).__name__}; expected paths or names of sources. Give rows and mappings a "
+                'name: `data={"calls": rows}`.'
+            )
+        word = os.fspath(word)
         named = re.fullmatch(r"([\w.-]+)=(.+)", word, re.DOTALL)
         name, source = named.groups() if named and not Path(word).exists() else (None, word)
         source = _as_mapping(source) if source.startswith("{") else source
@@ -76,11 +86,11 @@ def _usual_name(source: str | dict) -> str:
 
 
 def open_sets(
-    sets: Sequence[str], data: Sequence[str] | Mapping[str, object], columns: Mapping[str, str] | None
+    sets: str | Sequence[str], data: str | Sequence[str] | Mapping[str, object], columns: Mapping[str, str] | None
 ) -> dict[str, Iterable[dict]]:
     """Rows of all sets by name. All sets are opened first, so that a bad name fails at once."""
-    opened = {name: read_set(name) for name in sets}
-    for name, source in (data if isinstance(data, Mapping) else named_sources(data)).items():
+    opened = {name: read_set(name) for name in ([sets] if isinstance(sets, str) else sets)}
+    for name, source in named_sources(data).items():
         if name in opened:
             raise ValueError(f"`{name}` is a validation set: give `{source}` another name, `--data NAME=SOURCE`.")
         opened[name] = open_source(source, columns)
@@ -89,10 +99,10 @@ def open_sets(
     return opened
 
 
-def hub_sets(data: Sequence[str] | Mapping[str, object]) -> dict[str, dict[str, str]]:
+def hub_sets(data: str | Sequence[str] | Mapping[str, object]) -> dict[str, dict[str, str]]:
     """The sets that are data sets of the Hub, by name: `path`, and `config`, `split` and `revision` where given."""
     found = {}
-    for name, source in (data if isinstance(data, Mapping) else named_sources(data)).items():
+    for name, source in named_sources(data).items():
         if isinstance(source, str) or (isinstance(source, Mapping) and {"path", "name"} & source.keys()):
             read = Source.read(source)
             if "://" not in read.path and not looks_local(read.path):
@@ -122,6 +132,8 @@ def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
 
 def _drop_odd_texts(row: dict, name: str):
     """Texts of another type become None, which is listed as a row that cannot be scored: a column has one type."""
+    if not isinstance(row, Mapping):
+        RowCheck()(row, name)
     for key in ("text", "question", "answer"):
         values = row.get(key)
         if not all(isinstance(value, str | None) for value in (values if isinstance(values, list) else [values])):

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ AUDIO_TOKEN = "<|audio|>"
 # Paper, section "Prompts": question of speech recognition.
 ASR_QUESTION = "What does the person say?"
 
+OWN_FIELDS = ("audio_token", "trailing_silence", "require_sampling_rate", "chat_template", "ctc_text")
 RETURN_FORMATS = ("raw", "parsed", "transcription_only")
 CTC_TEXT = "lower"  # for a new CTC head; see `ctc_text` of the processor
 TRAILING_SILENCE = 0.3  # seconds; Whisper was trained on speech with silence behind it
@@ -121,12 +122,19 @@ def trained_values(adapter: str | os.PathLike) -> dict:
     return {"trailing_silence": saved.get("trailing_silence", 0.0), "ctc_text": saved.get("ctc_text", "lower")}
 
 
-def refuse_other_ctc_text(ctc_text: str | None, trained: str, adapter: str | os.PathLike):
-    if ctc_text not in (None, trained):
+def refuse_other(field: str, given: str | None, trained: str, folder: str | os.PathLike):
+    if given not in (None, trained):
         raise ValueError(
-            f"`ctc_text` is set to {ctc_text!r}, and `{adapter}` was trained with {trained!r}: leave it out, or name "
+            f"`{field}` is set to {given!r}, and `{folder}` was trained with {trained!r}: leave it out, or name "
             "another folder."
         )
+
+
+def refuse_misspelt_field(options: dict):
+    """Refuse options that resemble a field of the processor. Others are for its parts, or for the hub."""
+    for name in options.keys() - {*OWN_FIELDS}:
+        if near := difflib.get_close_matches(name, OWN_FIELDS, n=1, cutoff=0.85):
+            raise ValueError(f"`SoundwaveProcessor` got an unknown argument `{name}`. Did you mean `{near[0]}`?")
 
 
 class SoundwaveAudioKwargs(AudioKwargs, total=False):
@@ -240,7 +248,7 @@ class SoundwaveProcessor(ProcessorMixin):
         usual = {"trailing_silence": TRAILING_SILENCE, "ctc_text": CTC_TEXT}
         if adapter is not None:
             usual = trained_values(adapter)
-            refuse_other_ctc_text(ctc_text, usual["ctc_text"], adapter)
+            refuse_other("ctc_text", ctc_text, usual["ctc_text"], adapter)
         feature_extractor = WhisperFeatureExtractor.from_pretrained(local_backbone(encoder))
         tokenizer = read_llm_tokenizer(local_backbone(llm), audio_token)
         return cls(
@@ -258,23 +266,28 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Args: llm (`str`, *optional*): hub name or folder of another LLM, whose tokenizer is used instead.
 
-        Raises: `ValueError` if the tokenizer's id of the audio token differs from the adapters' config, or the
-        adapters were trained with another `ctc_text`.
+        Raises: `ValueError` for a misspelt field of the processor, if the model was trained with another `ctc_text` or
+        `audio_token`, and if the tokenizer's id of the audio token differs from the adapters' config.
         """
         for option in ("encoder", "allow_other_backbones", "merge_lora", "is_trainable"):
             kwargs.pop(option, None)  # a pipeline also passes the model's options to the processor
         name = os.path.expanduser(os.fspath(pretrained_model_name_or_path))
         place = {"subfolder": kwargs.get("subfolder") or ""}
         place |= {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+        refuse_misspelt_field(kwargs)
         if llm is None and not lacks_tokenizer(name, **place):
+            usual = {"ctc_text": "lower", "audio_token": AUDIO_TOKEN}
+            if given := usual.keys() & kwargs.keys():
+                saved = usual | cls.get_processor_dict(name, **place)[0]
+                for field in given:
+                    refuse_other(field, kwargs[field], saved[field], name)
             return super().from_pretrained(name, *args, **kwargs)
         if find_file(name, PROCESSOR_NAME, **place) is None:
             raise FileNotFoundError(NO_PROCESSOR.format(name))
         values, _ = cls.get_processor_dict(name, **place)
-        refuse_other_ctc_text(kwargs.get("ctc_text"), values.get("ctc_text", "lower"), name)
+        refuse_other("ctc_text", kwargs.get("ctc_text"), values.get("ctc_text", "lower"), name)
         # As in the library, the tokenizer takes what is not the processor's own.
-        fields = ("trailing_silence", "require_sampling_rate", "chat_template", "ctc_text")
-        own = {*values, *fields}
+        own = {*values, *OWN_FIELDS}
         others = {*own, *HUB_OPTIONS, *NOT_FOR_TOKENIZER}
         of_tokenizer = {key: value for key, value in kwargs.items() if key not in others}
         values = {**values, **{key: kwargs[key] for key in own if key in kwargs}}
@@ -290,8 +303,7 @@ class SoundwaveProcessor(ProcessorMixin):
                 "they were trained with (`llm=`)."
             )
         extractor = WhisperFeatureExtractor.from_pretrained(name, **place)
-        given = {key: values[key] for key in fields if values.get(key) is not None}
-        return cls(extractor, tokenizer, audio_token=audio_token, **given)
+        return cls(extractor, tokenizer, **{key: values[key] for key in OWN_FIELDS if values.get(key) is not None})
 
     @property
     def model_input_names(self) -> list[str]:
@@ -465,6 +477,8 @@ class SoundwaveProcessor(ProcessorMixin):
 
         Returns: `str` or list of `str` with `tokenize=False` (the default), else the output of the call, or only its
             `input_ids` with `return_dict=False`.
+
+        Raises: `ValueError` for an unknown keyword.
         """
         if len(conversation) == 0:
             raise ValueError("An empty conversation arrived; expected messages {'role': ..., 'content': ...}.")
@@ -475,6 +489,7 @@ class SoundwaveProcessor(ProcessorMixin):
                 f"`processor(text='{self.audio_token}...', audio=...)`."
             )
         template = self._resolve_chat_template(chat_template)
+        self._refuse_unknown(kwargs, self.apply_chat_template, template)
         special_tokens = self.tokenizer.special_tokens_map
         flatten = takes_strings(template, special_tokens)
         if flatten:
@@ -566,7 +581,9 @@ class SoundwaveProcessor(ProcessorMixin):
         ```
         """
         refuse_task(task)
-        self._refuse_unknown(kwargs)
+        self._refuse_unknown(
+            kwargs, self.apply_transcription_request, (kwargs.get("chat_template"), self.chat_template)
+        )
         clips = flatten_clips(audio)
         if not clips:
             raise ValueError("No clip arrived to transcribe; expected at least one in `audio`.")
@@ -594,19 +611,20 @@ class SoundwaveProcessor(ProcessorMixin):
             )
         return inputs
 
-    def _refuse_unknown(self, kwargs: dict):
-        """Refuse keywords that neither the processor's methods nor the chat template know."""
-        doors = (self.apply_transcription_request, self.apply_chat_template, super().apply_chat_template)
+    def _refuse_unknown(self, kwargs: dict, method: Callable, template):
+        """Refuse keywords that neither the method, nor what it calls, nor the chat template know."""
+        doors = (method, self.apply_chat_template, super().apply_chat_template)
         known = {name for door in doors for name in inspect.signature(door).parameters} - {"self", "kwargs"}
         for options in (SoundwaveProcessingKwargs, TextKwargs, SoundwaveAudioKwargs):
             known |= options.__annotations__.keys()
-        template = kwargs.get("chat_template") or self.chat_template or ""
         for name in kwargs.keys() - known:
             if re.search(rf"\b{re.escape(name)}\b", str(template)):  # a variable of the template
                 continue
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"Did you mean `{near[0]}`?" if near else "Remove it."
-            raise ValueError(f"A transcription request got an unknown argument `{name}={kwargs[name]!r}`. {hint}")
+            if name in inspect.signature(self.apply_transcription_request).parameters:
+                hint = "It belongs to `apply_transcription_request`."
+            raise ValueError(f"`{method.__name__}` got an unknown argument `{name}={kwargs[name]!r}`. {hint}")
 
     def align_word_timestamps(
         self, transcriptions: str | list[str], clips: list, return_timestamps: str = "word"

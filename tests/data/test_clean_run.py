@@ -546,6 +546,7 @@ def test_a_folder_with_another_run_or_other_files_is_refused(data, whole, tmp_pa
     shutil.copytree(whole, out)
     before = contents(out)
     assert run(data, out)["kept"] == 3  # the same run: its report
+    assert run(data, out, against=str(data / "against.jsonl"))["kept"] == 3  # one evaluation set needs no list
     with pytest.raises(FileExistsError, match="other filters or thresholds"):
         run(data, out, filters=[Shortest(0.5), *COMPARED[1:]])
     with pytest.raises(FileExistsError, match="other evaluation sets"):

@@ -228,6 +228,23 @@ def test_columns_of_other_names_are_suggested_and_never_guessed(data, form, mess
 
 
 @pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("rows.csv", r"rows.csv` lacks \['audio', 'text'\].*Write `columns: \{path: audio, sentence: text\}`"),
+        ("folder", r"folder` lacks \['text'\].*Write `columns: \{transcription: text\}`"),
+        ("clips.tar", r"clips.tar` lacks \['audio', 'text'\].*Write `columns: \{wav: audio, json.text: text\}`"),
+        ("spaced.csv", r"spaced.csv` lacks \['audio', 'text'\]. Its columns are \['audio;text'\]"),
+        ("list.jsonl", r"line 1 of .*list.jsonl` is \['a.wav', 'x'\]; expected an object with `audio` and `text`"),
+    ],
+)
+def test_evaluation_which_refuses_no_row_refuses_files_without_its_columns(data, form, message):
+    (data / "spaced.csv").write_text("audio;text\nclips/0.wav;yes\n")
+    (data / "list.jsonl").write_text('["a.wav", "x"]\n')
+    with pytest.raises(ValueError, match=message):
+        open_source(str(data / form), None)
+
+
+@pytest.mark.parametrize(
     ("columns", "message"),
     [
         (

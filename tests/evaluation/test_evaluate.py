@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def systems(monkeypatch) -> dict:
         "other": says("Good evening.", "Dear friends.", "All wrong.", "thank you"),
     }
     monkeypatch.setattr(evaluate, "load_system", lambda name, *options, **backbones: known[name])
+    monkeypatch.setattr(evaluate, "find_model", lambda name: (name, False))
     return known
 
 
@@ -96,6 +98,30 @@ def test_sources_are_named_by_the_caller_or_by_their_file(tmp_path):
         "valid": "runs/lr=1/valid.jsonl",
         "a=b": str(here),
     }
+
+
+@pytest.mark.parametrize("form", [str, Path, lambda path: [Path(path)], lambda path: f"calls={path}"])
+def test_one_source_needs_no_list(systems, data, tmp_path, form):
+    output = str(tmp_path / "scores.json")
+    assert list(run_evaluation(checkpoint="mine", data=form(data), output=output)) == ["calls"]
+
+
+def test_one_validation_set_needs_no_list():
+    assert list(open_sets("librivox", (), None)) == ["librivox"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([{"audio": "a.wav", "text": "hello"}], "dict"),
+        (Dataset.from_dict({"text": ["hello"]}), "dict"),
+        ([[]], "list"),
+    ],
+)
+def test_rows_without_a_name_are_refused(rows, kind):
+    message = f'`data` holds a {kind}; expected paths .*Give rows and mappings a name: `data={{"calls": rows}}`'
+    with pytest.raises(ValueError, match=message):
+        run_evaluation(checkpoint="mine", data=rows, output="scores.json")
 
 
 def test_two_sets_of_one_name_are_refused():
@@ -271,6 +297,73 @@ def test_lines_of_other_data_are_refused(systems, data, tmp_path, line, message)
     against = write_lines(tmp_path / "against.jsonl", [] if line is None else [line])
     with pytest.raises(ValueError, match=message):
         run_evaluation(checkpoint="mine", data=[data], against=against)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"against": "lins.jsonl"},
+            FileNotFoundError,
+            "`--against` is `lins.jsonl`, and no file has this name. There",
+        ),
+        ({"against": "user/mine"}, FileNotFoundError, "`user/mine`, and no file has this name. There is no folder"),
+        ({"against": "whisper"}, ValueError, 'has model type "whisper" and "soundwave" was expected'),
+        ({"with_baseline": True, "encoder": "wisper"}, FileNotFoundError, "No backbone `wisper`"),
+    ],
+)
+def test_another_system_that_is_not_there_is_named_before_the_first_clip(
+    monkeypatch, data, tmp_path, given, error, message
+):
+    monkeypatch.chdir(tmp_path)
+    write_tiny_whisper(tmp_path / "whisper")
+    monkeypatch.setattr(evaluate, "load_system", lambda *given, **backbones: pytest.fail("the model was loaded"))
+    with pytest.raises(error, match=message):
+        run_evaluation(checkpoint="mine", data=[data], **given)
+
+
+def test_adapters_whole_models_and_lines_are_found_as_another_system(tmp_path):
+    write_tiny_whisper(tmp_path / "whisper")
+    write_tiny_llm(tmp_path / "llm")
+    save_adapters("shrink", str(tmp_path / "whisper"), str(tmp_path / "llm"), tmp_path / "adapters")
+    whole = str(save_tiny_soundwave(tmp_path / "whole"))
+    assert evaluate.find_model(str(tmp_path / "adapters")) == (str(tmp_path / "adapters"), True)
+    assert evaluate.find_model(whole) == (whole, False)
+    model = SoundwaveForConditionalGeneration.from_pretrained(whole)
+    model.add_adapter(LoraConfig(r=2, target_modules=lora_targets(model.model.language_model)))
+    model.save_pretrained(tmp_path / "lora")
+    assert evaluate.find_model(str(tmp_path / "lora")) == (str(tmp_path / "lora"), False)
+    shutil.move(tmp_path / "llm", tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="was trained on the llm in `.*llm`, and there is no such folder here"):
+        evaluate.find_model(str(tmp_path / "adapters"))
+
+
+@pytest.mark.parametrize("fails", ["lines", "other", "whisper", "second set"])
+def test_what_was_scored_is_kept_if_a_later_part_fails(systems, data, tmp_path, monkeypatch, capsys, fails):
+    def broken(*given, **options):
+        raise RuntimeError("no memory")
+
+    lines = [{"set": "calls", "row": 0, "reference": "Good night.", "text": "x"}]
+    given = {
+        "lines": {"against": write_lines(tmp_path / "against.jsonl", lines)},
+        "other": {"against": "other"},
+        "whisper": {"with_baseline": True, "encoder": str(tmp_path)},
+        "second set": {"data": [data, f"longer={write_lines(tmp_path / 'more.jsonl', 2 * read_lines(data))}"]},
+    }[fails]
+    systems["other"] = broken
+    monkeypatch.setattr(evaluate, "whisper_system", broken)
+    kept = {"output": str(tmp_path / "scores.json"), "transcripts": str(tmp_path / "lines.jsonl")}
+    with pytest.raises((ValueError, RuntimeError, IndexError)):  # `mine` knows four texts
+        run_evaluation(**{"checkpoint": "mine", "data": [data], **kept, **given})
+    assert "| calls | 4 | 2 | 16.7 |" in (printed := capsys.readouterr().out) and "| p |" not in printed
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert list(report["sets"]) == ["calls"] and report["sets"]["calls"]["wer"] == pytest.approx(1 / 6)
+    assert [line["text"] for line in read_lines(kept["transcripts"])] == [
+        "Good morning.",
+        "dear fiends",
+        "All right.",
+        "",
+    ]
 
 
 def test_rows_that_one_system_lacks_are_told(systems, data, tmp_path, capsys):

@@ -2,7 +2,9 @@ import random
 
 import jiwer
 import numpy as np
+import pandas as pd
 import pytest
+from datasets import Dataset
 
 from soundwave_hf.evaluation.metrics import (
     Edit,
@@ -183,6 +185,36 @@ def test_languages_are_named_as_people_write_them(given, code):
 def test_an_unknown_language_is_refused():
     with pytest.raises(ValueError, match="Unsupported language: 'englich'. Did you mean 'english'"):
         word_error_rate(["a"], ["a"], "englich")
+
+
+FORMS = {"list": list, "tuple": tuple, "array": np.array, "series": pd.Series, "generator": iter}
+FORMS["column"] = lambda texts: Dataset.from_dict({"text": texts})["text"]
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_texts_may_be_any_column(form):
+    said, found = ["good morning", "yes"], ["good evening", "yes"]
+    assert word_error_rate(form(said), form(found)) == pytest.approx(1 / 3)
+    assert character_error_rate(form(said), form(found)) == pytest.approx(error_counts(said, found, "characters").rate)
+    assert [len(edits) for _, edits in edits_by_clip(form(said), form(found))] == [1, 0]
+    assert exact_matches(form(said), form(found)) == contained_answers(form(said), form(found)) == [False, True]
+    assert error_counts(form([]), form([])) == ErrorCounts()
+
+
+@pytest.mark.parametrize("score", [word_error_rate, character_error_rate, exact_match, contained_answer])
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [({"a": "yes"}, "dict"), ({"yes"}, "set"), (pd.DataFrame({"yes": ["no"]}), "DataFrame"), (None, "NoneType")],
+)
+def test_texts_without_an_order_are_refused(score, texts, name):
+    with pytest.raises(ValueError, match=f"`hypotheses` is a {name}; expected a list with one text for each clip"):
+        score(["yes"], texts)
+
+
+def test_numbers_of_clips_may_be_any_column_too():
+    for form in (list, np.array, pd.Series, iter):
+        assert positions_per_second(form([10, 20]), form([2.0, 8.0])) == pytest.approx(3.0)
+        assert bootstrap_interval(form([1, 1]), form([4, 4])) == (0.25, 0.25)
 
 
 def test_one_text_in_place_of_a_list_is_refused():

@@ -3,7 +3,7 @@ import pytest
 from soundwave_hf.evaluation.evaluate import Options, summary
 from soundwave_hf.evaluation.metrics import Edit
 from soundwave_hf.evaluation.rows import Request
-from soundwave_hf.evaluation.scoring import Scores, compare_clips, score_clips, score_results
+from soundwave_hf.evaluation.scoring import Scores, add_whisper_scores, compare_clips, score_clips, score_results
 from soundwave_hf.evaluation.sets import hub_sets
 from soundwave_hf.evaluation.transcribe import Result
 
@@ -30,7 +30,8 @@ def test_scores_are_taken_over_the_set():
         transcript(1, "Dear friends.", "dear fiends", ctc_text="deer friends", positions=8),
     ]
     whisper = [transcript(0, "Good morning.", "Good morning"), transcript(1, "Dear friends.", "dear friends")]
-    scores, by_row = score_results(results, 6.0, whisper=whisper)
+    scores, by_row = score_results(results, 6.0)
+    add_whisper_scores(scores, by_row, whisper)
     # Words: 1 error of 4; as written `Dear` and `friends.` are wrong, 2 of 4. Characters: r is left out, 1 of 24.
     assert (scores.clips, scores.audio_seconds, scores.seconds_taken) == (2, 4.0, 6.0)
     assert (scores.wer, scores.written_wer, scores.ctc_wer) == (0.25, 0.5, 0.5)
@@ -142,10 +143,12 @@ def test_scores_of_earlier_versions_are_still_read():
 def test_a_whisper_that_fails_on_a_clip_has_no_rate_and_is_named():
     results = [transcript(0, "good morning", "good morning"), transcript(1, "dear friends", "dear friends")]
     failed = Result(results[1].request, failure="<|yue|> is not supported")
-    scores, _ = score_results(results, 1.0, whisper=[results[0], failed])
+    scores, by_row = score_results(results, 1.0)
+    add_whisper_scores(scores, by_row, [results[0], failed])
     assert scores.whisper_wer is None
     assert scores.whisper_failures == [{"row": 1, "audio": "1.wav", "reason": "<|yue|> is not supported"}]
     text = summary({"mine": scores}, Options(), "weights", None)
     assert "mine: clips that Whisper could not transcribe: 1. Its rate is left out. Row 1: <|yue|> is not" in text
-    scores, _ = score_results([results[0], unreadable(1)], 1.0, whisper=[results[0], unreadable(1)])
+    scores, by_row = score_results([results[0], unreadable(1)], 1.0)
+    add_whisper_scores(scores, by_row, [results[0], unreadable(1)])
     assert scores.whisper_wer == 0 and scores.whisper_failures == []  # the model failed there too

@@ -1,5 +1,7 @@
 """Conversations over the LLM's own template: audio parts in order, the system prompt, batches, refusals."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -225,6 +227,38 @@ REFUSED = {
 def test_conversations_that_cannot_be_used_are_refused(conversation, message):
     with pytest.raises(ValueError, match=message):
         tiny_processor().apply_chat_template(conversation, tokenize=True, return_dict=True)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [
+        ("add_generation_promt", "Did you mean `add_generation_prompt`?"),
+        ("add_system_promt", "Did you mean `add_system_prompt`?"),
+        ("language", "It belongs to `apply_transcription_request`."),
+        ("hotwords", "It belongs to `apply_transcription_request`."),
+        ("enable_thinking", "Remove it."),
+    ],
+)
+@pytest.mark.parametrize("tokenize", [True, False])
+def test_a_keyword_that_nothing_reads_is_refused(keyword, hint, tokenize):
+    message = f"`apply_chat_template` got an unknown argument `{keyword}='fr'`. {hint}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny_processor().apply_chat_template([user("Hi")], tokenize=tokenize, **{keyword: "fr"})
+
+
+def test_options_of_the_call_and_variables_of_the_template_are_no_unknown_keywords():
+    processor = tiny_processor()
+    options = {"padding": "max_length", "max_length": 400, "truncation": False, "audio_kwargs": {"mono": True}}
+    known = {"tokenize": True, "return_dict": True, "return_tensors": "np", "documents": None}
+    inputs = processor.apply_chat_template([user(audio(), "Hi")], max_seconds=9, **options, **known)
+    assert inputs["input_ids"].shape == (1, 400)
+    template = CHATML + "{{ enable_thinking }}"
+    processor.chat_template = {"default": CHATML, "thinks": template}
+    for given in (template, "thinks"):
+        prompt = processor.apply_chat_template([user("Hi")], chat_template=given, enable_thinking="<no>")
+        assert prompt.endswith("<no>")
+    with pytest.raises(ValueError, match="unknown argument `enable_thinking='<no>'`"):
+        processor.apply_chat_template([user("Hi")], enable_thinking="<no>")
 
 
 def test_a_tokenizer_without_a_chat_template_is_named_when_a_chat_is_asked_for():

@@ -204,6 +204,42 @@ def test_another_audio_token_is_kept(tmp_path):
     assert "user\n<|speech|><|im_end|>" in loaded.apply_chat_template(conversation)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"require_sampling_rte": True},
+            "unknown argument `require_sampling_rte`. Did you mean `require_sampling_rate`",
+        ),
+        ({"trailing_silense": 1.0}, "unknown argument `trailing_silense`. Did you mean `trailing_silence`"),
+        ({"ctc_txt": "lower"}, "unknown argument `ctc_txt`. Did you mean `ctc_text`"),
+        (
+            {"ctc_text": "as_written"},
+            "`ctc_text` is set to 'as_written', and `.*` was trained with 'lower': leave it out",
+        ),
+        (
+            {"audio_token": "<|im_end|>"},
+            r"`audio_token` is set to '<\|im_end\|>', and `.*` was trained with '<\|audio",
+        ),
+    ],
+)
+def test_misspelt_and_contradicting_options_of_a_saved_processor_are_refused(tmp_path, options, message):
+    tiny_processor().save_pretrained(tmp_path)
+    for loader in (SoundwaveProcessor, AutoProcessor):
+        with pytest.raises(ValueError, match=message):
+            loader.from_pretrained(tmp_path, **options)
+
+
+def test_a_saved_processor_takes_the_options_of_its_parts_and_of_the_library(tmp_path):
+    tiny_processor().save_pretrained(tmp_path)
+    own = {"trailing_silence": 0.5, "require_sampling_rate": True, "chat_template": "{{ 1 }}", "ctc_text": "lower"}
+    of_parts = {"padding_side": "right", "sampling_rate": 16_000, "model_max_length": 77, "pad_token": "<|im_end|>"}
+    of_library = {"local_files_only": True, "trust_remote_code": False, "revision": "main", "dtype": torch.bfloat16}
+    loaded = AutoProcessor.from_pretrained(tmp_path, audio_token=AUDIO, **own, **of_parts, **of_library)
+    assert {name: getattr(loaded, name) for name in own} == own
+    assert (loaded.tokenizer.padding_side, loaded.tokenizer.model_max_length) == ("right", 77)
+
+
 def save_backbones(folder: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
     WhisperFeatureExtractor(feature_size=128).save_pretrained(folder / "encoder")
     tokenizer.save_pretrained(folder / "llm")

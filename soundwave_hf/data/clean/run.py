@@ -61,7 +61,7 @@ def clean(
     out: str | os.PathLike,
     filters=None,
     columns: Mapping | None = None,
-    against: Sequence = (),
+    against: str | os.PathLike | Mapping | Sequence = (),
     processes: int = 1,
     shard: tuple[int, int] | None = None,
     block_rows: int = BLOCK_ROWS,
@@ -73,7 +73,7 @@ def clean(
         out: the folder: `kept/*.parquet`, `dropped/*.jsonl`, `report.json`, `report.md`, `report.png`.
         filters: YAML file or mapping of thresholds; or a list of `Filter` and `Comparison`.
         columns: `their_name: our_name`.
-        against: evaluation sets, each as `source`: rows that repeat their recordings or texts are dropped.
+        against: an evaluation set or several, each as `source`: rows that repeat its recordings or texts are dropped.
         processes: on this machine.
         shard: `(2, 8)` judges the second of eight shares of the rows; `merge` joins the folders.
         block_rows: rows of a block, and of a file of the result.
@@ -83,6 +83,7 @@ def clean(
     Raises: `FileNotFoundError`, `ValueError` for a source, column or setting that cannot be used; `FileExistsError` if
         the folder holds another run; `OSError` if the disk is full: the blocks that are whole stay.
     """
+    against = [against] if isinstance(against, str | os.PathLike | Mapping) else against
     out, plan = Path(out), _Plan.read(source, filters, columns, against, shard, block_rows)
     for name, value in (("processes", processes), ("block_rows", block_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
