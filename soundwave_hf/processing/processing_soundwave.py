@@ -478,7 +478,7 @@ class SoundwaveProcessor(ProcessorMixin):
         Returns: `str` or list of `str` with `tokenize=False` (the default), else the output of the call, or only its
             `input_ids` with `return_dict=False`.
 
-        Raises: `ValueError` for an unknown keyword.
+        Raises: `ValueError` for a misspelt keyword, and for one of `apply_transcription_request`.
         """
         if len(conversation) == 0:
             raise ValueError("An empty conversation arrived; expected messages {'role': ..., 'content': ...}.")
@@ -612,7 +612,11 @@ class SoundwaveProcessor(ProcessorMixin):
         return inputs
 
     def _refuse_unknown(self, kwargs: dict, method: Callable, template):
-        """Refuse keywords that neither the method, nor what it calls, nor the chat template know."""
+        """Refuse keywords that neither the method, nor what it calls, nor the chat template know.
+
+        For a chat template, a name that resembles none of ours may be a variable of other models' templates, such as
+        `enable_thinking`: the library says that it has no effect.
+        """
         doors = (method, self.apply_chat_template, super().apply_chat_template)
         known = {name for door in doors for name in inspect.signature(door).parameters} - {"self", "kwargs"}
         for options in (SoundwaveProcessingKwargs, TextKwargs, SoundwaveAudioKwargs):
@@ -624,6 +628,8 @@ class SoundwaveProcessor(ProcessorMixin):
             hint = f"Did you mean `{near[0]}`?" if near else "Remove it."
             if name in inspect.signature(self.apply_transcription_request).parameters:
                 hint = "It belongs to `apply_transcription_request`."
+            elif not near and method == self.apply_chat_template:
+                continue
             raise ValueError(f"`{method.__name__}` got an unknown argument `{name}={kwargs[name]!r}`. {hint}")
 
     def align_word_timestamps(
