@@ -365,7 +365,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         ends, stops, tokens, length, seconds = (given_option(name, options, configs) for name in names)
         ends, stops = ([one] if isinstance(one, (int, str)) else list(one or ()) for one in (ends, stops))
         cut = [row for row in ids if not any(int(token) in ends for token in row)]
-        if not ends or not any(not any(stop in text for stop in stops) for text in self.processor.batch_decode(cut)):
+        texts = self.processor.batch_decode(cut) if cut else []  # of an empty list, transformers makes one empty text
+        if not ends or all(any(stop in text for stop in stops) for text in texts):
             return
         # The ids do not tell the limit: `drop_unsupported` takes some out.
         limit = f"{tokens} tokens" if tokens is not None else f"a `max_length` of {length} tokens"

@@ -118,6 +118,18 @@ def test_the_warning_names_the_limit_that_cut_a_text(folder, monkeypatch, option
     assert [message in one for one in warnings] == [True]
 
 
+def test_a_text_that_ends_by_its_end_token_is_whole(folder, monkeypatch):
+    warnings: list[str] = []
+    transcribe = pipeline("soundwave-asr", model=folder)
+    transcribe.model.generation_config.eos_token_id = 0
+    said = torch.tensor([[*transcribe.tokenizer.encode("so."), 0]])
+    generate = lambda input_ids, **given: torch.cat([input_ids, said], dim=1)  # noqa: E731
+    monkeypatch.setattr(transcribe.model, "generate", generate)
+    monkeypatch.setattr(pipeline_soundwave.logger, "warning", warnings.append)
+    transcribe(speech(0.5))
+    assert not warnings
+
+
 def test_a_text_that_ends_by_a_stop_string_is_whole(folder, monkeypatch):
     warnings: list[str] = []
     transcribe = pipeline("soundwave-asr", model=folder)
