@@ -34,7 +34,7 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 
-from .ctc_text_soundwave import CTCText
+from .ctc_text_soundwave import CTCText, pad_answers
 from .merging_soundwave import positions_of
 
 
@@ -192,10 +192,8 @@ class DraftedDecoding:
             rows.append(_Row(self, draft, input_ids[row], LogitsProcessorList(processors), ends, room, is_silent))
         if any(not row.is_finished for row in rows):
             _Passes(model, rows, inputs, stopping_criteria, input_ids, window).run()
-        pad = generation_config.pad_token_id
-        pad = next(iter([*ends, 0])) if pad is None else pad
-        longest = max(len(row.answer) for row in rows)
-        answers = [row.answer + [pad] * (longest - len(row.answer)) for row in rows]
+        tokenizer = self.decoding.bridge.tokenizer
+        answers = pad_answers([row.answer for row in rows], ends, generation_config.pad_token_id, tokenizer)
         ids = torch.cat([input_ids, torch.tensor(answers, device=input_ids.device, dtype=input_ids.dtype)], dim=1)
         return GenerateDecoderOnlyOutput(sequences=ids) if self.needs_times else ids
 

@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, LogitsProcessor
 
-from .ctc_text_soundwave import bridge_of, find_tokenizer
+from .ctc_text_soundwave import bridge_of, find_tokenizer, pad_answers
 from .decoding_soundwave import given_option
 from .support_soundwave import (
     CHUNKS,
@@ -141,10 +141,12 @@ class TimesRequest:
         for row, answer in enumerate(outputs.sequences[:, begin:].tolist()):
             end = next((place for place, token in enumerate(answer) if token in ends), len(answer))
             pieces = [bridge.bytes_of[token] if token < len(bridge.bytes_of) else b"" for token in answer[:end]]
+            while pieces and not pieces[-1]:  # control tokens behind the text, such as padding
+                pieces.pop()
             text = b"".join(pieces).decode(errors="surrogateescape")  # a token may be a part of a character
             scored = score_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
-            if len(log_probs[row]) >= end:
-                add_llm_log_probs(scored, pieces, log_probs[row][:end])
+            if len(log_probs[row]) >= len(pieces):
+                add_llm_log_probs(scored, pieces, log_probs[row][: len(pieces)])
             if self.drops and not all(word.supported for word in scored):
                 answer = _without(answer, owners(pieces, [word.span for word in scored]), scored)
                 scored = [word for word in scored if word.supported]
@@ -167,10 +169,8 @@ class TimesRequest:
 
     def _rewritten(self, sequences: torch.LongTensor, begin: int, answers: list[list[int]], ends: set[int]):
         """Sequences with new answers, padded on the right."""
-        pad = next(iter(ends), 0) if self.pad is None else self.pad
-        length = max(map(len, answers), default=0)
-        rows = [answer + [pad] * (length - len(answer)) for answer in answers]
-        answer_ids = torch.tensor(rows, dtype=sequences.dtype, device=sequences.device).reshape(len(rows), length)
+        rows = pad_answers(answers, ends, self.pad, self.tokenizer)
+        answer_ids = torch.tensor(rows, dtype=sequences.dtype, device=sequences.device)  # [rows, tokens]
         return torch.cat([sequences[:, :begin], answer_ids], dim=1)
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 import soundwave_hf
+from soundwave_hf.evaluation.transcribe import finished
 from soundwave_hf.modeling import timed_generation_soundwave
 from soundwave_hf.modeling.ctc_scores_soundwave import CTCFrames
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form
@@ -338,6 +339,26 @@ def test_answers_without_their_words_are_padded_with_the_padding_id_of_the_call(
     ids = model.generate(**inputs, max_new_tokens=12, drop_unsupported=True, pad_token_id=9)
     first, second = ids[:, inputs["input_ids"].shape[1] :].tolist()
     assert first == [9] * 12 and 9 not in second
+
+
+def test_a_text_that_was_cut_off_has_no_end_token_where_its_words_were_left_out(model, processor, monkeypatch):
+    real, rows = timed_generation_soundwave.score_words, []
+
+    def without_first_row(*arguments):
+        words = real(*arguments)
+        rows.append(words)
+        for word in words:
+            word.supported = len(rows) > 1
+        return words
+
+    monkeypatch.setattr(timed_generation_soundwave, "score_words", without_first_row)
+    end = processor.tokenizer.eos_token_id
+    inputs = ask(processor, 1.0, 0.6)
+    options = {"max_new_tokens": 12, "eos_token_id": end, "pad_token_id": end, "suppress_tokens": [end]}
+    ids = model.generate(**inputs, drop_unsupported=True, **options)[:, inputs["input_ids"].shape[1] :]
+    assert end not in ids and ids.shape[1] == 12
+    assert processor.batch_decode(ids, skip_special_tokens=True)[0] == ""
+    assert finished(model, processor, ids, options) == [False, False]
 
 
 def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, monkeypatch):
