@@ -171,6 +171,10 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
             "`drop_unsupported` and a `streamer` were given",
         ),
         (
+            {"generate": {"drop_unsupported": True, "output_scores": True}},
+            "`drop_unsupported` and `output_scores` were given",
+        ),
+        (
             {"generate": {"ctc_draft": "fast"}, "streamer": object(), "batch_size": 1},
             "and `streamer` is",
         ),

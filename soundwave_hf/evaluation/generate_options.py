@@ -11,7 +11,7 @@ from transformers.generation import StoppingCriteriaList
 from ..modeling.decoding_soundwave import CTC_OPTIONS, take_ctc_decoding
 from ..modeling.hotwords_soundwave import check_hotwords, has_lists
 from ..modeling.positions_soundwave import POSITION_OPTIONS, take_position_limits
-from ..modeling.timed_generation_soundwave import check_streamer
+from ..modeling.timed_generation_soundwave import check_drops
 
 
 # Options of transcription requests alone.
@@ -121,8 +121,8 @@ def check_generate(options: Mapping[str, Any], needs_times: bool = False, stream
 def check_together(options: Mapping[str, Any], needs_times: bool, streamer):
     """The checks of `generate` itself for options that exclude each other, without a model."""
     given = {**options, "is_transcription": True, "input_features": True}
+    check_drops({**given, "streamer": streamer}, [])
     drops = given.pop("drop_unsupported", False)
-    check_streamer(drops, streamer)
     take_position_limits(ANY_MODEL, None, given)
     take_ctc_decoding(ANY_MODEL, None, given, needs_times=needs_times or drops)
     drafted = given.pop("custom_generate", None)

@@ -41,7 +41,7 @@ from .merging_soundwave import positions_of
 DRAFTS = ("lossless", "fast", "ctc")
 MOST_ENTROPY = 0.7  # nats; `tau` of arXiv 2603.11243
 LEAST_PROBABILITY = 0.2  # `gamma` there
-OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that drafts do not have
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # of each token
 COMPARED_WORDS = 8  # last words of the answer, compared with the draft around the current place
 SHORTEST_DRAFT = 4  # tokens
 # What these do to a row does not depend on its place in the batch.
@@ -382,4 +382,4 @@ class _Passes:
         return self.model.lm_head(outputs.last_hidden_state[:, -scored:].contiguous()), width
 
 
-__all__ = ["DRAFTS", "Draft", "DraftedDecoding", "draft_of", "drafted"]
+__all__ = ["DRAFTS", "OUTPUTS", "Draft", "DraftedDecoding", "draft_of", "drafted"]

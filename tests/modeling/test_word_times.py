@@ -379,6 +379,10 @@ def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, mo
     assert output.texts[0].split() == [piece for n, word in enumerate(words) if n != 1 for piece in word.split()]
     (kept,) = processor.batch_decode(output.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert kept.split() == output.texts[0].split()
+    beams = model.generate(
+        **inputs, max_new_tokens=40, drop_unsupported=True, num_beams=2, return_dict_in_generate=True
+    )
+    assert beams.beam_indices is None  # those of the library count the tokens that were taken out
 
 
 def test_what_cannot_be_aligned_is_refused(model, processor):
@@ -391,6 +395,9 @@ def test_what_cannot_be_aligned_is_refused(model, processor):
         model.generate(**mixed, drop_unsupported=True)
     with pytest.raises(ValueError, match='`return_timestamps` is \'char\'; expected "word" or "segment"'):
         model.generate(**inputs, return_timestamps="char")
+    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+        with pytest.raises(ValueError, match=f"`drop_unsupported` and `{name}` were given"):
+            model.generate(**inputs, drop_unsupported=True, return_dict_in_generate=True, **{name: True})
     text = {"input_ids": torch.tensor([[5, 6]])}
     with pytest.raises(ValueError, match="`return_timestamps` was given without clips"):
         model.generate(**text, return_timestamps="word")
