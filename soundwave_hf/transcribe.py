@@ -215,8 +215,9 @@ def read_recording(processor, clip, options: TranscribeOptions, number: int) -> 
 def transcribe_group(model, processor, group: list[Recording], options, on_batch) -> Iterator[Transcript | Exception]:
     """Outcomes of recordings that were read. Their pieces are batched by length."""
     places = [(recording, place) for recording in group for place in range(len(recording.pieces))]
-    seconds = [recording.bounds[place][1] - recording.bounds[place][0] for recording, place in places]
-    for batch in batches_of_like_length(seconds, options.batch_size):
+    extractor = processor.feature_extractor
+    seconds = [len(recording.pieces[place]) / extractor.sampling_rate for recording, place in places]
+    for batch in batches_of_like_length(seconds, options.batch_size, extractor.chunk_length):
         transcribe_batch(model, processor, [places[number] for number in batch], options)
         on_batch(sum(seconds[number] for number in batch))
     for recording in group:

@@ -95,6 +95,13 @@ def test_pieces_of_several_recordings_share_batches_and_texts_are_those_of_each_
     assert [len(transcript.segments) for transcript in together] == [1, 4, 1]
 
 
+def test_a_long_piece_gives_the_others_of_its_batch_no_more_tokens(loaded):
+    clips = [{"array": noise(seconds), "sampling_rate": RATE} for seconds in (3.0, 6.0)]  # two windows, and three
+    options = {"chunk_length_s": 6, "max_new_tokens": 4}
+    alone = [next(transcribe_clips(*loaded, [clip], **options)) for clip in clips]
+    assert list(transcribe_clips(*loaded, clips, **options)) == alone
+
+
 def test_segments_are_the_pieces_of_a_recording_one_after_the_other(loaded):
     clip = {"array": noise(7.3), "sampling_rate": RATE}
     (found,) = transcribe_clips(*loaded, [clip], chunk_length_s=1.5, ctc_only=True)

@@ -9,6 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from numbers import Real
 
 import numpy as np
@@ -148,6 +149,11 @@ def option_of(option, number: int, name: str):
     return option[number]
 
 
+def most_tokens(seconds: float) -> int:
+    """The usual limit of tokens for the transcript of a piece."""
+    return TOKENS_OF_30_SECONDS * max(1, math.ceil(seconds / 30))
+
+
 def moved_chunks(chunks: list[dict], seconds: float) -> list[dict]:
     """Chunks of a piece with times in the whole clip. Args: seconds: where the piece begins."""
     return [
@@ -202,8 +208,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             language, prompt (`str` or list, *optional*): as in `SoundwaveProcessor.apply_transcription_request`, one
                 for all clips or one for each.
             mono, allow_truncated, max_seconds, max_bytes (*optional*): as in the processor's call.
-            max_new_tokens (`int`, *optional*): 256 for each 30 s of the longest piece by default. A warning names
-                transcripts that do not end within this limit.
+            max_new_tokens (`int`, *optional*): by default 256 for each 30 s of a piece, also begun ones. A warning
+                names transcripts that do not end within this limit.
             return_timestamps (`str`, *optional*): "word", or "segment" for sentences: adds "chunks", a list of
                 `{"text", "timestamp": (start, end)}` in seconds of the clip, with the other fields of
                 `SoundwaveProcessor.align_word_timestamps`. True means "segment".
@@ -282,20 +288,25 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
     def _transcribe(self, pieces: Iterable, batch_size: int, language=None, prompt=None, generate_kwargs=None):
         """Fill batches with the pieces of the clips in order. Yields a clip when its last piece is transcribed."""
         requests, waiting, number = deque(), [], -1
+        forward = partial(self.forward, generate_kwargs=generate_kwargs)
         for number, samples in enumerate(pieces):
             options = option_of(language, number, "language"), option_of(prompt, number, "prompt")
             rate = self.processor.feature_extractor.sampling_rate
             request = Request(number, [len(piece) / rate for piece in samples], *options)
             requests.append(request)
             for piece in samples:
+                # A batch has one limit of tokens, and a text may not depend on its batch.
+                if waiting and most_tokens(len(waiting[-1][1]) / rate) != most_tokens(len(piece) / rate):
+                    forward({"waiting": waiting})
+                    waiting = []
                 waiting.append((request, piece))
                 if len(waiting) == batch_size:
-                    self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
+                    forward({"waiting": waiting})
                     waiting = []
             while requests and len(requests[0].texts) == requests[0].pieces:
                 yield requests.popleft()
         if waiting:
-            self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
+            forward({"waiting": waiting})
         yield from requests
         hotwords = (generate_kwargs or {}).get("hotwords") or ()
         lists = hotwords if has_lists(hotwords) else None
@@ -353,7 +364,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             # Many LLMs sample by default, which suits a chat. A transcript is the likeliest text.
             defaults["do_sample"] = False
         if all(limits.get(name) is None for name in ("max_new_tokens", "max_length")):
-            defaults["max_new_tokens"] = math.ceil(TOKENS_OF_30_SECONDS * max(1.0, seconds / 30))
+            defaults["max_new_tokens"] = most_tokens(seconds)
         if config is None:
             return {**options, **defaults}
         config.update(**defaults)  # `_prepare_generate_kwargs` copied it

@@ -154,7 +154,9 @@ def test_a_long_piece_has_more_room_by_default(folder, monkeypatch):
     )
     transcribe(speech(1.0))
     transcribe(speech(45.0), chunk_length_s=0)
-    assert given == [256, 384]
+    assert given == [256, 512]
+    transcribe([speech(1.0), speech(45.0), speech(2.0), speech(3.0)], chunk_length_s=0, batch_size=4)
+    assert given[2:] == [256, 512, 256]  # a batch has one limit
 
 
 def test_a_long_clip_is_its_pieces_transcribed_and_joined(transcribe):
