@@ -1,8 +1,9 @@
 """Transcribe recordings of any length with a loaded model, or only its CTC head."""
 
+import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -50,6 +51,17 @@ class TranscribeOptions:
     word_times: bool = False  # whether segments have words with their times
     confidence: bool = False  # whether segments, and words if there are any, have a probability
     streamer: Any = None  # a streamer of transformers, which gets the tokens as they come; `batch_size` must be 1
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "TranscribeOptions":
+        """Options by their names. Raises: `ValueError` for an unknown name."""
+        known = [one.name for one in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"Did you mean `{near[0]}`?" if near else f"Expected some of {known}."
+                raise ValueError(f"`{name}={given[name]!r}` is no option of a transcription. {hint}")
+        return cls(**given)
 
     def __post_init__(self):
         check_batch_size(self.batch_size)
@@ -108,7 +120,7 @@ def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[T
     ...     subtitles = as_srt(transcript)
     ```
     """
-    options = TranscribeOptions(**options)
+    options = TranscribeOptions.of(options)
     if _is_one_clip(clips):
         raise ValueError(f"`clips` is one clip ({type(clips).__name__}): give a list of clips, such as `[clip]`.")
     return _or_raise(outcomes(model, processor, clips, options))

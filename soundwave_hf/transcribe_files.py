@@ -283,7 +283,7 @@ def transcribe_files(
 
     Raises: `ValueError` and `OSError` for bad options, inputs and outputs, before a model is loaded.
     """
-    options, formats = TranscribeOptions(**options), read_formats(formats)
+    options, formats = TranscribeOptions.of(options), read_formats(formats)
     refuse_unwritten(options, formats)
     files = find_audio(inputs)
     check_rate(rate, files)
@@ -449,7 +449,7 @@ def transcribe_live(
     """
     from .live import LiveScreen, StreamingTranscriber, transcribe_pipe
 
-    checked, formats = TranscribeOptions(**options), read_formats(formats)
+    checked, formats = TranscribeOptions.of(options), read_formats(formats)
     for name in ("word_times", "confidence"):
         if options.pop(name, False):
             raise ValueError(

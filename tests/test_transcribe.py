@@ -128,6 +128,15 @@ def test_python_is_told_of_a_bad_recording(loaded):
         list(transcribe_clips(*loaded, clips, ctc_only=True))
 
 
+def test_advice_on_a_recording_names_what_takes_the_option(loaded, here, run):
+    with pytest.raises(ValueError, match=r"`samples.mean\(axis=0\)`. The processor and the pipeline also take `mono"):
+        list(transcribe_clips(*loaded, [np.zeros((2, RATE))]))
+    content = (here / "c.wav").read_bytes()
+    (here / "cut.wav").write_bytes(content[: len(content) // 2])
+    code, _, shown = run("cut.wav")
+    assert code == 2 and "make a file of this part: `ffmpeg -i INPUT OUTPUT.wav`" in shown
+
+
 def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkeypatch):
     texts_of = transcribe.texts_of
 
@@ -146,6 +155,8 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
     ("options", "message"),
     [
         ({"batch_size": 0}, "The batch size is 0"),
+        ({"batchsize": 4}, "`batchsize=4` is no option of a transcription. Did you mean `batch_size`"),
+        ({"mono": True}, r"`mono=True` is no option of a transcription. Expected some of \['language', "),
         ({"language": "frensh"}, "Did you mean 'french'"),
         ({"chunk_length_s": 0.5}, "The longest piece is 0.5 s; expected 1 s or more"),
         ({"chunk_length_s": float("nan")}, "The longest piece is nan s"),

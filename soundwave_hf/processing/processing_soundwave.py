@@ -385,7 +385,8 @@ class SoundwaveProcessor(ProcessorMixin):
         rate = self.feature_extractor.sampling_rate
         logger.warning_once(
             f"An array arrived without its sampling rate and is taken as {rate} Hz. With another rate, the "
-            "transcript is wrong. Pass `sampling_rate=`, or the clip as {'array': samples, 'sampling_rate': rate}."
+            "transcript is wrong. Pass the clip as {'array': samples, 'sampling_rate': rate}. The processor also "
+            "takes `sampling_rate=` in Hz."
         )
         return rate
 

@@ -396,7 +396,7 @@ def test_a_clip_of_two_channels_is_averaged_where_it_has_a_rate_or_the_caller_as
     assert hearing((RATE, both)) == hearing({"raw": both, "sampling_rate": RATE}) == expected
     assert hearing([(RATE, both), (both, RATE)]) == [expected] * 2
     assert hearing(both, mono=True) == expected
-    with pytest.raises(ValueError, match="2 channels .* pass `mono=True`"):
+    with pytest.raises(ValueError, match="2 channels .* also take `mono=True`"):
         hearing(both)
 
 
