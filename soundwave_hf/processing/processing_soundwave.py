@@ -35,6 +35,7 @@ from .audio_soundwave import (
 from .chat_soundwave import (
     FLATTEN_PARTS,
     SYSTEM_PROMPT,  # noqa: F401 (for those who import it from here, as in 0.1.0)
+    refuse_clip_at_end,
     standard_parts,
     takes_strings,
     with_system_prompt,
@@ -482,6 +483,9 @@ class SoundwaveProcessor(ProcessorMixin):
             template = FLATTEN_PARTS.replace("AUDIO_TOKEN", json.dumps(self.audio_token)) + template
         conversations, is_batched = self._normalize_conversations(conversation)
         conversations = [[standard_parts(message) for message in messages] for messages in conversations]
+        if kwargs.get("continue_final_message") in (True, "content"):
+            for messages in conversations:
+                refuse_clip_at_end(messages)
         if add_system_prompt and (flatten or chat_template is None):
             conversations = [with_system_prompt(messages, template, special_tokens) for messages in conversations]
         given = {name: kwargs.pop(name) for name in AUDIO_OPTIONS if name in kwargs}

@@ -158,6 +158,9 @@ def test_continue_final_message_and_tools():
     conversation = [user(audio(), "Hi"), {"role": "assistant", "content": [text("The person")]}]
     prompt = processor.apply_chat_template(conversation, continue_final_message=True)
     assert prompt.endswith(f"{AUDIO}Hi<|im_end|>\n<|im_start|>assistant\nThe person")
+    for content in ([text("Listen:"), audio()], [audio()]):
+        with pytest.raises(ValueError, match="the last message ends with a clip; expected text to continue"):
+            processor.apply_chat_template([user(*content)], continue_final_message=True)
     tool = {"type": "function", "function": {"name": "get_time", "description": "", "parameters": {}}}
     assert processor.apply_chat_template(conversation, tools=[tool]).startswith("get_time\n<|im_start|>system")
 
