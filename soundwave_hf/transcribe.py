@@ -1,7 +1,6 @@
 """Transcribe recordings of any length with a loaded model, or only its CTC head."""
 
 import difflib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Real
@@ -15,6 +14,7 @@ from .evaluation.transcribe import (
     audio_side,
     batches_of_like_length,
     check_batch_size,
+    check_max_new_tokens,
     ctc_texts_of,
     ctc_transcribe,
     features_of,
@@ -22,7 +22,7 @@ from .evaluation.transcribe import (
     generated_texts,
 )
 from .modeling.hotwords_soundwave import refuse_control_tokens
-from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
+from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS, is_clip
 from .modeling.segments_soundwave import cut_samples
 from .modeling.timed_generation_soundwave import ctc_clips
 from .processing.languages_soundwave import language_name
@@ -66,10 +66,11 @@ class TranscribeOptions:
     def __post_init__(self):
         check_batch_size(self.batch_size)
         language_name(self.language)
-        if self.chunk_length_s is not None and not self.chunk_length_s >= SHORTEST_CHUNK:
-            raise ValueError(f"The longest piece is {self.chunk_length_s} s; expected {SHORTEST_CHUNK:g} s or more.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
+        longest = self.chunk_length_s
+        if longest is not None and not (isinstance(longest, Real) and longest >= SHORTEST_CHUNK):
+            raise ValueError(f"The longest piece is {longest!r} s; expected {SHORTEST_CHUNK:g} s or more.")
+        if self.max_new_tokens is not None:
+            check_max_new_tokens(self.max_new_tokens)
         self._check_generate()
         if self.streamer is not None and self.batch_size != 1:
             raise ValueError(f"A `streamer` takes one text at a time, and `batch_size` is {self.batch_size}: give 1.")
@@ -127,13 +128,9 @@ def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[T
 
 
 def _is_one_clip(clips) -> bool:
-    """Whether `clips` can only be one clip: a name, the bytes of a file, a row of audio, or samples."""
-    if isinstance(clips, (str, bytes, bytearray, os.PathLike, Mapping)):
-        return True
-    if isinstance(clips, (np.ndarray, torch.Tensor)):
-        holds_numbers = isinstance(clips, torch.Tensor) or clips.dtype.kind in "fiu"
-        return clips.ndim == 1 and len(clips) > 0 and holds_numbers
-    return isinstance(clips, (list, tuple)) and any(isinstance(item, Real) for item in clips[:2])
+    """Whether `clips` can only be one clip: a name, an open file or its bytes, a row of audio, or samples."""
+    is_batch = isinstance(clips, (np.ndarray, torch.Tensor)) and clips.ndim != 1  # each row is a clip
+    return not is_batch and is_clip(clips)
 
 
 def _or_raise(found: Iterator[Transcript | Exception]) -> Iterator[Transcript]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ def default_options(place: str) -> dict[str, Any]:
 
 
 def is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_count(value) -> bool:

@@ -16,7 +16,7 @@ from ..modeling.decoding_soundwave import given_option
 from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
 from ..modeling.spacing_soundwave import join_texts
 from ..processing.processing_soundwave import ASR_QUESTION
-from .generate_options import TRANSCRIPT_OPTIONS
+from .generate_options import TRANSCRIPT_OPTIONS, is_count
 from .metrics import collapse_ctc, scoring_language
 from .rows import SAMPLING_RATE, Request, decoded_groups
 
@@ -298,8 +298,13 @@ def batches_of_like_length(
 
 
 def check_batch_size(batch_size: int):
-    if batch_size < 1:
-        raise ValueError(f"The batch size is {batch_size}; expected 1 clip or more.")
+    if not is_count(batch_size):
+        raise ValueError(f"The batch size is {batch_size!r}; expected 1 clip or more, as a whole number.")
+
+
+def check_max_new_tokens(max_new_tokens: int):
+    if not is_count(max_new_tokens):
+        raise ValueError(f"`max_new_tokens` is {max_new_tokens!r}; expected 1 or more, as a whole number.")
 
 
 def run_rows(

@@ -149,6 +149,13 @@ def option_of(option, number: int, name: str):
     return option[number]
 
 
+def check_chunk_length(seconds):
+    if seconds is not None and not (isinstance(seconds, Real) and (seconds == 0 or seconds >= SHORTEST_CHUNK)):
+        raise ValueError(
+            f"`chunk_length_s` is {seconds!r}; expected {SHORTEST_CHUNK} or more, or 0 for whole clips, as a number."
+        )
+
+
 def most_tokens(seconds: float) -> int:
     """The usual limit of tokens for the transcript of a piece."""
     return TOKENS_OF_30_SECONDS * max(1, math.ceil(seconds / 30))
@@ -239,6 +246,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
 
     def _sanitize_parameters(self, **given):
         preprocess = {name: given.pop(name) for name in ("chunk_length_s", *AUDIO_OPTIONS) if name in given}
+        check_chunk_length(preprocess.get("chunk_length_s"))
         forward = {name: given.pop(name) for name in ("language", "prompt") if name in given}
         generate_kwargs = dict(given.pop("generate_kwargs", None) or {})
         for name in given.keys() & {*vars(GenerationConfig()), "generation_config", *OWN_OPTIONS}:
@@ -318,10 +326,6 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         """The pieces of a clip, `(samples,)` each. Args: inputs: the clip's number and the clip."""
         extractor = self.processor.feature_extractor
         rate = extractor.sampling_rate
-        if chunk_length_s and chunk_length_s < SHORTEST_CHUNK:
-            raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s}; expected {SHORTEST_CHUNK} or more, or 0 for whole clips."
-            )
         longest = extractor.chunk_length if chunk_length_s is None else chunk_length_s or float("inf")
         number, clip = inputs
         (samples,) = self.processor.load_clips([clip], rate, first=number, **options)

@@ -675,11 +675,11 @@ class SoundwaveProcessor(ProcessorMixin):
             texts = [{"language": None, "transcription": text} for text in texts]
         return texts[0] if isinstance(decoded, str) else texts
 
-    def batch_decode(self, *args, return_format: str = "raw", **kwargs) -> list[str] | list[dict]:
+    def batch_decode(self, sequences, *args, return_format: str = "raw", **kwargs) -> list[str] | list[dict]:
         """The tokenizer's `batch_decode`, or with another `return_format` as `decode`."""
         if return_format == "raw":
-            return super().batch_decode(*args, **kwargs)
-        return self.decode(*args, return_format=return_format, **kwargs)
+            return super().batch_decode(sequences, *args, **kwargs)
+        return self.decode(sequences, *args, return_format=return_format, **kwargs)
 
 
 def audio_options(kwargs: dict) -> dict:

@@ -451,6 +451,9 @@ def test_what_it_cannot_do_is_refused(transcribe):
         transcribe(speech(1.0), stride_length_s=2)
     with pytest.raises(ValueError, match="`chunk_length_s` is 0.2; expected 1.0 or more, or 0 for whole clips"):
         transcribe(speech(1.0), chunk_length_s=0.2)
+    for seconds in ("5", float("nan"), -1):
+        with pytest.raises(ValueError, match=f"`chunk_length_s` is {seconds!r}; expected 1.0 or more, or 0"):
+            transcribe(speech(1.0), chunk_length_s=seconds)
     with pytest.raises(ValueError, match="`batch_size` is 0; expected a whole number of 1 or more"):
         transcribe(speech(1.0), batch_size=0)
     with pytest.raises(FileNotFoundError, match="absent.wav"):

@@ -310,6 +310,8 @@ def test_decoded_batches_have_the_format_that_was_asked_for():
     ids = processor.tokenizer([" ab <|im_end|>", "c"])["input_ids"]
     assert processor.batch_decode(ids, return_format="transcription_only") == ["ab", "c"]
     assert processor.batch_decode(ids, return_format="parsed")[1] == {"language": None, "transcription": "c"}
+    assert processor.batch_decode(sequences=ids, return_format="transcription_only") == ["ab", "c"]
+    assert processor.batch_decode(sequences=ids) == processor.batch_decode(ids)
     assert processor.batch_decode(ids) == processor.tokenizer.batch_decode(ids)
     with pytest.raises(ValueError, match="`return_format` is 'nonsense'"):
         processor.batch_decode(ids, return_format="nonsense")
