@@ -180,6 +180,7 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
         ({"generate": {"ctc_draft": "fast", "prompt_lookup_num_tokens": 3}}, "cannot be combined"),
         ({"generate": {"draft_probability": 0.5}}, 'the limits of drafts need `ctc_draft="fast"`'),
         ({"generate": {"do_sample": True, "ctc_weight": 0.3}}, "and `do_sample` is True, but the CTC head needs"),
+        ({"generate": {"language": "fr"}}, "which is not taken here. The language has an option of its own"),
         ({"generate": {"num_beams": "two"}}, "`num_beams` is 'two'; expected a whole number"),
         ({"generate": {"num_beams": True}}, "`num_beams` is True; expected a whole number"),
         ({"generate": {"eos_token_id": "abc"}}, "`eos_token_id` is 'abc'; expected a token's id, or a list of ids"),

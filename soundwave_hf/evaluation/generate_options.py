@@ -20,6 +20,7 @@ TRANSCRIPT_OPTIONS = (*CTC_OPTIONS, "drop_unsupported")
 # Options of `generate` that have a name of their own here.
 OWN_OPTIONS = {
     "max_new_tokens": "The number of tokens has an option of its own.",
+    "language": "The language has an option of its own: `language` (`--language`).",
     "num_return_sequences": "Each clip gets one text.",
     "transcription_num_beams": "It is a default of generation configs: give `num_beams`.",
     "return_timestamps": "Word times have an option of their own: `word_times` (`--word-times`).",

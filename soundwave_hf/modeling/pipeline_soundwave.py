@@ -249,6 +249,11 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         check_chunk_length(preprocess.get("chunk_length_s"))
         forward = {name: given.pop(name) for name in ("language", "prompt") if name in given}
         generate_kwargs = dict(given.pop("generate_kwargs", None) or {})
+        if wrong := sorted({"language", "prompt", "task"} & generate_kwargs.keys()):
+            raise ValueError(
+                f"`generate_kwargs` holds {wrong}, which `generate` does not take. Give `language` and `prompt` to "
+                "the call, such as `language='fr'`, and no `task`: the pipeline only transcribes."
+            )
         for name in given.keys() & {*vars(GenerationConfig()), "generation_config", *OWN_OPTIONS}:
             value = given.pop(name)
             if generate_kwargs.setdefault(name, value) != value:

@@ -456,6 +456,8 @@ def test_what_it_cannot_do_is_refused(transcribe):
             transcribe(speech(1.0), chunk_length_s=seconds)
     with pytest.raises(ValueError, match="`batch_size` is 0; expected a whole number of 1 or more"):
         transcribe(speech(1.0), batch_size=0)
+    with pytest.raises(ValueError, match=r"holds \['language', 'task'\], .* Give `language` and `prompt` to the call"):
+        transcribe(speech(1.0), generate_kwargs={"language": "french", "task": "transcribe"})
     with pytest.raises(FileNotFoundError, match="absent.wav"):
         transcribe("absent.wav")
 
