@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -104,14 +105,14 @@ class StreamingTranscriber:
         check_rate(sampling_rate, "`sampling_rate`")
         window = processor.feature_extractor.chunk_length
         longest_seconds = min(LONGEST_SECONDS, window) if longest_seconds is None else longest_seconds
-        if not SHORTEST_CHUNK <= longest_seconds <= window:
+        if not (isinstance(longest_seconds, Real) and SHORTEST_CHUNK <= longest_seconds <= window):
             raise ValueError(
-                f"`longest_seconds` is {longest_seconds}; expected {SHORTEST_CHUNK:g} to {window}, the encoder's "
+                f"`longest_seconds` is {longest_seconds!r}; expected {SHORTEST_CHUNK:g} to {window}, the encoder's "
                 "window."
             )
         for name, value in (("partial_seconds", partial_seconds), ("pause_seconds", pause_seconds)):
-            if not 0.1 <= value <= longest_seconds:
-                raise ValueError(f"`{name}` is {value}; expected 0.1 to {longest_seconds:g}, the longest segment.")
+            if not (isinstance(value, Real) and 0.1 <= value <= longest_seconds):
+                raise ValueError(f"`{name}` is {value!r}; expected 0.1 to {longest_seconds:g}, the longest segment.")
         self._partial, self._pause, self._longest = (
             round(seconds * self.rate) for seconds in (partial_seconds, pause_seconds, longest_seconds)
         )

@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import logging
 
-from .evaluation.transcribe import check_batch_size, generated_texts
+from .evaluation.transcribe import check_batch_size, check_max_new_tokens, generated_texts
 from .processing.audio_soundwave import audio_of_part
 from .processing.chat_soundwave import standard_parts, text_message
 from .transcribe import transcribe_clips
@@ -76,8 +76,7 @@ def answer_from_transcripts(
     ```
     """
     check_batch_size(batch_size)
-    if max_new_tokens < 1:
-        raise ValueError(f"`max_new_tokens` is {max_new_tokens}; expected 1 or more.")
+    check_max_new_tokens(max_new_tokens)
     talks = [read_talk(number, messages) for number, messages in enumerate(conversations)]
     warn_of_merged(model)
     clips = [audio_of_part(part) for messages in talks for part in clips_of(messages)]

@@ -1,8 +1,8 @@
 """Transcribe recordings of any length with a loaded model, or only its CTC head."""
 
-import os
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,7 @@ from .evaluation.transcribe import (
     audio_side,
     batches_of_like_length,
     check_batch_size,
+    check_max_new_tokens,
     ctc_texts_of,
     ctc_transcribe,
     features_of,
@@ -21,7 +22,7 @@ from .evaluation.transcribe import (
     generated_texts,
 )
 from .modeling.hotwords_soundwave import refuse_control_tokens
-from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS
+from .modeling.pipeline_soundwave import SHORTEST_CHUNK, TOKENS_OF_30_SECONDS, is_clip
 from .modeling.segments_soundwave import cut_samples
 from .modeling.timed_generation_soundwave import ctc_clips
 from .processing.languages_soundwave import language_name
@@ -51,13 +52,25 @@ class TranscribeOptions:
     confidence: bool = False  # whether segments, and words if there are any, have a probability
     streamer: Any = None  # a streamer of transformers, which gets the tokens as they come; `batch_size` must be 1
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "TranscribeOptions":
+        """Options by their names. Raises: `ValueError` for an unknown name."""
+        known = [one.name for one in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"Did you mean `{near[0]}`?" if near else f"Expected some of {known}."
+                raise ValueError(f"`{name}={given[name]!r}` is no option of a transcription. {hint}")
+        return cls(**given)
+
     def __post_init__(self):
         check_batch_size(self.batch_size)
         language_name(self.language)
-        if self.chunk_length_s is not None and not self.chunk_length_s >= SHORTEST_CHUNK:
-            raise ValueError(f"The longest piece is {self.chunk_length_s} s; expected {SHORTEST_CHUNK:g} s or more.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
+        longest = self.chunk_length_s
+        if longest is not None and not (isinstance(longest, Real) and longest >= SHORTEST_CHUNK):
+            raise ValueError(f"The longest piece is {longest!r} s; expected {SHORTEST_CHUNK:g} s or more.")
+        if self.max_new_tokens is not None:
+            check_max_new_tokens(self.max_new_tokens)
         self._check_generate()
         if self.streamer is not None and self.batch_size != 1:
             raise ValueError(f"A `streamer` takes one text at a time, and `batch_size` is {self.batch_size}: give 1.")
@@ -108,20 +121,16 @@ def transcribe_clips(model, processor, clips: Iterable, **options) -> Iterator[T
     ...     subtitles = as_srt(transcript)
     ```
     """
-    options = TranscribeOptions(**options)
+    options = TranscribeOptions.of(options)
     if _is_one_clip(clips):
         raise ValueError(f"`clips` is one clip ({type(clips).__name__}): give a list of clips, such as `[clip]`.")
     return _or_raise(outcomes(model, processor, clips, options))
 
 
 def _is_one_clip(clips) -> bool:
-    """Whether `clips` can only be one clip: a name, the bytes of a file, a row of audio, or samples."""
-    if isinstance(clips, (str, bytes, bytearray, os.PathLike, Mapping)):
-        return True
-    if isinstance(clips, (np.ndarray, torch.Tensor)):
-        holds_numbers = isinstance(clips, torch.Tensor) or clips.dtype.kind in "fiu"
-        return clips.ndim == 1 and len(clips) > 0 and holds_numbers
-    return isinstance(clips, (list, tuple)) and any(isinstance(item, Real) for item in clips[:2])
+    """Whether `clips` can only be one clip: a name, an open file or its bytes, a row of audio, or samples."""
+    is_batch = isinstance(clips, (np.ndarray, torch.Tensor)) and clips.ndim != 1  # each row is a clip
+    return not is_batch and is_clip(clips)
 
 
 def _or_raise(found: Iterator[Transcript | Exception]) -> Iterator[Transcript]:
@@ -215,8 +224,9 @@ def read_recording(processor, clip, options: TranscribeOptions, number: int) -> 
 def transcribe_group(model, processor, group: list[Recording], options, on_batch) -> Iterator[Transcript | Exception]:
     """Outcomes of recordings that were read. Their pieces are batched by length."""
     places = [(recording, place) for recording in group for place in range(len(recording.pieces))]
-    seconds = [recording.bounds[place][1] - recording.bounds[place][0] for recording, place in places]
-    for batch in batches_of_like_length(seconds, options.batch_size):
+    extractor = processor.feature_extractor
+    seconds = [len(recording.pieces[place]) / extractor.sampling_rate for recording, place in places]
+    for batch in batches_of_like_length(seconds, options.batch_size, extractor.chunk_length):
         transcribe_batch(model, processor, [places[number] for number in batch], options)
         on_batch(sum(seconds[number] for number in batch))
     for recording in group:

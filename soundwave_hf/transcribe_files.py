@@ -283,7 +283,7 @@ def transcribe_files(
 
     Raises: `ValueError` and `OSError` for bad options, inputs and outputs, before a model is loaded.
     """
-    options, formats = TranscribeOptions(**options), read_formats(formats)
+    options, formats = TranscribeOptions.of(options), read_formats(formats)
     refuse_unwritten(options, formats)
     inputs = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     files = find_audio(inputs)
@@ -450,7 +450,7 @@ def transcribe_live(
     """
     from .live import LiveScreen, StreamingTranscriber, transcribe_pipe
 
-    checked, formats = TranscribeOptions(**options), read_formats(formats)
+    checked, formats = TranscribeOptions.of(options), read_formats(formats)
     for name in ("word_times", "confidence"):
         if options.pop(name, False):
             raise ValueError(

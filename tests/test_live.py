@@ -226,6 +226,8 @@ def test_bad_samples_are_refused(loaded):
         ({"sampling_rate": 16}, "the sampling rate 16; expected 1000 or more"),
         ({"longest_seconds": 3}, "`longest_seconds` is 3; expected 1 to 2, the encoder's window"),
         ({"longest_seconds": 0.5}, "`longest_seconds` is 0.5"),
+        ({"longest_seconds": "2"}, "`longest_seconds` is '2'"),
+        ({"pause_seconds": "1"}, "`pause_seconds` is '1'"),
         ({"pause_seconds": 0}, "`pause_seconds` is 0; expected 0.1 to 2"),
         ({"partial_seconds": float("nan")}, "`partial_seconds` is nan"),
         ({"language": "klingon"}, "Unsupported language"),

@@ -295,6 +295,7 @@ def test_a_template_of_parts_gets_them_and_its_variables(place, apart, monkeypat
         ([[{"role": "user"}]], {}, "content of type NoneType"),
         ([TALKS[0], [user({"type": "text"})]], {}, "Conversation 1 has a text part"),
         ([TALKS[0]], {"batch_size": 0}, "The batch size is 0"),
+        ([TALKS[0]], {"max_new_tokens": "9"}, "`max_new_tokens` is '9'; expected 1 or more"),
         ([TALKS[0]], {"max_new_tokens": 0}, "`max_new_tokens` is 0; expected 1 or more"),
         ([TALKS[0]], {"transcribe": {"language": "Klingon"}}, "Klingon"),
         ([[user({"type": "image", "image": "x.png"})]], {}, "A part of type 'image' arrived"),

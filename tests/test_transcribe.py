@@ -95,6 +95,13 @@ def test_pieces_of_several_recordings_share_batches_and_texts_are_those_of_each_
     assert [len(transcript.segments) for transcript in together] == [1, 4, 1]
 
 
+def test_a_long_piece_gives_the_others_of_its_batch_no_more_tokens(loaded):
+    clips = [{"array": noise(seconds), "sampling_rate": RATE} for seconds in (3.0, 6.0)]  # two windows, and three
+    options = {"chunk_length_s": 6, "max_new_tokens": 4}
+    alone = [next(transcribe_clips(*loaded, [clip], **options)) for clip in clips]
+    assert list(transcribe_clips(*loaded, clips, **options)) == alone
+
+
 def test_segments_are_the_pieces_of_a_recording_one_after_the_other(loaded):
     clip = {"array": noise(7.3), "sampling_rate": RATE}
     (found,) = transcribe_clips(*loaded, [clip], chunk_length_s=1.5, ctc_only=True)
@@ -121,6 +128,15 @@ def test_python_is_told_of_a_bad_recording(loaded):
         list(transcribe_clips(*loaded, clips, ctc_only=True))
 
 
+def test_advice_on_a_recording_names_what_takes_the_option(loaded, here, run):
+    with pytest.raises(ValueError, match=r"`samples.mean\(axis=0\)`. The processor and the pipeline also take `mono"):
+        list(transcribe_clips(*loaded, [np.zeros((2, RATE))]))
+    content = (here / "c.wav").read_bytes()
+    (here / "cut.wav").write_bytes(content[: len(content) // 2])
+    code, _, shown = run("cut.wav")
+    assert code == 2 and "make a file of this part: `ffmpeg -i INPUT OUTPUT.wav`" in shown
+
+
 def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkeypatch):
     texts_of = transcribe.texts_of
 
@@ -139,6 +155,12 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
     ("options", "message"),
     [
         ({"batch_size": 0}, "The batch size is 0"),
+        ({"batchsize": 4}, "`batchsize=4` is no option of a transcription. Did you mean `batch_size`"),
+        ({"mono": True}, r"`mono=True` is no option of a transcription. Expected some of \['language', "),
+        ({"batch_size": 2.5}, "The batch size is 2.5; expected 1 clip or more, as a whole number"),
+        ({"batch_size": "8"}, "The batch size is '8'"),
+        ({"chunk_length_s": "8"}, "The longest piece is '8' s"),
+        ({"max_new_tokens": "8"}, "`max_new_tokens` is '8'; expected 1 or more, as a whole number"),
         ({"language": "frensh"}, "Did you mean 'french'"),
         ({"chunk_length_s": 0.5}, "The longest piece is 0.5 s; expected 1 s or more"),
         ({"chunk_length_s": float("nan")}, "The longest piece is nan s"),
@@ -158,6 +180,7 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
         ({"generate": {"ctc_draft": "fast", "prompt_lookup_num_tokens": 3}}, "cannot be combined"),
         ({"generate": {"draft_probability": 0.5}}, 'the limits of drafts need `ctc_draft="fast"`'),
         ({"generate": {"do_sample": True, "ctc_weight": 0.3}}, "and `do_sample` is True, but the CTC head needs"),
+        ({"generate": {"language": "fr"}}, "which is not taken here. The language has an option of its own"),
         ({"generate": {"num_beams": "two"}}, "`num_beams` is 'two'; expected a whole number"),
         ({"generate": {"num_beams": True}}, "`num_beams` is True; expected a whole number"),
         ({"generate": {"eos_token_id": "abc"}}, "`eos_token_id` is 'abc'; expected a token's id, or a list of ids"),
@@ -169,6 +192,10 @@ def test_a_piece_that_the_model_refuses_fails_its_recording_alone(loaded, monkey
         (
             {"generate": {"drop_unsupported": True}, "streamer": object(), "batch_size": 1},
             "`drop_unsupported` and a `streamer` were given",
+        ),
+        (
+            {"generate": {"drop_unsupported": True, "output_scores": True}},
+            "`drop_unsupported` and `output_scores` were given",
         ),
         (
             {"generate": {"ctc_draft": "fast"}, "streamer": object(), "batch_size": 1},
@@ -741,6 +768,8 @@ def test_a_streamer_takes_one_text_at_a_time_from_the_llm_alone():
         "a.wav",
         Path("a.wav"),
         b"RIFF",
+        memoryview(b"RIFF"),
+        io.BytesIO(b"RIFF"),
         {"path": "a.wav"},
         np.zeros(9),
         torch.zeros(9),

@@ -48,6 +48,7 @@ from .transcribe import (
     ask,
     batches_of_like_length,
     check_batch_size,
+    check_max_new_tokens,
     conversation,
     ctc_transcribe,
     hear,
@@ -83,8 +84,7 @@ class Options:
         object.__setattr__(self, "metric", self.metric or main_metric(self.language))
         if self.metric not in UNIT_OF:
             raise ValueError(f"The metric is `{self.metric}`; expected `wer` or `cer`.")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; expected 1 or more.")
+        check_max_new_tokens(self.max_new_tokens)
         as_device(self.device or "cpu")
         as_dtype(self.dtype)
 

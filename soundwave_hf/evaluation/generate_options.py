@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.generation import StoppingCriteriaList
 from ..modeling.decoding_soundwave import CTC_OPTIONS, take_ctc_decoding
 from ..modeling.hotwords_soundwave import check_hotwords, has_lists
 from ..modeling.positions_soundwave import POSITION_OPTIONS, take_position_limits
-from ..modeling.timed_generation_soundwave import check_streamer
+from ..modeling.timed_generation_soundwave import check_drops
 
 
 # Options of transcription requests alone.
@@ -19,6 +20,7 @@ TRANSCRIPT_OPTIONS = (*CTC_OPTIONS, "drop_unsupported")
 # Options of `generate` that have a name of their own here.
 OWN_OPTIONS = {
     "max_new_tokens": "The number of tokens has an option of its own.",
+    "language": "The language has an option of its own: `language` (`--language`).",
     "num_return_sequences": "Each clip gets one text.",
     "transcription_num_beams": "It is a default of generation configs: give `num_beams`.",
     "return_timestamps": "Word times have an option of their own: `word_times` (`--word-times`).",
@@ -40,7 +42,7 @@ def default_options(place: str) -> dict[str, Any]:
 
 
 def is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_count(value) -> bool:
@@ -121,8 +123,8 @@ def check_generate(options: Mapping[str, Any], needs_times: bool = False, stream
 def check_together(options: Mapping[str, Any], needs_times: bool, streamer):
     """The checks of `generate` itself for options that exclude each other, without a model."""
     given = {**options, "is_transcription": True, "input_features": True}
+    check_drops({**given, "streamer": streamer}, [])
     drops = given.pop("drop_unsupported", False)
-    check_streamer(drops, streamer)
     take_position_limits(ANY_MODEL, None, given)
     take_ctc_decoding(ANY_MODEL, None, given, needs_times=needs_times or drops)
     drafted = given.pop("custom_generate", None)

@@ -16,7 +16,7 @@ from ..modeling.decoding_soundwave import given_option
 from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
 from ..modeling.spacing_soundwave import join_texts
 from ..processing.processing_soundwave import ASR_QUESTION
-from .generate_options import TRANSCRIPT_OPTIONS
+from .generate_options import TRANSCRIPT_OPTIONS, is_count
 from .metrics import collapse_ctc, scoring_language
 from .rows import SAMPLING_RATE, Request, decoded_groups
 
@@ -127,10 +127,12 @@ def generate_texts(model, processor, inputs, max_new_tokens: int = MAX_NEW_TOKEN
 
 
 def windows_of(inputs, processor) -> int:
-    """Number of encoder windows of the longest clip in a batch; 1 without clips."""
+    """Number of encoder windows of the longest clip in a batch, without its trailing silence; 1 without clips."""
     if "input_features" not in inputs:
         return 1
-    return math.ceil(inputs["input_features"].shape[-1] / processor.feature_extractor.nb_max_frames)
+    extractor = processor.feature_extractor
+    silence = round(processor.trailing_silence * extractor.sampling_rate) // extractor.hop_length  # mel frames
+    return max(1, math.ceil((inputs["input_features"].shape[-1] - silence) / extractor.nb_max_frames))
 
 
 def finished(model, processor, new_ids: torch.Tensor, options: Mapping[str, Any]) -> list[bool]:
@@ -279,21 +281,30 @@ class Result:
     failure: str | None = None  # why there is no text
 
 
-def batches_of_like_length(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
+def batches_of_like_length(
+    seconds: Sequence[float], batch_size: int, window: float = WINDOW_SECONDS
+) -> list[list[int]]:
     """Indices of clips, in batches of similar length, so that little is padded.
 
-    Clips longer than the encoder's window, which are cut into pieces, have separate batches.
+    The clips of a batch fill the same number of the encoder's windows, which decides how many tokens a text may have.
+
+    Args: window: length of the encoder's window in seconds.
     """
     check_batch_size(batch_size)
-    order = sorted(range(len(seconds)), key=lambda index: seconds[index])
-    within = sum(length <= WINDOW_SECONDS for length in seconds)
-    parts = (order[:within], order[within:])
-    return [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
+    parts: dict[int, list[int]] = {}
+    for index in sorted(range(len(seconds)), key=lambda index: seconds[index]):
+        parts.setdefault(max(1, math.ceil(seconds[index] / window)), []).append(index)
+    return [part[start : start + batch_size] for part in parts.values() for start in range(0, len(part), batch_size)]
 
 
 def check_batch_size(batch_size: int):
-    if batch_size < 1:
-        raise ValueError(f"The batch size is {batch_size}; expected 1 clip or more.")
+    if not is_count(batch_size):
+        raise ValueError(f"The batch size is {batch_size!r}; expected 1 clip or more, as a whole number.")
+
+
+def check_max_new_tokens(max_new_tokens: int):
+    if not is_count(max_new_tokens):
+        raise ValueError(f"`max_new_tokens` is {max_new_tokens!r}; expected 1 or more, as a whole number.")
 
 
 def run_rows(
@@ -328,13 +339,18 @@ def run_group(system: System, group: list[Request], batch_size: int, progress) -
     seconds_taken = 0.0
     for is_talk in (False, True):  # transcription requests and conversations have separate batches
         alike = [request for request in usable if (request.conversation is not None) == is_talk]
-        for places in batches_of_like_length([request.seconds for request in alike], batch_size):
+        for places in batches_of_like_length([longest_clip(request) for request in alike], batch_size):
             batch = [alike[place] for place in places]
             seconds_taken += run_batch(system, batch, results)
             progress.update(len(batch))
     for request in group:
         request.forget_audio()
     return list(results.values()), seconds_taken
+
+
+def longest_clip(request: Request) -> float:
+    """Seconds of the longest clip of a decoded request; 0 without clips."""
+    return max((len(clip["array"]) / SAMPLING_RATE for clip in request.clips), default=0.0)
 
 
 def run_batch(system: System, batch: list[Request], results: dict[int, Result]) -> float:

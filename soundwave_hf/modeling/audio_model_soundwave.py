@@ -64,6 +64,23 @@ from .warm_start_soundwave import init_alignment
 logger = logging.get_logger(__name__)
 
 
+def check_shapes(clips: dict, form: str, frames_axis: int, width: int | None = None):
+    """Check the shapes of clips and of their mask, which may be None.
+
+    Args: clips: the two by their names; form: expected shape of the clips; width: expected length of the last axis.
+    """
+    (name, values), (mask_name, mask) = clips.items()
+    if values.ndim != 3 or width not in (None, values.shape[-1]):
+        raise ValueError(f"`{name}` has shape {tuple(values.shape)}; expected {form}, one row for each clip.")
+    expected = values.shape[0], values.shape[frames_axis]
+    if mask is not None and mask.shape != expected:
+        frames = "mel_frames" if frames_axis == 2 else "frames"
+        raise ValueError(
+            f"`{mask_name}` has shape {tuple(mask.shape)} and `{name}` {tuple(values.shape)}: the mask must be "
+            f"(clips, {frames}), here {tuple(expected)}."
+        )
+
+
 def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
     """Raises: `ValueError` if ids are outside an LLM's vocabulary."""
     wrong = (ids < 0) | (ids >= vocabulary)
@@ -341,6 +358,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         return outputs.last_hidden_state, mask
 
     def _encode(self, input_features, input_features_mask=None, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
+        self.check_clips(input_features, input_features_mask)
         if input_features_mask is not None:
             self._check_mask(input_features, input_features_mask)
         if self.training and not self.audio_tower.training and self.encoder_trains():  # unfrozen since `train()`
@@ -348,13 +366,23 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         outputs = self.audio_tower(input_features, input_features_mask, **kwargs)
         return outputs, None if input_features_mask is None else input_features_mask[:, ::2].bool()
 
+    def check_clips(self, input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None):
+        """Raises: `ValueError` if clips are no tensors, or clips and mask have no shapes that fit."""
+        width = self.config.audio_config.d_model
+        clips = {"input_features": input_features, "input_features_mask": input_features_mask}
+        states = {"encoder_states": encoder_states, "encoder_mask": encoder_mask}
+        for name, value in {**clips, **states}.items():
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise ValueError(
+                    f"`{name}` arrived as {type(value).__name__}; expected a tensor: give the processor "
+                    '`return_tensors="pt"`.'
+                )
+        if input_features is not None:
+            check_shapes(clips, "(clips, mel_bins, mel_frames)", frames_axis=2)
+        if encoder_states is not None:
+            check_shapes(states, f"(clips, frames, {width})", frames_axis=1, width=width)
+
     def _check_mask(self, input_features: torch.Tensor, input_features_mask: torch.Tensor):
-        if input_features_mask.shape != input_features.shape[::2]:
-            raise ValueError(
-                f"`input_features_mask` has shape {tuple(input_features_mask.shape)} and `input_features` "
-                f"{tuple(input_features.shape)}: the mask must be (clips, mel_frames), "
-                f"here {tuple(input_features.shape[::2])}."
-            )
         if not may_look(self, input_features_mask):
             return
         starts, rises = input_features_mask[:, 0].bool(), input_features_mask.int().diff(dim=1) > 0
@@ -390,6 +418,7 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             raise ValueError(
                 "Neither `input_features` nor `encoder_states` was given: pass what the processor returns."
             )
+        self.check_clips(input_features, input_features_mask, encoder_states, encoder_mask)
         self._check_finite(input_features, encoder_states)
         longest = self.config.audio_config.max_source_positions
         if encoder_states is None and input_features.shape[-1] > 2 * longest:

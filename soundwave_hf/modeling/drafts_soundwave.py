@@ -34,14 +34,14 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 
-from .ctc_text_soundwave import CTCText
+from .ctc_text_soundwave import CTCText, pad_answers
 from .merging_soundwave import positions_of
 
 
 DRAFTS = ("lossless", "fast", "ctc")
 MOST_ENTROPY = 0.7  # nats; `tau` of arXiv 2603.11243
 LEAST_PROBABILITY = 0.2  # `gamma` there
-OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that drafts do not have
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # of each token
 COMPARED_WORDS = 8  # last words of the answer, compared with the draft around the current place
 SHORTEST_DRAFT = 4  # tokens
 # What these do to a row does not depend on its place in the batch.
@@ -192,10 +192,8 @@ class DraftedDecoding:
             rows.append(_Row(self, draft, input_ids[row], LogitsProcessorList(processors), ends, room, is_silent))
         if any(not row.is_finished for row in rows):
             _Passes(model, rows, inputs, stopping_criteria, input_ids, window).run()
-        pad = generation_config.pad_token_id
-        pad = next(iter([*ends, 0])) if pad is None else pad
-        longest = max(len(row.answer) for row in rows)
-        answers = [row.answer + [pad] * (longest - len(row.answer)) for row in rows]
+        tokenizer = self.decoding.bridge.tokenizer
+        answers = pad_answers([row.answer for row in rows], ends, generation_config.pad_token_id, tokenizer)
         ids = torch.cat([input_ids, torch.tensor(answers, device=input_ids.device, dtype=input_ids.dtype)], dim=1)
         return GenerateDecoderOnlyOutput(sequences=ids) if self.needs_times else ids
 
@@ -384,4 +382,4 @@ class _Passes:
         return self.model.lm_head(outputs.last_hidden_state[:, -scored:].contiguous()), width
 
 
-__all__ = ["DRAFTS", "Draft", "DraftedDecoding", "draft_of", "drafted"]
+__all__ = ["DRAFTS", "OUTPUTS", "Draft", "DraftedDecoding", "draft_of", "drafted"]

@@ -28,6 +28,7 @@ OWN_INPUTS = (
     *("prompt_ids", "num_added", "caller_inputs", "caller_mask", "is_draft"),
     *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "ctc_decoding"),
 )
+CLIP_INPUTS = ("input_features", "input_features_mask", "encoder_states", "encoder_mask")
 CTC_TARGETS = ("ctc_labels", "ctc_mask", "ctc_candidates", "num_ctc_clips")  # of `forward`
 CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and in 5.24
 # The name in the installed version.
@@ -70,6 +71,13 @@ def rows_of(cache: Cache) -> int | None:
     keys = [getattr(layer, "keys", None) for layer in cache.layers]
     rows = {each.shape[0] for each in keys if each is not None and each.ndim == 4}
     return rows.pop() if len(rows) == 1 else None
+
+
+def check_marks(marked, rows: int):
+    """Raises: `ValueError` unless `is_transcription` has one value for each row."""
+    shape = tuple(torch.as_tensor(marked).shape)
+    if shape != (rows,):
+        raise ValueError(f"`is_transcription` has shape {shape}; expected one value a row, ({rows},).")
 
 
 def mask_of(input_ids: torch.Tensor, pad: int | None) -> torch.Tensor:
@@ -406,6 +414,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        self.model.check_clips(*map(kwargs.get, CLIP_INPUTS))
+        if input_ids is not None and kwargs.get("is_transcription") is not None:
+            check_marks(kwargs["is_transcription"], len(input_ids))
         take_default_beams(self, generation_config, kwargs)
         times = TimesRequest.take(self, input_ids, generation_config, kwargs)
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
@@ -443,11 +454,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         inputs, input_name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
-        clips = {
-            name: model_kwargs.pop(name)
-            for name in ("input_features", "input_features_mask", "encoder_states", "encoder_mask")
-            if name in model_kwargs
-        }
+        clips = {name: model_kwargs.pop(name) for name in CLIP_INPUTS if name in model_kwargs}
         limits = model_kwargs.pop("position_limits", None)
         has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
         request: TranscriptionRequest | None = model_kwargs.pop("is_transcription", None)
@@ -553,10 +560,6 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if not self.config.no_speech_threshold:
             return None
         marked = torch.as_tensor(marked, device=is_audio.device).bool()
-        if marked.shape != (len(is_audio),):
-            raise ValueError(
-                f"`is_transcription` has shape {tuple(marked.shape)}; expected one value a row, ({len(is_audio)},)."
-            )
         return marked & is_audio.any(dim=1) & ~(is_audio & ~is_silent).any(dim=1)
 
     def _refuse_virtual_tokens(self):

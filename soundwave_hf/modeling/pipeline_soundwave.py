@@ -9,6 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from numbers import Real
 
 import numpy as np
@@ -148,6 +149,18 @@ def option_of(option, number: int, name: str):
     return option[number]
 
 
+def check_chunk_length(seconds):
+    if seconds is not None and not (isinstance(seconds, Real) and (seconds == 0 or seconds >= SHORTEST_CHUNK)):
+        raise ValueError(
+            f"`chunk_length_s` is {seconds!r}; expected {SHORTEST_CHUNK} or more, or 0 for whole clips, as a number."
+        )
+
+
+def most_tokens(seconds: float) -> int:
+    """The usual limit of tokens for the transcript of a piece."""
+    return TOKENS_OF_30_SECONDS * max(1, math.ceil(seconds / 30))
+
+
 def moved_chunks(chunks: list[dict], seconds: float) -> list[dict]:
     """Chunks of a piece with times in the whole clip. Args: seconds: where the piece begins."""
     return [
@@ -202,8 +215,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             language, prompt (`str` or list, *optional*): as in `SoundwaveProcessor.apply_transcription_request`, one
                 for all clips or one for each.
             mono, allow_truncated, max_seconds, max_bytes (*optional*): as in the processor's call.
-            max_new_tokens (`int`, *optional*): 256 for each 30 s of the longest piece by default. A warning names
-                transcripts that do not end within this limit.
+            max_new_tokens (`int`, *optional*): by default 256 for each 30 s of a piece, also begun ones. A warning
+                names transcripts that do not end within this limit.
             return_timestamps (`str`, *optional*): "word", or "segment" for sentences: adds "chunks", a list of
                 `{"text", "timestamp": (start, end)}` in seconds of the clip, with the other fields of
                 `SoundwaveProcessor.align_word_timestamps`. True means "segment".
@@ -233,8 +246,14 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
 
     def _sanitize_parameters(self, **given):
         preprocess = {name: given.pop(name) for name in ("chunk_length_s", *AUDIO_OPTIONS) if name in given}
+        check_chunk_length(preprocess.get("chunk_length_s"))
         forward = {name: given.pop(name) for name in ("language", "prompt") if name in given}
         generate_kwargs = dict(given.pop("generate_kwargs", None) or {})
+        if wrong := sorted({"language", "prompt", "task"} & generate_kwargs.keys()):
+            raise ValueError(
+                f"`generate_kwargs` holds {wrong}, which `generate` does not take. Give `language` and `prompt` to "
+                "the call, such as `language='fr'`, and no `task`: the pipeline only transcribes."
+            )
         for name in given.keys() & {*vars(GenerationConfig()), "generation_config", *OWN_OPTIONS}:
             value = given.pop(name)
             if generate_kwargs.setdefault(name, value) != value:
@@ -282,20 +301,25 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
     def _transcribe(self, pieces: Iterable, batch_size: int, language=None, prompt=None, generate_kwargs=None):
         """Fill batches with the pieces of the clips in order. Yields a clip when its last piece is transcribed."""
         requests, waiting, number = deque(), [], -1
+        forward = partial(self.forward, generate_kwargs=generate_kwargs)
         for number, samples in enumerate(pieces):
             options = option_of(language, number, "language"), option_of(prompt, number, "prompt")
             rate = self.processor.feature_extractor.sampling_rate
             request = Request(number, [len(piece) / rate for piece in samples], *options)
             requests.append(request)
             for piece in samples:
+                # A batch has one limit of tokens, and a text may not depend on its batch.
+                if waiting and most_tokens(len(waiting[-1][1]) / rate) != most_tokens(len(piece) / rate):
+                    forward({"waiting": waiting})
+                    waiting = []
                 waiting.append((request, piece))
                 if len(waiting) == batch_size:
-                    self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
+                    forward({"waiting": waiting})
                     waiting = []
             while requests and len(requests[0].texts) == requests[0].pieces:
                 yield requests.popleft()
         if waiting:
-            self.forward({"waiting": waiting}, generate_kwargs=generate_kwargs)
+            forward({"waiting": waiting})
         yield from requests
         hotwords = (generate_kwargs or {}).get("hotwords") or ()
         lists = hotwords if has_lists(hotwords) else None
@@ -307,10 +331,6 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         """The pieces of a clip, `(samples,)` each. Args: inputs: the clip's number and the clip."""
         extractor = self.processor.feature_extractor
         rate = extractor.sampling_rate
-        if chunk_length_s and chunk_length_s < SHORTEST_CHUNK:
-            raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s}; expected {SHORTEST_CHUNK} or more, or 0 for whole clips."
-            )
         longest = extractor.chunk_length if chunk_length_s is None else chunk_length_s or float("inf")
         number, clip = inputs
         (samples,) = self.processor.load_clips([clip], rate, first=number, **options)
@@ -353,7 +373,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             # Many LLMs sample by default, which suits a chat. A transcript is the likeliest text.
             defaults["do_sample"] = False
         if all(limits.get(name) is None for name in ("max_new_tokens", "max_length")):
-            defaults["max_new_tokens"] = math.ceil(TOKENS_OF_30_SECONDS * max(1.0, seconds / 30))
+            defaults["max_new_tokens"] = most_tokens(seconds)
         if config is None:
             return {**options, **defaults}
         config.update(**defaults)  # `_prepare_generate_kwargs` copied it
@@ -365,7 +385,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         ends, stops, tokens, length, seconds = (given_option(name, options, configs) for name in names)
         ends, stops = ([one] if isinstance(one, (int, str)) else list(one or ()) for one in (ends, stops))
         cut = [row for row in ids if not any(int(token) in ends for token in row)]
-        if not ends or not any(not any(stop in text for stop in stops) for text in self.processor.batch_decode(cut)):
+        texts = self.processor.batch_decode(cut) if cut else []  # of an empty list, transformers makes one empty text
+        if not ends or all(any(stop in text for stop in stops) for text in texts):
             return
         # The ids do not tell the limit: `drop_unsupported` takes some out.
         limit = f"{tokens} tokens" if tokens is not None else f"a `max_length` of {length} tokens"

@@ -6,8 +6,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, LogitsProcessor
 
-from .ctc_text_soundwave import bridge_of, find_tokenizer
+from .ctc_text_soundwave import bridge_of, find_tokenizer, pad_answers
 from .decoding_soundwave import given_option
+from .drafts_soundwave import OUTPUTS
 from .support_soundwave import (
     CHUNKS,
     LEAST_SUPPORT,
@@ -81,13 +82,26 @@ class TokenLogProbs(LogitsProcessor):
         return found
 
 
-def check_streamer(drops: bool | None, streamer):
-    """Raises: `ValueError` if unsupported words are to be left out of an answer that is shown while it is written."""
-    if drops and streamer is not None:
+def check_drops(options: dict, configs: list):
+    """Refuse what does not go with `drop_unsupported`.
+
+    Args: options: of `generate`; configs: generation configs with what they leave out.
+
+    Raises: `ValueError` if the answer is shown while it is written, or has values for each of its tokens.
+    """
+    if not given_option("drop_unsupported", options, configs):
+        return
+    if options.get("streamer") is not None:
         raise ValueError(
             "`drop_unsupported` and a `streamer` were given, but unsupported words are only known when the answer is "
             "complete: leave one of them out."
         )
+    for name in OUTPUTS:
+        if given_option(name, options, configs):
+            raise ValueError(
+                f"`drop_unsupported` and `{name}` were given, but the values of `{name}` belong to the tokens of all "
+                "words: leave one of them out."
+            )
 
 
 class TimesRequest:
@@ -119,8 +133,7 @@ class TimesRequest:
             given_option(name, kwargs, configs)
             for name in ("return_timestamps", "drop_unsupported", "return_dict_in_generate", "pad_token_id")
         )
-        for name in ("return_timestamps", "drop_unsupported"):
-            kwargs.pop(name, None)
+        own = {name: kwargs.pop(name, None) for name in ("return_timestamps", "drop_unsupported")}
         marked = kwargs.get("is_transcription")
         has_requests = marked is not None and bool(torch.as_tensor(marked).any())
         if (kind in (None, False) and not drops) or not (is_asked or has_requests):
@@ -128,7 +141,7 @@ class TimesRequest:
         name = "drop_unsupported" if kind in (None, False) else "return_timestamps"
         kind = None if kind in (None, False) else check_kind(kind)
         _check_rows(model, name, input_ids, kwargs)
-        check_streamer(drops, kwargs.get("streamer"))
+        check_drops({**kwargs, **own}, configs)
         kwargs["return_dict_in_generate"] = True
         return cls(kind, bool(drops), bool(returns_dict), find_tokenizer(model, kwargs.get("tokenizer")), pad)
 
@@ -141,10 +154,12 @@ class TimesRequest:
         for row, answer in enumerate(outputs.sequences[:, begin:].tolist()):
             end = next((place for place, token in enumerate(answer) if token in ends), len(answer))
             pieces = [bridge.bytes_of[token] if token < len(bridge.bytes_of) else b"" for token in answer[:end]]
+            while pieces and not pieces[-1]:  # control tokens behind the text, such as padding
+                pieces.pop()
             text = b"".join(pieces).decode(errors="surrogateescape")  # a token may be a part of a character
             scored = score_words(clips[row // copies], text, bridge, LEAST_SUPPORT)
-            if len(log_probs[row]) >= end:
-                add_llm_log_probs(scored, pieces, log_probs[row][:end])
+            if len(log_probs[row]) >= len(pieces):
+                add_llm_log_probs(scored, pieces, log_probs[row][: len(pieces)])
             if self.drops and not all(word.supported for word in scored):
                 answer = _without(answer, owners(pieces, [word.span for word in scored]), scored)
                 scored = [word for word in scored if word.supported]
@@ -153,7 +168,9 @@ class TimesRequest:
             words.append(scored)
             answers.append(answer)
         if self.drops:
-            outputs.sequences = self._rewritten(outputs.sequences, begin, answers, ends)
+            fields = {**outputs, "sequences": self._rewritten(outputs.sequences, begin, answers, ends)}
+            fields.pop("beam_indices", None)  # of the tokens of all words
+            outputs = type(outputs)(**fields)
         if self.kind is None:
             return outputs if self.returns_dict else outputs.sequences
         scores = [clip_probability(scored, clips[row // copies]) for row, scored in enumerate(words)]
@@ -167,10 +184,8 @@ class TimesRequest:
 
     def _rewritten(self, sequences: torch.LongTensor, begin: int, answers: list[list[int]], ends: set[int]):
         """Sequences with new answers, padded on the right."""
-        pad = next(iter(ends), 0) if self.pad is None else self.pad
-        length = max(map(len, answers), default=0)
-        rows = [answer + [pad] * (length - len(answer)) for answer in answers]
-        answer_ids = torch.tensor(rows, dtype=sequences.dtype, device=sequences.device).reshape(len(rows), length)
+        rows = pad_answers(answers, ends, self.pad, self.tokenizer)
+        answer_ids = torch.tensor(rows, dtype=sequences.dtype, device=sequences.device)  # [rows, tokens]
         return torch.cat([sequences[:, :begin], answer_ids], dim=1)
 
 
@@ -221,4 +236,4 @@ def ctc_clips(model, audio, input_features=None, input_features_mask=None, frame
     return [CTCClip(own, seconds, end, config.label_peak, form) for own, end in zip(frames, ends, strict=True)]
 
 
-__all__ = ["SoundwaveGenerateOutput", "TimesRequest", "check_streamer", "ctc_clips"]
+__all__ = ["SoundwaveGenerateOutput", "TimesRequest", "check_drops", "ctc_clips"]

@@ -144,7 +144,8 @@ def read_audio(
         if sampling_rate is None:
             raise ValueError(
                 f"{name} arrived as an array without its sampling rate, which is never assumed. "
-                "Pass `sampling_rate=` in Hz, or the clip as {'array': samples, 'sampling_rate': rate}."
+                "Pass the clip as {'array': samples, 'sampling_rate': rate}. The processor also takes "
+                "`sampling_rate=` in Hz."
             )
         return read_array(audio, sampling_rate, name, own_rate=False, options=options)
     if isinstance(audio, (str, bytes, bytearray, memoryview)) or hasattr(audio, "__fspath__") or _is_file(audio):
@@ -273,8 +274,8 @@ def as_mono(samples: np.ndarray, name: str, own_rate: bool = False, mono: bool =
     if channels == samples.shape[1 - axis] or not (mono or (own_rate and channels <= MOST_CHANNELS)):
         raise ValueError(
             f"{name} arrived with {channels} channels (shape {samples.shape}); expected mono, a 1-D array. "
-            f"Average the channels: pass `mono=True`, or `samples.mean(axis={axis})`. "
-            "For a batch of clips pass a list of 1-D arrays."
+            f"Average the channels: `samples.mean(axis={axis})`. The processor and the pipeline also take "
+            "`mono=True`. For a batch of clips pass a list of 1-D arrays."
         )
     return samples.mean(axis=axis)
 

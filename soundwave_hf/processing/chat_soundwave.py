@@ -47,6 +47,17 @@ def standard_parts(message: dict) -> dict:
     }
 
 
+def refuse_clip_at_end(conversation: list[dict]):
+    """Raises: `ValueError` if a message to continue ends with a clip, which transformers would leave out: it cuts the
+    prompt behind the last text."""
+    content = conversation[-1].get("content") if conversation else None
+    if isinstance(content, list) and content and content[-1]["type"] == "audio":
+        raise ValueError(
+            "`continue_final_message` was given, and the last message ends with a clip; expected text to continue. "
+            "Put text behind the clip, or use `add_generation_prompt=True` for an answer."
+        )
+
+
 def renders(template: str, messages: list[dict], expected: str, special_tokens: dict) -> bool:
     """Whether the template accepts these messages and prints the expected text."""
     try:
@@ -84,4 +95,11 @@ def with_system_prompt(conversation: list[dict], template: str, special_tokens: 
     return conversation
 
 
-__all__ = ["FLATTEN_PARTS", "SYSTEM_PROMPT", "standard_parts", "takes_strings", "with_system_prompt"]
+__all__ = [
+    "FLATTEN_PARTS",
+    "SYSTEM_PROMPT",
+    "refuse_clip_at_end",
+    "standard_parts",
+    "takes_strings",
+    "with_system_prompt",
+]

@@ -55,7 +55,10 @@ def report_loss(name: str, found: float, expected: float, allow_truncated: bool)
     length = f"{expected:.2f} s" if found < expected < BROKEN else "more (its length is not stated)"
     message = f"{name} was cut off: its header states {length} and {found:.2f} s were found."
     if not allow_truncated:
-        raise ValueError(f"{message} Copy it again, or pass `allow_truncated=True` to use this part.")
+        raise ValueError(
+            f"{message} Copy it again, or make a file of this part: `ffmpeg -i INPUT OUTPUT.wav`. The processor and "
+            "the pipeline also take `allow_truncated=True`."
+        )
     logger.warning(message)
 
 
@@ -135,7 +138,7 @@ def refuse_length(seconds: float, max_seconds: float, name: str):
     if seconds > max_seconds:
         raise ValueError(
             f"{name} lasts {seconds:.0f} s or more; at most {max_seconds:g} s are read. "
-            "Cut the recording, or pass a larger `max_seconds=`."
+            "Cut the recording. The processor and the pipeline also take a larger `max_seconds=`."
         )
 
 

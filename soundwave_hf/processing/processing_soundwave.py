@@ -35,6 +35,7 @@ from .audio_soundwave import (
 from .chat_soundwave import (
     FLATTEN_PARTS,
     SYSTEM_PROMPT,  # noqa: F401 (for those who import it from here, as in 0.1.0)
+    refuse_clip_at_end,
     standard_parts,
     takes_strings,
     with_system_prompt,
@@ -397,7 +398,8 @@ class SoundwaveProcessor(ProcessorMixin):
         rate = self.feature_extractor.sampling_rate
         logger.warning_once(
             f"An array arrived without its sampling rate and is taken as {rate} Hz. With another rate, the "
-            "transcript is wrong. Pass `sampling_rate=`, or the clip as {'array': samples, 'sampling_rate': rate}."
+            "transcript is wrong. Pass the clip as {'array': samples, 'sampling_rate': rate}. The processor also "
+            "takes `sampling_rate=` in Hz."
         )
         return rate
 
@@ -496,6 +498,9 @@ class SoundwaveProcessor(ProcessorMixin):
             template = FLATTEN_PARTS.replace("AUDIO_TOKEN", json.dumps(self.audio_token)) + template
         conversations, is_batched = self._normalize_conversations(conversation)
         conversations = [[standard_parts(message) for message in messages] for messages in conversations]
+        if kwargs.get("continue_final_message") in (True, "content"):
+            for messages in conversations:
+                refuse_clip_at_end(messages)
         if add_system_prompt and (flatten or chat_template is None):
             conversations = [with_system_prompt(messages, template, special_tokens) for messages in conversations]
         given = {name: kwargs.pop(name) for name in AUDIO_OPTIONS if name in kwargs}
@@ -694,11 +699,11 @@ class SoundwaveProcessor(ProcessorMixin):
             texts = [{"language": None, "transcription": text} for text in texts]
         return texts[0] if isinstance(decoded, str) else texts
 
-    def batch_decode(self, *args, return_format: str = "raw", **kwargs) -> list[str] | list[dict]:
+    def batch_decode(self, sequences, *args, return_format: str = "raw", **kwargs) -> list[str] | list[dict]:
         """The tokenizer's `batch_decode`, or with another `return_format` as `decode`."""
         if return_format == "raw":
-            return super().batch_decode(*args, **kwargs)
-        return self.decode(*args, return_format=return_format, **kwargs)
+            return super().batch_decode(sequences, *args, **kwargs)
+        return self.decode(sequences, *args, return_format=return_format, **kwargs)
 
 
 def audio_options(kwargs: dict) -> dict:

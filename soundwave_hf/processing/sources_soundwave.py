@@ -240,7 +240,7 @@ def refuse_size(size: int, max_bytes: int, name: str):
     if size > max_bytes:
         raise ValueError(
             f"{name} holds {size} bytes or more; at most {max_bytes} are read. "
-            "Cut the recording, or pass a larger `max_bytes=`."
+            "Cut the recording. The processor and the pipeline also take a larger `max_bytes=`."
         )
 
 

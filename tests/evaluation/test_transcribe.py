@@ -12,15 +12,18 @@ from transformers import (
 )
 
 from soundwave_hf.evaluation import evaluate
+from soundwave_hf.evaluation.rows import Request
 from soundwave_hf.evaluation.transcribe import (
     Transcripts,
     ask,
     batches_of_like_length,
     finished,
+    longest_clip,
     model_system,
     run_rows,
     transcribe,
     whisper_options,
+    windows_of,
 )
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
@@ -161,11 +164,25 @@ def test_a_set_without_rows_is_refused():
         run_rows(shout, [], batch_size=2, label="calls")
 
 
-def test_clips_beyond_the_encoders_window_have_batches_of_their_own():
-    seconds = [31.0, 2.0, 30.0, 1.0, 90.0, 3.0]
-    assert batches_of_like_length(seconds, batch_size=3) == [[3, 1, 5], [2], [0, 4]]
+def test_the_clips_of_a_batch_fill_the_same_number_of_windows():
+    seconds = [31.0, 2.0, 30.0, 1.0, 90.0, 3.0, 59.0]
+    assert batches_of_like_length(seconds, batch_size=3) == [[3, 1, 5], [2], [0, 6], [4]]
+    assert batches_of_like_length([3.0, 6.0, 1.0], batch_size=3, window=2.0) == [[2], [0], [1]]
     assert batches_of_like_length(seconds[1:4], batch_size=2) == [[2, 0], [1]]
     assert batches_of_like_length(seconds[:1], batch_size=2) == [[0]]
+
+
+def test_trailing_silence_makes_no_further_window(model_and_processor):
+    processor = model_and_processor[1]
+    for seconds, windows in ((1.0, 1), (30.0, 1), (30.1, 2), (59.9, 2), (60.0, 2), (60.1, 3)):
+        features = torch.from_numpy(processor.log_mel([np.zeros(round(seconds * SAMPLING_RATE))])["input_features"])
+        assert windows_of({"input_features": features}, processor) == windows
+
+
+def test_a_conversation_is_batched_by_its_longest_clip():
+    short, long = ({"array": np.zeros(round(seconds * SAMPLING_RATE))} for seconds in (20.0, 40.0))
+    assert longest_clip(Request(0, None, "", clips=(short, long, short))) == 40.0
+    assert longest_clip(Request(0, None, "")) == 0.0
 
 
 def test_a_batch_of_no_clips_is_refused(rows):

@@ -202,6 +202,16 @@ def test_a_transcript_that_the_limit_cuts_has_no_end_token(model, processor, mon
     assert answers(model, inputs, **options, max_new_tokens=9)[0] == [[3, 4, 5, 257], [3, 4, 5, 6, 8, 257]]
 
 
+def test_a_row_that_the_clock_cuts_before_the_others_has_no_end_token(model, processor, monkeypatch):
+    inputs = ask(processor, 1.9, 0.5)
+    plain, _ = answers(model, inputs)
+    give_drafts(monkeypatch, [Known(plain[0], (6,)), Known(plain[1], (0,))])  # 7 tokens and 1 in the first pass
+    ids = model.generate(**inputs, **GREEDY, pad_token_id=257, ctc_draft="lossless", max_time=1e-9)
+    found = ids[:, inputs["input_ids"].shape[1] :]
+    assert found.shape == (2, 7) and 257 not in found
+    assert found[0].tolist() == plain[0][:7] and found[1, 0] == plain[1][0]
+
+
 @pytest.mark.parametrize(
     "options",
     [

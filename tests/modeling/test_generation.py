@@ -291,6 +291,56 @@ def test_an_audio_token_without_a_clip_is_refused():
         tiny_model().generate(input_ids=torch.tensor([[3, AUDIO, 4]]), **GREEDY)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda features, mask: (features, mask[:, :40]),
+            r"mask` has shape \(1, 40\) and `input_features` \(1, 8, 51\)",
+        ),
+        (
+            lambda features, mask: (features[0], mask[0]),
+            r"has shape \(8, 51\); expected \(clips, mel_bins, mel",
+        ),
+        (
+            lambda features, mask: (features.numpy(), mask.numpy()),
+            "`input_features` arrived as ndarray; expected a tensor",
+        ),
+        (lambda features, mask: (features, mask.tolist()), "`input_features_mask` arrived as list; expected a tensor"),
+    ],
+)
+def test_clips_that_do_not_fit_are_refused_as_in_forward(change, message):
+    model = tiny_model()
+    features, mask = change(*make_clips([51]))
+    inputs = {"input_ids": torch.tensor([ROWS[2]]), "input_features": features, "input_features_mask": mask}
+    for run in (model, model.generate):
+        with pytest.raises(ValueError, match=message):
+            run(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda states, mask: (states, mask[:, :9]),
+            r"`encoder_mask` has shape \(1, 9\) and `encoder_states` \(1, 26, 12",
+        ),
+        (
+            lambda states, mask: (states[0], mask[0]),
+            r"`encoder_states` has shape \(26, 12\); expected \(clips, frames, 12",
+        ),
+        (lambda states, mask: (states[..., :8], mask), r"`encoder_states` has shape \(1, 26, 8\); expected .* 12\)"),
+    ],
+)
+def test_encoder_states_that_do_not_fit_are_refused_as_in_forward(change, message):
+    model = tiny_model()
+    states, mask = change(*model.model.encode(*make_clips([51])))
+    inputs = {"input_ids": torch.tensor([ROWS[2]]), "encoder_states": states, "encoder_mask": mask}
+    for run in (model, model.generate):
+        with pytest.raises(ValueError, match=message):
+            run(**inputs)
+
+
 def test_more_clips_than_audio_tokens_are_refused():
     with pytest.raises(ValueError, match="holds 1 audio tokens .* and 2 clips were given"):
         tiny_model().generate(input_ids=torch.tensor([[3, AUDIO]]), input_features=make_clips([80, 80])[0], **GREEDY)
@@ -1003,6 +1053,13 @@ def test_without_a_threshold_silence_is_answered(threshold):
     inputs = silent_clips(single_row(2), [0])
     marked = {**inputs, "is_transcription": torch.tensor([True])}
     assert torch.equal(new_ids(model, marked, **ENDING), new_ids(model, inputs, **ENDING))
+
+
+@pytest.mark.parametrize("marked", [True, torch.tensor([True, False]), torch.tensor([[True]])])
+@pytest.mark.parametrize("option", [{}, {"return_timestamps": "word"}, {"ctc_weight": 0.3}, {"ctc_draft": "ctc"}])
+def test_marks_of_another_shape_are_refused_before_anything_else(marked, option):
+    with pytest.raises(ValueError, match=r"`is_transcription` has shape \(.*\); expected one value a row, \(1,\)"):
+        tiny_model().generate(**single_row(2), is_transcription=marked, **option, **GREEDY)
 
 
 def test_marks_are_one_a_row_and_need_an_end_token():

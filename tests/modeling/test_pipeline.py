@@ -118,6 +118,18 @@ def test_the_warning_names_the_limit_that_cut_a_text(folder, monkeypatch, option
     assert [message in one for one in warnings] == [True]
 
 
+def test_a_text_that_ends_by_its_end_token_is_whole(folder, monkeypatch):
+    warnings: list[str] = []
+    transcribe = pipeline("soundwave-asr", model=folder)
+    transcribe.model.generation_config.eos_token_id = 0
+    said = torch.tensor([[*transcribe.tokenizer.encode("so."), 0]])
+    generate = lambda input_ids, **given: torch.cat([input_ids, said], dim=1)  # noqa: E731
+    monkeypatch.setattr(transcribe.model, "generate", generate)
+    monkeypatch.setattr(pipeline_soundwave.logger, "warning", warnings.append)
+    transcribe(speech(0.5))
+    assert not warnings
+
+
 def test_a_text_that_ends_by_a_stop_string_is_whole(folder, monkeypatch):
     warnings: list[str] = []
     transcribe = pipeline("soundwave-asr", model=folder)
@@ -142,7 +154,9 @@ def test_a_long_piece_has_more_room_by_default(folder, monkeypatch):
     )
     transcribe(speech(1.0))
     transcribe(speech(45.0), chunk_length_s=0)
-    assert given == [256, 384]
+    assert given == [256, 512]
+    transcribe([speech(1.0), speech(45.0), speech(2.0), speech(3.0)], chunk_length_s=0, batch_size=4)
+    assert given[2:] == [256, 512, 256]  # a batch has one limit
 
 
 def test_a_long_clip_is_its_pieces_transcribed_and_joined(transcribe):
@@ -382,7 +396,7 @@ def test_a_clip_of_two_channels_is_averaged_where_it_has_a_rate_or_the_caller_as
     assert hearing((RATE, both)) == hearing({"raw": both, "sampling_rate": RATE}) == expected
     assert hearing([(RATE, both), (both, RATE)]) == [expected] * 2
     assert hearing(both, mono=True) == expected
-    with pytest.raises(ValueError, match="2 channels .* pass `mono=True`"):
+    with pytest.raises(ValueError, match="2 channels .* also take `mono=True`"):
         hearing(both)
 
 
@@ -437,8 +451,13 @@ def test_what_it_cannot_do_is_refused(transcribe):
         transcribe(speech(1.0), stride_length_s=2)
     with pytest.raises(ValueError, match="`chunk_length_s` is 0.2; expected 1.0 or more, or 0 for whole clips"):
         transcribe(speech(1.0), chunk_length_s=0.2)
+    for seconds in ("5", float("nan"), -1):
+        with pytest.raises(ValueError, match=f"`chunk_length_s` is {seconds!r}; expected 1.0 or more, or 0"):
+            transcribe(speech(1.0), chunk_length_s=seconds)
     with pytest.raises(ValueError, match="`batch_size` is 0; expected a whole number of 1 or more"):
         transcribe(speech(1.0), batch_size=0)
+    with pytest.raises(ValueError, match=r"holds \['language', 'task'\], .* Give `language` and `prompt` to the call"):
+        transcribe(speech(1.0), generate_kwargs={"language": "french", "task": "transcribe"})
     with pytest.raises(FileNotFoundError, match="absent.wav"):
         transcribe("absent.wav")
 

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 import soundwave_hf
+from soundwave_hf.evaluation.transcribe import finished
 from soundwave_hf.modeling import timed_generation_soundwave
 from soundwave_hf.modeling.ctc_scores_soundwave import CTCFrames
 from soundwave_hf.modeling.ctc_text_soundwave import CTCText, ctc_form
@@ -340,6 +341,26 @@ def test_answers_without_their_words_are_padded_with_the_padding_id_of_the_call(
     assert first == [9] * 12 and 9 not in second
 
 
+def test_a_text_that_was_cut_off_has_no_end_token_where_its_words_were_left_out(model, processor, monkeypatch):
+    real, rows = timed_generation_soundwave.score_words, []
+
+    def without_first_row(*arguments):
+        words = real(*arguments)
+        rows.append(words)
+        for word in words:
+            word.supported = len(rows) > 1
+        return words
+
+    monkeypatch.setattr(timed_generation_soundwave, "score_words", without_first_row)
+    end = processor.tokenizer.eos_token_id
+    inputs = ask(processor, 1.0, 0.6)
+    options = {"max_new_tokens": 12, "eos_token_id": end, "pad_token_id": end, "suppress_tokens": [end]}
+    ids = model.generate(**inputs, drop_unsupported=True, **options)[:, inputs["input_ids"].shape[1] :]
+    assert end not in ids and ids.shape[1] == 12
+    assert processor.batch_decode(ids, skip_special_tokens=True)[0] == ""
+    assert finished(model, processor, ids, options) == [False, False]
+
+
 def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, monkeypatch):
     real = timed_generation_soundwave.score_words
 
@@ -358,6 +379,10 @@ def test_only_the_tokens_of_unsupported_words_are_taken_out(model, processor, mo
     assert output.texts[0].split() == [piece for n, word in enumerate(words) if n != 1 for piece in word.split()]
     (kept,) = processor.batch_decode(output.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert kept.split() == output.texts[0].split()
+    beams = model.generate(
+        **inputs, max_new_tokens=40, drop_unsupported=True, num_beams=2, return_dict_in_generate=True
+    )
+    assert beams.beam_indices is None  # those of the library count the tokens that were taken out
 
 
 def test_what_cannot_be_aligned_is_refused(model, processor):
@@ -370,6 +395,9 @@ def test_what_cannot_be_aligned_is_refused(model, processor):
         model.generate(**mixed, drop_unsupported=True)
     with pytest.raises(ValueError, match='`return_timestamps` is \'char\'; expected "word" or "segment"'):
         model.generate(**inputs, return_timestamps="char")
+    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+        with pytest.raises(ValueError, match=f"`drop_unsupported` and `{name}` were given"):
+            model.generate(**inputs, drop_unsupported=True, return_dict_in_generate=True, **{name: True})
     text = {"input_ids": torch.tensor([[5, 6]])}
     with pytest.raises(ValueError, match="`return_timestamps` was given without clips"):
         model.generate(**text, return_timestamps="word")

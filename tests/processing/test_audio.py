@@ -251,7 +251,7 @@ def with_nan() -> np.ndarray:
 
 # audio, sampling_rate -> what the message says
 REFUSED = {
-    "array without its rate": (tone(), None, r"audio\[0\] arrived as an array without its sampling rate.*Pass `samp"),
+    "array without its rate": (tone(), None, r"audio\[0\] arrived as an array without its sampling rate.*Pass the cl"),
     "list without its rate": ([0.0] * 800, None, "arrived as an array without its sampling rate"),
     "row without its rate": ({"array": tone()}, None, "arrived as an array without its sampling rate"),
     "rate of zero": (tone(), 0, "arrived with the sampling rate 0; expected a positive number. Pass the rate in Hz"),
@@ -268,7 +268,7 @@ REFUSED = {
     "stereo, channels first": (
         np.zeros((2, 8000), np.float32),
         16000,
-        r"2 channels \(shape \(2, 8000\)\); expected mono.*pass `mono=True`, or `samples.mean\(axis=0\)`",
+        r"2 channels \(shape \(2, 8000\)\); expected mono.*: `samples.mean\(axis=0\)`. The processor and the pipeline",
     ),
     "stereo, channels last": (
         torch.zeros(8000, 2),
@@ -278,7 +278,7 @@ REFUSED = {
     "a batch in one array": (
         (16000, np.zeros((9, 8000), np.float32)),
         None,
-        r"9 channels .* pass `mono=True`, .* For a batch of clips pass a list",
+        r"9 channels .* also take `mono=True`. For a batch of clips pass a list",
     ),
     "rate in kHz": (tone(), 16, "sampling rate 16; expected 1000 or more. Pass the rate in Hz: 16000, not 16"),
     "three axes": (np.zeros((1, 1, 8000), np.float32), 16000, r"shape \(1, 1, 8000\); expected one clip, mono"),

@@ -160,6 +160,9 @@ def test_continue_final_message_and_tools():
     conversation = [user(audio(), "Hi"), {"role": "assistant", "content": [text("The person")]}]
     prompt = processor.apply_chat_template(conversation, continue_final_message=True)
     assert prompt.endswith(f"{AUDIO}Hi<|im_end|>\n<|im_start|>assistant\nThe person")
+    for content in ([text("Listen:"), audio()], [audio()]):
+        with pytest.raises(ValueError, match="the last message ends with a clip; expected text to continue"):
+            processor.apply_chat_template([user(*content)], continue_final_message=True)
     tool = {"type": "function", "function": {"name": "get_time", "description": "", "parameters": {}}}
     assert processor.apply_chat_template(conversation, tools=[tool]).startswith("get_time\n<|im_start|>system")
 
@@ -341,6 +344,8 @@ def test_decoded_batches_have_the_format_that_was_asked_for():
     ids = processor.tokenizer([" ab <|im_end|>", "c"])["input_ids"]
     assert processor.batch_decode(ids, return_format="transcription_only") == ["ab", "c"]
     assert processor.batch_decode(ids, return_format="parsed")[1] == {"language": None, "transcription": "c"}
+    assert processor.batch_decode(sequences=ids, return_format="transcription_only") == ["ab", "c"]
+    assert processor.batch_decode(sequences=ids) == processor.batch_decode(ids)
     assert processor.batch_decode(ids) == processor.tokenizer.batch_decode(ids)
     with pytest.raises(ValueError, match="`return_format` is 'nonsense'"):
         processor.batch_decode(ids, return_format="nonsense")
