@@ -139,13 +139,16 @@ def under_our_names(rows, source: Source, keep_others: bool = False):
     known = [name for name in renamed if name in COLUMNS]
     if missing := missing_columns(known):
         raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
-    return _with_label_names(rows.select_columns(renamed if keep_others else known))
+    return with_label_names(rows.select_columns(renamed if keep_others else known), ("text", *TEXTS))
 
 
-def _with_label_names(rows):
-    """A `Dataset` or stream with names of labels, in place of their numbers, where we expect text."""
-    kinds = {name: kind for name, kind in (rows.features or {}).items() if name in ("text", *TEXTS)}
-    kinds = {name: kind for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
+def with_label_names(rows, names: Sequence[str] | None = None):
+    """A `Dataset` or stream with names of labels in place of their numbers.
+
+    Args: names: of the columns; by default all.
+    """
+    kinds = {name: kind for name, kind in (rows.features or {}).items() if isinstance(kind, ClassLabel)}
+    kinds = {name: kind for name, kind in kinds.items() if names is None or name in names}
     if not kinds:
         return rows
     if isinstance(rows, Dataset):  # a map would copy the clips
@@ -235,5 +238,6 @@ __all__ = [
     "under_our_names",
     "undecoded",
     "with_constants",
+    "with_label_names",
     "with_places",
 ]

@@ -11,7 +11,7 @@ import datasets
 from datasets import Dataset
 
 from ..locate import OWN_KINDS, Found, find, list_sources
-from ..named_rows import load_saved, own_rows, undecoded, with_places
+from ..named_rows import load_saved, own_rows, undecoded, with_label_names, with_places
 from ..rows import COLUMNS, check_columns, rename
 
 
@@ -95,7 +95,7 @@ def _read_one(source, columns: Mapping):
         return _of_splits(found, labels)
     rows = undecoded(load_saved(found) if found.kind == "saved" else _library_rows(found))
     _refuse_absent({**training, **labels}, set(rows.column_names), source)
-    return with_places(_renamed(rows, {**training, **labels}, found), found)
+    return with_places(with_label_names(_renamed(rows, {**training, **labels}, found)), found)
 
 
 def _of_splits(found: Found, labels: Mapping):
