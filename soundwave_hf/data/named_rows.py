@@ -1,7 +1,7 @@
 """Rows of one source with our column names, from `readers` or from `datasets`."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import datasets
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
@@ -36,7 +36,7 @@ def own_rows(files: Sequence[str], kind: str, source: Source, cut: bool = True) 
             row = row if kind in ("json", "layout", "recordings") else number_fields(row, name)
         yield name, row
     if seen:
-        refuse_unseen(source, seen)
+        refuse_unseen(source.columns, seen, source.path)
 
 
 def layout_rows(files: Sequence[str], layout: str, cut: bool) -> Iterator[tuple[str, dict]]:
@@ -84,13 +84,11 @@ def with_constants(row: dict, source: Source) -> dict:
     return row
 
 
-def refuse_unseen(source: Source, names: Sequence[str]):
+def refuse_unseen(columns: Mapping, names: Iterable[str], path: str):
     """Raises: `ValueError` if `columns` maps a column that is not among the names."""
-    for theirs in source.columns:
+    for theirs in columns:
         if theirs not in names:
-            raise ValueError(
-                f"`columns` maps `{theirs}`, and `{source.path}` has no such column: it has {sorted(names)}."
-            )
+            raise ValueError(f"`columns` maps `{theirs}`, and `{path}` has no such column: it has {sorted(names)}.")
 
 
 def checked_rows(found: Found, check: RowCheck) -> Iterator[tuple[str, dict]]:
@@ -117,29 +115,46 @@ def tar_rows(
 
 
 def under_our_names(rows, source: Source, keep_others: bool = False):
-    """A `Dataset` or stream with our column names.
+    """A `Dataset` or stream with our column names, which training can use.
 
-    Args: keep_others: whether to keep the columns that are not among `COLUMNS`.
+    Args:
+        keep_others: whether to keep the columns that are not among `COLUMNS`.
+
+    Raises: `ValueError` if it lacks a column; the errors of `renamed`.
     """
-    names = rows.column_names
-    if names is None:  # a stream without column names
-        names = list(next(iter(rows), {}))
-    refuse_unseen(source, names)
-    dropped = [theirs for theirs, ours in source.columns.items() if ours is None]
-    pairs = {theirs: ours for theirs, ours in source.columns.items() if ours is not None and ours != theirs}
-    kept = [name for name in names if name not in dropped]
-    if clash := [ours for ours in pairs.values() if ours in kept and ours not in pairs]:
+    there = names_of(rows)
+    rows = renamed(rows, source.columns, source.path)
+    names = names_of(rows)
+    known = [name for name in names if name in COLUMNS]
+    if missing := missing_columns(known):
+        kept = [name for name in there if source.columns.get(name, name) is not None]
+        raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
+    return with_label_names(rows.select_columns(names if keep_others else known), ("text", *TEXTS))
+
+
+def names_of(rows) -> list[str]:
+    """The columns of a `Dataset` or stream."""
+    return list(next(iter(rows), {})) if rows.column_names is None else rows.column_names
+
+
+def renamed(rows, columns: Mapping[str, str | None], path: str):
+    """A `Dataset` or stream with other column names, without the columns that are mapped to null.
+
+    Args: path: what errors call the rows.
+
+    Raises: `ValueError` for a mapping of a column that is not there, or to a name that another column has.
+    """
+    names = names_of(rows)
+    refuse_unseen(columns, names, path)
+    dropped = [theirs for theirs, ours in columns.items() if ours is None]
+    pairs = {theirs: ours for theirs, ours in columns.items() if ours is not None and ours != theirs}
+    if clash := [ours for ours in pairs.values() if ours in names and ours not in (*dropped, *pairs)]:
         raise ValueError(
-            f"`{source.path}` has a column `{clash[0]}`, and `columns` maps another one to that name: add "
+            f"`{path}` has a column `{clash[0]}`, and `columns` maps another one to that name: add "
             f"`{clash[0]}: null`, which leaves that column out."
         )
     rows = rows.remove_columns(dropped) if dropped else rows
-    rows = rows.rename_columns(pairs) if pairs else rows
-    renamed = [pairs.get(name, name) for name in kept]
-    known = [name for name in renamed if name in COLUMNS]
-    if missing := missing_columns(known):
-        raise ValueError(f"`{source.path}` lacks {missing}. {suggest_columns(kept, missing)}")
-    return with_label_names(rows.select_columns(renamed if keep_others else known), ("text", *TEXTS))
+    return rows.rename_columns(pairs) if pairs else rows
 
 
 def with_label_names(rows, names: Sequence[str] | None = None):
@@ -152,16 +167,21 @@ def with_label_names(rows, names: Sequence[str] | None = None):
     if not kinds:
         return rows
     if isinstance(rows, Dataset):  # a map would copy the clips
-        named = {name: _names_of(rows[name], kind) for name, kind in kinds.items()}
-        order = rows.column_names
-        rows = rows.remove_columns(list(named))
-        for name, values in named.items():
-            rows = rows.add_column(name, values, feature=Value("string"))
-        return rows.select_columns(order)
+        for name, kind in kinds.items():
+            rows = _with_column(rows, name, _names_of(rows[name], kind), Value("string"))
+        return rows
     features = Features({**rows.features, **dict.fromkeys(kinds, Value("string"))})
     return rows.map(
         lambda row: {name: _names_of([row[name]], kind)[0] for name, kind in kinds.items()}, features=features
     )
+
+
+def _with_column(rows: Dataset, name: str, values: list, kind) -> Dataset:
+    """A table with other values in a column, which stands last if it is new."""
+    order = list(dict.fromkeys([*rows.column_names, name]))
+    rows = rows.add_column(f"new {name}", values, feature=kind)  # before the old one goes: without columns are no rows
+    rows = rows.remove_columns([each for each in order if each == name and each in rows.column_names])
+    return rows.rename_column(f"new {name}", name).select_columns(order)
 
 
 def _names_of(numbers, kind: ClassLabel) -> list[str | None]:
@@ -234,6 +254,7 @@ __all__ = [
     "own_rows",
     "parts_of",
     "refuse_unseen",
+    "renamed",
     "tar_rows",
     "under_our_names",
     "undecoded",

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from datasets import Audio, Dataset, DatasetDict
+from datasets import Audio, ClassLabel, Dataset, DatasetDict
 
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
@@ -597,6 +597,24 @@ def test_texts_of_another_type_are_rows_that_cannot_be_scored(data, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = open_source(str(tmp_path / "rows.jsonl"), None)
     assert [row["text"] for row in found] == ["yes", None]
+
+
+@pytest.mark.parametrize("form", ["table", "stream", "list"])
+def test_columns_of_rows_in_memory_are_renamed_and_left_out(form):
+    rows = Dataset.from_dict({"sentence": ["yes"], "extra": [1]})
+    rows = {"table": rows, "stream": rows.to_iterable_dataset(), "list": rows.to_list()}[form]
+    assert list(open_source(rows, {"sentence": "text", "extra": None})) == [{"text": "yes"}]
+
+
+def test_a_column_that_rows_in_memory_lack_is_named():
+    rows = Dataset.from_dict({"sentence": ["yes"]})
+    with pytest.raises(ValueError, match="`columns` maps `words`, and `the data set` has no such column: it has"):
+        open_source(rows, {"words": "text"})
+
+
+def test_labels_of_rows_in_memory_are_scored_by_their_names():
+    rows = Dataset.from_dict({"text": [1]}).cast_column("text", ClassLabel(names=["yes", "no"]))
+    assert list(open_source(rows, None)) == [{"text": "no"}]
 
 
 @pytest.mark.parametrize("form", ["large_string", "list", "path"])

@@ -10,8 +10,16 @@ from itertools import accumulate
 import datasets
 from datasets import Dataset
 
-from ..locate import OWN_KINDS, Found, find, list_sources
-from ..named_rows import load_saved, own_rows, undecoded, with_label_names, with_places
+from ..locate import OWN_KINDS, Found, Source, find, list_sources
+from ..named_rows import (
+    load_saved,
+    own_rows,
+    refuse_unseen,
+    renamed,
+    undecoded,
+    with_label_names,
+    with_places,
+)
 from ..rows import COLUMNS, check_columns, rename
 
 
@@ -94,8 +102,8 @@ def _read_one(source, columns: Mapping):
     if found.kind in OWN_KINDS:
         return _of_splits(found, labels)
     rows = undecoded(load_saved(found) if found.kind == "saved" else _library_rows(found))
-    _refuse_absent({**training, **labels}, set(rows.column_names), source)
-    return with_places(with_label_names(_renamed(rows, {**training, **labels}, found)), found)
+    rows = _with_constants(renamed(rows, {**training, **labels}, each.path), each)
+    return with_places(with_label_names(rows), found)
 
 
 def _of_splits(found: Found, labels: Mapping):
@@ -119,7 +127,7 @@ def _own_rows_of(found: Found, labels: Mapping):
         return Dataset.from_generator(_tar_rows, gen_kwargs={"found": found, "labels": labels, "states": states})
     seen: set[str] = set()
     rows = list(_own_rows(found, labels, seen))
-    _refuse_absent(labels, seen, found.source.path)
+    refuse_unseen(labels, seen, found.source.path)
     return rows
 
 
@@ -152,30 +160,15 @@ def _tar_rows(found: Found, labels: Mapping, states: Sequence) -> Iterator[dict]
     return _own_rows(found, labels)
 
 
-def _refuse_absent(columns: Mapping, names: set[str], source):
-    for theirs in columns:
-        if theirs not in names:
-            raise ValueError(f"`columns` maps `{theirs}`, and `{source}` has no such column: it has {sorted(names)}.")
-
-
 def _library_rows(found: Found) -> Dataset:
     found.builder.download_and_prepare()
     return found.builder.as_dataset(split=found.split)
 
 
-def _renamed(rows: Dataset, columns: Mapping, found: Found) -> Dataset:
-    pairs = {theirs: ours for theirs, ours in columns.items() if ours is not None and ours != theirs}
-    dropped = [theirs for theirs, ours in columns.items() if ours is None]
-    clash = [ours for ours in pairs.values() if ours in rows.column_names and ours not in (*pairs, *dropped)]
-    if clash:
-        raise ValueError(
-            f"`{found.source.path}` has a column `{clash[0]}`, and `columns` maps another one to that name: add "
-            f"`{clash[0]}: null`, which leaves that column out."
-        )
-    rows = rows.remove_columns(dropped).rename_columns(pairs)
+def _with_constants(rows: Dataset, source: Source) -> Dataset:
     for name in ("source", "task"):
-        if getattr(found.source, name) is not None and name not in rows.column_names:
-            rows = rows.add_column(name, [getattr(found.source, name)] * len(rows))
+        if getattr(source, name) is not None and name not in rows.column_names:
+            rows = rows.add_column(name, [getattr(source, name)] * len(rows))
     return rows
 
 

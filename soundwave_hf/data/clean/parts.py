@@ -259,7 +259,7 @@ def _scan_part(part: Part, seen: _Scan, whole: bool):
     seen.declare(names, part.features)
     for theirs, ours in part.source.columns.items():
         if names and ours is not None and ours not in names:
-            refuse_unseen(part.source, {*names} - {theirs})
+            refuse_unseen(part.source.columns, {*names} - {theirs}, part.source.path)
     if names and seen.rows - seen.refused == before:
         raise ValueError(f"No row of `{part.source.path}` can be used. {seen.first_problem}")
 
