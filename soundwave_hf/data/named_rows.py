@@ -84,6 +84,19 @@ def with_constants(row: dict, source: Source) -> dict:
     return row
 
 
+def with_constant_columns(rows: Dataset, source: Source) -> Dataset:
+    """Like `with_constants`, for a table. A column that is no text stays: the check of the rows names it."""
+    for key in ("source", "task"):
+        value = getattr(source, key)
+        if value is None or rows.features.get(key, Value("null")) not in map(
+            Value, ("null", "string", "large_string")
+        ):
+            continue
+        given = rows[key][:] if key in rows.column_names else [None] * len(rows)
+        rows = _with_column(rows, key, [value if each is None else each for each in given], Value("string"))
+    return rows
+
+
 def refuse_unseen(columns: Mapping, names: Iterable[str], path: str):
     """Raises: `ValueError` if `columns` maps a column that is not among the names."""
     for theirs in columns:
@@ -258,6 +271,7 @@ __all__ = [
     "tar_rows",
     "under_our_names",
     "undecoded",
+    "with_constant_columns",
     "with_constants",
     "with_label_names",
     "with_places",

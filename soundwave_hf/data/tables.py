@@ -21,6 +21,7 @@ from .named_rows import (
     tar_rows,
     undecoded,
     under_our_names,
+    with_constant_columns,
     with_places,
 )
 from .rows import COLUMNS, TEXTS, RowCheck, check_repeat, clips_of, stored_clip, stored_messages
@@ -207,10 +208,7 @@ def _library_rows(found: Found, keep_others: bool) -> Dataset:
     else:
         found.builder.download_and_prepare()
         rows = found.builder.as_dataset(split=found.split)
-    rows = under_our_names(undecoded(rows), source, keep_others)
-    for key in ("source", "task"):
-        if getattr(source, key) is not None and key not in rows.column_names:
-            rows = rows.add_column(key, [getattr(source, key)] * len(rows))
+    rows = with_constant_columns(under_our_names(undecoded(rows), source, keep_others), source)
     return with_places(rows, found)
 
 

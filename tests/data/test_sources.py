@@ -17,6 +17,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict
 
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
+from soundwave_hf.data.build.labelled import LabelledRows
 from soundwave_hf.data.check import check_clips, check_source, describe_bad_clips, find_bad_clips, name_of_clip
 from soundwave_hf.data.lengths import many_seconds
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
@@ -134,6 +135,23 @@ def test_a_list_of_sources_is_one_behind_the_other_and_counts_by_source(data):
     assert all(clip["bytes"] or Path(clip["path"]).is_file() for clip in rows["audio"])
     opened = open_streams([source for source in sources if not isinstance(source, str)], by_task=True)
     assert opened.sizes == {"asr": 1, "mine": 3}
+
+
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.parquet", "saved"])
+def test_source_and_task_of_a_mapping_fill_the_rows_that_have_none(data, tmp_path, form):
+    rows = [
+        {"audio": str(data / "clips/0.wav"), "text": "yes", "source": name, "task": None} for name in ("web", None)
+    ]
+    path = tmp_path / form
+    if form == "rows.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table = Dataset.from_list(rows)
+        table.to_parquet(path) if form == "rows.parquet" else table.save_to_disk(path)
+    source = {"path": str(path), "source": "mine", "task": "asr"}
+    read = [open_rows(source), open_streams(source).streams[EVERY_ROW], LabelledRows(source)]
+    for rows in read:
+        assert [(row["source"], row["task"]) for row in rows] == [("web", "asr"), ("mine", "asr")]
 
 
 @pytest.mark.parametrize("form", ["folder", "saved_splits"])

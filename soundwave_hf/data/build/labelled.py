@@ -10,13 +10,14 @@ from itertools import accumulate
 import datasets
 from datasets import Dataset
 
-from ..locate import OWN_KINDS, Found, Source, find, list_sources
+from ..locate import OWN_KINDS, Found, find, list_sources
 from ..named_rows import (
     load_saved,
     own_rows,
     refuse_unseen,
     renamed,
     undecoded,
+    with_constant_columns,
     with_label_names,
     with_places,
 )
@@ -102,8 +103,8 @@ def _read_one(source, columns: Mapping):
     if found.kind in OWN_KINDS:
         return _of_splits(found, labels)
     rows = undecoded(load_saved(found) if found.kind == "saved" else _library_rows(found))
-    rows = _with_constants(renamed(rows, {**training, **labels}, each.path), each)
-    return with_places(with_label_names(rows), found)
+    rows = with_label_names(renamed(rows, {**training, **labels}, each.path))
+    return with_places(with_constant_columns(rows, each), found)
 
 
 def _of_splits(found: Found, labels: Mapping):
@@ -163,13 +164,6 @@ def _tar_rows(found: Found, labels: Mapping, states: Sequence) -> Iterator[dict]
 def _library_rows(found: Found) -> Dataset:
     found.builder.download_and_prepare()
     return found.builder.as_dataset(split=found.split)
-
-
-def _with_constants(rows: Dataset, source: Source) -> Dataset:
-    for name in ("source", "task"):
-        if getattr(source, name) is not None and name not in rows.column_names:
-            rows = rows.add_column(name, [getattr(source, name)] * len(rows))
-    return rows
 
 
 __all__ = ["KNOWN_COLUMNS", "LABEL_COLUMNS", "LabelledRows", "split_columns"]
