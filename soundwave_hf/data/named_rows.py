@@ -1,17 +1,19 @@
 """Rows of one source with our column names, from `readers` or from `datasets`."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from .cuts import Cutter
 from .layouts import find_layout
 from .lengths import with_seconds
-from .locate import Found, Source, folder_of
-from .readers import number_fields, read_audio_folder, read_file
-from .rows import COLUMNS, TEXTS, RowCheck, at_folder, rename, stored_messages, suggest_columns
+from .locate import Found, Source, folder_of, splits_of
+from .readers import METADATA_FILES, is_clip, number_fields, read_file, read_metadata
+from .rows import COLUMNS, TEXTS, RowCheck, at_folder, rename, row_at_folder, stored_messages, suggest_columns
 
 
 # ---- files that `readers` reads ----
@@ -23,7 +25,7 @@ def own_rows(files: Sequence[str], kind: str, source: Source, cut: bool = True) 
     Args: cut: whether segments of recordings are cut; otherwise `audio` holds `path`, `start`, `end` and `channel`.
     """
     if kind == "audiofolder":
-        named = read_audio_folder(files)
+        named = _folder_rows(files, source.columns)
     elif kind in ("layout", "recordings"):
         named = layout_rows(files, source.layout, cut)
     else:
@@ -56,15 +58,28 @@ def layout_rows(files: Sequence[str], layout: str, cut: bool) -> Iterator[tuple[
         raise ValueError(f"`{files[0]}` is empty: it needs at least one clip.")
 
 
+def _folder_rows(files: Sequence[str], columns: Mapping) -> Iterator[tuple[str, dict]]:
+    """Rows of an audio folder: those of its metadata, or without one a row for each clip."""
+    tables = [path for path in files if os.path.basename(path) in METADATA_FILES]
+    for table in tables:
+        yield from _at_folder(read_metadata(table), table, columns)
+    if not tables:
+        yield from ((f"`{path}`", {"audio": path}) for path in files if is_clip(path))
+
+
 def _read_at_folder(file: str, kind: str, columns: Mapping) -> Iterator[tuple[str, dict]]:
+    named = read_file(file, kind)
+    return named if kind == "webdataset" else _at_folder(named, file, columns)
+
+
+def _at_folder(named: Iterable[tuple[str, dict]], file: str, columns: Mapping) -> Iterator[tuple[str, dict]]:
+    """Rows whose relative clip paths begin in the folder of the file that names them."""
     folder = os.path.dirname(file if "://" in file else os.path.abspath(file))
     audio = next((theirs for theirs, ours in columns.items() if ours == "audio"), "audio")
     messages = next((theirs for theirs, ours in columns.items() if ours == "messages"), "messages")
-    for name, row in read_file(file, kind):
-        if isinstance(row, dict) and row.get(audio) is not None and kind != "webdataset":
-            clips = row[audio]
-            whole = [at_folder(c, folder) for c in clips] if isinstance(clips, list) else at_folder(clips, folder)
-            row = {**row, audio: whole}
+    for name, row in named:
+        if isinstance(row, dict) and row.get(audio) is not None:
+            row = {**row, audio: at_folder(row[audio], folder)}
         if isinstance(row, dict) and row.get(messages) is not None:
             row = {**row, messages: _stored(row[messages], folder, name)}
         yield name, row
@@ -209,20 +224,35 @@ def missing_columns(names: Sequence[str]) -> list[str]:
     return missing + ([] if {"text", "answer", "messages"} & {*names} else ["text"])
 
 
-def with_places(rows: Dataset, found: Found) -> Dataset:
-    """Rows whose relative clip paths begin in the folder of the source's files. Clips inside the rows stay."""
-    folder = folder_of(found)
-    if folder is None or not _are_paths((rows.features or {}).get("audio")):
+def _with_places(rows: Dataset, folder: str | None) -> Dataset:
+    """Rows whose relative clip paths begin in a folder. If all clips are inside the rows, nothing is copied."""
+    names = [name for name in ("audio", "messages") if name in rows.column_names]
+    if folder is None or not names or not _names_files(rows.select_columns(names), folder):
         return rows
-    return rows.map(lambda row: {"audio": at_folder(row["audio"], folder)})
+    return rows.map(
+        lambda row: row_at_folder({name: row[name] for name in names}, folder), features=Features(rows.features)
+    )
 
 
-def _are_paths(kind) -> bool:
-    if isinstance(kind, List):
-        return _are_paths(kind.feature)
-    if isinstance(kind, Mapping):
-        return "path" in kind and "bytes" not in kind
-    return kind in (Value("string"), Value("large_string"))
+def _names_files(rows: Dataset, folder: str) -> bool:
+    """Whether a clip is a path, and not inside its row."""
+    if "audio" in rows.column_names:
+        clips = rows.select_columns("audio").with_format("arrow").iter(256)
+        if any(_is_named(table["audio"].combine_chunks()) for table in clips):
+            return True
+    messages = rows["messages"] if "messages" in rows.column_names else []
+    return any(row_at_folder({"messages": each}, folder)["messages"] != each for each in messages)
+
+
+def _is_named(clips: pa.Array) -> bool:
+    if hasattr(clips.type, "value_type"):
+        return _is_named(clips.flatten())
+    if not pa.types.is_struct(clips.type):
+        return pa.types.is_string(clips.type) or pa.types.is_large_string(clips.type)
+    fields = {field.name: clips.field(field.name) for field in clips.type}
+    named = fields["path"].is_valid() if "path" in fields else pa.array([], pa.bool_())
+    named = pc.and_(named, fields["bytes"].is_null()) if {"path", "bytes"} <= fields.keys() else named
+    return bool(pc.any(named).as_py())
 
 
 def undecoded(rows):
@@ -253,17 +283,34 @@ def parts_of(splits: Mapping[str, Dataset], split: str) -> Dataset:
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
 
-def load_saved(found: Found) -> Dataset:
-    """Rows of a folder that `save_to_disk` wrote."""
-    loaded = datasets.load_from_disk(found.source.path)
-    return parts_of(loaded if isinstance(loaded, DatasetDict) else {"train": loaded}, found.split)
+def library_rows(found: Found, change: Callable[[Dataset], Dataset]) -> Dataset:
+    """Rows that the library loads, with undecoded clips. Relative paths begin in the folder of their split.
+
+    Args: change: what is done to the rows of each split, such as renaming their columns.
+    """
+    splits = library_splits(found)
+    whole = {
+        name: _with_places(change(undecoded(splits[name])), folder_of(found, name))
+        for name in splits_of(found.split, splits)
+    }
+    return whole[found.split] if found.split in whole else parts_of(whole, found.split)
+
+
+def library_splits(found: Found) -> Mapping[str, Dataset]:
+    """All splits that `save_to_disk` wrote, or that a builder makes."""
+    if found.kind == "saved":
+        loaded = datasets.load_from_disk(found.source.path)
+        return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    found.builder.download_and_prepare()
+    return found.builder.as_dataset()
 
 
 __all__ = [
     "checked_rows",
     "missing_columns",
     "layout_rows",
-    "load_saved",
+    "library_rows",
+    "library_splits",
     "own_rows",
     "parts_of",
     "refuse_unseen",
@@ -274,5 +321,4 @@ __all__ = [
     "with_constant_columns",
     "with_constants",
     "with_label_names",
-    "with_places",
 ]

@@ -7,15 +7,12 @@ and Arrow.
 
 import csv
 import json
-import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import fsspec
-
-from .rows import at_folder
 
 
 KINDS = {
@@ -33,6 +30,11 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 def kind_of(path: str) -> str | None:
     """The kind of a file of rows, by its ending; None for another file."""
     return KINDS.get(_suffix(path))
+
+
+def is_clip(path: str) -> bool:
+    """Whether a file is a recording, by its ending."""
+    return _suffix(path) in AUDIO_SUFFIXES
 
 
 def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
@@ -154,20 +156,12 @@ def _tar_fields(name: str, ending: str, content: bytes) -> dict:
     return {}
 
 
-def read_audio_folder(files: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of an audio folder, from `metadata.csv` or `metadata.jsonl` (`file_name` and other columns). Without these
-    files, each clip is a row."""
-    tables = [path for path in files if os.path.basename(path) in METADATA_FILES]
-    if not tables:
-        for path in files:
-            if _suffix(path) in AUDIO_SUFFIXES:
-                yield f"`{path}`", {"audio": path}
-        return
-    for table in tables:
-        for name, row in read_file(table, kind_of(table)):
-            if isinstance(row, dict) and row.get("file_name"):
-                row = {"audio": at_folder(row["file_name"], os.path.dirname(table))} | row
-            yield name, row
+def read_metadata(path: str) -> Iterator[tuple[str, dict]]:
+    """Like `read_file`, for the metadata of an audio folder: `audio` is the clip that `file_name` names."""
+    for name, row in read_file(path, kind_of(path)):
+        if isinstance(row, dict) and row.get("file_name"):
+            row = {"audio": row["file_name"]} | row
+        yield name, row
 
 
-__all__ = ["AUDIO_SUFFIXES", "KINDS", "kind_of", "number_fields", "read_audio_folder", "read_file", "read_json"]
+__all__ = ["AUDIO_SUFFIXES", "KINDS", "is_clip", "kind_of", "number_fields", "read_file", "read_json", "read_metadata"]

@@ -11,18 +11,16 @@ from pyarrow import ArrowInvalid, ArrowTypeError
 
 from .layouts import find_layout
 from .lengths import file_key, many_seconds, row_seconds
-from .locate import HOLD_AUDIO, OWN_KINDS, Found, find, list_sources
+from .locate import HOLD_AUDIO, OWN_KINDS, Found, find, list_sources, splits_of
 from .named_rows import (
     checked_rows,
     layout_rows,
-    load_saved,
+    library_rows,
     missing_columns,
     parts_of,
     tar_rows,
-    undecoded,
     under_our_names,
     with_constant_columns,
-    with_places,
 )
 from .rows import COLUMNS, TEXTS, RowCheck, check_repeat, clips_of, stored_clip, stored_messages
 
@@ -87,8 +85,7 @@ def _load(found: Found, options: _Options) -> Dataset:
 
 def _load_parts(found: Found, options: _Options) -> Dataset:
     """Parts of splits, such as `train[:10%]+validation`, of files that `readers` reads."""
-    names = {part.partition("[")[0].strip() for part in found.split.split("+")}
-    names = found.splits.keys() if "all" in names else names
+    names = splits_of(found.split, found.splits)
     whole = {name: _load_split(found, found.splits[name], options) for name in names}
     return parts_of(whole, found.split)
 
@@ -202,14 +199,11 @@ def _as_stored(audio):
 
 def _library_rows(found: Found, keep_others: bool) -> Dataset:
     """Rows that the library loads, with our column names and undecoded clips."""
-    source = found.source
-    if found.kind == "saved":
-        rows = load_saved(found)
-    else:
-        found.builder.download_and_prepare()
-        rows = found.builder.as_dataset(split=found.split)
-    rows = with_constant_columns(under_our_names(undecoded(rows), source, keep_others), source)
-    return with_places(rows, found)
+
+    def with_our_columns(rows: Dataset) -> Dataset:
+        return with_constant_columns(under_our_names(rows, found.source, keep_others), found.source)
+
+    return library_rows(found, with_our_columns)
 
 
 def _check_table(rows: Dataset, path: str, check: RowCheck):

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from datasets import Audio, ClassLabel, Dataset, DatasetDict
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, load_from_disk
 
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
 from soundwave_hf.data.build.labelled import LabelledRows
 from soundwave_hf.data.check import check_clips, check_source, describe_bad_clips, find_bad_clips, name_of_clip
+from soundwave_hf.data.clean.parts import open_parts
+from soundwave_hf.data.each_row import each_row
 from soundwave_hf.data.lengths import many_seconds
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
 from soundwave_hf.data.sources import digest_source, list_sources, looks_local, open_rows, open_streams
@@ -651,6 +653,60 @@ def test_relative_paths_in_parquet_begin_at_its_folder(data, tmp_path, form):
         clips_of(next(iter(open_streams(str(folder / f"{form}.parquet")).streams[EVERY_ROW]))),
     ):
         assert len(load_clip(clip, "clip", None, RATE, 0.01)) == 8000
+
+
+AUDIO = {"audio": {"path": "a.wav", "bytes": None}, "text": "yes"}
+MESSAGES = {
+    "messages": [
+        {"role": "user", "content": [{"type": "audio", "text": None, "audio": {"path": "a.wav", "bytes": None}}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Hi", "audio": None}]},
+    ]
+}
+
+
+def write_rows(folder: Path, row: dict, form: str):
+    """The row as a source of this form in the folder, and what `data` takes for it."""
+    if form == "metadata":
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {**row, "audio": "a.wav"} if "audio" in row else row
+        (folder / "metadata.jsonl").write_text(json.dumps(row))
+        return str(folder)
+    rows = Dataset.from_list([row])
+    if form == "parquet":
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = rows.cast_column("audio", Audio(decode=False)) if "audio" in row else rows
+        pq.write_table(rows.data.table, folder / "rows.parquet")  # `to_parquet` would put the clip inside
+        return str(folder / "rows.parquet")
+    if form == "saved":
+        rows.save_to_disk(folder)
+        return str(folder)
+    DatasetDict({"test": rows, "train": rows}).save_to_disk(folder.parent)
+    return {"path": str(folder.parent), "split": "train" if form == "saved_split" else "train[:1]"}
+
+
+@pytest.mark.parametrize("row", [AUDIO, MESSAGES], ids=["audio", "messages"])
+@pytest.mark.parametrize("form", ["parquet", "saved", "saved_split", "part_of_saved", "metadata"])
+def test_relative_paths_begin_at_the_file_that_names_them(tmp_path, monkeypatch, row, form):
+    write_clip(tmp_path / "a.wav", 2.0)  # another one, in the current folder
+    monkeypatch.chdir(tmp_path)
+    source = write_rows(tmp_path / "set" / "train", row, form)
+    wanted = str(write_clip(tmp_path / "set" / "train" / "a.wav", 0.5))
+    found = [next(iter(open_rows(source))), next(each_row(source))[1], next(iter(LabelledRows(source)))]
+    found += [next(part.read()).values for part in open_parts(source)]
+    if form != "part_of_saved":
+        found.append(next(iter(open_streams(source).streams[EVERY_ROW])))
+    for each in found:
+        (clip,) = clips_of(each)
+        assert (clip if isinstance(clip, str) else clip["path"]) == wanted
+    assert found[0]["seconds"] == 0.5
+
+
+def test_clips_inside_the_rows_are_not_copied(data):
+    for form in ("rows.parquet", "saved"):
+        before = Dataset.from_parquet(str(data / form)) if form == "rows.parquet" else load_from_disk(data / form)
+        rows = open_rows(str(data / form))
+        assert len({file["filename"] for file in rows.cache_files}) == len(before.cache_files)
+    assert not list((data / "saved").glob("cache-*"))
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "several"])

@@ -10,16 +10,14 @@ from itertools import accumulate
 import datasets
 from datasets import Dataset
 
-from ..locate import OWN_KINDS, Found, find, list_sources
+from ..locate import OWN_KINDS, Found, find, list_sources, splits_of
 from ..named_rows import (
-    load_saved,
+    library_rows,
     own_rows,
     refuse_unseen,
     renamed,
-    undecoded,
     with_constant_columns,
     with_label_names,
-    with_places,
 )
 from ..rows import COLUMNS, check_columns, rename
 
@@ -102,16 +100,17 @@ def _read_one(source, columns: Mapping):
     found = find(each)
     if found.kind in OWN_KINDS:
         return _of_splits(found, labels)
-    rows = undecoded(load_saved(found) if found.kind == "saved" else _library_rows(found))
-    rows = with_label_names(renamed(rows, {**training, **labels}, each.path))
-    return with_places(with_constant_columns(rows, each), found)
+
+    def with_our_columns(rows: Dataset) -> Dataset:
+        return with_constant_columns(with_label_names(renamed(rows, {**training, **labels}, each.path)), each)
+
+    return library_rows(found, with_our_columns)
 
 
 def _of_splits(found: Found, labels: Mapping):
     """Rows of files that `readers` reads: one split, or parts of several (`train[:10%]+validation`)."""
     by_split = found.splits or {found.split: found.files}
-    wanted = {part.partition("[")[0].strip() for part in found.split.split("+")}
-    wanted = by_split.keys() if "all" in wanted else wanted
+    wanted = splits_of(found.split, by_split)
     whole = {name: _own_rows_of(Found(found.source, found.kind, by_split[name]), labels) for name in wanted}
     if found.split in whole:
         return whole[found.split]
@@ -159,11 +158,6 @@ def _own_rows(found: Found, labels: Mapping, seen: set[str] | None = None) -> It
 
 def _tar_rows(found: Found, labels: Mapping, states: Sequence) -> Iterator[dict]:
     return _own_rows(found, labels)
-
-
-def _library_rows(found: Found) -> Dataset:
-    found.builder.download_and_prepare()
-    return found.builder.as_dataset(split=found.split)
 
 
 __all__ = ["KNOWN_COLUMNS", "LABEL_COLUMNS", "LabelledRows", "split_columns"]
