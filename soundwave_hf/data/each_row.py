@@ -21,7 +21,7 @@ def each_row(source, columns: Mapping | None = None) -> Iterator[tuple[str, dict
     for each in list_sources(source, columns):
         found = find(each)
         if found.has_parts:
-            rows = open_rows(each, with_seconds=False).remove_columns("row")
+            rows = open_rows(each, with_seconds=False, keep_others=True)
             yield from ((f"row {index} of `{each.path}`", row) for index, row in enumerate(rows))
         elif found.kind in OWN_KINDS:
             yield from own_rows(found.files, found.kind, each, cut=False)

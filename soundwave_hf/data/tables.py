@@ -49,7 +49,7 @@ def open_rows(
         check: refuses rows; by default `RowCheck()`, which does not know the control tokens.
         home: folder with the cache of clip lengths.
         with_seconds: whether to read missing lengths from the clips' headers.
-        keep_others: whether to keep the columns that are not among `COLUMNS`.
+        keep_others: whether to keep the columns that are not among `COLUMNS`; there is no number in `row` then.
 
     Returns: rows with `audio` (an absolute path, or `{"path", "bytes"}`), `text`, `seconds`, those of the other
         `COLUMNS` that the data has, and `row`, the number of each row.
@@ -60,9 +60,7 @@ def open_rows(
     parts = [_load(find(each), options) for each in list_sources(source, columns)]
     rows = parts[0] if len(parts) == 1 else _join(parts)
     rows = _repeat(rows, repeat or {})
-    return rows.remove_columns([name for name in ("row",) if name in rows.column_names]).add_column(
-        "row", list(range(len(rows)))
-    )
+    return rows if keep_others else rows.add_column("row", list(range(len(rows))))
 
 
 @dataclass(frozen=True)

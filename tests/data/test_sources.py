@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import tarfile
+from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -719,6 +720,49 @@ def test_a_check_keeps_the_other_columns(data, tmp_path, form):
     check_source([str(tmp_path / name) for name in sources[form]], None, str(tmp_path / "kept.jsonl"), None)
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert [row["emotion"] for row in kept] == ["calm"] * len(sources[form])
+
+
+def test_a_check_writes_other_columns_as_they_are(data, tmp_path):
+    audio = str(data / "clips" / "0.wav")
+    others = {"origin": {"path": "corpus/x"}, "row": 7, "meta": {"a": 1}}
+    rows = [{"audio": audio, "text": "yes", **others}, {"audio": audio, "text": "no", **others, "meta": {}}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_source(str(tmp_path / "rows.jsonl"), None, str(tmp_path / "kept.jsonl"), None)
+    assert [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == rows
+
+
+def test_a_check_writes_dates_as_text_and_labels_by_their_names(data, tmp_path):
+    day = datetime(2024, 5, 6)
+    rows = Dataset.from_list([{"audio": str(data / "clips/0.wav"), "text": "yes", "made": day, "mood": 1}])
+    rows.cast_column("mood", ClassLabel(names=["sad", "glad"])).to_parquet(tmp_path / "rows.parquet")
+    check_source(str(tmp_path / "rows.parquet"), None, str(tmp_path / "kept.jsonl"), None)
+    (row,) = map(json.loads, (tmp_path / "kept.jsonl").read_text().splitlines())
+    assert (row["made"], row["mood"]) == ("2024-05-06 00:00:00", "glad")
+
+
+@pytest.mark.parametrize("column", ["audio", "vector"])
+def test_bytes_that_json_cannot_hold_are_refused_before_a_clip_is_read(data, tmp_path, monkeypatch, column):
+    clip = {"path": "a.wav", "bytes": (data / "clips/0.wav").read_bytes()}
+    audio = clip if column == "audio" else str(data / "clips/0.wav")
+    Dataset.from_list([{"audio": audio, "text": "yes", "vector": b"x" if column == "vector" else None}]).save_to_disk(
+        tmp_path / "saved"
+    )
+    monkeypatch.setattr("soundwave_hf.data.check.read_clip", None)
+    with pytest.raises(
+        ValueError, match=f"bytes in `{column}`, and JSON cannot hold those: give `--skip` a file that"
+    ):
+        check_source(str(tmp_path / "saved"), None, str(tmp_path / "kept.jsonl"), None)
+
+
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.parquet"])
+def test_a_part_of_a_split_keeps_the_other_columns_too(data, tmp_path, form):
+    rows = [{"audio": str(data / "clips/0.wav"), "text": "yes", "mood": "glad", "row": 7}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    source = {"path": str(tmp_path / form), "split": "train[:1]"}
+    (part,) = open_parts(source)
+    for row in (next(each_row(source))[1], next(part.read()).values):
+        assert (row["mood"], row["row"]) == ("glad", 7)
 
 
 def test_numbers_without_words_in_a_rows_language_are_refused_before_training(data, tmp_path):

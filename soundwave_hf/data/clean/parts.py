@@ -69,7 +69,7 @@ def open_parts(source, columns: Mapping | None = None) -> list[Part]:
 def _parts_of(found: Found) -> list[Part]:
     source = found.source
     if found.has_parts:
-        rows = open_rows(source, check=lambda row, name: None, with_seconds=False).remove_columns("row")
+        rows = open_rows(source, check=lambda row, name: None, with_seconds=False, keep_others=True)
         return [Part(source, "saved", lambda: _numbered(rows, source))]
     if found.kind in OWN_KINDS:
         return [Part(source, found.kind, lambda files=files: _read_own(found, files)) for files in shards_of(found)]
