@@ -3,7 +3,7 @@
 import io
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -16,7 +16,7 @@ from ..processing.sources_soundwave import describe, open_source
 from ..publish.errors import hub_errors
 from .card import CARD, configs_of
 from .named_rows import undecoded
-from .prepared import HUB_DATA, Part, find_parts
+from .prepared import HUB_DATA, Part, file_pattern, find_parts
 from .readers import kind_of
 from .rows import at_folder, stored_messages
 from .tables import CLIP, MESSAGES, open_rows
@@ -51,7 +51,7 @@ def push_folder(folder: str | os.PathLike, repo: str, private: bool | None = Non
     with hub_errors(repo):  # before all clips are written
         _refuse_public(api, repo, private)
     with tempfile.TemporaryDirectory(prefix=".push-", dir=folder.resolve().parent) as place:
-        written = [_write_part(part, folder, Path(place)) for part in parts]
+        written = _write_parts(parts, Path(place))
         card = DatasetCard.load(folder / CARD)
         card.data.configs = configs_of(written)
         (Path(place) / CARD).write_text(str(card), encoding="utf-8")
@@ -87,8 +87,17 @@ def _is_private(api: HfApi, repo: str) -> bool | None:
         return None
 
 
-def _write_part(part: Part, folder: Path, place: Path) -> Part:
-    """Write the rows of a part as Parquet shards below `place`."""
+def _write_parts(parts: Sequence[Part], place: Path) -> list[Part]:
+    """Write the rows of the parts as Parquet shards below `place`; no pattern matches the shards of another part."""
+    written = [(part, *_write_part(part, place)) for part in parts]
+    return [
+        Part(part.config, part.split, f"{HUB_DATA}/{file_pattern(stem, files)}", files)
+        for part, stem, files in written
+    ]
+
+
+def _write_part(part: Part, place: Path) -> tuple[str, tuple[Path, ...]]:
+    """Write the rows of a part. Returns: how its shards begin, and the shards."""
     if kind_of(part.files[0].name) == "parquet":
         files = [str(file) for file in part.files]
         rows = undecoded(datasets.load_dataset("parquet", data_files={"train": files}, split="train"))
@@ -99,11 +108,10 @@ def _write_part(part: Part, folder: Path, place: Path) -> Part:
     embed = _Embed(part.files[0].parent)
     count = max(1, -(-_clip_bytes(rows, embed) // SHARD_BYTES))
     (place / HUB_DATA).mkdir(exist_ok=True)
-    for number in range(count):
-        shard = rows.shard(count, number, contiguous=True)
-        path = place / HUB_DATA / f"{stem}-{number:05d}-of-{count:05d}.parquet"
-        _write_shard(shard, embed, features, path)
-    return Part(part.config, part.split, f"{HUB_DATA}/{stem}-*.parquet", ())
+    files = tuple(place / HUB_DATA / f"{stem}-{number:05d}-of-{count:05d}.parquet" for number in range(count))
+    for number, path in enumerate(files):
+        _write_shard(rows.shard(count, number, contiguous=True), embed, features, path)
+    return stem, files
 
 
 def _write_shard(shard: Dataset, embed: "_Embed", features: Features, path: Path):

@@ -147,6 +147,35 @@ def test_parts_with_other_columns_are_configs(tmp_path):
     assert load_dataset(str(tmp_path), "chat", split="train")["answer"][:] == ["4"]
 
 
+def test_files_of_one_split_are_not_read_for_another(tmp_path):
+    for name in ("train-00000", "train-00001", "train-held_out", "test"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"question": "Where?", "answer": name}])
+    assert "| default | train | 2 |" in write_card(tmp_path).read_text()
+    splits = {name: rows["answer"][:] for name, rows in load_dataset(str(tmp_path)).items()}
+    assert splits == {
+        "train": ["train-00000", "train-00001"], "train_held_out": ["train-held_out"], "test": ["test"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["train-000.jsonl", "train_001.jsonl"],
+            "No pattern matches the files of `train` .*number them all in one way",
+        ),
+        (["a-b.jsonl", "a_b.jsonl"], "The files `a-b` and `a_b` would both be called `a_b`: rename one of them"),
+        (["kept/a.jsonl", "kept/b.parquet"], "No pattern matches the files of `kept` in "),
+    ],
+)
+def test_files_that_would_be_left_out_are_refused(tmp_path, names, message):
+    (tmp_path / "kept").mkdir()
+    for name in names:
+        (tmp_path / name).write_text('{"question": "Where?", "answer": "Here."}')
+    with pytest.raises(ValueError, match=message):
+        find_parts(tmp_path)
+
+
 def test_a_folder_without_rows_says_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="holds no rows: expected .jsonl, .csv or .parquet"):
         find_parts(tmp_path)
@@ -248,7 +277,10 @@ def test_messages_and_lists_of_clips_travel_too(tmp_path, hub):
     assert [len(soundfile.read(io.BytesIO(clip["bytes"]))[0]) for clip in row["audio"]] == [8_000, 8_000]
     assert row["messages"][0]["content"][0]["audio"] == {"bytes": content, "path": "a.wav"}
     card = DatasetCard.load(hub.repositories["datasets/me/set"] / "README.md")
-    assert "# By hand" in card.text and card.data.configs[0]["data_files"][0]["path"] == "data/train-*.parquet"
+    assert (
+        "# By hand" in card.text
+        and card.data.configs[0]["data_files"][0]["path"] == "data/train-00000-of-00001.parquet"
+    )
 
 
 def test_a_public_repository_does_not_get_private_data(folder, hub):
