@@ -102,7 +102,7 @@ def _write_part(part: Part, place: Path) -> tuple[str, tuple[Path, ...]]:
         files = [str(file) for file in part.files]
         rows = undecoded(datasets.load_dataset("parquet", data_files={"train": files}, split="train"))
     else:
-        rows = open_rows(part.source, with_seconds=False).remove_columns("row")
+        rows = open_rows(part.source, with_seconds=False, keep_others=True)
     stem = part.split if part.config == "default" else f"{part.config}-{part.split}"
     features = Features({name: _stored_kind(name, feature) for name, feature in rows.features.items()})
     embed = _Embed(part.files[0].parent)

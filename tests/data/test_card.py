@@ -247,6 +247,25 @@ def test_a_pushed_set_plays_where_it_is_loaded(folder, hub, tmp_path, capsys):
     assert all(str(tmp_path).encode() not in path.read_bytes() for path in pushed)
 
 
+@pytest.mark.parametrize("form", ["train.jsonl", "train.csv", "metadata.csv"])
+def test_a_push_keeps_all_columns(tmp_path, hub, form):
+    (folder,) = {write_clip(tmp_path / "mine" / name).parent for name in ("a.wav", "b.wav", "c.wav")}
+    row = {
+        "file_name" if form == "metadata.csv" else "audio": "a.wav",
+        "text": "go",
+        "id": "a7",
+        "row": "3",
+        "mood": "",
+    }
+    lines = [",".join(row), ",".join(row.values())]
+    (folder / form).write_text(json.dumps(row) if form == "train.jsonl" else "\n".join(lines))
+    write_card(folder)
+    push_folder(folder, "me/set")
+    (file,) = hub.repositories["datasets/me/set"].rglob("*.parquet")
+    (kept,) = Dataset.from_parquet(str(file)).remove_columns("audio")
+    assert (kept["id"], kept["row"], kept["mood"]) == ("a7", "3", "" if form == "train.jsonl" else None)
+
+
 def test_a_second_push_replaces_the_rows_of_the_first(folder, hub):
     write_card(folder)
     push_folder(folder, "me/set")
