@@ -30,7 +30,7 @@ class Part:
         config (`str`): `default`, or the name that `load_dataset` takes where the parts have other columns.
         split (`str`): as in `load_dataset`.
         pattern (`str`, *optional*): of the files, relative to the folder; None for a folder of clips with a
-            `metadata.csv` or `metadata.jsonl`, which `load_dataset` knows without it.
+            `metadata.csv`, `.jsonl` or `.parquet`, which `load_dataset` knows without it.
         files (`tuple[Path, ...]`): in order.
     """
 
@@ -103,6 +103,12 @@ def _parts(groups: dict[str, list[Path]], place: str) -> list[Part]:
         files = tuple(file for files in groups.values() for file in files)
         return [Part("default", "train", prefix + file_pattern("", files), files)]
     if "metadata" in groups:
+        metadata = groups["metadata"][0]
+        if others := [file.name for name, files in groups.items() if name != "metadata" for file in files]:
+            raise ValueError(
+                f"`{metadata.parent}` has {metadata.name}, whose rows are its clips, and other files of rows, "
+                f"{', '.join(others)}: move those to another folder."
+            )
         return [Part("default", "train", None, tuple(groups["metadata"]))]
     if len(groups) == 1:
         ((name, files),) = groups.items()

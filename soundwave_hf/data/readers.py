@@ -2,7 +2,7 @@
 
 `datasets` reads these too. But it needs torchcodec for tars and audio folders, it guesses types (a transcript "null"
 in a CSV becomes a missing value), and it does not say which line of which file a row came from. It is used for Parquet
-and Arrow.
+and Arrow, but for the metadata of an audio folder.
 """
 
 import csv
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import fsspec
+from pyarrow import ArrowInvalid
+from pyarrow.parquet import ParquetFile
 
 
 KINDS = {
@@ -24,7 +26,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aiff", ".aif", ".au", ".wma"),
 )
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def kind_of(path: str) -> str | None:
@@ -42,7 +44,7 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
 
     Raises: `FileNotFoundError`; `ValueError` for a line that is not a row, and a file without rows.
     """
-    read = {"json": read_json, "csv": _read_csv, "webdataset": _read_tar}[kind]
+    read = {"json": read_json, "csv": _read_csv, "parquet": _read_parquet, "webdataset": _read_tar}[kind]
     number = 0
     try:
         for named in read(path):
@@ -56,6 +58,8 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
         ) from error
     except csv.Error as error:
         raise ValueError(f"`{path}` cannot be read as CSV after row {number}: {error}.") from error
+    except ArrowInvalid as error:
+        raise ValueError(f"`{path}` cannot be read as Parquet after row {number}: {error}.") from error
     except tarfile.TarError as error:
         raise ValueError(f"`{path}` cannot be read as a tar after clip {number}: {error}.") from error
     if not number:
@@ -123,6 +127,12 @@ def number_fields(row: dict, name: str) -> dict:
         return {**row, "seconds": float(row["seconds"])}
     except ValueError:
         raise ValueError(f"{name} has `seconds` {row['seconds']!r}; expected a number.") from None
+
+
+def _read_parquet(path: str) -> Iterator[tuple[str, dict]]:
+    with fsspec.open(path, "rb").open() as file:
+        rows = (row for batch in ParquetFile(file).iter_batches() for row in batch.to_pylist())
+        yield from ((f"row {number} of `{path}`", row) for number, row in enumerate(rows))
 
 
 def _read_tar(path: str) -> Iterator[tuple[str, dict]]:

@@ -147,6 +147,15 @@ def test_parts_with_other_columns_are_configs(tmp_path):
     assert load_dataset(str(tmp_path), "chat", split="train")["answer"][:] == ["4"]
 
 
+def test_files_beside_the_metadata_of_clips_are_refused(tmp_path):
+    for name in ("metadata.csv", "test.jsonl"):
+        (tmp_path / name).write_text("file_name,text\na.wav,go\n")
+    with pytest.raises(
+        ValueError, match="metadata.csv, whose rows are its clips, and other files of rows, test.jsonl"
+    ):
+        find_parts(tmp_path)
+
+
 def test_files_of_one_split_are_not_read_for_another(tmp_path):
     for name in ("train-00000", "train-00001", "train-held_out", "test"):
         write_lines(tmp_path / f"{name}.jsonl", [{"question": "Where?", "answer": name}])

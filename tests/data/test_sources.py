@@ -23,6 +23,7 @@ from soundwave_hf.data.check import check_clips, check_source, describe_bad_clip
 from soundwave_hf.data.clean.parts import open_parts
 from soundwave_hf.data.each_row import each_row
 from soundwave_hf.data.lengths import many_seconds
+from soundwave_hf.data.prepared import find_parts
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
 from soundwave_hf.data.sources import digest_source, list_sources, looks_local, open_rows, open_streams
 from soundwave_hf.data.streams import EVERY_ROW
@@ -138,6 +139,18 @@ def test_a_list_of_sources_is_one_behind_the_other_and_counts_by_source(data):
     assert all(clip["bytes"] or Path(clip["path"]).is_file() for clip in rows["audio"])
     opened = open_streams([source for source in sources if not isinstance(source, str)], by_task=True)
     assert opened.sizes == {"asr": 1, "mine": 3}
+
+
+def test_metadata_of_clips_may_be_parquet(tmp_path):
+    clips = [write_clip(tmp_path / f"{i}.wav", seconds) for i, seconds in enumerate(SECONDS)]
+    rows = Dataset.from_dict({"file_name": [clip.name for clip in clips], "text": TEXTS})
+    rows.to_parquet(tmp_path / "metadata.parquet")
+    found = open_rows(str(tmp_path))
+    assert (found["text"][:], found["seconds"][:]) == (TEXTS, SECONDS)
+    assert find_parts(tmp_path)[0].source == str(tmp_path)
+    (tmp_path / "metadata.parquet").write_text("no table")
+    with pytest.raises(ValueError, match="metadata.parquet` cannot be read as Parquet after row 0"):
+        open_rows(str(tmp_path))
 
 
 @pytest.mark.parametrize("form", ["rows.jsonl", "rows.parquet", "saved"])
