@@ -311,6 +311,37 @@ def test_messages_and_lists_of_clips_travel_too(tmp_path, hub):
     )
 
 
+def test_own_text_on_the_hub_stays(folder, hub):
+    there = hub.repositories["datasets/me/set"] = hub.writable / "datasets/me/set"
+    there.mkdir(parents=True)
+    (there / "README.md").write_text("---\ntags: [mine]\ndataset_info: {}\n---\n\nRead this first.\n")
+    write_card(folder)
+    push_folder(folder, "me/set")
+    (folder / "test.jsonl").unlink()
+    write_card(folder)
+    push_folder(folder, "me/set")
+    text = (there / "README.md").read_text()
+    card = DatasetCard(text)
+    assert text.count("Read this first.") == 1 and text.count("# mine") == 1
+    assert card.data.tags == ["audio", "speech", "mine"] and "dataset_info" not in card.data.to_dict()
+    assert [each["split"] for each in card.data.configs[0]["data_files"]] == ["train"]
+    (folder / "README.md").write_text(text)  # a user took it from the hub
+    push_folder(folder, "me/set")
+    assert DatasetCard.load(there / "README.md").text.count("Read this first.") == 1
+    with pytest.raises(ValueError, match="was not written by `data card`, and would be lost"):
+        write_card(folder)
+
+
+def test_text_on_the_hub_that_would_be_lost_stops_the_push(folder, hub):
+    write_card(folder)
+    push_folder(folder, "me/set")
+    page = hub.repositories["datasets/me/set"] / "README.md"
+    page.write_text(page.read_text().replace("## Sources", "## My sources"))
+    with pytest.raises(ValueError, match="README.md of `me/set` was edited between the marks .* or delete that file"):
+        push_folder(folder, "me/set")
+    assert "## My sources" in page.read_text() and len(hub.commits) == 1
+
+
 def test_a_public_repository_does_not_get_private_data(folder, hub):
     write_card(folder)
     push_folder(folder, "me/set")
