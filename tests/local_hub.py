@@ -246,10 +246,8 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 path.unlink()
         self.server.commits.append((name, revision))
-        oid = COMMIT
-        if not name.startswith("datasets/"):
-            oid = hashlib.sha1(f"{name} {len(self.server.commits)}".encode()).hexdigest()
-            self.server.heads[name, revision], self.server.revision_of[oid] = oid, revision
+        oid = hashlib.sha1(f"{name} {len(self.server.commits)}".encode()).hexdigest()
+        self.server.heads[name, revision], self.server.revision_of[oid] = oid, revision
         answer = {"success": True, "commitOid": oid, "commitUrl": f"{self.server.address}/{name}/commit/{oid}", **pull}
         self.answer(200, json.dumps(answer).encode())
 

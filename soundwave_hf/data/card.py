@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..atomic import atomic_file
+from ..publish.card_parts import Card, read_card
 from ..secret_values import refuse_secrets
 from .licenses import check_license, is_non_commercial, license_fields
 from .prepared import Part, files_digest, find_parts, read_report
@@ -132,7 +133,7 @@ def write_card(folder: str | os.PathLike, facts: CardFacts | None = None) -> Pat
     refuse_secrets(dataclasses.asdict(facts), "the card")
     path = folder / CARD
     parts = find_parts(folder)
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
+    if path.is_file() and not _is_written(read_card(path.read_text(encoding="utf-8"), f"`{path}`")):
         raise ValueError(
             f"`{path}` was not written by `data card`, and would be lost: move it, and add its text later."
         )
@@ -143,6 +144,11 @@ def write_card(folder: str | os.PathLike, facts: CardFacts | None = None) -> Pat
     with atomic_file(path) as part:
         part.write_text(str(_card(folder, facts, stats)), encoding="utf-8")
     return path
+
+
+def _is_written(card: Card) -> bool:
+    """Whether all of a card's text is from here. `data push` marks it, and keeps a user's text around it."""
+    return MARK in card.own if card.block is None else MARK in card.block and not card.own
 
 
 def _counted(sources: Sequence[DataSource], stats: Iterable[DataStats]) -> tuple[DataSource, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -16,8 +17,8 @@ from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
 from ..processing.sources_soundwave import without_secrets
 from .locate import files_of
-from .rows import at_folder, clips_of
-from .sources import open_rows
+from .rows import COLUMNS, at_folder, clips_of
+from .sources import open_rows, with_label_names
 
 
 RATE = 16_000  # Hz, of the encoder
@@ -147,6 +148,8 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
     _check_request(source, skip_to, max_seconds)
     # `with_seconds=False`: a missing clip is then listed below and does not stop the check.
     rows = open_rows(source, columns, with_seconds=False, keep_others=skip_to is not None)
+    if skip_to is not None and Path(skip_to).suffix == ".jsonl":
+        _refuse_bytes(rows)
     if skip_to is None:
         bad = find_bad_clips(rows, max_seconds)
         print(describe_bad_clips(bad, len(rows)), flush=True)
@@ -154,7 +157,7 @@ def check_source(source, columns: Mapping | None, skip_to: str | None, max_secon
     kept, bad = check_clips(rows, skip=True, max_seconds=max_seconds)
     if not bad:
         print(describe_bad_clips(bad, len(rows)), flush=True)
-    _write_rows(kept.remove_columns("row"), Path(skip_to))
+    _write_rows(kept, Path(skip_to))
     print(f"{len(kept)} rows are in {skip_to}.", flush=True)
     return bad
 
@@ -171,28 +174,46 @@ def _check_request(source, skip_to: str | None, max_seconds: float | None):
         raise ValueError(f"`--max-seconds` is {max_seconds:g}; give a number over 0.")
 
 
+def _refuse_bytes(rows: Dataset):
+    """Raises: `ValueError` that names a column with bytes, which JSON cannot hold."""
+    for name in rows.column_names:
+        tables = rows.select_columns(name).with_format("arrow").iter(256)
+        if any(_holds_bytes(table[name].combine_chunks()) for table in tables):
+            others = "" if name in COLUMNS else f", or leave the column out with `--columns '{{{name}: null}}'`"
+            raise ValueError(
+                f"The rows contain bytes in `{name}`, and JSON cannot hold those: give `--skip` a file that ends in "
+                f".parquet{others}."
+            )
+
+
+def _holds_bytes(values: pa.Array) -> bool:
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        return values.null_count < len(values)
+    if hasattr(values.type, "value_type"):
+        return _holds_bytes(values.flatten())
+    return pa.types.is_struct(values.type) and any(_holds_bytes(values.field(each.name)) for each in values.type)
+
+
 def _write_rows(rows: Dataset, path: Path):
     if path.suffix == ".parquet":
         with atomic_file(path) as part:
             rows.to_parquet(part)
         return
     with atomic_file(path) as part, open(part, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({key: _as_json(value) for key, value in row.items() if value is not None}) + "\n")
+        for row in with_label_names(rows):
+            values = {key: _as_json(value, key in ("audio", "messages")) for key, value in row.items()}
+            values = {key: value for key, value in values.items() if value is not None}
+            file.write(json.dumps(values, default=str) + "\n")  # dates as text, as in `data clean`
 
 
-def _as_json(value):
+def _as_json(value, holds_clips: bool):
     """A row's value for JSON: without null keys, and with paths in place of clips."""
     if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            raise ValueError(
-                "The rows contain their clips, and JSON cannot hold those: give `--skip` a file that ends in .parquet."
-            )
-        if set(value) <= {"bytes", "path"}:
+        if holds_clips and {"path"} <= set(value) <= {"bytes", "path"}:
             return at_folder(value["path"], os.getcwd())
-        return {key: _as_json(inner) for key, inner in value.items() if inner is not None}
+        return {key: _as_json(inner, holds_clips) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_as_json(inner) for inner in value]
+        return [_as_json(inner, holds_clips) for inner in value]
     return value
 
 

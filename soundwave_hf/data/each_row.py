@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from .cuts import Cutter
 from .locate import OWN_KINDS, find, folder_of, list_sources
 from .named_rows import own_rows, undecoded, under_our_names, with_constants
-from .rows import at_folder
+from .rows import row_at_folder
 from .streams import library_stream
 from .tables import open_rows
 
@@ -21,7 +21,7 @@ def each_row(source, columns: Mapping | None = None) -> Iterator[tuple[str, dict
     for each in list_sources(source, columns):
         found = find(each)
         if found.has_parts:
-            rows = open_rows(each, with_seconds=False).remove_columns("row")
+            rows = open_rows(each, with_seconds=False, keep_others=True)
             yield from ((f"row {index} of `{each.path}`", row) for index, row in enumerate(rows))
         elif found.kind in OWN_KINDS:
             yield from own_rows(found.files, found.kind, each, cut=False)
@@ -29,9 +29,7 @@ def each_row(source, columns: Mapping | None = None) -> Iterator[tuple[str, dict
             stream, folder = library_stream(found)[0], folder_of(found)
             stream = under_our_names(undecoded(stream), each, keep_others=True)
             for index, row in enumerate(stream):
-                if folder is not None and row.get("audio") is not None:
-                    row = {**row, "audio": at_folder(row["audio"], folder)}
-                yield f"row {index} of `{each.path}`", with_constants(row, each)
+                yield f"row {index} of `{each.path}`", with_constants(row_at_folder(row, folder), each)
 
 
 def is_segment(clip) -> bool:

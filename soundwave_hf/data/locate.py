@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -160,8 +160,8 @@ def find(source: Source) -> Found:
     if source.layout is not None:
         return _find_layout(source)
     if path.is_dir() and (path / "dataset_dict.json").is_file():
-        names = datasets.load_from_disk(str(path)).keys()
-        return Found(source, "saved", _arrow_files(path), _choose_split(source, list(names)))
+        splits = {name: _arrow_files(path / name) for name in datasets.load_from_disk(str(path))}
+        return Found(source, "saved", _arrow_files(path), _choose_split(source, list(splits)), splits=splits)
     if path.is_dir() and (path / "state.json").is_file():
         return Found(source, "saved", _arrow_files(path), _choose_split(source, ["train"]))
     if path.is_file() or FILES_IN_ORDER.search(source.path) or kind_of(source.path):
@@ -174,8 +174,7 @@ def _find_layout(source: Source) -> Found:
     split = _choose_split(source, list(splits))
     # Whether rows are cut is asked of all splits: `split` may name several.
     cuts = any(find_layout(source.layout).cuts(files) for files in splits.values())
-    named = {part.partition("[")[0].strip() for part in split.split("+")}
-    files = tuple(file for name, files in splits.items() if name in named or "all" in named for file in files)
+    files = tuple(file for name in splits_of(split, splits) for file in splits[name])
     return Found(source, "recordings" if cuts else "layout", files, split, splits=splits)
 
 
@@ -232,7 +231,7 @@ def _find_built(source: Source) -> Found:
     split = _choose_split(source, list(by_split) or [str(split) for split in builder.info.splits or []])
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in OWN_KINDS:
-        return Found(source, "library", by_split.get(split, ()), split, builder)
+        return Found(source, "library", by_split.get(split, ()), split, builder, by_split)
     return Found(source, kind, by_split.get(split, ()), split, builder, by_split)
 
 
@@ -252,14 +251,22 @@ def _choose_split(source: Source, names: list[str]) -> str:
     return "train" if "train" in names or not names else names[0]
 
 
+def splits_of(split: str, names: Iterable[str]) -> list[str]:
+    """The splits that are read for `train`, `train[:10%]+validation` or `all`."""
+    named = {part.partition("[")[0].strip() for part in split.split("+")}
+    return [name for name in names if name in named or "all" in named]
+
+
 def _arrow_files(folder: Path) -> tuple[str, ...]:
-    return tuple(str(file) for file in sorted(folder.rglob("*.arrow")))
+    files = sorted(folder.rglob("*.arrow"))
+    return tuple(str(file) for file in files if not file.name.startswith("cache-"))  # `map` leaves those there
 
 
-def folder_of(found: Found) -> str | None:
-    """The folder of a source's local files, where relative paths begin."""
-    local = found.files and "://" not in found.files[0]
-    return os.path.dirname(os.path.abspath(found.files[0])) if local else None
+def folder_of(found: Found, split: str | None = None) -> str | None:
+    """The folder of a source's local files, where relative paths begin. Args: split: by default that of `found`."""
+    files = found.splits.get(split or found.split) or found.files
+    local = files and "://" not in files[0]
+    return os.path.dirname(os.path.abspath(files[0])) if local else None
 
 
 # ---- digests: have the data changed? ----
@@ -320,6 +327,8 @@ __all__ = [
     "files_of",
     "find",
     "find_files",
+    "folder_of",
     "list_sources",
     "looks_local",
+    "splits_of",
 ]

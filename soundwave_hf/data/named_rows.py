@@ -1,17 +1,19 @@
 """Rows of one source with our column names, from `readers` or from `datasets`."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from .cuts import Cutter
 from .layouts import find_layout
 from .lengths import with_seconds
-from .locate import Found, Source, folder_of
-from .readers import number_fields, read_audio_folder, read_file
-from .rows import COLUMNS, TEXTS, RowCheck, at_folder, rename, stored_messages, suggest_columns
+from .locate import Found, Source, folder_of, splits_of
+from .readers import METADATA_FILES, is_clip, number_fields, read_file, read_metadata
+from .rows import COLUMNS, TEXTS, RowCheck, at_folder, rename, row_at_folder, stored_messages, suggest_columns
 
 
 # ---- files that `readers` reads ----
@@ -23,7 +25,7 @@ def own_rows(files: Sequence[str], kind: str, source: Source, cut: bool = True) 
     Args: cut: whether segments of recordings are cut; otherwise `audio` holds `path`, `start`, `end` and `channel`.
     """
     if kind == "audiofolder":
-        named = read_audio_folder(files)
+        named = _folder_rows(files, source.columns)
     elif kind in ("layout", "recordings"):
         named = layout_rows(files, source.layout, cut)
     else:
@@ -36,7 +38,7 @@ def own_rows(files: Sequence[str], kind: str, source: Source, cut: bool = True) 
             row = row if kind in ("json", "layout", "recordings") else number_fields(row, name)
         yield name, row
     if seen:
-        refuse_unseen(source, seen)
+        refuse_unseen(source.columns, seen, source.path)
 
 
 def layout_rows(files: Sequence[str], layout: str, cut: bool) -> Iterator[tuple[str, dict]]:
@@ -56,15 +58,28 @@ def layout_rows(files: Sequence[str], layout: str, cut: bool) -> Iterator[tuple[
         raise ValueError(f"`{files[0]}` is empty: it needs at least one clip.")
 
 
+def _folder_rows(files: Sequence[str], columns: Mapping) -> Iterator[tuple[str, dict]]:
+    """Rows of an audio folder: those of its metadata, or without one a row for each clip."""
+    tables = [path for path in files if os.path.basename(path) in METADATA_FILES]
+    for table in tables:
+        yield from _at_folder(read_metadata(table), table, columns)
+    if not tables:
+        yield from ((f"`{path}`", {"audio": path}) for path in files if is_clip(path))
+
+
 def _read_at_folder(file: str, kind: str, columns: Mapping) -> Iterator[tuple[str, dict]]:
+    named = read_file(file, kind)
+    return named if kind == "webdataset" else _at_folder(named, file, columns)
+
+
+def _at_folder(named: Iterable[tuple[str, dict]], file: str, columns: Mapping) -> Iterator[tuple[str, dict]]:
+    """Rows whose relative clip paths begin in the folder of the file that names them."""
     folder = os.path.dirname(file if "://" in file else os.path.abspath(file))
     audio = next((theirs for theirs, ours in columns.items() if ours == "audio"), "audio")
     messages = next((theirs for theirs, ours in columns.items() if ours == "messages"), "messages")
-    for name, row in read_file(file, kind):
-        if isinstance(row, dict) and row.get(audio) is not None and kind != "webdataset":
-            clips = row[audio]
-            whole = [at_folder(c, folder) for c in clips] if isinstance(clips, list) else at_folder(clips, folder)
-            row = {**row, audio: whole}
+    for name, row in named:
+        if isinstance(row, dict) and row.get(audio) is not None:
+            row = {**row, audio: at_folder(row[audio], folder)}
         if isinstance(row, dict) and row.get(messages) is not None:
             row = {**row, messages: _stored(row[messages], folder, name)}
         yield name, row
@@ -84,13 +99,24 @@ def with_constants(row: dict, source: Source) -> dict:
     return row
 
 
-def refuse_unseen(source: Source, names: Sequence[str]):
+def with_constant_columns(rows: Dataset, source: Source) -> Dataset:
+    """Like `with_constants`, for a table. A column that is no text stays: the check of the rows names it."""
+    for key in ("source", "task"):
+        value = getattr(source, key)
+        if value is None or rows.features.get(key, Value("null")) not in map(
+            Value, ("null", "string", "large_string")
+        ):
+            continue
+        given = rows[key][:] if key in rows.column_names else [None] * len(rows)
+        rows = _with_column(rows, key, [value if each is None else each for each in given], Value("string"))
+    return rows
+
+
+def refuse_unseen(columns: Mapping, names: Iterable[str], path: str):
     """Raises: `ValueError` if `columns` maps a column that is not among the names."""
-    for theirs in source.columns:
+    for theirs in columns:
         if theirs not in names:
-            raise ValueError(
-                f"`columns` maps `{theirs}`, and `{source.path}` has no such column: it has {sorted(names)}."
-            )
+            raise ValueError(f"`columns` maps `{theirs}`, and `{path}` has no such column: it has {sorted(names)}.")
 
 
 def checked_rows(found: Found, check: RowCheck) -> Iterator[tuple[str, dict]]:
@@ -121,47 +147,71 @@ def tar_rows(
 
 
 def under_our_names(rows, source: Source, keep_others: bool = False):
-    """A `Dataset` or stream with our column names.
+    """A `Dataset` or stream with our column names, which training can use.
 
-    Args: keep_others: whether to keep the columns that are not among `COLUMNS`.
+    Args:
+        keep_others: whether to keep the columns that are not among `COLUMNS`.
+
+    Raises: `ValueError` if it lacks a column; the errors of `renamed`.
     """
-    names = rows.column_names
-    if names is None:  # a stream without column names
-        names = list(next(iter(rows), {}))
-    refuse_unseen(source, names)
-    dropped = [theirs for theirs, ours in source.columns.items() if ours is None]
-    pairs = {theirs: ours for theirs, ours in source.columns.items() if ours is not None and ours != theirs}
-    kept = [name for name in names if name not in dropped]
-    if clash := [ours for ours in pairs.values() if ours in kept and ours not in pairs]:
+    there = names_of(rows)
+    rows = renamed(rows, source.columns, source.path)
+    names = names_of(rows)
+    known = [name for name in names if name in COLUMNS]
+    refuse_missing(source, [name for name in there if source.columns.get(name, name) is not None], known)
+    return with_label_names(rows.select_columns(names if keep_others else known), ("text", *TEXTS))
+
+
+def names_of(rows) -> list[str]:
+    """The columns of a `Dataset` or stream."""
+    return list(next(iter(rows), {})) if rows.column_names is None else rows.column_names
+
+
+def renamed(rows, columns: Mapping[str, str | None], path: str):
+    """A `Dataset` or stream with other column names, without the columns that are mapped to null.
+
+    Args: path: what errors call the rows.
+
+    Raises: `ValueError` for a mapping of a column that is not there, or to a name that another column has.
+    """
+    names = names_of(rows)
+    refuse_unseen(columns, names, path)
+    dropped = [theirs for theirs, ours in columns.items() if ours is None]
+    pairs = {theirs: ours for theirs, ours in columns.items() if ours is not None and ours != theirs}
+    if clash := [ours for ours in pairs.values() if ours in names and ours not in (*dropped, *pairs)]:
         raise ValueError(
-            f"`{source.path}` has a column `{clash[0]}`, and `columns` maps another one to that name: add "
+            f"`{path}` has a column `{clash[0]}`, and `columns` maps another one to that name: add "
             f"`{clash[0]}: null`, which leaves that column out."
         )
     rows = rows.remove_columns(dropped) if dropped else rows
-    rows = rows.rename_columns(pairs) if pairs else rows
-    renamed = [pairs.get(name, name) for name in kept]
-    known = [name for name in renamed if name in COLUMNS]
-    refuse_missing(source, kept, known)
-    return _with_label_names(rows.select_columns(renamed if keep_others else known))
+    return rows.rename_columns(pairs) if pairs else rows
 
 
-def _with_label_names(rows):
-    """A `Dataset` or stream with names of labels, in place of their numbers, where we expect text."""
-    kinds = {name: kind for name, kind in (rows.features or {}).items() if name in ("text", *TEXTS)}
-    kinds = {name: kind for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
+def with_label_names(rows, names: Sequence[str] | None = None):
+    """A `Dataset` or stream with names of labels in place of their numbers.
+
+    Args: names: of the columns; by default all.
+    """
+    kinds = {name: kind for name, kind in (rows.features or {}).items() if isinstance(kind, ClassLabel)}
+    kinds = {name: kind for name, kind in kinds.items() if names is None or name in names}
     if not kinds:
         return rows
     if isinstance(rows, Dataset):  # a map would copy the clips
-        named = {name: _names_of(rows[name], kind) for name, kind in kinds.items()}
-        order = rows.column_names
-        rows = rows.remove_columns(list(named))
-        for name, values in named.items():
-            rows = rows.add_column(name, values, feature=Value("string"))
-        return rows.select_columns(order)
+        for name, kind in kinds.items():
+            rows = _with_column(rows, name, _names_of(rows[name], kind), Value("string"))
+        return rows
     features = Features({**rows.features, **dict.fromkeys(kinds, Value("string"))})
     return rows.map(
         lambda row: {name: _names_of([row[name]], kind)[0] for name, kind in kinds.items()}, features=features
     )
+
+
+def _with_column(rows: Dataset, name: str, values: list, kind) -> Dataset:
+    """A table with other values in a column, which stands last if it is new."""
+    order = list(dict.fromkeys([*rows.column_names, name]))
+    rows = rows.add_column(f"new {name}", values, feature=kind)  # before the old one goes: without columns are no rows
+    rows = rows.remove_columns([each for each in order if each == name and each in rows.column_names])
+    return rows.rename_column(f"new {name}", name).select_columns(order)
 
 
 def _names_of(numbers, kind: ClassLabel) -> list[str | None]:
@@ -182,20 +232,35 @@ def missing_columns(names: Collection[str]) -> list[str]:
     return missing + ([] if {"text", "answer", "messages"} & {*names} else ["text"])
 
 
-def with_places(rows: Dataset, found: Found) -> Dataset:
-    """Rows whose relative clip paths begin in the folder of the source's files. Clips inside the rows stay."""
-    folder = folder_of(found)
-    if folder is None or not _are_paths((rows.features or {}).get("audio")):
+def _with_places(rows: Dataset, folder: str | None) -> Dataset:
+    """Rows whose relative clip paths begin in a folder. If all clips are inside the rows, nothing is copied."""
+    names = [name for name in ("audio", "messages") if name in rows.column_names]
+    if folder is None or not names or not _names_files(rows.select_columns(names), folder):
         return rows
-    return rows.map(lambda row: {"audio": at_folder(row["audio"], folder)})
+    return rows.map(
+        lambda row: row_at_folder({name: row[name] for name in names}, folder), features=Features(rows.features)
+    )
 
 
-def _are_paths(kind) -> bool:
-    if isinstance(kind, List):
-        return _are_paths(kind.feature)
-    if isinstance(kind, Mapping):
-        return "path" in kind and "bytes" not in kind
-    return kind in (Value("string"), Value("large_string"))
+def _names_files(rows: Dataset, folder: str) -> bool:
+    """Whether a clip is a path, and not inside its row."""
+    if "audio" in rows.column_names:
+        tables = rows.select_columns("audio").with_format("arrow").iter(256)
+        if any(_is_named(clips) for table in tables for clips in table["audio"].chunks):  # no bytes are copied
+            return True
+    messages = rows["messages"] if "messages" in rows.column_names else []
+    return any(row_at_folder({"messages": each}, folder)["messages"] != each for each in messages)
+
+
+def _is_named(clips: pa.Array) -> bool:
+    if hasattr(clips.type, "value_type"):
+        return _is_named(clips.flatten())
+    if not pa.types.is_struct(clips.type):
+        return pa.types.is_string(clips.type) or pa.types.is_large_string(clips.type)
+    fields = {field.name: clips.field(field.name) for field in clips.type}
+    named = fields["path"].is_valid() if "path" in fields else pa.array([], pa.bool_())
+    named = pc.and_(named, fields["bytes"].is_null()) if {"path", "bytes"} <= fields.keys() else named
+    return bool(pc.any(named).as_py())
 
 
 def undecoded(rows):
@@ -226,23 +291,42 @@ def parts_of(splits: Mapping[str, Dataset], split: str) -> Dataset:
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
 
-def load_saved(found: Found) -> Dataset:
-    """Rows of a folder that `save_to_disk` wrote."""
-    loaded = datasets.load_from_disk(found.source.path)
-    return parts_of(loaded if isinstance(loaded, DatasetDict) else {"train": loaded}, found.split)
+def library_rows(found: Found, change: Callable[[Dataset], Dataset]) -> Dataset:
+    """Rows that the library loads, with undecoded clips. Relative paths begin in the folder of their split.
+
+    Args: change: what is done to the rows of each split, such as renaming their columns.
+    """
+    splits = library_splits(found)
+    whole = {
+        name: _with_places(change(undecoded(splits[name])), folder_of(found, name))
+        for name in splits_of(found.split, splits)
+    }
+    return whole[found.split] if found.split in whole else parts_of(whole, found.split)
+
+
+def library_splits(found: Found) -> Mapping[str, Dataset]:
+    """All splits that `save_to_disk` wrote, or that a builder makes."""
+    if found.kind == "saved":
+        loaded = datasets.load_from_disk(found.source.path)
+        return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    found.builder.download_and_prepare()
+    return found.builder.as_dataset()
 
 
 __all__ = [
     "checked_rows",
     "missing_columns",
     "layout_rows",
-    "load_saved",
+    "library_rows",
+    "library_splits",
     "own_rows",
     "parts_of",
     "refuse_unseen",
+    "renamed",
     "tar_rows",
     "under_our_names",
     "undecoded",
+    "with_constant_columns",
     "with_constants",
-    "with_places",
+    "with_label_names",
 ]

@@ -30,7 +30,7 @@ class Part:
         config (`str`): `default`, or the name that `load_dataset` takes where the parts have other columns.
         split (`str`): as in `load_dataset`.
         pattern (`str`, *optional*): of the files, relative to the folder; None for a folder of clips with a
-            `metadata.csv` or `metadata.jsonl`, which `load_dataset` knows without it.
+            `metadata.csv`, `.jsonl` or `.parquet`, which `load_dataset` knows without it.
         files (`tuple[Path, ...]`): in order.
     """
 
@@ -98,33 +98,55 @@ def _parts(groups: dict[str, list[Path]], place: str) -> list[Part]:
     for name, files in groups.items():
         if len(endings := {file.suffix for file in files}) > 1:
             raise ValueError(f"`{files[0].parent}` has `{name}` as {', '.join(sorted(endings))}: keep one of them.")
+    prefix = f"{place}/" if place else ""
     if place == KEPT:  # one file for each block that was judged
         files = tuple(file for files in groups.values() for file in files)
-        return [Part("default", "train", f"{KEPT}/*{files[0].suffix}", files)]
+        return [Part("default", "train", prefix + file_pattern("", files), files)]
     if "metadata" in groups:
+        metadata = groups["metadata"][0]
+        if others := [file.name for name, files in groups.items() if name != "metadata" for file in files]:
+            raise ValueError(
+                f"`{metadata.parent}` has {metadata.name}, whose rows are its clips, and other files of rows, "
+                f"{', '.join(others)}: move those to another folder."
+            )
         return [Part("default", "train", None, tuple(groups["metadata"]))]
-    patterns = {name: _pattern(name, files) for name, files in groups.items()}
-    prefix = f"{place}/" if place else ""
     if len(groups) == 1:
         ((name, files),) = groups.items()
         split = name if name in SPLIT_NAMES[1:-1] else "train"
-        return [Part("default", split, prefix + patterns[name], tuple(files))]
+        return [Part("default", split, prefix + file_pattern(name, files), tuple(files))]
+    words = {_word(name): name for name in groups}
+    if twice := [name for name in groups if words[_word(name)] != name]:
+        files = f"`{twice[0]}` and `{words[_word(twice[0])]}`"
+        raise ValueError(f"The files {files} would both be called `{_word(twice[0])}`: rename one of them.")
     same = len({frozenset(_columns(files[0])) for files in groups.values()}) == 1
     return [
         Part(
             "default" if same else _word(name),
             _word(name) if same else "train",
-            prefix + patterns[name],
+            prefix + file_pattern(name, files),
             tuple(files),
         )
         for name, files in groups.items()
     ]
 
 
-def _pattern(name: str, files: list[Path]) -> str:
-    if len(files) == 1:
+def file_pattern(name: str, files: Sequence[Path]) -> str:
+    """A pattern that these files match, and no other file of their folder. Args: name: how all of them begin.
+
+    Raises: `ValueError` if there is none.
+    """
+    if len(files) == 1 and name:
         return files[0].name
-    return f"{name}{files[0].name[len(name)]}*{files[0].suffix}"  # `-` or `_` before the number
+    mark = files[0].name[len(name)] if name else ""  # `-` or `_` before the number
+    numbered = re.sub(r"\d", "[0-9]", files[0].name[len(name) :])
+    for pattern in (f"{name}{mark}*{files[0].suffix}", name + numbered):
+        found = [file for file in files[0].parent.glob(pattern) if not file.name.startswith(".")]
+        if sorted(found) == sorted(files):
+            return pattern
+    raise ValueError(
+        f"No pattern matches the files of `{name or KEPT}` in `{files[0].parent}` alone, such as "
+        f"`{files[0].name}` and `{files[-1].name}`: number them all in one way (`{name or 'rows'}-00000.jsonl`)."
+    )
 
 
 def _word(name: str) -> str:
@@ -173,4 +195,4 @@ def read_report(folder: str | os.PathLike) -> dict:
     return report if isinstance(report, dict) else {}
 
 
-__all__ = ["BUILT", "HUB_DATA", "KEPT", "REPORT", "Part", "files_digest", "find_parts", "read_report"]
+__all__ = ["BUILT", "HUB_DATA", "KEPT", "REPORT", "Part", "file_pattern", "files_digest", "find_parts", "read_report"]

@@ -2,20 +2,19 @@
 
 `datasets` reads these too. But it needs torchcodec for tars and audio folders, it guesses types (a transcript "null"
 in a CSV becomes a missing value), and it does not say which line of which file a row came from. It is used for Parquet
-and Arrow.
+and Arrow, but for the metadata of an audio folder.
 """
 
 import csv
 import json
-import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import fsspec
-
-from .rows import at_folder
+from pyarrow import ArrowInvalid
+from pyarrow.parquet import ParquetFile
 
 
 KINDS = {
@@ -27,7 +26,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aiff", ".aif", ".au", ".wma"),
 )
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def kind_of(path: str) -> str | None:
@@ -35,12 +34,17 @@ def kind_of(path: str) -> str | None:
     return KINDS.get(_suffix(path))
 
 
+def is_clip(path: str) -> bool:
+    """Whether a file is a recording, by its ending."""
+    return _suffix(path) in AUDIO_SUFFIXES
+
+
 def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
     """Rows of one file, each with the name that errors use ("line 3 of `train.csv`"); paths are not changed.
 
     Raises: `FileNotFoundError`; `ValueError` for a line that is not a row, and a file without rows.
     """
-    read = {"json": read_json, "csv": _read_csv, "webdataset": _read_tar}[kind]
+    read = {"json": read_json, "csv": _read_csv, "parquet": _read_parquet, "webdataset": _read_tar}[kind]
     number = 0
     try:
         for named in read(path):
@@ -54,6 +58,8 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
         ) from error
     except csv.Error as error:
         raise ValueError(f"`{path}` cannot be read as CSV after row {number}: {error}.") from error
+    except ArrowInvalid as error:
+        raise ValueError(f"`{path}` cannot be read as Parquet after row {number}: {error}.") from error
     except tarfile.TarError as error:
         raise ValueError(f"`{path}` cannot be read as a tar after clip {number}: {error}.") from error
     if not number:
@@ -123,6 +129,12 @@ def number_fields(row: dict, name: str) -> dict:
         raise ValueError(f"{name} has `seconds` {row['seconds']!r}; expected a number.") from None
 
 
+def _read_parquet(path: str) -> Iterator[tuple[str, dict]]:
+    with fsspec.open(path, "rb").open() as file:
+        rows = (row for batch in ParquetFile(file).iter_batches() for row in batch.to_pylist())
+        yield from ((f"row {number} of `{path}`", row) for number, row in enumerate(rows))
+
+
 def _read_tar(path: str) -> Iterator[tuple[str, dict]]:
     """Files whose names differ only in the ending make one row: `a.flac`, `a.txt` -> `{"flac": clip, "txt": text}`."""
     row, last = {}, None
@@ -154,20 +166,12 @@ def _tar_fields(name: str, ending: str, content: bytes) -> dict:
     return {}
 
 
-def read_audio_folder(files: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of an audio folder, from `metadata.csv` or `metadata.jsonl` (`file_name` and other columns). Without these
-    files, each clip is a row."""
-    tables = [path for path in files if os.path.basename(path) in METADATA_FILES]
-    if not tables:
-        for path in files:
-            if _suffix(path) in AUDIO_SUFFIXES:
-                yield f"`{path}`", {"audio": path}
-        return
-    for table in tables:
-        for name, row in read_file(table, kind_of(table)):
-            if isinstance(row, dict) and row.get("file_name"):
-                row = {"audio": at_folder(row["file_name"], os.path.dirname(table))} | row
-            yield name, row
+def read_metadata(path: str) -> Iterator[tuple[str, dict]]:
+    """Like `read_file`, for the metadata of an audio folder: `audio` is the clip that `file_name` names."""
+    for name, row in read_file(path, kind_of(path)):
+        if isinstance(row, dict) and row.get("file_name"):
+            row = {"audio": row["file_name"]} | row
+        yield name, row
 
 
-__all__ = ["AUDIO_SUFFIXES", "KINDS", "kind_of", "number_fields", "read_audio_folder", "read_file", "read_json"]
+__all__ = ["AUDIO_SUFFIXES", "KINDS", "is_clip", "kind_of", "number_fields", "read_file", "read_json", "read_metadata"]

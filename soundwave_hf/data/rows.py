@@ -96,6 +96,23 @@ def at_folder(audio, folder: str | os.PathLike):
     return str(Path(folder) / text)
 
 
+def row_at_folder(row: Mapping, folder: str | os.PathLike | None) -> dict:
+    """A row whose relative clip paths begin in a folder, in `audio` and in `messages`; unchanged without a folder."""
+    places = {"audio": at_folder, "messages": _messages_at_folder}
+    there = {} if folder is None else {name: place for name, place in places.items() if row.get(name) is not None}
+    return {**row, **{name: place(row[name], folder) for name, place in there.items()}}
+
+
+def _messages_at_folder(messages, folder: str | os.PathLike):
+    if isinstance(messages, list | tuple):
+        return [_messages_at_folder(message, folder) for message in messages]
+    if not isinstance(messages, Mapping) or messages.get("type") == "text":
+        return messages
+    part = at_folder(messages, folder)  # a message, or a part of its content
+    part = part | {key: at_folder(part[key], folder) for key in ("audio", "url") if part.get(key) is not None}
+    return part | ({"content": _messages_at_folder(part["content"], folder)} if part.get("content") else {})
+
+
 # ---- checks ----
 
 
@@ -427,6 +444,7 @@ __all__ = [
     "clips_of",
     "conversation_of",
     "rename",
+    "row_at_folder",
     "stored_clip",
     "stored_messages",
     "suggest_columns",

@@ -17,7 +17,7 @@ from .locate import (
     list_sources,
     looks_local,
 )
-from .named_rows import undecoded
+from .named_rows import renamed, undecoded, with_label_names
 from .rows import transcripts_of
 from .streams import Streams, open_streams
 from .tables import check_rows, fill_seconds, lengths_of, open_rows
@@ -44,7 +44,9 @@ __all__ = [
     "looks_local",
     "open_rows",
     "open_streams",
+    "renamed",
     "row_seconds",
     "transcripts_with_language",
     "undecoded",
+    "with_label_names",
 ]

@@ -11,8 +11,8 @@ from pyarrow import ArrowInvalid
 from .layouts import find_layout
 from .lengths import with_seconds
 from .locate import HOLD_AUDIO, Found, Source, find, folder_of, list_sources
-from .named_rows import checked_rows, load_saved, own_rows, tar_rows, undecoded, under_our_names, with_constants
-from .rows import RowCheck, at_folder
+from .named_rows import checked_rows, library_splits, own_rows, tar_rows, undecoded, under_our_names, with_constants
+from .rows import RowCheck, row_at_folder
 
 
 EVERY_ROW = "every row"  # name of the stream if rows are not separated by task
@@ -142,7 +142,7 @@ def _add_unseen(opened: Streams, found: Found, by_task: bool, check: RowCheck):
 def library_stream(found: Found) -> tuple[Stream, int | None]:
     """The stream of a source that `datasets` reads, and its number of rows if that is known."""
     if found.kind == "saved":
-        rows = load_saved(found)
+        rows = library_splits(found)[found.split]
         return rows.to_iterable_dataset(num_shards=max(1, min(len(found.files), len(rows)))), len(rows)
     known = (found.builder.info.splits or {}).get(found.split)
     return found.builder.as_streaming_dataset(split=found.split), known.num_examples if known else None
@@ -159,9 +159,7 @@ class _Finish:
     def __call__(self, row: dict, index: int) -> dict:
         name = f"row {index} of `{self.source.path}`"
         self.check(row, name)
-        if self.folder is not None and row.get("audio") is not None:
-            row = {**row, "audio": at_folder(row["audio"], self.folder)}
-        return with_seconds(with_constants(row, self.source), name)
+        return with_seconds(with_constants(row_at_folder(row, self.folder), self.source), name)
 
 
 __all__ = ["EVERY_ROW", "UNKNOWN_SIZE", "Streams", "library_stream", "open_streams", "shards_of"]

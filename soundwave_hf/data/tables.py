@@ -11,17 +11,16 @@ from pyarrow import ArrowInvalid, ArrowTypeError
 
 from .layouts import find_layout
 from .lengths import file_key, many_seconds, row_seconds
-from .locate import HOLD_AUDIO, OWN_KINDS, Found, find, list_sources
+from .locate import HOLD_AUDIO, OWN_KINDS, Found, find, list_sources, splits_of
 from .named_rows import (
     checked_rows,
     layout_rows,
-    load_saved,
+    library_rows,
     missing_columns,
     parts_of,
     tar_rows,
-    undecoded,
     under_our_names,
-    with_places,
+    with_constant_columns,
 )
 from .rows import COLUMNS, TEXTS, RowCheck, check_repeat, clips_of, stored_clip, stored_messages
 
@@ -50,7 +49,7 @@ def open_rows(
         check: refuses rows; by default `RowCheck()`, which does not know the control tokens.
         home: folder with the cache of clip lengths.
         with_seconds: whether to read missing lengths from the clips' headers.
-        keep_others: whether to keep the columns that are not among `COLUMNS`.
+        keep_others: whether to keep the columns that are not among `COLUMNS`; there is no number in `row` then.
 
     Returns: rows with `audio` (an absolute path, or `{"path", "bytes"}`), `text`, `seconds`, those of the other
         `COLUMNS` that the data has, and `row`, the number of each row.
@@ -61,9 +60,7 @@ def open_rows(
     parts = [_load(find(each), options) for each in list_sources(source, columns)]
     rows = parts[0] if len(parts) == 1 else _join(parts)
     rows = _repeat(rows, repeat or {})
-    return rows.remove_columns([name for name in ("row",) if name in rows.column_names]).add_column(
-        "row", list(range(len(rows)))
-    )
+    return rows if keep_others else rows.add_column("row", list(range(len(rows))))
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,7 @@ def _load(found: Found, options: _Options) -> Dataset:
 
 def _load_parts(found: Found, options: _Options) -> Dataset:
     """Parts of splits, such as `train[:10%]+validation`, of files that `readers` reads."""
-    names = {part.partition("[")[0].strip() for part in found.split.split("+")}
-    names = found.splits.keys() if "all" in names else names
+    names = splits_of(found.split, found.splits)
     whole = {name: _load_split(found, found.splits[name], options) for name in names}
     return parts_of(whole, found.split)
 
@@ -201,17 +197,11 @@ def _as_stored(audio):
 
 def _library_rows(found: Found, keep_others: bool) -> Dataset:
     """Rows that the library loads, with our column names and undecoded clips."""
-    source = found.source
-    if found.kind == "saved":
-        rows = load_saved(found)
-    else:
-        found.builder.download_and_prepare()
-        rows = found.builder.as_dataset(split=found.split)
-    rows = under_our_names(undecoded(rows), source, keep_others)
-    for key in ("source", "task"):
-        if getattr(source, key) is not None and key not in rows.column_names:
-            rows = rows.add_column(key, [getattr(source, key)] * len(rows))
-    return with_places(rows, found)
+
+    def with_our_columns(rows: Dataset) -> Dataset:
+        return with_constant_columns(under_our_names(rows, found.source, keep_others), found.source)
+
+    return library_rows(found, with_our_columns)
 
 
 def _check_table(rows: Dataset, path: str, check: RowCheck):

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from ..data.manifest import read_rows
 from ..data.rows import RowCheck, rename
-from ..data.sources import Source, looks_local, open_rows, undecoded
+from ..data.sources import Source, looks_local, open_rows, renamed, undecoded, with_label_names
 from ..keys import read_yaml
 from ..paths import soundwave_home
 from .shipped import EXAMPLES
@@ -124,7 +124,7 @@ def open_source(source, columns: Mapping[str, str] | None) -> Iterable[dict]:
     No row is refused here: rows that cannot be scored are listed with the scores.
     """
     if isinstance(source, (Dataset, IterableDataset)):
-        return undecoded(source).rename_columns(dict(columns or {}))
+        return with_label_names(renamed(undecoded(source), columns or {}, "the data set"))
     if holds_rows(source):
         return [rename(row, columns or {}, f"row {number}") for number, row in enumerate(source)]
     return open_rows(source, columns, check=_drop_odd_texts, with_seconds=False)

@@ -7,7 +7,7 @@ written metadata, so that what a user adds there is told from it.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import yaml
@@ -114,13 +114,18 @@ def _without_template(text: str) -> str:
     return "" if all(FILLED_BY_LIBRARIES.fullmatch(line) for line in lines) else text
 
 
-def write_card(metadata: Mapping, block: str, own: Card | None = None) -> str:
-    """The text of a README.md. Args: own: the card whose metadata and own text stay."""
+def write_card(metadata: Mapping, block: str, own: Card | None = None, recorded: Iterable[str] = WRITTEN) -> str:
+    """The text of a README.md.
+
+    Args:
+        own: the card whose metadata and own text stay.
+        recorded: keys of the metadata that the next writing knows to be written, and not a user's.
+    """
     own = own or Card({})
     block = block.strip()
     front = yaml.safe_dump(dict(merge_metadata(own, metadata)), sort_keys=False, allow_unicode=True)
     begin = BEGIN.format(block=_digest(block), own=_digest(own.own))
-    record = {key: metadata[key] for key in WRITTEN if key in metadata}
+    record = {key: metadata[key] for key in recorded if key in metadata}
     record = json.dumps(record, ensure_ascii=False).replace(">", "\\u003e")
     marked = f"{begin}\n{block}\n{END}\n<!-- metadata that soundwave-hf wrote: {record} -->"
     parts = [own.before, marked, own.after]
@@ -168,25 +173,30 @@ def left_out_metadata(own: Card, written: Mapping) -> list[str]:
     return [key if key in MEASURED else f"{key}: {value}" for key, value in lost.items() if value not in (None, [])]
 
 
-def refuse_edited(card: Card, name: str):
+DROP = "drop it with `--replace-card`"  # what `push` can do with a user's text
+
+
+def refuse_edited(card: Card, name: str, way_out: str = DROP):
     """Raises: `ValueError` if somebody edited the text that this package writes."""
     if card.is_edited:
         raise ValueError(
             f"{name} was edited between the marks of soundwave-hf, and that text is written again: move your text "
-            "above or below the marks, or drop it with `--replace-card`."
+            f"above or below the marks, or {way_out}."
         )
 
 
-def join_own(remote: Card, own: Card, name: str) -> Card:
-    """The user's text and metadata of the folder and of the Hub. Args: name: of the file on the Hub, for errors.
+def join_own(remote: Card, own: Card, name: str, way_out: str = DROP) -> Card:
+    """The user's text and metadata of the folder and of the Hub.
+
+    Args: name: of the file on the Hub, for errors. way_out: what they say to do without its text.
 
     Raises: `ValueError` if both have text of their own, and that on the Hub is not that of an earlier push.
     """
-    refuse_edited(remote, name)
+    refuse_edited(remote, name, way_out)
     if remote.own and own.own and remote.own != own.own and not remote.is_as_written:
         raise ValueError(
-            f"{name} has text that the README.md of the folder lacks, and it would be lost: copy it there, or drop "
-            "it with `--replace-card`."
+            f"{name} has text that the README.md of the folder lacks, and it would be lost: copy it there, or "
+            f"{way_out}."
         )
     added = {key: value for key, value in remote.metadata.items() if key not in own.metadata}
     if not own.own:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from datasets import Audio, Dataset, load_dataset
+from datasets import Audio, ClassLabel, Dataset, load_dataset
 from huggingface_hub import DatasetCard
 from setuptools import find_namespace_packages
 
@@ -367,6 +367,19 @@ def test_a_csv_is_a_source(tmp_path):
     (tmp_path / "a.csv").write_text("path,sentence,mood\na.wav,Hi,sad\nb.wav,Ho,\n")
     rows = LabelledRows(str(tmp_path / "a.csv"), {"path": "audio", "sentence": "text", "mood": "emotion"})
     assert rows[0] == {"audio": str(tmp_path / "a.wav"), "text": "Hi", "emotion": "sad"} and "emotion" not in rows[1]
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_labels_are_asked_for_by_their_names(data, form):
+    rows = Dataset.from_list([{"audio": str(data / "speech-0.wav"), "emotion": 1, "sex": 0}] * 2)
+    rows = rows.cast_column("emotion", ClassLabel(names=["sad", "glad"]))
+    rows = rows.cast_column("sex", ClassLabel(names=["female", "male"]))
+    source = str(data / f"labels.{form}")
+    rows.save_to_disk(source) if form == "saved" else rows.to_parquet(source)
+    step = {"build": "tasks", "data": source, "columns": {"sex": "gender"}, "tasks": ["emotion", "gender"], "rows": 4}
+    build({"steps": [step | {"forms": {"bare": 1}}]}, data / "out")
+    answers = [row["messages"][1]["content"][0]["text"] for row in rows_of(data / "out", "tasks")]
+    assert sorted(answers) == ["female", "female", "glad", "glad"]
 
 
 # ---- the verb ----

@@ -147,6 +147,44 @@ def test_parts_with_other_columns_are_configs(tmp_path):
     assert load_dataset(str(tmp_path), "chat", split="train")["answer"][:] == ["4"]
 
 
+def test_files_beside_the_metadata_of_clips_are_refused(tmp_path):
+    for name in ("metadata.csv", "test.jsonl"):
+        (tmp_path / name).write_text("file_name,text\na.wav,go\n")
+    with pytest.raises(
+        ValueError, match="metadata.csv, whose rows are its clips, and other files of rows, test.jsonl"
+    ):
+        find_parts(tmp_path)
+
+
+def test_files_of_one_split_are_not_read_for_another(tmp_path):
+    for name in ("train-00000", "train-00001", "train-held_out", "test"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"question": "Where?", "answer": name}])
+    assert "| default | train | 2 |" in write_card(tmp_path).read_text()
+    splits = {name: rows["answer"][:] for name, rows in load_dataset(str(tmp_path)).items()}
+    assert splits == {
+        "train": ["train-00000", "train-00001"], "train_held_out": ["train-held_out"], "test": ["test"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["train-000.jsonl", "train_001.jsonl"],
+            "No pattern matches the files of `train` .*number them all in one way",
+        ),
+        (["a-b.jsonl", "a_b.jsonl"], "The files `a-b` and `a_b` would both be called `a_b`: rename one of them"),
+        (["kept/a.jsonl", "kept/b.parquet"], "No pattern matches the files of `kept` in "),
+    ],
+)
+def test_files_that_would_be_left_out_are_refused(tmp_path, names, message):
+    (tmp_path / "kept").mkdir()
+    for name in names:
+        (tmp_path / name).write_text('{"question": "Where?", "answer": "Here."}')
+    with pytest.raises(ValueError, match=message):
+        find_parts(tmp_path)
+
+
 def test_a_folder_without_rows_says_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="holds no rows: expected .jsonl, .csv or .parquet"):
         find_parts(tmp_path)
@@ -218,6 +256,25 @@ def test_a_pushed_set_plays_where_it_is_loaded(folder, hub, tmp_path, capsys):
     assert all(str(tmp_path).encode() not in path.read_bytes() for path in pushed)
 
 
+@pytest.mark.parametrize("form", ["train.jsonl", "train.csv", "metadata.csv"])
+def test_a_push_keeps_all_columns(tmp_path, hub, form):
+    (folder,) = {write_clip(tmp_path / "mine" / name).parent for name in ("a.wav", "b.wav", "c.wav")}
+    row = {
+        "file_name" if form == "metadata.csv" else "audio": "a.wav",
+        "text": "go",
+        "id": "a7",
+        "row": "3",
+        "mood": "",
+    }
+    lines = [",".join(row), ",".join(row.values())]
+    (folder / form).write_text(json.dumps(row) if form == "train.jsonl" else "\n".join(lines))
+    write_card(folder)
+    push_folder(folder, "me/set")
+    (file,) = hub.repositories["datasets/me/set"].rglob("*.parquet")
+    (kept,) = Dataset.from_parquet(str(file)).remove_columns("audio")
+    assert (kept["id"], kept["row"], kept["mood"]) == ("a7", "3", "" if form == "train.jsonl" else None)
+
+
 def test_a_second_push_replaces_the_rows_of_the_first(folder, hub):
     write_card(folder)
     push_folder(folder, "me/set")
@@ -248,7 +305,41 @@ def test_messages_and_lists_of_clips_travel_too(tmp_path, hub):
     assert [len(soundfile.read(io.BytesIO(clip["bytes"]))[0]) for clip in row["audio"]] == [8_000, 8_000]
     assert row["messages"][0]["content"][0]["audio"] == {"bytes": content, "path": "a.wav"}
     card = DatasetCard.load(hub.repositories["datasets/me/set"] / "README.md")
-    assert "# By hand" in card.text and card.data.configs[0]["data_files"][0]["path"] == "data/train-*.parquet"
+    assert (
+        "# By hand" in card.text
+        and card.data.configs[0]["data_files"][0]["path"] == "data/train-00000-of-00001.parquet"
+    )
+
+
+def test_own_text_on_the_hub_stays(folder, hub):
+    there = hub.repositories["datasets/me/set"] = hub.writable / "datasets/me/set"
+    there.mkdir(parents=True)
+    (there / "README.md").write_text("---\ntags: [mine]\ndataset_info: {}\n---\n\nRead this first.\n")
+    write_card(folder)
+    push_folder(folder, "me/set")
+    (folder / "test.jsonl").unlink()
+    write_card(folder)
+    push_folder(folder, "me/set")
+    text = (there / "README.md").read_text()
+    card = DatasetCard(text)
+    assert text.count("Read this first.") == 1 and text.count("# mine") == 1
+    assert card.data.tags == ["audio", "speech", "mine"] and "dataset_info" not in card.data.to_dict()
+    assert [each["split"] for each in card.data.configs[0]["data_files"]] == ["train"]
+    (folder / "README.md").write_text(text)  # a user took it from the hub
+    push_folder(folder, "me/set")
+    assert DatasetCard.load(there / "README.md").text.count("Read this first.") == 1
+    with pytest.raises(ValueError, match="was not written by `data card`, and would be lost"):
+        write_card(folder)
+
+
+def test_text_on_the_hub_that_would_be_lost_stops_the_push(folder, hub):
+    write_card(folder)
+    push_folder(folder, "me/set")
+    page = hub.repositories["datasets/me/set"] / "README.md"
+    page.write_text(page.read_text().replace("## Sources", "## My sources"))
+    with pytest.raises(ValueError, match="README.md of `me/set` was edited between the marks .* or delete that file"):
+        push_folder(folder, "me/set")
+    assert "## My sources" in page.read_text() and len(hub.commits) == 1
 
 
 def test_a_public_repository_does_not_get_private_data(folder, hub):

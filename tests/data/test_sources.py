@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import tarfile
+from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -13,12 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from datasets import Audio, Dataset, DatasetDict
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, load_from_disk
 
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
+from soundwave_hf.data.build.labelled import LabelledRows
 from soundwave_hf.data.check import check_clips, check_source, describe_bad_clips, find_bad_clips, name_of_clip
+from soundwave_hf.data.clean.parts import open_parts
+from soundwave_hf.data.each_row import each_row
 from soundwave_hf.data.lengths import many_seconds
+from soundwave_hf.data.prepared import find_parts
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
 from soundwave_hf.data.sources import digest_source, list_sources, looks_local, open_rows, open_streams
 from soundwave_hf.data.streams import EVERY_ROW
@@ -134,6 +139,35 @@ def test_a_list_of_sources_is_one_behind_the_other_and_counts_by_source(data):
     assert all(clip["bytes"] or Path(clip["path"]).is_file() for clip in rows["audio"])
     opened = open_streams([source for source in sources if not isinstance(source, str)], by_task=True)
     assert opened.sizes == {"asr": 1, "mine": 3}
+
+
+def test_metadata_of_clips_may_be_parquet(tmp_path):
+    clips = [write_clip(tmp_path / f"{i}.wav", seconds) for i, seconds in enumerate(SECONDS)]
+    rows = Dataset.from_dict({"file_name": [clip.name for clip in clips], "text": TEXTS})
+    rows.to_parquet(tmp_path / "metadata.parquet")
+    found = open_rows(str(tmp_path))
+    assert (found["text"][:], found["seconds"][:]) == (TEXTS, SECONDS)
+    assert find_parts(tmp_path)[0].source == str(tmp_path)
+    (tmp_path / "metadata.parquet").write_text("no table")
+    with pytest.raises(ValueError, match="metadata.parquet` cannot be read as Parquet after row 0"):
+        open_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.parquet", "saved"])
+def test_source_and_task_of_a_mapping_fill_the_rows_that_have_none(data, tmp_path, form):
+    rows = [
+        {"audio": str(data / "clips/0.wav"), "text": "yes", "source": name, "task": None} for name in ("web", None)
+    ]
+    path = tmp_path / form
+    if form == "rows.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table = Dataset.from_list(rows)
+        table.to_parquet(path) if form == "rows.parquet" else table.save_to_disk(path)
+    source = {"path": str(path), "source": "mine", "task": "asr"}
+    read = [open_rows(source), open_streams(source).streams[EVERY_ROW], LabelledRows(source)]
+    for rows in read:
+        assert [(row["source"], row["task"]) for row in rows] == [("web", "asr"), ("mine", "asr")]
 
 
 @pytest.mark.parametrize("form", ["folder", "saved_splits"])
@@ -616,6 +650,24 @@ def test_texts_of_another_type_are_rows_that_cannot_be_scored(data, tmp_path):
     assert [row["text"] for row in found] == ["yes", None]
 
 
+@pytest.mark.parametrize("form", ["table", "stream", "list"])
+def test_columns_of_rows_in_memory_are_renamed_and_left_out(form):
+    rows = Dataset.from_dict({"sentence": ["yes"], "extra": [1]})
+    rows = {"table": rows, "stream": rows.to_iterable_dataset(), "list": rows.to_list()}[form]
+    assert list(open_source(rows, {"sentence": "text", "extra": None})) == [{"text": "yes"}]
+
+
+def test_a_column_that_rows_in_memory_lack_is_named():
+    rows = Dataset.from_dict({"sentence": ["yes"]})
+    with pytest.raises(ValueError, match="`columns` maps `words`, and `the data set` has no such column: it has"):
+        open_source(rows, {"words": "text"})
+
+
+def test_labels_of_rows_in_memory_are_scored_by_their_names():
+    rows = Dataset.from_dict({"text": [1]}).cast_column("text", ClassLabel(names=["yes", "no"]))
+    assert list(open_source(rows, None)) == [{"text": "no"}]
+
+
 @pytest.mark.parametrize("form", ["large_string", "list", "path"])
 def test_relative_paths_in_parquet_begin_at_its_folder(data, tmp_path, form):
     clips = {"large_string": "../clips/0.wav", "list": ["../clips/0.wav"], "path": {"path": "../clips/0.wav"}}
@@ -634,6 +686,60 @@ def test_relative_paths_in_parquet_begin_at_its_folder(data, tmp_path, form):
         assert len(load_clip(clip, "clip", None, RATE, 0.01)) == 8000
 
 
+AUDIO = {"audio": {"path": "a.wav", "bytes": None}, "text": "yes"}
+MESSAGES = {
+    "messages": [
+        {"role": "user", "content": [{"type": "audio", "text": None, "audio": {"path": "a.wav", "bytes": None}}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Hi", "audio": None}]},
+    ]
+}
+
+
+def write_rows(folder: Path, row: dict, form: str):
+    """The row as a source of this form in the folder, and what `data` takes for it."""
+    if form == "metadata":
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {**row, "audio": "a.wav"} if "audio" in row else row
+        (folder / "metadata.jsonl").write_text(json.dumps(row))
+        return str(folder)
+    rows = Dataset.from_list([row])
+    if form == "parquet":
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = rows.cast_column("audio", Audio(decode=False)) if "audio" in row else rows
+        pq.write_table(rows.data.table, folder / "rows.parquet")  # `to_parquet` would put the clip inside
+        return str(folder / "rows.parquet")
+    if form == "saved":
+        rows.save_to_disk(folder)
+        return str(folder)
+    DatasetDict({"test": rows, "train": rows}).save_to_disk(folder.parent)
+    return {"path": str(folder.parent), "split": "train" if form == "saved_split" else "train[:1]"}
+
+
+@pytest.mark.parametrize("row", [AUDIO, MESSAGES], ids=["audio", "messages"])
+@pytest.mark.parametrize("form", ["parquet", "saved", "saved_split", "part_of_saved", "metadata"])
+def test_relative_paths_begin_at_the_file_that_names_them(tmp_path, monkeypatch, row, form):
+    write_clip(tmp_path / "a.wav", 2.0)  # another one, in the current folder
+    monkeypatch.chdir(tmp_path)
+    source = write_rows(tmp_path / "set" / "train", row, form)
+    wanted = str(write_clip(tmp_path / "set" / "train" / "a.wav", 0.5))
+    found = [next(iter(open_rows(source))), next(each_row(source))[1], next(iter(LabelledRows(source)))]
+    found += [next(part.read()).values for part in open_parts(source)]
+    if form != "part_of_saved":
+        found.append(next(iter(open_streams(source).streams[EVERY_ROW])))
+    for each in found:
+        (clip,) = clips_of(each)
+        assert (clip if isinstance(clip, str) else clip["path"]) == wanted
+    assert found[0]["seconds"] == 0.5
+
+
+def test_clips_inside_the_rows_are_not_copied(data):
+    for form in ("rows.parquet", "saved"):
+        before = Dataset.from_parquet(str(data / form)) if form == "rows.parquet" else load_from_disk(data / form)
+        rows = open_rows(str(data / form))
+        assert len({file["filename"] for file in rows.cache_files}) == len(before.cache_files)
+    assert not list((data / "saved").glob("cache-*"))
+
+
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "several"])
 def test_a_check_keeps_the_other_columns(data, tmp_path, form):
     clip = str(data / "clips" / "0.wav")
@@ -644,6 +750,49 @@ def test_a_check_keeps_the_other_columns(data, tmp_path, form):
     check_source([str(tmp_path / name) for name in sources[form]], None, str(tmp_path / "kept.jsonl"), None)
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert [row["emotion"] for row in kept] == ["calm"] * len(sources[form])
+
+
+def test_a_check_writes_other_columns_as_they_are(data, tmp_path):
+    audio = str(data / "clips" / "0.wav")
+    others = {"origin": {"path": "corpus/x"}, "row": 7, "meta": {"a": 1}}
+    rows = [{"audio": audio, "text": "yes", **others}, {"audio": audio, "text": "no", **others, "meta": {}}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_source(str(tmp_path / "rows.jsonl"), None, str(tmp_path / "kept.jsonl"), None)
+    assert [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == rows
+
+
+def test_a_check_writes_dates_as_text_and_labels_by_their_names(data, tmp_path):
+    day = datetime(2024, 5, 6)
+    rows = Dataset.from_list([{"audio": str(data / "clips/0.wav"), "text": "yes", "made": day, "mood": 1}])
+    rows.cast_column("mood", ClassLabel(names=["sad", "glad"])).to_parquet(tmp_path / "rows.parquet")
+    check_source(str(tmp_path / "rows.parquet"), None, str(tmp_path / "kept.jsonl"), None)
+    (row,) = map(json.loads, (tmp_path / "kept.jsonl").read_text().splitlines())
+    assert (row["made"], row["mood"]) == ("2024-05-06 00:00:00", "glad")
+
+
+@pytest.mark.parametrize("column", ["audio", "vector"])
+def test_bytes_that_json_cannot_hold_are_refused_before_a_clip_is_read(data, tmp_path, monkeypatch, column):
+    clip = {"path": "a.wav", "bytes": (data / "clips/0.wav").read_bytes()}
+    audio = clip if column == "audio" else str(data / "clips/0.wav")
+    Dataset.from_list([{"audio": audio, "text": "yes", "vector": b"x" if column == "vector" else None}]).save_to_disk(
+        tmp_path / "saved"
+    )
+    monkeypatch.setattr("soundwave_hf.data.check.read_clip", None)
+    with pytest.raises(
+        ValueError, match=f"bytes in `{column}`, and JSON cannot hold those: give `--skip` a file that"
+    ):
+        check_source(str(tmp_path / "saved"), None, str(tmp_path / "kept.jsonl"), None)
+
+
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.parquet"])
+def test_a_part_of_a_split_keeps_the_other_columns_too(data, tmp_path, form):
+    rows = [{"audio": str(data / "clips/0.wav"), "text": "yes", "mood": "glad", "row": 7}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    source = {"path": str(tmp_path / form), "split": "train[:1]"}
+    (part,) = open_parts(source)
+    for row in (next(each_row(source))[1], next(part.read()).values):
+        assert (row["mood"], row["row"]) == ("glad", 7)
 
 
 def test_numbers_without_words_in_a_rows_language_are_refused_before_training(data, tmp_path):

@@ -10,8 +10,15 @@ from itertools import accumulate
 import datasets
 from datasets import Dataset
 
-from ..locate import OWN_KINDS, Found, find, list_sources
-from ..named_rows import load_saved, own_rows, undecoded, with_places
+from ..locate import OWN_KINDS, Found, find, list_sources, splits_of
+from ..named_rows import (
+    library_rows,
+    own_rows,
+    refuse_unseen,
+    renamed,
+    with_constant_columns,
+    with_label_names,
+)
 from ..rows import COLUMNS, check_columns, rename
 
 
@@ -93,16 +100,17 @@ def _read_one(source, columns: Mapping):
     found = find(each)
     if found.kind in OWN_KINDS:
         return _of_splits(found, labels)
-    rows = undecoded(load_saved(found) if found.kind == "saved" else _library_rows(found))
-    _refuse_absent({**training, **labels}, set(rows.column_names), source)
-    return with_places(_renamed(rows, {**training, **labels}, found), found)
+
+    def with_our_columns(rows: Dataset) -> Dataset:
+        return with_constant_columns(with_label_names(renamed(rows, {**training, **labels}, each.path)), each)
+
+    return library_rows(found, with_our_columns)
 
 
 def _of_splits(found: Found, labels: Mapping):
     """Rows of files that `readers` reads: one split, or parts of several (`train[:10%]+validation`)."""
     by_split = found.splits or {found.split: found.files}
-    wanted = {part.partition("[")[0].strip() for part in found.split.split("+")}
-    wanted = by_split.keys() if "all" in wanted else wanted
+    wanted = splits_of(found.split, by_split)
     whole = {name: _own_rows_of(Found(found.source, found.kind, by_split[name]), labels) for name in wanted}
     if found.split in whole:
         return whole[found.split]
@@ -119,7 +127,7 @@ def _own_rows_of(found: Found, labels: Mapping):
         return Dataset.from_generator(_tar_rows, gen_kwargs={"found": found, "labels": labels, "states": states})
     seen: set[str] = set()
     rows = list(_own_rows(found, labels, seen))
-    _refuse_absent(labels, seen, found.source.path)
+    refuse_unseen(labels, seen, found.source.path)
     return rows
 
 
@@ -150,33 +158,6 @@ def _own_rows(found: Found, labels: Mapping, seen: set[str] | None = None) -> It
 
 def _tar_rows(found: Found, labels: Mapping, states: Sequence) -> Iterator[dict]:
     return _own_rows(found, labels)
-
-
-def _refuse_absent(columns: Mapping, names: set[str], source):
-    for theirs in columns:
-        if theirs not in names:
-            raise ValueError(f"`columns` maps `{theirs}`, and `{source}` has no such column: it has {sorted(names)}.")
-
-
-def _library_rows(found: Found) -> Dataset:
-    found.builder.download_and_prepare()
-    return found.builder.as_dataset(split=found.split)
-
-
-def _renamed(rows: Dataset, columns: Mapping, found: Found) -> Dataset:
-    pairs = {theirs: ours for theirs, ours in columns.items() if ours is not None and ours != theirs}
-    dropped = [theirs for theirs, ours in columns.items() if ours is None]
-    clash = [ours for ours in pairs.values() if ours in rows.column_names and ours not in (*pairs, *dropped)]
-    if clash:
-        raise ValueError(
-            f"`{found.source.path}` has a column `{clash[0]}`, and `columns` maps another one to that name: add "
-            f"`{clash[0]}: null`, which leaves that column out."
-        )
-    rows = rows.remove_columns(dropped).rename_columns(pairs)
-    for name in ("source", "task"):
-        if getattr(found.source, name) is not None and name not in rows.column_names:
-            rows = rows.add_column(name, [getattr(found.source, name)] * len(rows))
-    return rows
 
 
 __all__ = ["KNOWN_COLUMNS", "LABEL_COLUMNS", "LabelledRows", "split_columns"]

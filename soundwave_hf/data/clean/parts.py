@@ -14,9 +14,9 @@ from datasets import Audio, Features, List, Value
 
 from ..cuts import Cutter
 from ..each_row import is_segment
-from ..locate import OWN_KINDS, Found, Source, find, list_sources
+from ..locate import OWN_KINDS, Found, Source, find, folder_of, list_sources
 from ..named_rows import own_rows, refuse_unseen, undecoded, under_our_names, with_constants
-from ..rows import COLUMNS, TEXTS, RowCheck, at_folder, stored_clip, stored_messages
+from ..rows import COLUMNS, TEXTS, RowCheck, row_at_folder, stored_clip, stored_messages
 from ..streams import library_stream, shards_of
 from ..tables import MESSAGES, open_rows
 
@@ -69,13 +69,13 @@ def open_parts(source, columns: Mapping | None = None) -> list[Part]:
 def _parts_of(found: Found) -> list[Part]:
     source = found.source
     if found.has_parts:
-        rows = open_rows(source, check=lambda row, name: None, with_seconds=False).remove_columns("row")
+        rows = open_rows(source, check=lambda row, name: None, with_seconds=False, keep_others=True)
         return [Part(source, "saved", lambda: _numbered(rows, source))]
     if found.kind in OWN_KINDS:
         return [Part(source, found.kind, lambda files=files: _read_own(found, files)) for files in shards_of(found)]
     stream, _ = library_stream(found)
     stream = under_our_names(undecoded(stream), source, keep_others=True)
-    folder = os.path.dirname(os.path.abspath(found.files[0])) if found.files else None
+    folder = folder_of(found)
     shards = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
     names = [
         f"`{source.path}`" if len(shards) == 1 else f"shard {index} of `{source.path}`" for index in range(len(shards))
@@ -113,8 +113,7 @@ def _cut(cutter: Cutter, name: str, row: Mapping) -> Row:
 def _numbered(rows, source: Source, name: str | None = None, folder: str | None = None) -> Iterator[Row]:
     name = name or f"`{source.path}`"
     for index, row in enumerate(rows):
-        if row.get("audio") is not None:  # as in `open_rows`, but no path stays relative
-            row = {**row, "audio": at_folder(row["audio"], os.getcwd() if folder is None else folder)}
+        row = row_at_folder(row, os.getcwd() if folder is None else folder)  # no path stays relative
         yield checked(f"row {index} of {name}", with_constants(row, source))
 
 
@@ -259,7 +258,7 @@ def _scan_part(part: Part, seen: _Scan, whole: bool):
     seen.declare(names, part.features)
     for theirs, ours in part.source.columns.items():
         if names and ours is not None and ours not in names:
-            refuse_unseen(part.source, {*names} - {theirs})
+            refuse_unseen(part.source.columns, {*names} - {theirs}, part.source.path)
     if names and seen.rows - seen.refused == before:
         raise ValueError(f"No row of `{part.source.path}` can be used. {seen.first_problem}")
 
