@@ -7,7 +7,7 @@
 #   make test-oldest              a part of the tests with the oldest version of each requirement
 #   make test-newest              the same part with the newest versions
 #   make test-gpu                 the tests that need a GPU
-#   make train                    build data, train small weights on two cores, score them; continues an interrupted run
+#   make train                    make the shipped weights on two cores: data, three stages, scores; continues an interrupted run
 #   make check                    lint and format
 #   make docs                     the site, in docs/_build/html; a warning or a dead link is an error
 #   make dist                     build the wheel and the sdist, check them, print the licences
@@ -15,7 +15,6 @@
 PYTHON ?= python3
 AUDIO ?=
 VENV := .venv
-RUNS := $(or $(SOUNDWAVE_HOME),$(HOME)/.cache/soundwave-hf)/runs
 RUN := $(VENV)/bin
 TRANSFORMERS ?=
 TRIED := $(VENV)-transformers-$(TRANSFORMERS)
@@ -71,18 +70,8 @@ train: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 train: export MALLOC_TOP_PAD_ = 268435456
 train: $(VENV)/data.stamp $(VENV)/demo.stamp
 	$(BACKBONES)
-	@echo "make train, part 1 of 5: data. Left after it: Stage I, Stage II, Stage III, scores."
-	$(RUN)/python examples/soundwave-small/build_data.py
-	@echo "make train, part 2 of 5: Stage I. Left after it: Stage II, Stage III, scores."
-	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/1_align.yaml
-	@echo "make train, part 3 of 5: Stage II. Left after it: Stage III, scores."
-	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/2_shrink.yaml
-	@echo "make train, part 4 of 5: Stage III. Left after it: scores."
-	$(RUN)/soundwave-hf train examples/soundwave-small/recipes/3_instruct.yaml
-	@echo "make train, part 5 of 5: scores."
-	$(RUN)/soundwave-hf export "$(RUNS)/3_instruct" "$(RUNS)/exported"
-	$(RUN)/soundwave-hf evaluate --adapter "$(RUNS)/exported" --baseline --generate '{ctc_weight: 0.5}' \
-		--output "$(RUNS)/exported/evaluation.json"
+	$(RUN)/python -m pip install --disable-pip-version-check ttspico==0.3.2
+	$(RUN)/python examples/soundwave-small/train_shipped.py
 
 check: $(VENV)/test.stamp
 	$(RUN)/ruff check .

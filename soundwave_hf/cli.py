@@ -291,8 +291,8 @@ def read_generate(arguments: argparse.Namespace) -> dict | None:
 def data(arguments: argparse.Namespace):
     """`data` alone, and `data demo` of 0.1.0. Raises: ValueError that says what replaced it."""
     raise ValueError(
-        "The data of the small model is built by its example now: `python examples/soundwave-small/build_data.py` in "
-        "a checkout of this repository (`make train` calls it). `soundwave-hf data check SOURCE` checks your own; "
+        "The validation sets are built by their example now: `python examples/soundwave-small/build_data.py` in "
+        "a checkout of this repository. `soundwave-hf data check SOURCE` checks your own; "
         "`soundwave-hf data --help` lists what else there is."
     )
 

@@ -61,7 +61,7 @@ ABOUT_DEEDS = (
     "When should I {}?",
     "Give me one tip to {}.",
 )
-LONGEST_ANSWER_TOKENS = 44
+LONGEST_ANSWER_TOKENS = 90
 NO_END = r"(?<!\b\d)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)"  # a mark behind one of these
 SENTENCE_END = re.compile(NO_END + r"[.!?][\"')\]]*(?=\s|$)")
 
@@ -96,7 +96,7 @@ def text_answers(questions: list[str], batch: int = 128) -> Iterator[dict[str, s
     folder = resolve_backbone(LLM)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
     for start in trange(0, len(questions), batch, desc="answers", unit=f" x {batch}"):
         part = questions[start : start + batch]
         turns = [[{"role": "user", "content": question}] for question in part]

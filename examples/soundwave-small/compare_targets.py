@@ -30,7 +30,7 @@ from human_speech import TRAINING, prompt_rows
 from kokoro_voices import TRAINING_VOICES
 from training_sets import all_clips, is_transcribed, small_folder, split_of
 from transformers import AutoTokenizer
-from voices import VOICES, Utterance, speak_all
+from voices import VALIDATION_VOICE, VOICES, Utterance, speak_all
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 from soundwave_hf.atomic import atomic_file
@@ -61,7 +61,7 @@ def utterances_of(split: str, folder: Path) -> list[Utterance]:
     """The first texts of one half, each in a training voice of flite; no text of a validation set is among them."""
     texts = [row["text"] for row in read_rows(small_folder() / "texts.jsonl")]
     chosen = [text for text in dict.fromkeys(texts) if split_of(text) == split][: CLIPS[split]]
-    flite = [name for name, voice in VOICES.items() if voice.engine == "flite" and voice.share]
+    flite = [name for name, voice in VOICES.items() if voice.engine == "flite" and name != VALIDATION_VOICE]
     found = []
     for text in chosen:
         rng = random.Random(f"targets {text}")

@@ -7,13 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from debian_packages import debian_root
 from sentences import HeldOut, normalized, spell_numbers
 from voices import SAMPLING_RATE, clip_seconds, write_clip
-
-from soundwave_hf.data.backbones import resolve_backbone
-from soundwave_hf.data.manifest import read_rows, write_rows
 
 
 ASTERISK_FOLDER = "usr/share/asterisk/sounds/en_US_f_Allison"
@@ -21,8 +17,6 @@ LIBRIVOX_FOLDER = "usr/share/pocketsphinx/test/data/librivox"
 UNUSED, VALIDATION, TRAINING = 0, 1, 2  # remainder of the split rule
 
 LONGEST_TRAINING_SECONDS = 30.0  # one window of the Whisper encoder; validation takes clips of any length
-SHORTEST_PSEUDO_SECONDS = 1.0
-WORST_PSEUDO_LOSS = 0.25  # mean negative log-likelihood a token of Whisper's own transcript, in nats
 
 
 def prompt_name(path: Path, voice_folder: Path) -> str:
@@ -174,57 +168,8 @@ def row(path: Path, text: str, seconds: float, voice: str, source: str, folder: 
     }
 
 
-def pseudo_rows(folder: Path) -> list[dict]:
-    """Training prompts without a transcript, labelled by Whisper base (greedy) where it is sure of itself.
-
-    The result is kept in `folder`/pseudo.jsonl, since labelling takes minutes.
-    """
-    kept = folder / "pseudo.jsonl"
-    if kept.is_file():
-        return read_rows(kept)
-    from tqdm import tqdm
-
-    names = [name for name in all_prompt_names() if split_remainder(name) == TRAINING]
-    names = [name for name in names if name not in asterisk_transcripts() and not name.startswith("silence_")]
-    listener = WhisperListener(resolve_backbone("openai/whisper-base"))
-    rows, kept_apart = [], HeldOut(held_out_texts())
-    for name in tqdm(names, desc="pseudo-labels", unit="clip", mininterval=5):
-        path, seconds = prompt_clip(name, folder)
-        if not SHORTEST_PSEUDO_SECONDS <= seconds <= LONGEST_TRAINING_SECONDS:
-            continue
-        text, loss = listener.transcribe(soundfile.read(path, dtype="float32")[0])
-        if is_plausible(text, seconds) and loss <= WORST_PSEUDO_LOSS and not kept_apart.repeats(text):
-            rows.append(row(path, spoken_prompt(text), seconds, voice="allison", source="human-pseudo", folder=folder))
-    write_rows(kept, rows)
-    return rows
-
-
 def is_plausible(text: str, seconds: float) -> bool:
     """Whether a transcript can be what was said: plain letters, no loop, 0.5 to 5 words a second."""
     words = normalized(text).split()
     loops = any(words[i : i + 3] == words[i + 3 : i + 6] for i in range(len(words) - 5))
     return bool(words) and text.isascii() and not loops and 0.5 <= len(words) / seconds <= 5.0
-
-
-class WhisperListener:
-    """Whisper that transcribes one clip at a time and says how sure it is."""
-
-    def __init__(self, folder: str):
-        from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
-        self.model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
-        self.processor = WhisperProcessor.from_pretrained(folder)
-
-    def transcribe(self, samples: np.ndarray) -> tuple[str, float]:
-        """Greedy transcript of 16 kHz samples (at most 30 s) and its mean loss a token, in nats."""
-        import torch
-
-        inputs = self.processor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt")
-        with torch.inference_mode():
-            ids = self.model.generate(**inputs, language="en", task="transcribe", do_sample=False)
-            text = self.processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
-            labels = torch.tensor([self.processor.tokenizer(f" {text}").input_ids])
-            decoder_input_ids, targets = labels[:, :-1], labels[:, 1:].clone()
-            targets[:, :3] = -100  # language, task and no-timestamps tokens say nothing about the words
-            loss = self.model(**inputs, decoder_input_ids=decoder_input_ids, labels=targets).loss
-        return text, float(loss)

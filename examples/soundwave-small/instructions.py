@@ -250,6 +250,15 @@ def transcript_question_rows(clips: list[dict], rng: random.Random) -> list[dict
     return rows
 
 
+def last_word_rows(clips: list[dict], rng: random.Random) -> list[dict]:
+    """The question about the last word for each clip, whose transcript must have a word."""
+    pairs = [last_word(clip["text"], [], rng) for clip in clips]
+    return [
+        {**clip, "question": question, "answer": answer, "task": "last_word"}
+        for clip, (question, answer) in zip(clips, pairs, strict=True)
+    ]
+
+
 def spoken_question_rows(clips: list[dict], rng: random.Random) -> list[dict]:
     """Spoken questions: the clip alone or with a short request; the answer is the clip's own."""
     return [{**clip, "question": rng.choice(SPOKEN_QUESTION_REQUESTS), "task": "spoken_question"} for clip in clips]
@@ -263,15 +272,13 @@ def instruction_rows(train: list[dict], questions: list[dict], rng: random.Rando
     A large part are transcripts, so that a model which learns to answer does not forget to write down. Of the
     telephone prompts, which are short and few, each comes five times.
 
-    Args: train: rows of clips with a transcript; random-word clips are left out of the questions.
+    Args: train: rows of clips with a transcript.
           questions: rows of spoken questions with `answer`.
     """
     spoken = [clip for clip in train if clip["text"]]
     human = [clip for clip in spoken if clip["source"] == "human-prompt"]
-    # Clips whose text is what was spoken: Whisper's own transcripts are left out.
-    others = [clip for clip in spoken if clip["source"] not in ("human-prompt", "human-pseudo")]
-    sentences = [clip for clip in others if clip["source"] != "words"]
-    asked = rng.sample(sentences, min(each, len(sentences)))
+    others = [clip for clip in spoken if clip["source"] != "human-prompt"]
+    asked = rng.sample(others, min(each, len(others)))
     places = {clip["audio"] for clip in asked}
     others = [clip for clip in others if clip["audio"] not in places]
     rows = transcribe_rows(5 * human + rng.sample(others, min(4 * each, len(others))), rng)

@@ -219,17 +219,17 @@ def join(head: Path, llm: Path, weights: dict[str, torch.Tensor], out: Path):
     save_file(weights | {FIELDS_TENSOR: fields}, out / LORA_FILES[1], metadata={"format": "pt"})
 
 
-def write(args: argparse.Namespace):
-    """Write the folder that the arguments ask for."""
+def write(args: argparse.Namespace, out: Path):
+    """Write what the arguments ask for into `out`."""
     if args.llm is not None:
         mean = None if args.toward is None else mean_llm(args.llm, args.toward, args.share)
-        join(args.head, args.llm, mean or llm_weights(args.llm), args.out)
+        join(args.head, args.llm, mean or llm_weights(args.llm), out)
     elif args.toward is not None:
         weights = mean_head(args.head, args.toward, args.share)
         lora = of_rank(mean_lora(args.head, args.toward, args.share), args.rank)
-        write_head(weights, lora, args.head, args.out)
+        write_head(weights, lora, args.head, out)
     else:
-        write_head(head_weights(args.head), read_encoder_lora(str(args.head)), args.head, args.out)
+        write_head(head_weights(args.head), read_encoder_lora(str(args.head)), args.head, out)
 
 
 def main():
@@ -250,7 +250,10 @@ def main():
     if args.out.exists():
         parser.error(f"`{args.out}` exists already: name another folder, or remove it.")
     try:
-        write(args)
+        part = args.out.with_name(f".{args.out.name}.part")  # renamed once it is whole
+        shutil.rmtree(part, ignore_errors=True)
+        write(args, part)
+        part.rename(args.out)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

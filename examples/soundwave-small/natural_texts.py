@@ -2,7 +2,7 @@
 
 Sources (Debian packages): WordNet's usage examples (`wordnet-base`, WordNet licence), the World English Bible
 (`sword-text-web`, public domain), GNOME's user help (`gnome-user-docs`, CC-BY-SA-3.0), the fortunes collections
-(`fortunes`, as in `build_data.py`), and two grammars of our own: telephone prompts, sentences with names. The text LLM
+(`fortunes`), and two grammars of our own: telephone prompts, sentences with names. The text LLM
 writes sentences with words that the sources have seldom.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_data import Sizes, spoken_texts
+from build_data import validation_sentences
 from debian_packages import debian_root
 from human_speech import all_prompt_names, held_out_texts, unused_prompt_words
 from name_sentences import name_sentences
@@ -196,7 +196,7 @@ def synthetic_validation_texts(folder: Path) -> list[str]:
     """The sentences of the synthetic validation set; kept in `folder`, because finding them takes half a minute."""
     path = folder / "validation_texts.json"
     if not path.is_file():
-        texts = spoken_texts(Sizes(), seed=0)["validation"]
+        texts = validation_sentences()
         with atomic_file(path) as part:
             part.write_text(json.dumps(texts, indent=1), encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))

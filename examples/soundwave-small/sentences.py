@@ -168,9 +168,6 @@ def fortune_sentences(folder: Path, words: frozenset[str], shortest: int = 4, lo
     return found
 
 
-# ---- random words ----
-
-
 def dictionary_words(path: Path) -> dict[str, str]:
     """Words of a word list (one a line), keyed by their lower case; the lower-case spelling wins over a name."""
     words: dict[str, str] = {}
@@ -178,39 +175,6 @@ def dictionary_words(path: Path) -> dict[str, str]:
         if line.isascii() and (line.lower() not in words or line.islower()):
             words[line.lower()] = line
     return words
-
-
-# Other words of two letters are mostly pieces of longer ones.
-SHORT_WORDS = frozenset(
-    "am an as at be by do go he hi if in is it me my no of oh on or so to up us we".split()  # noqa: SIM905
-)
-
-
-def vocabulary_words(tokens: Iterable[str], words: dict[str, str], most: int = 16_000) -> list[str]:
-    """Words among the first `most` whole-word tokens (`Ġword`) that the dictionary knows, most frequent first."""
-    found: dict[str, None] = {}
-    whole = [token[1:] for token in tokens if re.fullmatch(r"Ġ[A-Za-z]{2,}", token)]
-    for token in whole[:most]:
-        word = words.get(token.lower())
-        if not word or (len(word) == 2 and word not in SHORT_WORDS):
-            continue
-        # Names stay capitalised; short capital words in the list are abbreviations ("Ks", "Mr").
-        if len(word) > 3 or word.islower():
-            found[word] = None
-    return list(found)
-
-
-def word_sequences(words: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` sequences of 4 to 9 words; each word is used once before any is used again."""
-    deck: list[str] = []
-    sequences = []
-    for _ in range(count):
-        length = rng.randint(4, 9)
-        while len(deck) < length:
-            deck += rng.sample(words, len(words))
-        sequences.append(" ".join(deck[:length]))
-        del deck[:length]
-    return sequences
 
 
 # ---- telephone prompts ----

@@ -1,8 +1,8 @@
 """What each stage hears: `python training_sets.py texts`, then `data.yaml`, then `python training_sets.py write`.
 
 `texts` chooses what is spoken, and writes texts.jsonl and questions_to_speak.jsonl; `data.yaml` says in which voices.
-`write` lists what is there in stage1.jsonl, stage2.jsonl, questions.jsonl (spoken ones) and instruct.jsonl. All of it
-is below `$SOUNDWAVE_HOME`/data/small.
+`write` lists what is there in stage1.jsonl, stage2.jsonl, questions.jsonl (spoken ones), instruct.jsonl and
+instruct_more.jsonl. All of it is below `$SOUNDWAVE_HOME`/data/small.
 Stages I and II hear different texts, so that in Stage II the CTC head errs as it will on new speech.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from chat_questions import all_answers, chat_questions
-from instructions import instruction_rows
+from instructions import instruction_rows, last_word_rows, transcribe_rows
 from kokoro_voices import kokoro_folder
 from natural_texts import LONGEST_TEXT_WORDS, Text, common_words, held_out, natural_texts, words_of
 from spoken_questions import spoken_questions
@@ -34,6 +34,9 @@ NO_SPEECH_CLIPS = 300  # of each of stages I and II
 INSTRUCTED_CLIPS = 850  # that stage III asks a question about; see `instruction_rows`
 SPLITS = ("stage1", "stage2")
 TEXT_QUESTIONS = 900  # of stage III: asked in text alone
+LONG_SOURCES = ("paragraph", "menu")
+# The second list of Stage III: at most so many spoken questions, long transcripts, questions about the last word.
+MORE_SPOKEN, MORE_LONG, MORE_LAST_WORDS = 1_800, 1_300, 450
 TIMES, IN_VOICES = 20, 5  # each common word is to be heard so often, and in so many voices
 
 
@@ -51,9 +54,8 @@ def split_of(text: str) -> str:
 
 
 def write_texts(seed: int) -> None:
-    """Write texts.jsonl and questions_to_speak.jsonl (text, source), and the list of the telephone prompts."""
+    """Write texts.jsonl and questions_to_speak.jsonl (text, source)."""
     folder = small_folder()
-    write_human(soundwave_home() / "data" / "demo")
     kept_apart = held_out(folder)
     texts = natural_texts(TEXTS, kept_apart, lambda words: written_sentences(words, folder), seed)
     texts += paragraphs(texts, random.Random(seed))
@@ -141,33 +143,17 @@ def clip_row(path: Path, text: str, voice: str, source: str) -> dict:
 
 
 def all_clips(read: Callable[[Path], list[dict]] = read_rows) -> list[dict]:
-    """Every training clip that is there: those of `data.yaml`, of `kokoro_gpu.py`, the telephone prompts, games."""
+    """Every training clip that is there: those of `data.yaml`, of games, and the telephone prompts."""
     folder, home = small_folder(), soundwave_home() / "data"
     manifests = sorted((folder / "built").glob("*-*.jsonl"))
-    manifests += [
-        folder / "natural" / "manifest.jsonl",
-        home / "human" / "manifest.jsonl",
-        home / "demo" / "human.jsonl",
-    ]
+    manifests += [home / "human" / "manifest.jsonl", home / "demo" / "human.jsonl"]
     found = [(path.parent, read(path)) for path in manifests if path.is_file()]
-    return [
-        # Earlier versions listed the clips of Kokoro as `natural-wordnet`, `natural-question` and so on.
-        {**row, "audio": str(place / row["audio"]), "source": row["source"].removeprefix("natural-")}
-        for place, rows in found
-        for row in rows
-    ]
+    return [{**row, "audio": str(place / row["audio"])} for place, rows in found for row in rows]
 
 
 def is_transcribed(row: dict) -> bool:
     """Whether stages I and II hear a clip: not a question, and no conversation, whose parts may be of both stages."""
     return row["source"] != "question" and "answer" not in row
-
-
-def write_human(folder: Path) -> None:
-    """human.jsonl: the telephone prompts of the training part."""
-    from human_speech import TRAINING, prompt_rows
-
-    write_rows(folder / "human.jsonl", prompt_rows(folder, TRAINING))
 
 
 def question_pairs(seed: int) -> list[tuple[str, str | None]]:
@@ -178,7 +164,7 @@ def question_pairs(seed: int) -> list[tuple[str, str | None]]:
 
 
 def write(seed: int) -> None:
-    """Write stage1.jsonl, stage2.jsonl, questions.jsonl and instruct.jsonl of the clips that are there."""
+    """Write the lists of each stage, of the clips that are there."""
     folder = small_folder()
     clips = all_clips()
     speech = [row for row in clips if is_transcribed(row)]
@@ -191,6 +177,7 @@ def write(seed: int) -> None:
         print(f"{source}: {count} clips, {seconds / 3600:.2f} h")
     write_rows(folder / "questions.jsonl", questions)
     write_rows(folder / "instruct.jsonl", instruct_rows(clips, seed))
+    write_rows(folder / "instruct_more.jsonl", instruct_more_rows(clips, seed))
 
 
 def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
@@ -198,17 +185,56 @@ def instruct_rows(clips: list[dict], seed: int) -> list[dict]:
 
     And who says what in each conversation, whose parts are clips of both stages.
     """
-    answers = {row["question"]: row["answer"] for row in read_rows(small_folder() / "answers.jsonl")}
-    questions = [row for row in clips if row["source"] == "question"]
-    speech = [row for row in clips if is_transcribed(row) and split_of(row["text"]) == "stage2"]
     rng = random.Random(seed + 3)
-    spoken = [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
-    conversations = [row for row in clips if "answer" in row]
-    texts = [{"question": question, "answer": answer, "source": "text"} for question, answer in answers.items()]
-    rows = instruction_rows(speech, spoken, rng, INSTRUCTED_CLIPS)
-    rows += conversations
-    rows += [{**row, "task": "text"} for row in rng.sample(texts, min(TEXT_QUESTIONS, len(texts)))]
+    rows = instruction_rows(second_stage(clips), spoken_rows(clips), rng, INSTRUCTED_CLIPS)
+    rows += [row for row in clips if "answer" in row]
+    rows += text_rows(rng)
     return rng.sample(rows, len(rows))
+
+
+def instruct_more_rows(clips: list[dict], seed: int) -> list[dict]:
+    """Stage III goes on: fewer spoken questions, more long transcripts, more questions about the last word.
+
+    After `instruct_rows` alone, the LLM without the head ends long transcripts early.
+    """
+    rng = random.Random(seed + 4)
+    speech, spoken = second_stage(clips), spoken_rows(clips)
+    rows = instruction_rows(speech, sampled(spoken, MORE_SPOKEN, rng), rng, INSTRUCTED_CLIPS)
+    asked = {row["audio"] for row in rows}
+    left = [row for row in speech if row["audio"] not in asked and row["text"]]
+    is_long = {row["audio"]: row["source"] in LONG_SOURCES for row in left}
+    rows += transcribe_rows(sampled([row for row in left if is_long[row["audio"]]], MORE_LONG, rng), rng)
+    rows += last_word_rows(sampled([row for row in left if not is_long[row["audio"]]], MORE_LAST_WORDS, rng), rng)
+    rows += text_rows(rng)
+    return rng.sample(rows, len(rows))
+
+
+def second_stage(clips: list[dict]) -> list[dict]:
+    """The clips that Stage II hears."""
+    return [row for row in clips if is_transcribed(row) and split_of(row["text"]) == "stage2"]
+
+
+def spoken_rows(clips: list[dict]) -> list[dict]:
+    """The spoken questions whose answer is known."""
+    answers = known_answers()
+    questions = [row for row in clips if row["source"] == "question"]
+    return [{**row, "question": "", "answer": answers[row["text"]]} for row in questions if row["text"] in answers]
+
+
+def text_rows(rng: random.Random) -> list[dict]:
+    """Up to `TEXT_QUESTIONS` questions in text alone."""
+    pairs = sampled(list(known_answers().items()), TEXT_QUESTIONS, rng)
+    return [{"question": question, "answer": answer, "source": "text", "task": "text"} for question, answer in pairs]
+
+
+def known_answers() -> dict[str, str]:
+    """The answers that `chat_questions.py` wrote, by their question."""
+    return {row["question"]: row["answer"] for row in read_rows(small_folder() / "answers.jsonl")}
+
+
+def sampled(rows: list, most: int, rng: random.Random) -> list:
+    """At most `most` of the rows, in random order."""
+    return rng.sample(rows, min(most, len(rows)))
 
 
 def main() -> None:

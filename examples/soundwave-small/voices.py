@@ -33,18 +33,17 @@ class Voice:
     """One synthetic voice."""
 
     engine: str  # "flite", "piper" or "pico"
-    share: float  # of the clips of `make train`
     pitch_shift: tuple[float, float]  # range of the factor on the voice's own pitch (not piper)
 
 
 VOICES = {
-    "slt": Voice("flite", share=0.28, pitch_shift=(0.85, 1.15)),
-    "rms": Voice("flite", share=0.27, pitch_shift=(0.85, 1.2)),
-    "kal16": Voice("flite", share=0.12, pitch_shift=(0.9, 1.4)),
-    "joe": Voice("piper", share=0.33, pitch_shift=(1.0, 1.0)),
-    "pico-us": Voice("pico", share=0.0, pitch_shift=(0.7, 1.25)),
-    "pico-gb": Voice("pico", share=0.0, pitch_shift=(0.7, 1.25)),
-    "awb": Voice("flite", share=0.0, pitch_shift=(1.0, 1.0)),
+    "slt": Voice("flite", pitch_shift=(0.85, 1.15)),
+    "rms": Voice("flite", pitch_shift=(0.85, 1.2)),
+    "kal16": Voice("flite", pitch_shift=(0.9, 1.4)),
+    "joe": Voice("piper", pitch_shift=(1.0, 1.0)),
+    "pico-us": Voice("pico", pitch_shift=(0.7, 1.25)),
+    "pico-gb": Voice("pico", pitch_shift=(0.7, 1.25)),
+    "awb": Voice("flite", pitch_shift=(1.0, 1.0)),
 }
 VALIDATION_VOICE = "awb"  # heard in the synthetic validation alone
 
@@ -58,11 +57,6 @@ class Utterance:
     voice: str
     seed: int  # of speed and pitch
     speed: tuple[float, float] = (0.85, 1.15)  # range of the duration factor
-
-
-def choose_voice(rng: random.Random) -> str:
-    """A training voice, by the shares in `VOICES`."""
-    return rng.choices(list(VOICES), [voice.share for voice in VOICES.values()])[0]
 
 
 def say(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:

@@ -191,8 +191,8 @@ def find_files(path: str | os.PathLike) -> list[Path]:
     found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
     if not found or not all(each.is_file() for each in found):
         raise FileNotFoundError(
-            f"There is no data manifest `{path}` (current folder: {os.getcwd()}): check the path. The data of the "
-            "shipped weights are built by `examples/soundwave-small/build_data.py`."
+            f"There is no data manifest `{path}` (current folder: {os.getcwd()}): check the path. The validation "
+            "sets are built by `examples/soundwave-small/build_data.py`."
         )
     return found
 

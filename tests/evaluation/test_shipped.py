@@ -43,7 +43,7 @@ def test_the_shipped_weights_hear_the_shipped_clips():
     assert ADAPTER.is_dir(), f"{ADAPTER} is not there: these weights ship with the repository"
     model, processor = load_adapter(ADAPTER, backbone_on_disk(ENCODER), backbone_on_disk(LLM))
     scores = evaluate_set(model, processor, read_set("librivox"))
-    assert scores.wer < 0.3  # 0.169 when shipped
+    assert scores.wer < 0.3  # 0.197 when shipped
     assert scores.positions_per_second < 3.5  # 2.95
 
 

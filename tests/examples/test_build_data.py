@@ -1,17 +1,15 @@
-"""The build: manifests, the data card, and that the data which lies here keeps training and validation apart."""
+"""The validation sets, and that the data which lies here keeps training and validation apart."""
 
 import hashlib
-import json
 
 import build_data
 import pytest
-from build_data import training_rows, utterances
-from data_card import MANIFESTS, data_card
+from build_data import validation_utterances
 from human_speech import held_out_texts
 from sentences import normalized
 from spoken_questions import DEMO_QUESTION
+from training_sets import small_folder
 
-from soundwave_hf.data.card import count_rows
 from soundwave_hf.data.manifest import read_rows, write_rows
 
 
@@ -30,54 +28,35 @@ def test_a_missing_manifest_says_how_to_build_it(tmp_path):
         read_rows(tmp_path / "train.jsonl")
 
 
-def test_the_card_counts_rows_and_hours(tmp_path):
-    for name in MANIFESTS:
-        write_rows(tmp_path / name, [ROW, ROW, {**ROW, "voice": "slt"}])
-    assert count_rows([ROW, ROW]) == {("fortunes", "joe"): (2, 3600.0)}
-    card = data_card(tmp_path)
-    assert "3 rows, 1.50 hours" in card and "| fortunes | joe | 2 | 1.00 |" in card
-    assert all(licence in card for licence in ("CC-BY-SA 3.0", "public domain", "CC0"))
-
-
-def test_voice_and_seed_of_a_clip_do_not_depend_on_how_many_there_are(tmp_path):
-    few, many = (utterances(tmp_path, ["text"] * count, None, seed=0, name="words") for count in (3, 9))
+def test_speed_and_seed_of_a_clip_do_not_depend_on_how_many_there_are(tmp_path):
+    few, many = (validation_utterances(tmp_path, ["text"] * count) for count in (3, 9))
     assert many[:3] == few
-    assert len({clip.path for clip in many}) == 9
+    assert len({clip.path for clip in many}) == len({clip.seed for clip in many}) == 9
 
 
-def test_clips_that_fail_are_left_out_and_part_of_the_corpus_can_be_read(tmp_path, monkeypatch):
-    seen = []
-
-    def speak_all(clips, processes, label):
-        for number, clip in enumerate(clips):
-            yield clip, None if number == 0 else 1.0
-            seen.append(
-                len(read_rows(tmp_path / "train_partial.jsonl")) if (tmp_path / "train_partial.jsonl").exists() else 0
-            )
-
-    monkeypatch.setattr(build_data, "speak_all", speak_all)
-    monkeypatch.setattr(build_data, "SAVE_EVERY_CLIPS", 2)
-    texts = {"fortunes": ["one", "two", "three"], "words": ["four"], "prompts": ["five"]}
-    rows = training_rows(tmp_path, texts, human=[ROW], processes=1, seed=0)
-    assert len(rows) == 4 and {row["source"] for row in rows} <= set(texts)
-    assert max(seen) == 5  # the human row and all four clips
-    assert list(tmp_path.iterdir()) == []
+def test_the_sets_are_written_without_clips_that_the_engine_did_not_make(tmp_path, monkeypatch):
+    human = {**ROW, "source": "human-prompt"}
+    monkeypatch.setattr(build_data, "prompt_rows", lambda folder, part: [{**human, "text": str(part)}])
+    monkeypatch.setattr(build_data, "librivox_rows", lambda folder: [{**ROW, "source": "librivox"}])
+    monkeypatch.setattr(build_data, "validation_sentences", lambda: ["One.", "Two."])
+    monkeypatch.setattr(build_data, "speak_all", lambda clips, processes, label: zip(clips, [None, 1.5], strict=True))
+    folder = build_data.build_demo_data(tmp_path / "demo")
+    assert [row["source"] for row in read_rows(folder / "valid_human.jsonl")] == ["human-prompt", "librivox"]
+    assert [row["text"] for row in read_rows(folder / "human.jsonl")] == [str(build_data.TRAINING)]
+    (spoken,) = read_rows(folder / "valid_synthetic.jsonl")
+    assert (spoken["text"], spoken["seconds"], spoken["voice"]) == ("Two.", 1.5, "awb")
+    assert spoken["audio"].startswith("clips/valid_awb/00001_awb_")
 
 
-@pytest.mark.skipif(
-    not (build_data.demo_data_folder() / "instruct.jsonl").is_file(), reason="the data is not built here"
-)
+@pytest.mark.skipif(not (small_folder() / "instruct.jsonl").is_file(), reason="the data is not built here")
 def test_the_built_data_shares_no_text_with_validation():
-    folder = build_data.demo_data_folder()
-    train = [row for name in ("train.jsonl", "instruct.jsonl") for row in read_rows(folder / name)]
-    validation = [row for name in ("valid_human.jsonl", "valid_synthetic.jsonl") for row in read_rows(folder / name)]
+    train = [row for name in ("stage1", "stage2", "instruct") for row in read_rows(small_folder() / f"{name}.jsonl")]
+    demo = build_data.demo_data_folder()
+    validation = [row for name in ("valid_human.jsonl", "valid_synthetic.jsonl") for row in read_rows(demo / name)]
     held_out = held_out_texts() | {normalized(row["text"]) for row in validation} | {normalized(DEMO_QUESTION)}
-    assert not {normalized(text) for text in {row["text"] for row in train}} & held_out
-    assert not {row["audio"] for row in train} & {row["audio"] for row in validation}
-    assert {row["voice"] for row in train} == {"slt", "rms", "kal16", "joe", "allison"}
-    assert json.loads((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])["source"].startswith(
-        "human"
-    )
+    assert not {normalized(row["text"]) for row in train if row.get("text")} & held_out
+    assert not {row.get("audio") for row in train} & {row["audio"] for row in validation}
+    assert "awb" not in {row.get("voice") for row in train}
 
 
 def test_the_validation_sentences_are_found_by_digest_in_their_own_order(tmp_path, monkeypatch):

@@ -153,8 +153,8 @@ def test_held_out_texts_are_never_chosen(monkeypatch, tmp_path):
 
 def test_what_is_held_out_are_all_validation_sets_the_demo_and_the_unused_prompts(monkeypatch, tmp_path):
     found = []
-    sentences = {"validation": ["A synthetic sentence of the validation."], "fortunes": ["The train left early."]}
-    monkeypatch.setattr(natural_texts, "spoken_texts", lambda *_, **__: (found.append(1), sentences)[1])
+    sentences = ["A synthetic sentence of the validation."]
+    monkeypatch.setattr(natural_texts, "validation_sentences", lambda: (found.append(1), sentences)[1])
     monkeypatch.setattr(natural_texts, "all_prompt_names", lambda: [UNUSED_PROMPT])
     for _ in range(2):
         kept_apart = natural_texts.held_out(tmp_path)

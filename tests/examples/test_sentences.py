@@ -7,7 +7,6 @@ import pytest
 from human_speech import held_out_texts
 from sentences import (
     clean_sentence,
-    dictionary_words,
     fortune_sentences,
     menu_prompt,
     normalized,
@@ -16,9 +15,7 @@ from sentences import (
     phone_prompts,
     spell_numbers,
     split_sentences,
-    vocabulary_words,
     without,
-    word_sequences,
     year_words,
 )
 
@@ -114,22 +111,6 @@ def test_fortunes_lose_attribution_repeats_nonsense_and_length(tmp_path):
     (tmp_path / "ethnic").write_text("The cat sat there all night.\n")
     words = frozenset(["the", "cat", "sat", "there", "all", "day", "too", "short", "night"])
     assert fortune_sentences(tmp_path, words) == ["The cat sat there all day."]
-
-
-def test_words_are_whole_tokens_that_the_dictionary_knows(tmp_path):
-    (tmp_path / "words").write_text("cat\nCat\nParis\nthe\nKs\nit\nqq\n")
-    words = dictionary_words(tmp_path / "words")
-    assert words["cat"] == "cat"
-    tokens = ["Ġthe", "cat", "ĠCat", "ĠParis", "ĠKs", "Ġit", "Ġqq", "Ġ12", "ĠThe"]
-    assert vocabulary_words(tokens, words) == ["the", "cat", "Paris", "it"]
-
-
-def test_word_sequences_deal_every_word_before_repeating():
-    words = [f"word{i}" for i in range(30)]
-    sequences = word_sequences(words, 20, random.Random(0))
-    assert all(4 <= len(sequence.split()) <= 9 for sequence in sequences)
-    counts = [" ".join(sequences).split().count(word) for word in words]
-    assert max(counts) - min(counts) <= 1
 
 
 def test_prompts_are_the_same_at_every_call_and_all_different():

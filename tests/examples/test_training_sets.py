@@ -1,7 +1,9 @@
 """Which clips each stage hears, and the everyday questions: `training_sets.py`, `chat_questions.py`."""
 
+import itertools
 import json
 import random
+from collections import Counter
 
 import chat_questions
 import numpy as np
@@ -39,18 +41,16 @@ def test_the_stages_share_no_text(monkeypatch, tmp_path):
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
     monkeypatch.setattr(training_sets, "NO_SPEECH_CLIPS", 2)
     monkeypatch.setattr(training_sets, "common_words", lambda: ["clip"])  # of `wordfreq`, which tests do not install
-    folder = training_sets.small_folder() / "natural"
+    folder = training_sets.small_folder() / "built"
     folder.mkdir(parents=True)
     rows = []
     for number in range(24):
         audio = f"{number}.flac"
         soundfile.write(folder / audio, np.zeros(16_000, dtype=np.int16), 16_000)
-        source = {21: "natural-question", 22: "question", 23: "question"}.get(
-            number, "natural-wordnet"
-        )  # as earlier versions wrote
+        source = "question" if number > 20 else "wordnet"
         text = f"The clip has the number {number}."
         rows.append({"audio": audio, "text": text, "seconds": 1.0, "voice": "af_sky", "source": source})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(folder / "kokoro-00000.jsonl", rows)
     answers = [{"question": rows[21]["text"], "answer": "Yes."}, {"question": rows[22]["text"], "answer": "No."}]
     answers.append({"question": "What is ice?", "answer": "Cold water."})
     answered = training_sets.small_folder() / "answers.jsonl"
@@ -127,7 +127,6 @@ def test_texts_and_questions_to_speak_are_written_without_held_out_ones(monkeypa
     folder.mkdir(parents=True)
     held_out = "What is the opposite of hot?"
     texts = [Text("A text.", "wordnet"), Text("A text.", "wordnet"), Text("Another.", "written")]
-    monkeypatch.setattr(training_sets, "write_human", lambda folder: None)
     monkeypatch.setattr(training_sets, "kokoro_folder", lambda: None)
     monkeypatch.setattr(training_sets, "held_out", lambda folder: HeldOut([normalized(held_out)]))
     monkeypatch.setattr(training_sets, "natural_texts", lambda count, apart, write, seed: texts)
@@ -188,3 +187,32 @@ def test_built_clips_are_listed_and_conversations_are_left_to_stage_three(monkey
     write_rows(training_sets.small_folder() / "answers.jsonl", [])
     instructed = training_sets.instruct_rows(clips, seed=0)
     assert [row["answer"] for row in instructed if row.get("question") == talk["question"]] == [talk["answer"]]
+
+
+def test_the_second_list_of_stage_three_has_long_transcripts_and_last_words(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
+    for name, most in (("INSTRUCTED_CLIPS", 3), ("MORE_SPOKEN", 2), ("MORE_LONG", 4), ("MORE_LAST_WORDS", 5)):
+        monkeypatch.setattr(training_sets, name, most)
+    sources = [*20 * ["wordnet"], *20 * ["paragraph"], *5 * ["question"]]
+    clips = [
+        {"audio": f"{number}.flac", "text": f"This is clip {number} of them all.", "voice": "slt", "source": source}
+        for number, source in enumerate(sources)
+    ]
+    clips.append({**clips[0], "audio": "first.flac", "text": next(_texts_of("stage1"))})
+    known = [{"question": row["text"], "answer": "Yes."} for row in clips if row["source"] == "question"]
+    write_rows(training_sets.small_folder() / "answers.jsonl", known)
+    rows = training_sets.instruct_more_rows(clips, seed=0)
+    tasks = Counter(row["task"] for row in rows)
+    assert tasks["spoken_question"] == 2 and tasks["text"] == 5
+    audio = [row["audio"] for row in rows if "audio" in row]
+    assert len(set(audio)) == len(audio) and "first.flac" not in audio  # no clip twice, none of Stage I
+    heard = [row for row in rows if row["source"] in ("wordnet", "paragraph")]
+    assert {training_sets.split_of(row["text"]) for row in heard} == {"stage2"}
+    last = [row for row in heard if row["task"] == "last_word" and row["source"] == "wordnet"]
+    assert last and {row["answer"] for row in last} == {'The last word is "all".'}
+    assert rows == training_sets.instruct_more_rows(clips, seed=0)
+
+
+def _texts_of(split: str):
+    texts = (f"A sentence with the number {number}." for number in itertools.count())
+    return (text for text in texts if training_sets.split_of(text) == split)

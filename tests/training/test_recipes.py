@@ -50,7 +50,14 @@ def write(workspace, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "stage", "start"),
-    [("1_align", "align", None), ("2_shrink", "shrink", "1_align"), ("3_instruct", "instruct", "2_shrink")],
+    [
+        ("1_align", "align", None),
+        ("1_align_encoder", "align", "1_align"),
+        ("1_align_more", "align", "1_mean"),
+        ("2_shrink", "shrink", "head"),
+        ("2_shrink_more", "shrink", "2_shrink"),
+        ("3_instruct", "instruct", "2_llm"),
+    ],
 )
 def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
@@ -63,26 +70,6 @@ def test_shipped_recipes_are_read(monkeypatch, tmp_path, name, stage, start):
     assert 0 < arguments.learning_rate < 0.1
     assert arguments.train_sampling_strategy == "group_by_length"
     assert recipe.augment.speed == 0.15
-
-
-@pytest.mark.parametrize(
-    ("name", "stage", "start"),
-    [
-        ("1_align", "align", "1_align"),
-        ("2_shrink", "shrink", "joined/first"),
-        ("2_join", "shrink", "joined/second"),
-        ("3_instruct", "instruct", "joined/third"),
-        ("1_encoder", "align", "joined/mean"),
-        ("1_soup", "align", "joined/encoder"),
-        ("3_questions", "instruct", "joined/fourth"),
-    ],
-)
-def test_recipes_of_joined_weights_are_read(monkeypatch, tmp_path, name, stage, start):
-    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
-    recipe, arguments = read_recipe(OF_SMALL / "joined" / f"{name}.yaml")
-    assert (recipe.stage, recipe.start_from) == (stage, str(tmp_path / "runs" / start))
-    assert arguments.output_dir == str(tmp_path / "runs" / "joined" / name)
-    assert {recipe.encoder, recipe.llm} == set(SHIPPED_BACKBONES)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
