@@ -172,7 +172,9 @@ def loaded(tmp_path_factory):
     folder = save_tiny_soundwave(tmp_path_factory.mktemp("spelled"))
     processor = SoundwaveProcessor.from_pretrained(folder)
     processor.ctc_text = "lower_spelled"
-    return SoundwaveForConditionalGeneration.from_pretrained(folder, ctc_text="lower_spelled"), processor
+    model = SoundwaveForConditionalGeneration.from_pretrained(folder)
+    model.config.ctc_text = "lower_spelled"
+    return model, processor
 
 
 def ask(processor):

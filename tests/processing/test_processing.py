@@ -115,7 +115,9 @@ def test_an_array_without_its_rate_is_taken_for_16_khz_or_refused():
     row = {"array": clip[::2], "sampling_rate": 8000}
     assert processor(text=AUDIO * 2, audio=[row, clip])["input_features_mask"].sum(1).tolist() == [10, 10]
     processor.require_sampling_rate = True
-    with pytest.raises(ValueError, match=r"audio\[0\] arrived as an array without its sampling rate.*Pass `samp"):
+    with pytest.raises(
+        ValueError, match=r"audio\[0\] arrived as an array without its sampling rate.*also takes `sampling_rate="
+    ):
         processor(text=AUDIO, audio=clip)
     assert torch.equal(processor.apply_transcription_request(clip)["input_features"], expected)
 

@@ -53,7 +53,7 @@ def test_of_the_librarys_keys_it_names_those_of_the_recipes_and_our_own():
     ]
     used = set().union(*recipes) - {f.name for f in fields(RecipeArguments)}
     ours = known - {f.name for f in fields(SFTConfig)}
-    assert len(recipes) == 3 and ours
+    assert len(recipes) == 7 and ours
     assert used | ours <= set(named) <= known - OVERRULED.keys()
     assert len(named) == len(set(named))
 
