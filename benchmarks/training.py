@@ -62,6 +62,7 @@ from soundwave_hf.paths import soundwave_home
 from soundwave_hf.processing.processing_soundwave import SoundwaveProcessor
 from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.encoder_cache import EncoderCache
+from soundwave_hf.training.recipe import RecipeArguments
 from soundwave_hf.training.run import build_model, read_recipe, read_rows
 from soundwave_hf.training.stages import STAGES
 from soundwave_hf.training.trainer import SoundwaveTrainer
@@ -279,6 +280,12 @@ def read(problem: Problem, stage: str, variant: Variant, output: str):
     return read_recipe(SMALL / RECIPES[stage], changes | variant.changes)
 
 
+def manifest_of(recipe: RecipeArguments) -> Path:
+    """The first list of the recipe's clips."""
+    first = recipe.data[0] if isinstance(recipe.data, list) else recipe.data
+    return soundwave_home() / first
+
+
 def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
     """Clips a second, CPU seconds a clip, mebibytes and mean loss of one variant, in this process."""
     disable_progress_bar()
@@ -286,7 +293,7 @@ def measure(problem: Problem, stage: str, name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as output, redirect_stdout(sys.stderr):  # the trainer prints its logs
         recipe, arguments = read(problem, stage, variant, output)
         set_seed(arguments.seed)
-        manifest = soundwave_home() / recipe.data
+        manifest = manifest_of(recipe)
         all_rows = read_rows(manifest, {})
         rows = draw_rows(all_rows, problem)
         model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
@@ -388,7 +395,7 @@ def write_cache(problem: Problem) -> dict[str, float]:
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as output:
         recipe, arguments = read(problem, "align", VARIANTS["cached"], output)
-    manifest = soundwave_home() / recipe.data
+    manifest = manifest_of(recipe)
     rows = draw_rows(read_rows(manifest, {}), problem)
     model = build_model(recipe, torch.bfloat16 if arguments.bf16 else None)
     processor = SoundwaveProcessor.from_backbones(*recipe.backbones)

@@ -61,7 +61,7 @@ for folder, again in zip(folders, folders[1:]):
         max_new_tokens=3,
         do_sample=False,
         return_full_text=False,
-        processing_kwargs={"sampling_rate": 16000},
+        processor_kwargs={"sampling_rate": 16000},
     )
     texts += [answer[0]["generated_text"] for answer in answers]
     for place, text in enumerate(texts):

@@ -100,10 +100,17 @@ def options(tmp_path_factory) -> dict[str, str]:
     """Those of the command for tiny backbones and an adapter trained for a step."""
     folder = tmp_path_factory.mktemp("benchmark")
     workspace = make_workspace(folder)
-    model = {"keep_blanks": False, "blank_margin": 1.0, "label_embeddings": True}  # the recipe's
+    model = {"keep_blanks": False, "blank_margin": 0.8, "label_embeddings": "expected"}  # the recipe's
     adapter = train(workspace.recipe("shrink", folder / "adapter", model=model, max_steps=1)).folder
     backbones = {"encoder": workspace.encoder, "llm": workspace.llm, "adapter": str(adapter)}
     return {**backbones, "data": str(workspace.data / "train.jsonl"), "ctc_negatives": "20"}
+
+
+@pytest.mark.parametrize("stage, name", [("align", "stage1.jsonl"), ("shrink", "stage2.jsonl")])
+def test_the_clips_are_of_the_recipes_first_list(training, tmp_path, stage, name):
+    problem = training.Problem(clips=8, batch=4, epochs=1, cache=str(tmp_path), adapter="adapter")
+    recipe, _ = training.read(problem, stage, training.VARIANTS["ours"], str(tmp_path))
+    assert training.manifest_of(recipe).name == name and training.manifest_of(recipe).is_absolute()
 
 
 @pytest.mark.slow
