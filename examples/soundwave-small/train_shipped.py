@@ -85,8 +85,8 @@ def two_runs(
         mean: the folder of the mean; those of the runs end with their seed.
         head: the head that the mean of two LLMs gets: Stages II and III keep that of Stage I. None in Stage I.
     """
-    one, other = (f"{mean}_{seed}" for seed in seeds)
-    runs = [training(recipe, f"{mean}_{seed}", start, seed=seed, **options) for seed in seeds]
+    names = one, other = [f"{mean}_{seed}" for seed in seeds]
+    runs = [training(recipe, name, start, seed=seed, **options) for name, seed in zip(names, seeds, strict=True)]
     join = joined(mean, head, one, other) if head else joined(mean, one, toward=other)
     return Step(what, run_folder(mean) / (LORA_FILES[1] if head else TRAINED_FILE), [runs, [join]])
 

@@ -324,7 +324,7 @@ def test_words_without_support_can_be_left_out(model, processor, monkeypatch):
     assert output.texts == ["", ""] and output.chunks == [[], []]
 
 
-def test_answers_without_their_words_are_padded_with_the_padding_id_of_the_call(model, processor, monkeypatch):
+def support_no_word_of_the_first_row(monkeypatch):
     real, rows = timed_generation_soundwave.score_words, []
 
     def without_first_row(*arguments):
@@ -335,6 +335,10 @@ def test_answers_without_their_words_are_padded_with_the_padding_id_of_the_call(
         return words
 
     monkeypatch.setattr(timed_generation_soundwave, "score_words", without_first_row)
+
+
+def test_answers_without_their_words_are_padded_with_the_padding_id_of_the_call(model, processor, monkeypatch):
+    support_no_word_of_the_first_row(monkeypatch)
     inputs = ask(processor, 1.0, 0.6)
     ids = model.generate(**inputs, max_new_tokens=12, drop_unsupported=True, pad_token_id=9)
     first, second = ids[:, inputs["input_ids"].shape[1] :].tolist()
@@ -342,16 +346,7 @@ def test_answers_without_their_words_are_padded_with_the_padding_id_of_the_call(
 
 
 def test_a_text_that_was_cut_off_has_no_end_token_where_its_words_were_left_out(model, processor, monkeypatch):
-    real, rows = timed_generation_soundwave.score_words, []
-
-    def without_first_row(*arguments):
-        words = real(*arguments)
-        rows.append(words)
-        for word in words:
-            word.supported = len(rows) > 1
-        return words
-
-    monkeypatch.setattr(timed_generation_soundwave, "score_words", without_first_row)
+    support_no_word_of_the_first_row(monkeypatch)
     end = processor.tokenizer.eos_token_id
     inputs = ask(processor, 1.0, 0.6)
     options = {"max_new_tokens": 12, "eos_token_id": end, "pad_token_id": end, "suppress_tokens": [end]}
