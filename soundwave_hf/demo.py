@@ -1,5 +1,6 @@
 """The demo: the shipped weights transcribe human speech they never heard, then answer questions about speech."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from .evaluation.evaluate import Transcripts, ask, read_clips, read_set
 from .evaluation.metrics import positions_per_second, word_error_rate
 from .evaluation.shipped import ENCODER, EXAMPLES, LLM, load_adapter, load_processor
+from .paths import one_or_more
 from .processing.processing_soundwave import ASR_QUESTION
 from .transcribe import transcribe_clips
 
@@ -17,14 +19,14 @@ LONGEST_SECONDS = 20.0  # of the clips that the shipped adapters were trained on
 PIECE_SECONDS = 10.0  # of a longer file
 
 
-def run_demo(audio_paths: Sequence[str] = (), **placing):
+def run_demo(audio_paths: str | os.PathLike | Sequence[str | os.PathLike] = (), **placing):
     """Transcribe the given files and the LibriVox clips that ship with the repository; then ask two questions.
 
     Args: placing: `device` and `dtype` of the model, as in `load_adapter`.
 
     Raises: FileNotFoundError where a given file is missing, ValueError where it holds no usable audio.
     """
-    given = file_rows(audio_paths)
+    given = file_rows(one_or_more(audio_paths))
     model, processor = load_shipped(**placing)
     for row in given:
         show = show_transcript if row["seconds"] <= LONGEST_SECONDS else show_long_transcript

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,6 +59,11 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
     return expanded
 
 
+def one_or_more(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str | os.PathLike]:
+    """Paths or names as a list; a single one, which Python would read letter by letter, becomes a list of one."""
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
 @contextmanager
 def checkpoint_named(name: str | os.PathLike) -> Iterator[None]:
     """Says which checkpoint could not be found. transformers says only that it could not connect.
@@ -76,4 +81,4 @@ def checkpoint_named(name: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
-__all__ = ["checkpoint_named", "expand_path", "find_weights", "shipped", "soundwave_home"]
+__all__ = ["checkpoint_named", "expand_path", "find_weights", "one_or_more", "shipped", "soundwave_home"]

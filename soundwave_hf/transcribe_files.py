@@ -21,6 +21,7 @@ from .data.locate import file_digest
 from .evaluation.shipped import ADAPTER, load_weights
 from .evaluation.transcribe import WINDOW_SECONDS
 from .modeling.pipeline_soundwave import SHORTEST_CHUNK
+from .paths import one_or_more
 from .processing.audio_soundwave import LOWEST_RATE
 from .processing.sources_soundwave import describe
 from .transcribe import CLIP_ERRORS, TranscribeOptions, outcomes
@@ -285,7 +286,7 @@ def transcribe_files(
     """
     options, formats = TranscribeOptions.of(options), read_formats(formats)
     refuse_unwritten(options, formats)
-    inputs = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    inputs = one_or_more(inputs)
     files = find_audio(inputs)
     check_rate(rate, files)
     jobs = plan_jobs(files, formats, output, beside)

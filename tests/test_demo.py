@@ -65,6 +65,8 @@ def test_a_missing_file_fails_before_anything_is_fetched(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "load_processor", None)
     with pytest.raises(FileNotFoundError, match="no audio file `.*absent.wav`"):
         run.run_demo([str(tmp_path / "absent.wav")])
+    with pytest.raises(FileNotFoundError, match="no audio file `.*absent.wav`"):  # one path needs no list
+        run.run_demo(tmp_path / "absent.wav")
 
 
 def test_a_long_file_is_transcribed_piece_by_piece_and_nothing_is_left_out(tmp_path, capsys, monkeypatch):

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from soundwave_hf import cli
-from soundwave_hf.paths import expand_path
+from soundwave_hf.paths import expand_path, one_or_more
 from soundwave_hf.training.recipe import read_recipe
 
 
@@ -149,3 +151,9 @@ def test_a_checkpoint_that_is_not_there_is_named(words, tmp_path, monkeypatch, c
     (tmp_path / "clips.json").write_text('[{"question": "Who?", "answer": "Ann."}]')
     assert cli.main(words) == 2
     assert "There is no folder `none/such` with a checkpoint, and none of that name" in capsys.readouterr().err
+
+
+def test_one_path_is_not_read_letter_by_letter():
+    assert one_or_more("a.wav") == ["a.wav"]
+    assert one_or_more(Path("a.wav")) == [Path("a.wav")]
+    assert one_or_more(name for name in ("a", "b")) == ["a", "b"]

@@ -13,7 +13,7 @@ from ..data.manifest import read_rows
 from ..data.rows import RowCheck, rename
 from ..data.sources import Source, looks_local, open_rows, renamed, undecoded, with_label_names
 from ..keys import read_yaml
-from ..paths import soundwave_home
+from ..paths import one_or_more, soundwave_home
 from .shipped import EXAMPLES
 
 
@@ -54,7 +54,7 @@ def named_sources(data: str | os.PathLike | Sequence[str] | Mapping[str, object]
     if isinstance(data, Mapping):
         return dict(data)
     sources = {}
-    for word in [data] if isinstance(data, str | os.PathLike) else data:
+    for word in one_or_more(data):
         if not isinstance(word, str | os.PathLike):
             raise ValueError(
                 f"`data` holds a {type(word).__name__}; expected paths or names of sources. Give rows and mappings a "
@@ -89,7 +89,7 @@ def open_sets(
     sets: str | Sequence[str], data: str | Sequence[str] | Mapping[str, object], columns: Mapping[str, str] | None
 ) -> dict[str, Iterable[dict]]:
     """Rows of all sets by name. All sets are opened first, so that a bad name fails at once."""
-    opened = {name: read_set(name) for name in ([sets] if isinstance(sets, str) else sets)}
+    opened = {name: read_set(name) for name in one_or_more(sets)}
     for name, source in named_sources(data).items():
         if name in opened:
             raise ValueError(f"`{name}` is a validation set: give `{source}` another name, `--data NAME=SOURCE`.")

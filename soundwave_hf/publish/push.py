@@ -18,6 +18,7 @@ from ..data.licenses import check_license
 from ..data.used import DataUsed
 from ..evaluation.generate_options import default_options
 from ..modeling.folders_soundwave import model_digest
+from ..paths import one_or_more
 from ..picture import has_matplotlib
 from ..secret_values import holds_secret
 from ..training.watch import plot_histories
@@ -60,9 +61,9 @@ def push_model(
     revision: str | None = None,
     create_pr: bool = False,
     message: str | None = None,
-    scores: Sequence[str | os.PathLike] = (),
-    runs: Sequence[str | os.PathLike] = (),
-    data_cards: Sequence[str | os.PathLike] = (),
+    scores: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    runs: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    data_cards: str | os.PathLike | Sequence[str | os.PathLike] = (),
     license: str | None = None,
     licenses: Mapping[str, str] | str | None = None,
     encoder: str | None = None,
@@ -101,6 +102,7 @@ def push_model(
     model = read_model(folder, encoder, llm)
     message = message or f"Upload {repo.split('/')[-1]} with soundwave-hf"
     own = _own_card(model.folder / README, replace_card)
+    scores, runs, data_cards = (one_or_more(files) for files in (scores, runs, data_cards))
     facts = collect_facts(model, repo, scores, runs, data_cards, license, licenses)
     typed = facts.license is None  # then it is that of the own card
     if (line := describe_left_out(model)) is not None:

@@ -315,7 +315,7 @@ def test_merged_shards_give_the_bytes_of_one_run(data, whole, tmp_path, count):
     rows = [run(data, tmp_path / f"{i}", shard=(i, count))["rows"] for i in range(1, count + 1)]
     assert sum(rows) == 16
     folders = [tmp_path / f"{i}" for i in range(count, 0, -1)]  # the order of the folders does not matter
-    merge(folders, tmp_path / "out", COMPARED)
+    merge(folders[0] if count == 1 else folders, tmp_path / "out", COMPARED)
     assert contents(tmp_path / "out") == contents(whole)
     assert merge(folders, tmp_path / "out", COMPARED)["kept"] == 3  # again: the report that is there
 

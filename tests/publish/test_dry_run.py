@@ -229,7 +229,7 @@ def test_scores_of_other_weights_are_told(folder, tmp_path, capsys):
     place = whole / "evaluation.json"
     place.write_text(json.dumps(SCORES | {"weights_digest": "of others"}))
     assert "has the scores of other weights (`runs/mine`)" in refused(whole, tmp_path, capsys)
-    push_model(whole, "me/mine", dry_run=tmp_path / "named", scores=[place])
+    push_model(whole, "me/mine", dry_run=tmp_path / "named", scores=place)
     assert "has the scores of other weights (`runs/mine`)" in capsys.readouterr().out
     place.write_text(json.dumps(SCORES | {"weights_digest": model_digest(str(whole))}))
     push_model(whole, "me/mine", dry_run=tmp_path / "same")

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ...atomic import atomic_file, refuse_used
+from ...paths import one_or_more
 from ..locate import digest_source, list_sources
 from ..prepared import REPORT
 from .decide import decide
@@ -83,7 +84,7 @@ def clean(
     Raises: `FileNotFoundError`, `ValueError` for a source, column or setting that cannot be used; `FileExistsError` if
         the folder holds another run; `OSError` if the disk is full: the blocks that are whole stay.
     """
-    against = [against] if isinstance(against, str | os.PathLike | Mapping) else against
+    against = [against] if isinstance(against, Mapping) else one_or_more(against)
     out, plan = Path(out), _Plan.read(source, filters, columns, against, shard, block_rows)
     for name, value in (("processes", processes), ("block_rows", block_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -106,7 +107,11 @@ def clean(
         return _finish([out], out, plan.filters, plan.limits, plan.identity)
 
 
-def merge(parts: Sequence[str | os.PathLike], out: str | os.PathLike, filters: Sequence[Filter] | None = None) -> dict:
+def merge(
+    parts: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    filters: Sequence[Filter] | None = None,
+) -> dict:
     """Join the folders of all shards of a run: near duplicates are found, and the result is that of one run.
 
     Args: filters: needed only for filters that no YAML file can name.
@@ -115,7 +120,7 @@ def merge(parts: Sequence[str | os.PathLike], out: str | os.PathLike, filters: S
 
     Raises: `FileNotFoundError` for a shard that is missing; `ValueError` if one is not complete or of another run.
     """
-    folders, out = [Path(part) for part in parts], Path(out)
+    folders, out = [Path(part) for part in one_or_more(parts)], Path(out)
     identities = [_read_shard(folder) for folder in folders]
     _check_shards(folders, identities)
     identity = {**identities[0], "shard": None}
