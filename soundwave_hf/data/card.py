@@ -18,7 +18,8 @@ from .prepared import Part, files_digest, find_parts, read_report
 from .stats import DataStats, collect_stats
 
 
-CARD, FACTS = "README.md", "card.json"
+# A hidden file is taken for data by nothing that reads the folder. Earlier versions wrote `card.json`.
+CARD, FACTS, OLD_FACTS = "README.md", ".card.json", "card.json"
 MARK = "<!-- written by `soundwave-hf data card`; it is written again when the data change -->"
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 SIZES += ("10B<n<100B", "100B<n<1T", "n>1T")
@@ -98,12 +99,36 @@ class CardFacts:
 
 def read_facts(folder: str | os.PathLike) -> CardFacts:
     """What is known of a folder's rows: the facts of its last card, and the report of `data clean`."""
-    path = Path(folder) / FACTS
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    values["sources"] = tuple(DataSource(**source) for source in values.get("sources", ()))
-    facts = CardFacts(**values)
-    report = read_report(folder)
+    facts, report = kept_facts(folder) or CardFacts(), read_report(folder)
     return report_facts(report, facts) if report else facts
+
+
+def kept_facts(folder: str | os.PathLike) -> CardFacts | None:
+    """The facts of a folder's last card; None if no card was written there.
+
+    Raises: `ValueError` for a file that was changed to another form.
+    """
+    path = Path(folder) / FACTS
+    if not path.is_file():
+        return _old_facts(folder)
+    if (facts := _facts_in(path)) is None:
+        raise ValueError(f"`{path}` is not as `data card` wrote it: delete it, and give `--licenses` again.")
+    return facts
+
+
+def _old_facts(folder: str | os.PathLike) -> CardFacts | None:
+    """The facts that an earlier version wrote. `card.json` may also be data of the user."""
+    path = Path(folder) / OLD_FACTS
+    return _facts_in(path) if path.is_file() else None
+
+
+def _facts_in(path: Path) -> CardFacts | None:
+    """The facts in a file; None if it holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return CardFacts(**values | {"sources": tuple(DataSource(**source) for source in values["sources"])})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def report_facts(report: Mapping, facts: CardFacts) -> CardFacts:
@@ -121,7 +146,7 @@ def report_facts(report: Mapping, facts: CardFacts) -> CardFacts:
 def write_card(folder: str | os.PathLike, facts: CardFacts | None = None) -> Path:
     """Count the rows of a folder and write its card.
 
-    Args: facts: by default what `read_facts` finds. They are kept in `card.json` for the next time.
+    Args: facts: by default what `read_facts` finds. They are kept in `.card.json` for the next time.
 
     Returns: the path of the card.
 
@@ -137,6 +162,8 @@ def write_card(folder: str | os.PathLike, facts: CardFacts | None = None) -> Pat
         raise ValueError(
             f"`{path}` was not written by `data card`, and would be lost: move it, and add its text later."
         )
+    if _old_facts(folder) is not None:  # beside one clip, `load_dataset` takes it for the data
+        os.replace(folder / OLD_FACTS, folder / FACTS)
     stats = {part: collect_stats({"path": part.source}) for part in parts}
     facts = dataclasses.replace(facts, sources=_counted(facts.sources, stats.values()))
     with atomic_file(folder / FACTS) as part:
@@ -193,7 +220,7 @@ def _card(folder: Path, facts: CardFacts, stats: Mapping[Part, DataStats]) -> Da
         task_categories=_task_categories(stats.values()),
         size_categories=size_category(rows),
         tags=["audio", "speech", *(["non-commercial"] if restricted else [])],
-        configs=configs_of(stats) or None,
+        configs=configs_of(stats),
         **license_fields([source.license for source in facts.sources]),
     )
     lines = [f"# {title}", "", MARK, "", *_counts(stats), "", *_loading(stats), "", *_sources(facts, restricted)]
@@ -212,8 +239,8 @@ def configs_of(parts: Iterable[Part]) -> list[dict]:
     about = f"files of rows, sha256 {files_digest(parts)}"
     configs: dict[str, list[dict]] = {}
     for part in parts:
-        if part.pattern is not None:
-            configs.setdefault(part.config, []).append({"split": part.split, "path": part.pattern})
+        path = list(part.pattern) if part.is_audio_folder else part.pattern
+        configs.setdefault(part.config, []).append({"split": part.split, "path": path})
     return [{"config_name": name, "data_files": files, "description": about} for name, files in configs.items()]
 
 
@@ -329,4 +356,13 @@ def _making(facts: CardFacts) -> list[str]:
     return ["", "## How it was made", "", *lines] if lines else []
 
 
-__all__ = ["CardFacts", "DataSource", "configs_of", "count_rows", "read_facts", "report_facts", "write_card"]
+__all__ = [
+    "CardFacts",
+    "DataSource",
+    "configs_of",
+    "count_rows",
+    "kept_facts",
+    "read_facts",
+    "report_facts",
+    "write_card",
+]

@@ -5,12 +5,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet
 
-from .readers import METADATA_FILES, kind_of
+from .readers import METADATA_FILES, is_clip, kind_of
 
 
 BUILT = "build.json"  # the recipe of `data build`, in its folder
@@ -20,6 +20,9 @@ HUB_DATA = "data"  # subfolder with the rows of a set of the hub
 ENDS = 1 << 16  # bytes of each end of a file that its digest reads; Parquet has the counts of its columns at the end
 NUMBER = re.compile(r"[-_]\d{3,}(-of-\d+)?$")  # `train-00000-of-00003`
 SPLIT_NAMES = ("train", "validation", "valid", "dev", "test", "all")
+# The split of a folder of this name, as in `datasets`.
+SPLIT_FOLDERS = {"train": "train", **dict.fromkeys(("validation", "valid", "dev"), "validation"), "test": "test"}
+SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,25 @@ class Part:
     Args:
         config (`str`): `default`, or the name that `load_dataset` takes where the parts have other columns.
         split (`str`): as in `load_dataset`.
-        pattern (`str`, *optional*): of the files, relative to the folder; None for a folder of clips with a
-            `metadata.csv`, `.jsonl` or `.parquet`, which `load_dataset` knows without it.
+        pattern (`str | tuple[str, ...]`): of the files, relative to the folder; several for a folder of clips with a
+            `metadata.csv`, `.jsonl` or `.parquet`: that file, and the clips.
         files (`tuple[Path, ...]`): in order.
     """
 
     config: str
     split: str
-    pattern: str | None
+    pattern: str | tuple[str, ...]
     files: tuple[Path, ...]
+
+    @property
+    def is_audio_folder(self) -> bool:
+        return not isinstance(self.pattern, str)
 
     @property
     def source(self) -> str:
         """What `data` of a recipe takes for its rows."""
         folder = self.files[0].parent
-        return str(folder if self.pattern is None else folder / Path(self.pattern).name)
+        return str(folder if self.is_audio_folder else folder / Path(self.pattern).name)
 
 
 def find_parts(folder: str | os.PathLike) -> list[Part]:
@@ -57,9 +64,16 @@ def find_parts(folder: str | os.PathLike) -> list[Part]:
         raise FileNotFoundError(f"There is no folder `{folder}` (current folder: {os.getcwd()}).")
     if (folder / BUILT).is_file():
         return _built_parts(folder)
+    if any((folder / name).is_file() for name in SAVED):
+        raise ValueError(
+            f"`{folder}` was written by `save_to_disk`, and `load_dataset` does not read that form: write its rows to "
+            "another folder as Parquet, `load_from_disk(FOLDER).to_parquet(FILE)`."
+        )
     for name in (KEPT, "", HUB_DATA):
         if groups := _groups(folder / name):
             return _parts(groups, name)
+    if parts := _split_folders(folder):
+        return parts
     raise ValueError(
         f"`{folder}` holds no rows: expected .jsonl, .csv or .parquet files in it, in `{KEPT}/` or in `{HUB_DATA}/`."
     )
@@ -109,7 +123,7 @@ def _parts(groups: dict[str, list[Path]], place: str) -> list[Part]:
                 f"`{metadata.parent}` has {metadata.name}, whose rows are its clips, and other files of rows, "
                 f"{', '.join(others)}: move those to another folder."
             )
-        return [Part("default", "train", None, tuple(groups["metadata"]))]
+        return [Part("default", "train", _folder_patterns(metadata, prefix), (metadata,))]
     if len(groups) == 1:
         ((name, files),) = groups.items()
         split = name if name in SPLIT_NAMES[1:-1] else "train"
@@ -128,6 +142,19 @@ def _parts(groups: dict[str, list[Path]], place: str) -> list[Part]:
         )
         for name, files in groups.items()
     ]
+
+
+def _split_folders(folder: Path) -> list[Part]:
+    """The parts of `train/metadata.csv`, `test/metadata.csv` and so on, with the clips beside each."""
+    groups = {name: _groups(folder / name) for name in SPLIT_FOLDERS}
+    found = {name: parts for name, parts in groups.items() if "metadata" in parts}
+    return [replace(_parts(parts, name)[0], split=SPLIT_FOLDERS[name]) for name, parts in found.items()]
+
+
+def _folder_patterns(metadata: Path, prefix: str) -> tuple[str, ...]:
+    """Patterns of a metadata file and of the clips in its folder, by their endings."""
+    endings = sorted({file.suffix for file in metadata.parent.rglob("*") if is_clip(file.name)})
+    return (prefix + metadata.name, *(f"{prefix}**/*{ending}" for ending in endings))
 
 
 def file_pattern(name: str, files: Sequence[Path]) -> str:

@@ -139,7 +139,7 @@ def _write_parts(parts: Sequence[Part], place: Path) -> list[Part]:
 
 def _write_part(part: Part, place: Path) -> tuple[str, tuple[Path, ...]]:
     """Write the rows of a part. Returns: how its shards begin, and the shards."""
-    if kind_of(part.files[0].name) == "parquet" and part.pattern is not None:
+    if kind_of(part.files[0].name) == "parquet" and not part.is_audio_folder:
         files = [str(file) for file in part.files]
         rows = undecoded(datasets.load_dataset("parquet", data_files={"train": files}, split="train"))
     else:

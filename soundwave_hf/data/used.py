@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import DatasetCard
 
-from .card import FACTS, NONE, DataSource, iso_code, read_facts
+from .card import NONE, DataSource, iso_code, kept_facts
 from .locate import Source, looks_local
 
 
@@ -84,8 +84,8 @@ def data_used(
         license, spoken = read_metadata(path)
         languages += spoken
         whole.append(license)
-        if (path.parent / FACTS).is_file():
-            known |= {source.name: source for source in read_facts(path.parent).sources}
+        if (kept := kept_facts(path.parent)) is not None:
+            known |= {source.name: source for source in kept.sources}
     # One card of one source speaks for all of its rows; with several, nobody knows which rows it means.
     of_all = whole[0] if len(whole) == len(sources) == 1 else None
     found = [

@@ -152,17 +152,15 @@ def read_data_card(path: str | os.PathLike) -> DataUsed:
 
     Raises: `FileNotFoundError`.
     """
-    from ..data.card import CARD, FACTS, DataSource, read_facts
+    from ..data.card import CARD, DataSource, kept_facts
 
     path = Path(path)
     card = path / CARD if path.is_dir() else path
     if not card.is_file():
         raise FileNotFoundError(f"There is no dataset card `{card}`: `soundwave-hf data card FOLDER` writes one.")
     license, languages = read_metadata(card)
-    sources: tuple[DataSource, ...] = ()
-    if (card.parent / FACTS).is_file():
-        sources = tuple(read_facts(card.parent).sources)
-    sources = sources or (DataSource(card.resolve().parent.name, license=license),)
+    kept = kept_facts(card.parent)
+    sources = (kept.sources if kept else ()) or (DataSource(card.resolve().parent.name, license=license),)
     return DataUsed(sources, languages=tuple(languages))
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from datasets import Audio, Dataset, load_dataset
+from datasets import Audio, Dataset, load_dataset, load_dataset_builder
 from huggingface_hub import DatasetCard
 
 from soundwave_hf import cli
 from soundwave_hf.data.card import CardFacts, DataSource, read_facts, size_category, write_card
+from soundwave_hf.data.check import check_source
 from soundwave_hf.data.licenses import HUB_IDS, is_non_commercial, license_fields
 from soundwave_hf.data.prepared import find_parts
 from soundwave_hf.data.publish import push_folder
 from soundwave_hf.data.rows import stored_messages
+from soundwave_hf.data.sources import open_rows
 from tests.data.corpora import write_clip, write_lines
 from tests.local_hub import local_hub
 
@@ -78,6 +80,77 @@ def test_the_folder_loads_as_the_card_says(folder):
     write_card(folder)
     data = load_dataset(str(folder))
     assert {split: rows["text"][:] for split, rows in data.items()} == {"train": ["go 1", "go 2"], "test": ["go 3"]}
+
+
+def _folder_of(place: Path, form: str, clips: int) -> Path:
+    """A folder of data in one of the forms that `load_dataset` reads: its rows say `go 1`, `go 2`."""
+    folder = place / "metadata" if form == "train/metadata.csv" else place / form.partition(".")[0]
+    file = folder / form
+    names = [f"{number}.wav" for number in range(1, clips + 1)]
+    for name in names:
+        write_clip(file.parent / name)
+    key = "file_name" if "metadata" in form else "audio"
+    rows = Dataset.from_dict({key: names, "text": [f"go {number}" for number in range(1, clips + 1)]})
+    {".csv": rows.to_csv, ".jsonl": rows.to_json, ".parquet": rows.to_parquet}[file.suffix](file)
+    return folder
+
+
+def _files_of_splits(folder: Path) -> dict[str, list[str]]:
+    """What `load_dataset` takes as the files of each split. (To read clips it needs torchcodec.)"""
+    found = load_dataset_builder(str(folder)).config.data_files
+    return {str(split): sorted(os.path.basename(file) for file in files) for split, files in found.items()}
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("metadata.csv", "metadata.jsonl", "metadata.parquet", "train/metadata.csv"),
+        *("train.csv", "train.jsonl", "train.parquet"),
+    ],
+)
+def test_a_card_leaves_every_form_of_a_folder_as_readable_as_it_was(tmp_path, form, clips):
+    folder = _folder_of(tmp_path, form, clips)
+    for _ in range(2):
+        assert check_source(str(folder), None, None, None) == []
+        write_card(folder, read_facts(folder).with_licenses("mit"))
+        assert [source.rows for source in read_facts(folder).sources] == [clips]
+    assert len(open_rows(str(folder))) == clips
+    with_clips = ["1.wav", "2.wav"][:clips] if "metadata" in form else []
+    assert _files_of_splits(folder) == {"train": sorted([*with_clips, Path(form).name])}
+
+
+def test_each_split_folder_of_clips_is_a_split(tmp_path):
+    for split, text in (("train", "go"), ("dev", "stop")):
+        write_clip(tmp_path / split / "clips" / "1.wav")
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,text\nclips/1.wav,{text}\n")
+    assert "| default | validation | 1 |" in write_card(tmp_path).read_text()
+    files = ["1.wav", "metadata.csv"]
+    assert _files_of_splits(tmp_path) == {"train": files, "validation": files}
+
+
+def test_a_card_of_an_earlier_version_is_read_and_its_facts_are_moved_out_of_the_data(tmp_path):
+    folder = _folder_of(tmp_path, "metadata.csv", 1)
+    write_card(folder, CardFacts(sources=(DataSource("*", "mit"),)))
+    (folder / ".card.json").rename(folder / "card.json")
+    assert read_facts(folder).sources[0].license == "mit"
+    assert DatasetCard.load(write_card(folder)).data.license == "mit"
+    assert not (folder / "card.json").exists() and read_facts(folder).sources[0].license == "mit"
+
+
+def test_a_file_card_json_of_the_user_is_not_taken_for_facts(folder):
+    (folder / "card.json").write_text('{"sources": "mine"}')
+    write_card(folder)
+    assert (folder / "card.json").read_text() == '{"sources": "mine"}'
+    (folder / ".card.json").write_text("{")
+    with pytest.raises(ValueError, match=r"card.json` is not as `data card` wrote it: delete it"):
+        write_card(folder)
+
+
+def test_a_saved_data_set_gets_no_card(tmp_path):
+    Dataset.from_dict({"text": ["go"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="was written by `save_to_disk`, and `load_dataset` does not read that form"):
+        write_card(tmp_path / "saved")
 
 
 def test_the_command_takes_licences_and_keeps_them(folder, capsys):
