@@ -72,7 +72,9 @@ def add_card_options(verb: argparse.ArgumentParser):
         ("--data-card", "data_cards", "dataset card, or a folder with one; may come several times"),
     ):
         verb.add_argument(name, dest=place, metavar="PATH", action="append", default=[], help=text)
-    verb.add_argument("--license", metavar="ID", help="of the weights; default: that of the recipe or README.md")
+    verb.add_argument(
+        "--license", metavar="ID", help="of the weights; default: that of the recipe, README.md or the start"
+    )
     verb.add_argument(
         "--licenses", metavar="MAPPING", help="of data and backbones: '{librispeech: cc-by-4.0}', or one for all data"
     )

@@ -112,7 +112,16 @@ def _title(facts: ModelFacts) -> str:
     }
     bases = [name for name in known_values(facts.own, "base_model") if name not in (facts.encoder, facts.llm)]
     made_from = f" Made from {', '.join(bases)}, as its author states." if bases else ""
-    return f"{title}\n\n{what[facts.kind]}{made_from}"
+    return f"{title}\n\n{what[facts.kind]}{made_from}{_continued(facts)}"
+
+
+def _continued(facts: ModelFacts) -> str:
+    """The weights that the runs started from, where only their card is known."""
+    starts = [f"{run.weights} ({run.license})" for run in facts.runs if run.weights]
+    if not starts:
+        return ""
+    verb = "Its training continues" if any(run.recipe for run in facts.runs) else "It was made from"
+    return f" {verb} the weights {', '.join(starts)}, whose own card says what they were trained on."
 
 
 def _backbones(facts: ModelFacts) -> tuple[str, str]:
@@ -221,7 +230,10 @@ def _limits(facts: ModelFacts) -> str:
         lines.append(f"Languages that its author states, without data or scores here: {', '.join(named)}.")
     hours = sum(source.hours for source in facts.data.sources)
     if facts.data.sources and hours == hours:
-        lines.append(f"It was trained on {hours:.2f} hours of speech, repeats included.")
+        length = f"{hours:.2f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+        starts = [run.weights for run in facts.runs if run.weights]
+        before = f", not counting the training of {', '.join(starts)}" if starts else ""
+        lines.append(f"It was trained on {length} of speech, repeats included{before}.")
     lines.append("Like other LLMs, it may write fluent text that nobody said.")
     return "\n".join(["## Limits", "", *(f"- {line}" for line in dict.fromkeys(lines))])
 
@@ -273,7 +285,9 @@ def _source_name(source: DataSource) -> str:
 
 
 def _hours(source: DataSource) -> str:
-    return "unknown" if source.hours != source.hours else f"{source.hours:.2f}"
+    if source.hours != source.hours:
+        return "unknown"
+    return f"{source.hours:.2g}" if 0 < source.hours < 0.1 else f"{source.hours:.2f}"
 
 
 def _license(license: str | None) -> str:

@@ -34,6 +34,7 @@ from .runs import RECIPE, RECORD, Run, read_runs
 
 README = "README.md"
 LICENSE_KEYS = ("license", "license_name")
+SHARE_ALIKE = ("cc-by-sa-", "cc-by-nc-sa-")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def push_model(
         runs: folders of training runs that the card describes; by default the folder itself. Runs that they started
             from are found by their recipes.
         data_cards: dataset cards of data that the runs do not describe.
-        license: of the weights; by default that of the recipe or the folder's README.md.
+        license: of the weights; by default that of the recipe, of the folder's README.md, or of the weights that the
+            run started from.
         licenses: of data sources and backbones, `{name: licence}`, or one for all data.
         encoder, llm: hub names of backbones that the folder names by local folders.
         max_shard_size: of each file of a whole model.
@@ -206,6 +208,7 @@ def collect_facts(model: Model, repo: str, scores, runs, data_cards, license, li
         scores=files,
         license=license or _recipe_license(found),
     )
+    _refuse_other_license(facts)
     return with_licenses(facts, licenses)
 
 
@@ -245,6 +248,25 @@ def _recipe_license(runs: Sequence[Run]) -> str | None:
     return next((run.recipe["license"] for run in reversed(runs) if run.recipe.get("license")), None)
 
 
+def _start_license(runs: Sequence[Run]) -> Run | None:
+    """The weights that the runs started from, with the licence that their card states."""
+    return next((run for run in reversed(runs) if run.license), None)
+
+
+def _refuse_other_license(facts: ModelFacts):
+    """Raises: `ValueError` for a licence other than the share-alike one of the weights that the runs started from."""
+    start = _start_license(facts.runs)
+    if start is None or facts.license is None or not start.license.startswith(SHARE_ALIKE):
+        return
+    family = start.license.rpartition("-")[0]
+    if not facts.license.strip().lower().startswith(family):
+        raise ValueError(
+            f"The licence of these weights is {facts.license!r}, and they are made from {start.weights}, which is "
+            f"under {start.license}: what is made from it stays under that licence. Give "
+            f"`--license {start.license}`, or leave the licence out."
+        )
+
+
 # ---- what goes out ----
 
 
@@ -255,6 +277,12 @@ def _write(model: Model, facts: ModelFacts, own: Card, out: Path, shard_size: st
     """
     if typed:
         facts = dataclasses.replace(facts, license=_license_of(own.metadata))
+        _refuse_other_license(facts)
+    if facts.license is None and (start := _start_license(facts.runs)) is not None:
+        print(
+            f"The licence is {start.license}, that of {start.weights}, which these weights are made from.", flush=True
+        )
+        facts, typed = dataclasses.replace(facts, license=start.license), False
     try:
         write_files(model, out, facts.name, shard_size, linked)
         facts = dataclasses.replace(_plot(facts, out), has_own=bool(own.own), own=own.metadata)

@@ -12,7 +12,7 @@ import yaml
 from transformers.utils import logging
 
 from ..data.locate import looks_local
-from ..data.used import DataUsed, read_comment
+from ..data.used import DataUsed, read_comment, read_metadata
 from ..json_files import read_json_object
 from ..paths import expand_path, find_weights
 from ..secret_values import refuse_secrets
@@ -21,6 +21,7 @@ from ..secret_values import refuse_secrets
 logger = logging.get_logger(__name__)
 
 TRAINER_STATE, RECIPE, DATA_CARD, VERSIONS = "trainer_state.json", "recipe.yaml", "data_card.md", "versions.json"
+CARD, TITLE = "README.md", re.compile(r"^# (.+)$", re.MULTILINE)
 HIDDEN = (
     "output_dir",
     "logging_dir",
@@ -42,6 +43,7 @@ class Run:
         stage (`str`, *optional*): of the recipe.
         recipe (`dict`): its keys; history (`list[dict]`): a trainer's `log_history`.
         data (`DataUsed`), versions (`dict[str, str]`): of the packages.
+        weights, license (`str`, *optional*): name and licence of weights whose run is not here, from their card.
     """
 
     stage: str | None = None
@@ -49,6 +51,8 @@ class Run:
     history: Sequence[Mapping] = ()
     data: DataUsed = DataUsed()
     versions: Mapping[str, str] = field(default_factory=dict)
+    weights: str | None = None
+    license: str | None = None
 
 
 # ---- reading ----
@@ -74,7 +78,9 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
 def runs_of(folder: Path, seen: Sequence[Path] = ()) -> dict[str, Run]:
     """By their places: the run in a folder after those that it started from, as far as they are on this machine.
 
-    Exported and merged weights have a record of their runs instead. Args: seen: folders that have been read.
+    Exported and merged weights have a record of their runs instead, and those of somebody else only a card.
+
+    Args: seen: folders that have been read.
     """
     place = folder.resolve()
     if place in seen:
@@ -84,21 +90,42 @@ def runs_of(folder: Path, seen: Sequence[Path] = ()) -> dict[str, Run]:
         return {**(_earlier_runs(folder, start, (*seen, place)) if start else {}), str(place): read_run(folder)}
     if (folder / RECORD).is_file():
         return {f"{place} {number}": run for number, run in enumerate(_read_record(folder / RECORD))}
-    return {}
+    known = _read_card(folder / CARD)
+    return {} if known is None else {str(place): known}
 
 
 def _earlier_runs(folder: Path, start: str, seen: Sequence[Path]) -> dict[str, Run]:
     """The runs of `start_from`, as far as they are here. A relative path begins in the current folder."""
     try:
-        found = runs_of(Path(expand_path(find_weights(start), "`start_from`")), seen)
+        place = Path(expand_path(find_weights(start), "`start_from`"))
     except ValueError:  # a variable or user of another machine
-        found = {}
+        place = None
+    found = {} if place is None else runs_of(place, seen)
     if not found:
+        why = "no folder of that name is here: if it was one, start the command where the run was started"
+        if place is not None and place.is_dir():
+            why = f"that folder has no {RECIPE}, no {RECORD}, and no {CARD} that states a licence"
         logger.warning(
-            f"`{folder}` started from `{start}`, and no run is found there: its recipe, data and licences are left "
-            "out. If it is a folder, start the command where the run was started, or copy the earlier run back."
+            f"`{folder}` started from `{start}`, and {why}. Its recipe, data and licence are left out: find out "
+            "the licence, and give it to `soundwave-hf push` with `--license`."
         )
     return found
+
+
+def known_weights(start: str | None) -> list[Run]:
+    """The weights that a run starts from, or that those come from, where only their card is known."""
+    runs = {} if start is None else runs_of(Path(find_weights(start)))
+    return [run for run in runs.values() if run.weights]
+
+
+def _read_card(path: Path) -> Run | None:
+    """What the card of weights says of them; None without a card that states a licence."""
+    license, languages = read_metadata(path) if path.is_file() else (None, [])
+    if license is None:
+        return None
+    title = TITLE.search(path.read_text(encoding="utf-8"))
+    name = title[1].strip() if title else path.resolve().parent.name
+    return Run(weights=name, license=license, data=DataUsed(languages=tuple(languages)))
 
 
 def read_run(folder: Path) -> Run:
@@ -196,4 +223,4 @@ def _is_place(value: str) -> bool:
     return _is_path(value) or looks_local(value)
 
 
-__all__ = ["RECIPE", "RECORD", "Run", "describe_runs", "read_json", "read_runs", "shown_recipe"]
+__all__ = ["RECIPE", "RECORD", "Run", "describe_runs", "known_weights", "read_json", "read_runs", "shown_recipe"]

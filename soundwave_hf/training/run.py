@@ -22,6 +22,7 @@ from ..data.sources import digest_source, fill_seconds, open_rows, open_streams,
 from ..data.tiny import TINY_DATA, write_tiny_data
 from ..paths import soundwave_home
 from ..processing.processing_soundwave import SoundwaveProcessor
+from ..publish.runs import known_weights
 from .arguments import SoundwaveTrainingArguments
 from .build import add_lora, build_model
 from .checkpoints import PreemptionCallback, last_checkpoint
@@ -157,7 +158,12 @@ def _make_trainer(recipe, arguments, processor, data, evaluated, record):
         max_batch_seconds=None if recipe.streaming else recipe.max_batch_seconds,
         record=files,
         card=RunCard(
-            recipe.stage, files["data_card.md"], recipe.license, recipe.written, json.loads(files["versions.json"])
+            recipe.stage,
+            files["data_card.md"],
+            recipe.license,
+            recipe.written,
+            json.loads(files["versions.json"]),
+            known_weights(recipe.start_from),
         ),
     )
 

@@ -13,6 +13,7 @@ class RunCard:
     Args:
         stage (`str`, *optional*), data (`str`): the recipe's stage, and Markdown that counts its data.
         license (`str`, *optional*): of the trained weights.
+        starts (`list[Run]`): the weights that it started from, where only their card is known.
         recipe (`dict`), versions (`dict[str, str]`): keys of the recipe, and versions of the packages.
     """
 
@@ -21,6 +22,7 @@ class RunCard:
     license: str | None = None
     recipe: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
+    starts: list = field(default_factory=list)
 
     def text(self, config, history: list[dict], kind: str) -> str:
         """Markdown with metadata, for a model's config, a trainer's `log_history` and the `kind` of `ModelFacts`."""
@@ -35,9 +37,9 @@ class RunCard:
             kind=kind,
             encoder=str(config.audio_config.name_or_path),
             llm=str(config.text_config.name_or_path),
-            runs=[Run(self.stage, self.recipe, history, data, self.versions)],
+            runs=[*self.starts, Run(self.stage, self.recipe, history, data, self.versions)],
             data=data,
-            license=self.license,
+            license=self.license or next((run.license for run in self.starts), None),
         )
         return write_card(*model_card(facts))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
@@ -43,6 +45,34 @@ def test_of_a_run_only_the_model_and_its_card_go_out(made, tmp_path, capsys):
     for name in (".env", "optimizer.pt", "checkpoint-2/", "runs/", "trainer_state.json"):
         assert name in left_out
     assert "Checked in a fresh process: " in printed and "Nothing was sent." in printed
+
+
+@pytest.fixture
+def fine_tuned(folder, tmp_path) -> Path:
+    """A run that started from weights which have only a card, under a share-alike licence."""
+    run = folder("run")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "README.md").write_text("---\nlicense: cc-by-sa-3.0\n---\n# theirs\n")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | {"start_from": str(tmp_path / "theirs")}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return run
+
+
+def test_a_fine_tune_keeps_the_licence_of_the_weights_that_it_started_from(fine_tuned, tmp_path, capsys):
+    push_model(fine_tuned, "me/mine", dry_run=tmp_path / "up")
+    assert "The licence is cc-by-sa-3.0, that of theirs, which these weights are made from." in capsys.readouterr().out
+    card = ModelCard.load(tmp_path / "up" / "README.md")
+    assert card.data.license == "cc-by-sa-3.0" and "These weights: cc-by-sa-3.0." in card.text
+
+
+def test_a_licence_that_a_share_alike_one_does_not_allow_is_refused(fine_tuned, tmp_path):
+    with pytest.raises(ValueError, match="is 'mit', and they are made from theirs, which is under cc-by-sa-3.0"):
+        push_model(fine_tuned, "me/mine", dry_run=tmp_path / "up", license="mit")
+    (fine_tuned / "README.md").write_text("---\nlicense: mit\n---\n")
+    with pytest.raises(ValueError, match="what is made from it stays under that licence"):
+        push_model(fine_tuned, "me/mine", dry_run=tmp_path / "up")
+    push_model(fine_tuned, "me/mine", dry_run=tmp_path / "up", license="cc-by-sa-4.0")
+    assert ModelCard.load(tmp_path / "up" / "README.md").data.license == "cc-by-sa-4.0"
 
 
 def test_adapters_name_themselves_and_their_backbones_by_hub_name(made, tmp_path):

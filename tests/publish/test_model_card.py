@@ -108,6 +108,50 @@ def test_runs_that_a_run_started_from_come_before_it(tmp_path):
     assert [run.stage for run in read_runs([tmp_path / "shrink", tmp_path / "align"])] == ["align", "shrink"]
 
 
+def write_start(place, license: str | None = "cc-by-sa-3.0"):
+    """A run, and the weights of somebody else that it started from: they have a card and no run."""
+    for name in ("start", "mine"):
+        (place / name).mkdir()
+    metadata = f"license: {license}\nlanguage: en" if license else "library_name: peft"
+    (place / "start" / "README.md").write_text(f"---\n{metadata}\n---\n\n# their-weights\n")
+    write_run_records(place / "mine")
+    recipe = RECIPE | {"start_from": str(place / "start")}
+    (place / "mine" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def test_of_weights_without_a_run_their_card_gives_name_and_licence(tmp_path):
+    write_start(tmp_path)
+    found = read_runs([tmp_path / "mine"])
+    assert [(run.weights, run.license) for run in found] == [("their-weights", "cc-by-sa-3.0"), (None, None)]
+    text = card_of(runs=found, data=found[1].data).text
+    assert "Its training continues the weights their-weights (cc-by-sa-3.0), whose own card says" in text
+    assert "2.00 hours of speech, repeats included, not counting the training of their-weights." in text
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / RECORD).write_text(describe_runs(tmp_path / "mine"))
+    kept = read_runs([tmp_path / "exported"])[0]
+    assert (kept.weights, kept.license) == ("their-weights", "cc-by-sa-3.0")
+
+
+def test_the_shipped_weights_are_known_by_their_card():
+    (run,) = runs.known_weights("weights/soundwave-small")
+    assert (run.weights, run.license) == ("soundwave-small", "cc-by-sa-3.0")
+
+
+def test_a_start_whose_card_states_no_licence_is_named(tmp_path, monkeypatch):
+    write_start(tmp_path, license=None)
+    messages = []
+    monkeypatch.setattr(runs.logger, "warning", messages.append)
+    assert [run.stage for run in read_runs([tmp_path / "mine"])] == ["shrink"]
+    (message,) = messages
+    assert "that folder has no recipe.yaml, no training_runs.json, and no README.md that states a licence" in message
+
+
+def test_short_data_are_counted_in_minutes(run):
+    data = DataUsed((DataSource("mine", "mit", rows=2, hours=0.005),))
+    text = card_of(runs=[run], data=data).text
+    assert "It was trained on 0.3 minutes of speech" in text and "| mine | 2 | 0.005 | mit |" in text
+
+
 def write_chain(place):
     """Runs of stages I and II, the second of which started from the first."""
     for stage, start in (("align", None), ("shrink", "align")):
