@@ -17,7 +17,7 @@ from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
 from ..processing.sources_soundwave import without_secrets
 from .locate import files_of
-from .rows import COLUMNS, at_folder, clips_of
+from .rows import COLUMNS, at_folder, clips_of, transcripts_of
 from .sources import open_rows, with_label_names
 
 
@@ -46,7 +46,7 @@ def find_bad_clips(rows: Dataset, max_seconds: float | None = None) -> list[BadC
     Args: max_seconds: the longest clip that is accepted.
     """
     bad = []
-    columns = [name for name in ("audio", "messages", "seconds") if name in rows.column_names]
+    columns = [name for name in ("audio", "messages", "text", "seconds") if name in rows.column_names]
     light = rows.select_columns(columns)
     bar = tqdm(total=len(rows), desc="checking clips", unit="row", disable=len(rows) < CLIPS_AT_ONCE)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -62,25 +62,17 @@ def find_bad_clips(rows: Dataset, max_seconds: float | None = None) -> list[BadC
 def _bad_clips(row: Mapping, number: int, max_seconds: float | None) -> Iterator[BadClip]:
     clips = clips_of(row)
     said = row.get("seconds") if len(clips) == 1 else None
-    for place, clip in enumerate(clips):
-        if (why := what_is_wrong(clip, said, max_seconds)) is not None:
+    for place, (clip, text) in enumerate(zip(clips, transcripts_of(row), strict=True)):
+        if (why := read_clip(clip, said, max_seconds, text)[1]) is not None:
             yield BadClip(number, name_of_clip(clip, place), *why)
 
 
-def what_is_wrong(clip, said_seconds: float | None = None, max_seconds: float | None = None) -> tuple[str, str] | None:
-    """What is wrong with a clip, as a word and a sentence; None for a good clip.
-
-    Args: said_seconds: the length that its row states.
-    """
-    return read_clip(clip, said_seconds, max_seconds)[1]
-
-
 def read_clip(
-    clip, said_seconds: float | None = None, max_seconds: float | None = None
+    clip, said_seconds: float | None = None, max_seconds: float | None = None, text: str | None = None
 ) -> tuple[np.ndarray | None, tuple[str, str] | None]:
-    """The samples of a clip (mono, 16 kHz; None if it cannot be read), and what is wrong with it.
+    """The samples of a clip (mono, 16 kHz; None if it cannot be read), and what is wrong with it, as word and sentence.
 
-    Args: said_seconds: the length that its row states.
+    Args: said_seconds: the length that its row states; text: its transcript. Where that is "", silence is right.
     """
     try:
         samples = load_clip(clip, "The clip", None, RATE, SHORTEST_SECONDS)
@@ -93,8 +85,8 @@ def read_clip(
     except Exception as error:  # a decoder met what it was not written for: a broken file does not stop a long run
         return None, ("unreadable", f"{type(error).__name__}: {error}")
     seconds, peak = len(samples) / RATE, float(np.abs(samples).max())
-    if peak < SILENT_PEAK:
-        return samples, ("silent", f"Its loudest sample is {peak:.1g}.")
+    if peak < SILENT_PEAK and text != "":
+        return samples, ("silent", f'Its loudest sample is {peak:.1g}, and its `text` is not "".')
     if max_seconds is not None and seconds > max_seconds:
         return samples, ("too long", f"It lasts {seconds:.1f} s and the limit is {max_seconds:g} s.")
     if said_seconds is not None and abs(seconds - said_seconds) > max(LENGTH_TOLERANCE, 0.1 * seconds):
@@ -226,5 +218,4 @@ __all__ = [
     "find_bad_clips",
     "name_of_clip",
     "read_clip",
-    "what_is_wrong",
 ]

@@ -504,6 +504,19 @@ def test_bad_clips_are_listed_with_their_rows_and_reasons(bad):
     assert found[0].clip == str(bad.parent / "long.wav") and "It lasts 3.0 s and the limit is 2 s" in found[0].reason
 
 
+def test_silence_is_right_where_the_text_is_empty(tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), RATE)
+    rows = [
+        {"audio": "silent.wav", "text": ""},
+        {"audio": ["silent.wav", "silent.wav"], "text": ["", "hello"], "question": "Same?", "answer": "No"},
+    ]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(row))
+    assert find_bad_clips(open_rows(str(tmp_path / "0.jsonl"))) == []
+    (bad,) = find_bad_clips(open_rows(str(tmp_path / "1.jsonl")))
+    assert bad.reason == 'Its loudest sample is 0, and its `text` is not "".'
+
+
 def test_bad_clips_are_refused_or_left_out_counted_and_listed(bad, capsys):
     rows = open_rows(str(bad), with_seconds=False)
     with pytest.raises(ValueError, match=r"6 bad clips in 8 rows: 1 silent, .*\n  row 2, .*silent.wav: silent"):

@@ -89,7 +89,7 @@ class Judge:
             return verdict, []
         clips, texts = clips_of(row.values), transcripts_of(row.values, row.name)
         said = row.values.get("seconds") if len(clips) == 1 else None
-        read = [read_clip(clip, said) for clip in clips]
+        read = [read_clip(clip, said, text=text) for clip, text in zip(clips, texts, strict=True)]
         spoken = [text for text in texts if text is not None] or [row.values.get("answer") or ""]
         verdict.texts = [plain_text(text) for text in spoken]
         for place, (_, wrong) in enumerate(read):
