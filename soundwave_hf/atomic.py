@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +50,12 @@ def refuse_output(path: str | os.PathLike, option: str, inputs: Iterable[str | o
         raise PermissionError(f"`{option}` is `{path}`, and you may not write to `{parent}`: give another folder.")
     if os.path.realpath(place) in {os.path.realpath(file) for file in inputs}:
         raise ValueError(f"`{option}` is `{path}`, which is read by this command: give another file.")
+
+
+def refuse_file_name(folder: str | os.PathLike, option: str, endings: Collection[str], advice: str):
+    """Raises: `ValueError` if what becomes a folder has the name of a file. Args: advice: what to write instead."""
+    if Path(folder).suffix.lower() in endings and not Path(folder).is_dir():
+        raise ValueError(f"{option} is a folder, and `{folder}` is named like a file: {advice}.")
 
 
 @contextmanager
@@ -199,6 +205,7 @@ __all__ = [
     "atomic_folder",
     "kept_folder",
     "make_folder",
+    "refuse_file_name",
     "refuse_output",
     "refuse_used",
 ]

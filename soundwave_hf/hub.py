@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from .adapters import load_adapter, resolve_adapter
-from .atomic import atomic_folder, refuse_used
+from .atomic import atomic_folder, refuse_file_name, refuse_used
 from .publish.runs import RECORD, describe_runs
-from .training.export import refuse_infinite
+from .training.export import WEIGHT_FILES, refuse_infinite
 
 
 SHARD_SIZE = "5GB"
@@ -39,6 +39,7 @@ def merge_adapter(
         destination.
     """
     destination = Path(destination)
+    refuse_file_name(destination, "DST", WEIGHT_FILES, "leave its ending out")
     refuse_used(destination)
     adapter = resolve_adapter(adapter)
     record = describe_runs(adapter)

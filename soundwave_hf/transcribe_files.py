@@ -15,7 +15,7 @@ from transformers import CONFIG_NAME
 from transformers.utils import cached_file
 
 from .adapters import resolve_adapter
-from .atomic import atomic_file
+from .atomic import atomic_file, refuse_file_name
 from .audio_files import STANDARD_INPUT, AudioFile, find_audio, read_standard_input, refuse_terminal
 from .data.locate import file_digest
 from .evaluation.shipped import ADAPTER, load_weights
@@ -52,13 +52,17 @@ def plan_jobs(
 ) -> list[Job]:
     """A job for each file; without `output` and `beside`, nothing is written.
 
-    Raises: `ValueError` if two transcripts have the same path, or a transcript would overwrite a recording.
+    Raises: `ValueError` if `output` is named like a transcript, two transcripts have the same path, or one would
+        overwrite a recording.
     """
     if output is not None and beside:
         raise ValueError("`--output` and `--beside` were both given: give one of them.")
     if output is None and not beside:
         return [Job(file) for file in files]
     if output is not None:
+        name = Path(output).suffix[1:].lower()
+        advice = f"write `--format {name} --output FOLDER`, or `--format {name} > {output}`"
+        refuse_file_name(output, "`--output`", [f".{each}" for each in FORMATS], advice)
         check_folder(Path(output))
     jobs = [Job(file, outputs_of(file, formats, output)) for file in files]
     refuse_collisions(jobs)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from soundwave_hf import cli
 from soundwave_hf.atomic import atomic_file, atomic_files, atomic_folder, kept_folder, refuse_used
 
 
@@ -151,3 +152,19 @@ def test_a_folder_that_another_process_has_finished_meanwhile_is_not_written_to(
         with pytest.raises(FileExistsError, match="exists and is not an empty folder"), whole(tmp_path / "model"):
             raise AssertionError("the block ran")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "clean", "rows.jsonl", "kept.jsonl"], "OUT is a folder, and `kept.jsonl` is named like a file"),
+        (["data", "merge", "a", "kept.parquet"], "OUT is a folder, and `kept.parquet` is named like a file"),
+        (["data", "build", "steps.yaml", "rows.csv"], "OUT is a folder, and `rows.csv` is named like a file"),
+        (["export", "run", "a.safetensors"], "DST is a folder, and `a.safetensors` is named like a file"),
+        (["merge", "run", "model.gguf"], "DST is a folder, and `model.gguf` is named like a file"),
+    ],
+)
+def test_a_folder_to_write_that_is_named_like_a_file_is_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    assert f"{message}: leave its ending out." in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -539,6 +539,7 @@ def test_a_name_with_a_dollar_sign_is_a_file(here, run):
         (["-", "--rate", "16"], "`--rate` is 16; expected 1000 Hz or more"),
         (["-", "--beside"], "standard input has no folder"),
         (["c.wav", "--beside", "--output", "out"], "`--output` and `--beside` were both given"),
+        (["c.wav", "--output", "t.srt"], "`t.srt` is named like a file: write `--format srt --output FOLDER`, or `--"),
         (["c.wav", "--output", "calls/a.wav"], "`calls/a.wav` is a file, and `--output` expects a folder"),
         (["c.wav", "--output", "calls/a.wav/b"], "`calls/a.wav` is a file, and `--output` expects a folder"),
         (["c.wav", "--llm", "mine"], "`--llm` says what adapters belong to, and `--model` has its own"),

@@ -70,7 +70,7 @@ def _bad_clips(row: Mapping, number: int, max_seconds: float | None) -> Iterator
 def read_clip(
     clip, said_seconds: float | None = None, max_seconds: float | None = None, text: str | None = None
 ) -> tuple[np.ndarray | None, tuple[str, str] | None]:
-    """The samples of a clip (mono, 16 kHz; None if it cannot be read), and what is wrong with it, as word and sentence.
+    """The samples of a clip (mono, 16 kHz; None if it cannot be read), and what is wrong with it in a word and a text.
 
     Args: said_seconds: the length that its row states; text: its transcript. Where that is "", silence is right.
     """

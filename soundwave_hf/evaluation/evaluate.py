@@ -342,9 +342,14 @@ def refuse_outputs(output: str | None, transcripts: str | None, against: str | N
         return
     inputs = [file for source in named_sources(data).values() if not holds_rows(source) for file in files_of(source)]
     inputs += [against] if against is not None and os.path.isfile(against) else []
-    for option, path in (("--output", output), ("--transcripts", transcripts)):
+    for option, path, endings in (
+        ("--output", output, (".json",)),
+        ("--transcripts", transcripts, (".jsonl", ".json")),
+    ):
         if path:
             refuse_output(path, option, inputs)
+            if Path(path).suffix not in endings:
+                raise ValueError(f"`{option}` is `{path}`; give a file that ends in {endings[0]}, which it holds.")
     if output and transcripts and os.path.realpath(output) == os.path.realpath(transcripts):
         raise ValueError(f"`--output` and `--transcripts` are both `{output}`: give two files.")
 

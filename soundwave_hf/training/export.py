@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from ..atomic import atomic_file
+from ..atomic import atomic_file, refuse_file_name
 from ..modeling.configuration_soundwave import SoundwaveConfig, relative_name
 from ..modeling.folders_soundwave import ENCODER_LORA_FILE, TRAINED_FILE, WHOLE_FILES
 from ..modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
@@ -18,6 +18,7 @@ from ..publish.runs import RECORD, describe_runs
 
 
 WEIGHTS = "adapter_model.safetensors"
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".gguf")  # endings that no folder to write may have
 # Files that not every run has, or that make a folder one of another kind.
 OPTIONAL = (GENERATION_CONFIG_NAME, ENCODER_LORA_FILE, RECORD, TRAINED_FILE)
 OPTIONAL += WHOLE_FILES
@@ -36,6 +37,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     `FileExistsError` if the destination is the run, or holds other weights (the same may be exported again) or a file
     of theirs that loading would read, `OSError` if it cannot be written. The destination then stays as it was.
     """
+    refuse_file_name(destination, "DST", WEIGHT_FILES, "leave its ending out")
     run, destination = Path(run), Path(destination)
     if run.resolve() == destination.resolve():
         raise FileExistsError(f"`{destination}` is the run itself: name another folder, which gets float16 weights.")

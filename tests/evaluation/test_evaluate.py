@@ -389,6 +389,14 @@ def test_rows_that_cannot_be_read_are_named_and_the_rest_is_scored(systems, data
     assert (failure["row"], failure["audio"]) == (2, "nowhere.wav")
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "ending"), [("--output", "out.csv", ".json"), ("--transcripts", "out.txt", ".jsonl")]
+)
+def test_a_file_of_another_form_is_refused_before_any_clip_is_read(systems, data, capsys, option, name, ending):
+    assert cli.main(["evaluate", "--model", "mine", "--data", str(data), option, name]) == 2
+    assert f"`{option}` is `{name}`; give a file that ends in {ending}" in capsys.readouterr().err
+
+
 def test_questions_are_scored_as_answers_and_compared_as_such(systems, data, capsys):
     rows = [{**row, "question": "What is said?", "answer": row["text"]} for row in read_lines(data)[:3]]
     scores = run_evaluation(checkpoint="mine", data={"asked": rows}, against="other")["asked"]

@@ -10,10 +10,11 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ... import __version__
-from ...atomic import atomic_file, refuse_used
+from ...atomic import atomic_file, refuse_file_name, refuse_used
 from ..card import CardFacts, write_card
 from ..locate import digest_source, list_sources
 from ..prepared import BUILT
+from ..readers import KINDS
 from ..rows import RowCheck
 from .draws import NotBuilt
 from .labelled import split_columns
@@ -48,6 +49,7 @@ def build(recipe: str | os.PathLike | Mapping, folder: str | os.PathLike, proces
     """
     if type(processes) is not int or processes < 1:
         raise ValueError(f"`--processes` is {processes!r}; give a whole number, 1 or more.")
+    refuse_file_name(folder, "OUT", KINDS, "leave its ending out")
     folder = Path(folder).absolute()
     plan = read_build_recipe(recipe, folder)
     _claim(folder, plan)

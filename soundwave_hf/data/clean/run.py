@@ -26,10 +26,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ...atomic import atomic_file, refuse_used
+from ...atomic import atomic_file, refuse_file_name, refuse_used
 from ...paths import one_or_more
 from ..locate import digest_source, list_sources
 from ..prepared import REPORT
+from ..readers import KINDS
 from .decide import decide
 from .duplicates import Comparisons
 from .filter import Filter
@@ -85,6 +86,7 @@ def clean(
         the folder holds another run; `OSError` if the disk is full: the blocks that are whole stay.
     """
     against = [against] if isinstance(against, Mapping) else one_or_more(against)
+    refuse_file_name(out, "OUT", KINDS, "leave its ending out")
     out, plan = Path(out), _Plan.read(source, filters, columns, against, shard, block_rows)
     for name, value in (("processes", processes), ("block_rows", block_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -120,6 +122,7 @@ def merge(
 
     Raises: `FileNotFoundError` for a shard that is missing; `ValueError` if one is not complete or of another run.
     """
+    refuse_file_name(out, "OUT", KINDS, "leave its ending out")
     folders, out = [Path(part) for part in one_or_more(parts)], Path(out)
     identities = [_read_shard(folder) for folder in folders]
     _check_shards(folders, identities)
