@@ -1,6 +1,7 @@
 """`soundwave-hf`: one verb a function, and each imports what it needs, so that `--help` answers at once."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -34,7 +35,7 @@ PATH_OPTIONS += ("dry_run", "scores", "runs", "data_cards")
 
 RECIPE_HELP = "YAML file, or the name of a recipe of this package, such as `finetune`; `--key value` replaces a value"
 GENERATE_HELP = "options of `generate`, such as '{ctc_weight: 0.3, num_beams: 4}'; default: the model's, or greedy"
-FAILED = 2  # exit code where some files could not be transcribed
+FAILED = 2  # exit code where some files could not be transcribed, and of `data` without a verb
 
 
 # ---- the verbs: each with the function that adds its options ----
@@ -288,8 +289,14 @@ def read_generate(arguments: argparse.Namespace) -> dict | None:
     return read_mapping(arguments.generate, "--generate", "{ctc_weight: 0.3}") or None
 
 
-def data(arguments: argparse.Namespace):
-    """`data` alone, and `data demo` of 0.1.0. Raises: ValueError that says what replaced it."""
+def data(arguments: argparse.Namespace) -> int:
+    """`data` without a verb."""
+    arguments.parser.print_help()
+    return FAILED
+
+
+def data_demo(arguments: argparse.Namespace):
+    """`data demo` of 0.1.0. Raises: ValueError that says what replaced it."""
     raise ValueError(
         "The validation sets are built by their example now: `python examples/soundwave-small/build_data.py` in "
         "a checkout of this repository. `soundwave-hf data check SOURCE` checks your own; "
@@ -302,8 +309,8 @@ def add_data(verbs):
     from .cli_data import ADD_DATA_VERBS
 
     verb = add_verb(verbs, data, "check, clean, build and look at the data of a training run")
-    actions = verb.add_subparsers(title="verbs", metavar="VERB")
-    actions.add_parser("demo", allow_abbrev=False).set_defaults(run=data)
+    verb.verbs = actions = verb.add_subparsers(title="verbs", metavar="VERB")
+    actions.add_parser("demo", allow_abbrev=False).set_defaults(run=data_demo)
     for add in ADD_DATA_VERBS:
         add(actions)
 
@@ -378,10 +385,36 @@ def build_parser() -> argparse.ArgumentParser:
         prog="soundwave-hf", description="Train, convert, evaluate and try Soundwave speech language models."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    parser.verbs = verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for add in ADD_VERBS:
         add(verbs)
     return parser
+
+
+def refuse_unknown_verb(parser: argparse.ArgumentParser, words: Sequence[str]):
+    """Exit with the closest verb for one that does not exist. Verbs that are gone are known, but not listed."""
+    from .keys import nearest
+
+    for word in (word for word in words if not word.startswith("-")):
+        if (verbs := getattr(parser, "verbs", None)) is None:
+            return
+        if word not in verbs.choices:
+            gone = (backbones, data_demo)
+            listed = [name for name, verb in verbs.choices.items() if verb.get_default("run") not in gone]
+            near = nearest(word, listed)
+            hint = f"Did you mean `{near}`? " if near else ""
+            parser.error(f"there is no verb `{hide_secrets(word)}`. {hint}The verbs are {', '.join(listed)}.")
+        parser = verbs.choices[word]
+
+
+def refuse_unknown_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: Sequence[str]):
+    """Exit with the closest option of the verb for words that it does not take."""
+    from .keys import nearest
+
+    known = re.findall(r"--[\w-]+", arguments.parser.format_usage())
+    near = next((found for word in rest if (found := nearest(word.partition("=")[0], known))), None)
+    hint = f". Did you mean `{near}`?" if near else ""
+    parser.error(f"`{arguments.verb}` does not know {hide_secrets(' '.join(rest))}{hint}")
 
 
 def expand_options(arguments: argparse.Namespace):
@@ -398,9 +431,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 1 where a check found bad clips, or 2 after an error that the user
     can fix, and where some files could not be transcribed."""
     parser = build_parser()
+    refuse_unknown_verb(parser, sys.argv[1:] if words is None else words)
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.run not in (train, plan, backbones):
-        parser.error(f"`{arguments.verb}` does not know {hide_secrets(' '.join(rest))}")
+        refuse_unknown_options(parser, arguments, rest)
     arguments.overrides = rest
     try:
         expand_options(arguments)

@@ -9,7 +9,7 @@ def add_verb(verbs, run: Callable, summary: str, usage: str | None = None) -> ar
     verb = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage, allow_abbrev=False)
     # No default: that of `data check` would replace the value given before `check`.
     verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    verb.set_defaults(run=run, verb=verb.prog.partition(" ")[2])  # `data check` for a verb of a verb
+    verb.set_defaults(run=run, parser=verb, verb=verb.prog.partition(" ")[2])  # `data check` for a verb of a verb
     return verb
 
 

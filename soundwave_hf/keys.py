@@ -32,6 +32,27 @@ def read_yaml_documents(text: str) -> list:
     return list(yaml.load_all(text, Loader=_KeysOnce))
 
 
+# What people write for settings that have a longer name.
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "output": "output_dir",
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a wrong one means: the longer one of a usual short name, or the closest in letters."""
+    known, name = list(known), str(name)
+    usual = USUAL_NAMES.get(name.replace("-", "_").lower())
+    return usual if usual in known else next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
 def refuse_unknown(given: Mapping, known: Iterable[str], name: str, otherwise: str):
     """Refuse a key that is not known.
 
@@ -41,9 +62,9 @@ def refuse_unknown(given: Mapping, known: Iterable[str], name: str, otherwise: s
     """
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else otherwise
+            near = nearest(key, known)
+            hint = f"Did you mean `{near}`?" if near else otherwise
             raise ValueError(f"{name} has the key `{key}`, which does not exist. {hint}")
 
 
-__all__ = ["read_yaml", "read_yaml_documents", "refuse_unknown"]
+__all__ = ["nearest", "read_yaml", "read_yaml_documents", "refuse_unknown"]

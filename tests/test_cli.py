@@ -1,4 +1,5 @@
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -213,6 +214,36 @@ def test_an_option_that_no_verb_has_is_refused(capsys):
     assert "`demo` does not know --lr" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["transcribe", "c.wav", "--wordtimes"],
+            "`transcribe` does not know --wordtimes. Did you mean `--word-times`?",
+        ),
+        (["evaluate", "--batchsize", "3"], "Did you mean `--batch-size`?"),
+        (
+            ["data", "chek", "a.jsonl"],
+            "there is no verb `chek`. Did you mean `check`? The verbs are check, clean, merge",
+        ),
+        (["data", "--debug", "statistics"], "there is no verb `statistics`. Did you mean `stats`?"),
+        (["trian", "finetune"], "there is no verb `trian`. Did you mean `train`? The verbs are train, plan"),
+    ],
+)
+def test_a_misspelt_verb_or_option_gets_the_closest_one(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    printed = capsys.readouterr().err
+    assert message in printed and "demo, check" not in printed and "backbones" not in printed
+
+
+def test_data_without_a_verb_lists_its_verbs(capsys):
+    assert cli.main(["data"]) == 2
+    assert "read every clip of SOURCE" in capsys.readouterr().out
+    assert cli.main(["data", "demo"]) == 2
+    assert "The validation sets are built by their example now" in capsys.readouterr().err
+
+
 def test_a_verb_of_earlier_says_what_replaced_it(capsys):
     assert cli.main(["backbones", "openai/whisper-base"]) == 2
     assert "`python examples/soundwave-small/pypi_backbones.py`" in capsys.readouterr().err
@@ -234,4 +265,6 @@ def test_debug_of_a_verb_of_data_counts_on_both_sides(words):
 
 def test_errors_name_the_verb_of_data(capsys):
     assert cli.main(["data", "check", "none.jsonl"]) == 2
-    assert capsys.readouterr().err.startswith("soundwave-hf data check: There is no data manifest `none.jsonl`")
+    assert capsys.readouterr().err == (
+        f"soundwave-hf data check: There is no file `none.jsonl` (current folder: {os.getcwd()}): check the path.\n"
+    )

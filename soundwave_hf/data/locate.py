@@ -190,10 +190,7 @@ def find_files(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
     if not found or not all(each.is_file() for each in found):
-        raise FileNotFoundError(
-            f"There is no data manifest `{path}` (current folder: {os.getcwd()}): check the path. The validation "
-            "sets are built by `examples/soundwave-small/build_data.py`."
-        )
+        raise FileNotFoundError(f"There is no file `{path}` (current folder: {os.getcwd()}): check the path.")
     return found
 
 

@@ -30,9 +30,15 @@ def read_set(name: str) -> list[dict]:
     if name == "librivox":
         return read_clips(EXAMPLES / "librivox")
     folder = soundwave_home() / "data" / "demo"  # where `examples/soundwave-small/build_data.py` writes them
+    file = folder / f"valid_{name}.jsonl"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no file `{file}` of the set `{name}`: build the validation sets with "
+            "`python examples/soundwave-small/build_data.py` in a checkout of this repository, or give your own data "
+            "with `--data`."
+        )
     # The human manifest lists the audiobook clips too. Here they are a separate set.
-    rows = [row for row in read_rows(folder / f"valid_{name}.jsonl") if row["source"] != "librivox"]
-    return [{**row, "audio": str(folder / row["audio"])} for row in rows]
+    return [{**row, "audio": str(folder / row["audio"])} for row in read_rows(file) if row["source"] != "librivox"]
 
 
 def read_clips(folder: Path) -> list[dict]:

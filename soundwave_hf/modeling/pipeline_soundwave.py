@@ -5,6 +5,7 @@ The library's own pipeline for this task supports CTC models and encoder-decoder
 
 import array
 import dataclasses
+import difflib
 import math
 import os
 from collections import deque
@@ -45,6 +46,7 @@ SHORTEST_CHUNK = 1.0  # seconds
 # Those of `generate` that are no fields of a generation config.
 OWN_OPTIONS = ("return_timestamps", "drop_unsupported", *CTC_OPTIONS, *POSITION_OPTIONS)
 AUDIO_OPTIONS = ("mono", "allow_truncated", "max_seconds", "max_bytes")  # of the processor's call
+CALL_OPTIONS = ("chunk_length_s", *AUDIO_OPTIONS, "language", "prompt", "batch_size", "generate_kwargs")
 
 
 def is_clip(inputs) -> bool:
@@ -254,7 +256,8 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
                 f"`generate_kwargs` holds {wrong}, which `generate` does not take. Give `language` and `prompt` to "
                 "the call, such as `language='fr'`, and no `task`: the pipeline only transcribes."
             )
-        for name in given.keys() & {*vars(GenerationConfig()), "generation_config", *OWN_OPTIONS}:
+        options = {*vars(GenerationConfig()), "generation_config", *OWN_OPTIONS}
+        for name in given.keys() & options:
             value = given.pop(name)
             if generate_kwargs.setdefault(name, value) != value:
                 raise ValueError(f"`{name}` was given twice, in the call and in `generate_kwargs`: leave one out.")
@@ -265,7 +268,10 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
             replaces = "generation_config" in generate_kwargs  # the same as in the library
             forward["generate_kwargs"] = generate_kwargs if replaces else {**earlier, **generate_kwargs}
         if given:
-            raise ValueError(f"The pipeline got unknown arguments {sorted(given)}: see the arguments of its call.")
+            near = {name: difflib.get_close_matches(name, [*CALL_OPTIONS, *options], n=1) for name in sorted(given)}
+            hints = [f"Did you mean `{found[0]}` for `{name}`?" for name, found in near.items() if found]
+            hint = " ".join(hints) or "See the arguments of its call."
+            raise ValueError(f"The pipeline got unknown arguments {sorted(given)}. {hint}")
         return preprocess, forward, {}
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):

@@ -82,6 +82,8 @@ def test_the_human_set_leaves_the_audiobook_out(monkeypatch, tmp_path):
 def test_a_set_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no set `humen`: choose from human, librivox, synthetic"):
         read_set("humen")
+    with pytest.raises(FileNotFoundError, match="of the set `synthetic`: build the validation sets with `python exam"):
+        read_set("synthetic")
 
 
 def test_sources_are_named_by_the_caller_or_by_their_file(tmp_path):

@@ -447,6 +447,10 @@ def test_a_saved_pipeline_is_whole(folder, tmp_path):
 def test_what_it_cannot_do_is_refused(transcribe):
     with pytest.raises(ValueError, match='`return_timestamps` is \'char\'; expected "word" or "segment"'):
         transcribe(speech(1.0), return_timestamps="char")
+    with pytest.raises(
+        ValueError, match="Did you mean `language` for `langauge`. Did you mean `num_beams` for `num_beam`"
+    ):
+        transcribe(speech(1.0), langauge="en", num_beam=1)
     with pytest.raises(ValueError, match=r"unknown arguments \['stride_length_s'\]"):
         transcribe(speech(1.0), stride_length_s=2)
     with pytest.raises(ValueError, match="`chunk_length_s` is 0.2; expected 1.0 or more, or 0 for whole clips"):

@@ -292,7 +292,7 @@ def test_a_mistake_in_a_recipe_is_refused_and_nothing_is_written(write, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "nowhere.jsonl"}, r"There is no data manifest `.*nowhere.jsonl` \(current folder"),
+        ({"data": "nowhere.jsonl"}, r"There is no file `.*nowhere.jsonl` \(current folder"),
         ({"encoder": "no/encoder"}, "No backbone `no/encoder`"),
         ({"llm": "no/llm"}, "No backbone `no/llm`"),
         ({"stage": "shrink", "start_from": "no_run"}, "There is no folder `.*no_run` with trained adapters"),
@@ -434,6 +434,10 @@ def test_an_override_may_replace_a_whole_section(write):
         ({"augment.sped": "0.1"}, "`augment` of .* has the key `sped`, .* Did you mean `speed`?"),
         ({"seed.x": "1"}, "`seed.x` is given, and `seed` is the single value 4: give `seed`"),
         ({"max_step": "1"}, "has the key `max_step`, .* Did you mean `max_steps`?"),
+        ({"lr": "1e-5"}, "has the key `lr`, .* Did you mean `learning_rate`?"),
+        ({"epochs": "1"}, "has the key `epochs`, .* Did you mean `num_train_epochs`?"),
+        ({"batch-size": "1"}, "has the key `batch-size`, .* Did you mean `per_device_train_batch_size`?"),
+        ({"grad_accum": "1"}, "has the key `grad_accum`, .* Did you mean `gradient_accumulation_steps`?"),
         ({"augment": "{speed: 0.1"}, "`--augment` cannot be read as YAML"),
     ],
 )

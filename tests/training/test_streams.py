@@ -100,7 +100,7 @@ def test_a_line_that_is_no_row_is_named_before_the_first_step(workspace, tmp_pat
 
 
 def test_a_pattern_that_fits_nothing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no data manifest `.*part-\*.jsonl`"):
+    with pytest.raises(FileNotFoundError, match=r"There is no file `.*part-\*.jsonl`"):
         find_files(tmp_path / "part-*.jsonl")
 
 
