@@ -291,8 +291,9 @@ def _announce(recipe, arguments, model, counts):
             "to +2 dB, which `gain: 1.0` does.",
             flush=True,
         )
+    losses = " and ".join({"ce": "next-token", "ctc": "CTC"}[loss] for loss in STAGES[recipe.stage].losses)
     print(
-        f"Stage {recipe.stage}: {trained / 1e6:.2f} M parameters on {' + '.join(STAGES[recipe.stage].losses)}, "
+        f"Stage {recipe.stage}: {trained / 1e6:.2f} M parameters on {losses} loss, "
         f"{clips or 'an unknown number of'} clips ({hours}), {size} a step, to {arguments.output_dir}",
         flush=True,
     )

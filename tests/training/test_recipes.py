@@ -497,7 +497,7 @@ def test_a_manifest_that_cannot_be_read_names_the_line(tmp_path, text, message):
 def test_the_command_trains_a_recipe(write, tmp_path, capsys):
     assert cli.main(["train", str(write()), "--max_steps", "1", "--augment.speed=0.1"]) == 0
     assert (tmp_path / "out" / "trained.safetensors").is_file()
-    assert "Stage align: 0.01 M parameters on ctc, 12 clips (0.0 h), 4 a step" in capsys.readouterr().out
+    assert "Stage align: 0.01 M parameters on CTC loss, 12 clips (0.0 h), 4 a step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -574,3 +574,10 @@ def test_the_recipes_for_one_gpu_fit_it(pair, gpus, monkeypatch, tmp_path):
 def test_the_name_of_version_0_1_finds_the_recipes_of_the_paper():
     for name in ("llama-3.1-8b/2_shrink", "recipes/llama-3.1-8b/2_shrink.yaml"):
         assert find_recipe(name) == find_recipe(f"{PAPER}/2_shrink")
+
+
+def test_shipped_recipes_state_the_gain_of_clips_that_they_change():
+    """A run of one that does not says that earlier versions changed the level."""
+    stated = [each.get("augment") or {} for path in SHIPPED for each in yaml.safe_load_all(path.read_text())]
+    assert sum("speed" in augment for augment in stated) > 10
+    assert all("gain" in augment for augment in stated if "speed" in augment)
