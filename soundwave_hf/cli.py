@@ -1,6 +1,7 @@
 """`soundwave-hf`: one verb a function, and each imports what it needs, so that `--help` answers at once."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from .cli_options import (
     read_columns,
     read_mapping,
 )
-from .paths import expand_path
+from .paths import expand_path, find_weights
 from .secret_values import hide_secrets, names_secret
 
 
@@ -278,7 +279,13 @@ def read_hotwords(text: str | None) -> list[str] | None:
     """
     if text is None or not text.startswith("@"):
         return None if text is None else [phrase.strip() for phrase in text.split(",")]
-    with open(expand_path(text[1:], "`--hotwords`"), encoding="utf-8-sig") as file:
+    path = expand_path(text[1:], "`--hotwords`")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"`--hotwords {text}` names the file `{path}`, which does not exist (current folder: {os.getcwd()}): "
+            "check the path, or give the phrases themselves, with commas between them."
+        )
+    with open(path, encoding="utf-8-sig") as file:
         phrases = [line.strip() for line in file if line.strip()]
     if not phrases:
         raise ValueError(f"`--hotwords {text}`: the file has no line with a phrase.")
@@ -422,7 +429,8 @@ def expand_options(arguments: argparse.Namespace):
     for name in PATH_OPTIONS:
         value = getattr(arguments, name, None)
         if isinstance(value, str):
-            setattr(arguments, name, expand_path(value, f"`{name}`"))
+            value = expand_path(value, f"`{name}`")
+            setattr(arguments, name, find_weights(value) if name == "model" else value)
         elif isinstance(value, list):
             setattr(arguments, name, [expand_path(each, f"`{name}`") for each in value])
 

@@ -1,5 +1,7 @@
 """Answer from transcripts: the model transcribes the clips of a conversation, then its LLM answers in text alone."""
 
+import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +79,7 @@ def answer_from_transcripts(
     """
     check_batch_size(batch_size)
     check_max_new_tokens(max_new_tokens)
+    conversations = [conversations] if isinstance(conversations, str | os.PathLike) else conversations
     talks = [read_talk(number, messages) for number, messages in enumerate(conversations)]
     warn_of_merged(model)
     clips = [audio_of_part(part) for messages in talks for part in clips_of(messages)]
@@ -101,6 +104,11 @@ def read_talk(number: int, messages: Sequence[dict]) -> list[dict]:
     """
     if isinstance(messages, Mapping):
         raise ValueError("One conversation arrived; expected a list of conversations: write `[messages]`.")
+    if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
+        raise ValueError(
+            f"Conversation {number} is {reprlib.repr(messages)}; expected a list of messages, for a clip such as "
+            "`[{'role': 'user', 'content': [{'type': 'audio', 'path': 'speech.wav'}]}]`."
+        )
     last = messages[-1] if messages else {"role": "no message"}
     if last.get("role") != "user" or not isinstance(last.get("content"), (str, list, tuple)):
         raise ValueError(

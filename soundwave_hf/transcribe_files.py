@@ -317,7 +317,7 @@ def refuse_unwritten(options: TranscribeOptions, formats: Sequence[str]):
         if getattr(options, name) and not set(known) & set(formats):
             raise ValueError(
                 f"`--{name.replace('_', '-')}` was given, but the format is {','.join(formats)}, which does not show "
-                f"it: add one of {', '.join(known)} to `--format`, or leave the option out."
+                f"it: add {' or '.join(known)} to `--format`, or leave the option out."
             )
 
 

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from soundwave_hf import cli, hub
+from soundwave_hf import __version__, cli, hub
 from soundwave_hf.evaluation import evaluate
 
 
@@ -242,6 +242,23 @@ def test_data_without_a_verb_lists_its_verbs(capsys):
     assert "read every clip of SOURCE" in capsys.readouterr().out
     assert cli.main(["data", "demo"]) == 2
     assert "The validation sets are built by their example now" in capsys.readouterr().err
+
+
+def test_a_file_of_hotwords_that_does_not_exist_is_named(capsys):
+    assert cli.main(["transcribe", "c.wav", "--hotwords", "@none.txt"]) == 2
+    assert "`--hotwords @none.txt` names the file `none.txt`, which does not exist" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_the_command():
+    result = subprocess.run([sys.executable, "-m", "soundwave_hf", "--version"], capture_output=True, text=True)
+    assert result.stdout == f"soundwave-hf {__version__}\n"
+
+
+def test_the_name_of_the_shipped_weights_is_taken_anywhere_by_each_option(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    arguments = cli.build_parser().parse_args(["evaluate", "--model", "weights/soundwave-small"])
+    cli.expand_options(arguments)
+    assert os.path.isfile(os.path.join(arguments.model, "adapter_config.json"))
 
 
 def test_a_verb_of_earlier_says_what_replaced_it(capsys):

@@ -290,6 +290,13 @@ def test_a_template_of_parts_gets_them_and_its_variables(place, apart, monkeypat
     [
         ([TALKS[0], []], {}, "Conversation 1 ends with 'no message' .*; expected a message of 'user'"),
         (TALKS[0], {}, "One conversation arrived; expected a list of conversations"),
+        (
+            ["clip.flac"],
+            {},
+            r"Conversation 0 is 'clip.flac'; expected a list of messages, for a clip such as `\[\{'role'",
+        ),
+        ("clip.flac", {}, "Conversation 0 is 'clip.flac'"),
+        ([TALKS[0], ["Who speaks?"]], {}, "Conversation 1 is .'Who speaks.'.; expected a list of messages"),
         ([TALKS[2][:2]], {}, "Conversation 0 ends with 'assistant'"),
         ([[{"role": "user", "content": None}]], {}, "Conversation 0 ends with 'user' and content of type NoneType"),
         ([[{"role": "user"}]], {}, "content of type NoneType"),

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor, WhisperFeatureExtractor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, WhisperFeatureExtractor, pipeline
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor, resolve_adapter, train
+from soundwave_hf.data.tiny import write_tiny_llm, write_tiny_whisper
 from soundwave_hf.modeling.loading_soundwave import as_dtype
+from soundwave_hf.training.export import export_adapter
 from soundwave_hf.training.recipe import check_recipe
+from tests.modeling.test_load_adapters import write_adapters
 from tests.tiny import tiny_processor
 from tests.tiny_models import AUDIO, pad_batch, save_tiny_llm, save_tiny_soundwave, save_tiny_whisper, tiny_model
 
@@ -133,6 +136,16 @@ def no_processor(known):
     shutil.copytree(known.folder, copy)
     (copy / "processor_config.json").unlink()
     SoundwaveProcessor.from_pretrained(copy)
+
+
+@mistake("Couldn't instantiate the backend tokenizer")
+def pipeline_of_adapters(known):
+    backbones = str(known.home / "its_whisper"), str(known.home / "its_llm")
+    write_tiny_whisper(Path(backbones[0]))
+    write_tiny_llm(Path(backbones[1]))
+    write_adapters(*backbones, known.home / "run")
+    shipped = export_adapter(known.home / "run", known.home / "shipped")
+    pipeline("automatic-speech-recognition", model=str(shipped), trust_remote_code=True)
 
 
 @mistake("lacks 1 weights of SoundwaveForConditionalGeneration")

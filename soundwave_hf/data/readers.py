@@ -105,6 +105,10 @@ def _read_csv(path: str) -> Iterator[tuple[str, dict]]:
     with _open_text(path, newline="") as file:
         rows = csv.reader(file, delimiter="\t" if _suffix(path) == ".tsv" else ",", strict=True)
         header = next(rows, [])
+        if len(header) == 1 and (other := next((mark for mark in ";\t,|" if mark in header[0]), None)) is not None:
+            raise ValueError(
+                f"The fields of `{path}` are separated by {other!r}: save it with commas as .csv or tabs as .tsv."
+            )
         if len(set(header)) != len(header):
             raise ValueError(f"`{path}` names a column twice: its first line is {header}.")
         for row in rows:

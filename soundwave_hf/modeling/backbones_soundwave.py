@@ -480,7 +480,8 @@ def bars_in_terminals() -> Iterator[None]:
 def reading_weights(folder: str) -> Iterator[None]:
     """A context for reading the weights of a local checkpoint. (For a hub name, the library checks the files.)
 
-    Raises: `FileNotFoundError` that names a missing shard, `ValueError` that names a truncated file.
+    Raises: `FileNotFoundError` that names a missing shard, `ValueError` that names a truncated file; `OSError` that
+        names the current folder, if there is no such folder and the hub does not give the files.
     """
     index = os.path.join(folder, "model.safetensors.index.json")
     if os.path.isfile(index) and not os.path.isfile(os.path.join(folder, "model.safetensors")):
@@ -490,6 +491,13 @@ def reading_weights(folder: str) -> Iterator[None]:
             yield
     except SafetensorError as error:
         raise ValueError(f"{_broken_file(folder)} cannot be read ({error}): download or copy it again.") from error
+    except OSError as error:
+        if os.path.isdir(folder):
+            raise
+        raise OSError(
+            f"`{folder.rstrip(os.sep)}` is no folder here (current folder: {os.getcwd()}), and its files did not come "
+            f"from the hub. {error}"
+        ) from error
 
 
 def _broken_file(folder: str) -> str:

@@ -264,6 +264,8 @@ def _take_fields(options: dict) -> dict:
         known = {*settable_fields(), *OWN_OPTIONS, *HUB_OPTIONS, "dtype", "device_map", "quantization_config"}
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"Did you mean `{near[0]}`?" if near else "Merge the adapters first: `soundwave-hf merge ADAPTER DST`."
+        if key in ("load_in_4bit", "load_in_8bit"):
+            hint = f"Give `quantization_config=BitsAndBytesConfig({key}={value})`, a class of transformers."
         raise ValueError(f"`from_pretrained` of trained adapters does not take `{key}`. {hint}")
     return fields
 

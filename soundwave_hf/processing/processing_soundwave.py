@@ -282,7 +282,15 @@ class SoundwaveProcessor(ProcessorMixin):
                 saved = usual | cls.get_processor_dict(name, **place)[0]
                 for field in given:
                     refuse_other(field, kwargs[field], saved[field], name)
-            return super().from_pretrained(name, *args, **kwargs)
+            try:
+                return super().from_pretrained(name, *args, **kwargs)
+            except OSError as error:
+                if os.path.isdir(name):
+                    raise
+                raise OSError(
+                    f"`{name}` is no folder here (current folder: {os.getcwd()}), and its files did not come from the "
+                    f"hub. {error}"
+                ) from error
         if find_file(name, PROCESSOR_NAME, **place) is None:
             raise FileNotFoundError(NO_PROCESSOR.format(name))
         values, _ = cls.get_processor_dict(name, **place)
@@ -341,6 +349,11 @@ class SoundwaveProcessor(ProcessorMixin):
         Raises: `ValueError` if the numbers of clips and audio tokens differ, and for audio that cannot be used.
         """
         refuse_unread(kwargs)
+        if holds_samples(text):
+            raise ValueError(
+                "Audio arrived as `text`, which comes first here: pass clips as `audio=`, and `text` with one "
+                f"{self.audio_token} for each, or call `apply_transcription_request(array, sampling_rate=...)`."
+            )
         return super().__call__(text=text, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -717,6 +730,12 @@ def refuse_task(task: str | None):
             f"`task` is {task!r}; a transcription request supports only 'transcribe'. For another task, use "
             "`apply_chat_template` with the clip and a text such as 'Translate the speech to English.'"
         )
+
+
+def holds_samples(text) -> bool:
+    """Whether audio was given in place of text: an array, a tensor, numbers, bytes, a row, or a list of these."""
+    first = text[0] if isinstance(text, list | tuple) and text else text
+    return first is not None and not isinstance(first, str | list | tuple)
 
 
 def check_clips_per_text(text: list[str] | None, audio, audio_token: str):

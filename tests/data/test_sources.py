@@ -267,7 +267,7 @@ def test_columns_of_other_names_are_suggested_and_never_guessed(data, form, mess
         ("rows.csv", r"rows.csv` lacks \['audio', 'text'\].*Write `columns: \{path: audio, sentence: text\}`"),
         ("folder", r"folder` lacks \['text'\].*Write `columns: \{transcription: text\}`"),
         ("clips.tar", r"clips.tar` lacks \['audio', 'text'\].*Write `columns: \{wav: audio, json.text: text\}`"),
-        ("spaced.csv", r"spaced.csv` lacks \['audio', 'text'\]. Its columns are \['audio;text'\]"),
+        ("spaced.csv", r"The fields of `.*spaced.csv` are separated by ';'"),
         ("list.jsonl", r"line 1 of .*list.jsonl` is \['a.wav', 'x'\]; expected an object with `audio` and `text`"),
     ],
 )
@@ -399,6 +399,13 @@ def test_a_stage_of_transcripts_refuses_rows_without_one():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        (
+            "a.csv",
+            "audio;text\na.wav;one\n",
+            r"are separated by ';': save it with commas as .csv or tabs as .tsv",
+        ),
+        ("a.csv", "audio\ttext\na.wav\tone\n", r"The fields of `.*a.csv` are separated by '\\t': save it with commas"),
+        ("a.tsv", "audio,text\na.wav,one\n", r"The fields of `.*a.tsv` are separated by ',': save it with commas as"),
         ("a.csv", "audio,text\na.wav,one, two\n", r"line 2 of .* has 3 fields and the first line names 2 columns"),
         ("a.csv", "audio,audio\na.wav,x\n", "names a column twice"),
         ("a.csv", "audio,text,seconds\na.wav,x,long\n", "line 2 of .* has `seconds` 'long'; expected a number"),

@@ -79,7 +79,8 @@ def test_the_human_set_leaves_the_audiobook_out(monkeypatch, tmp_path):
     assert [row["audio"] for row in read_set("human")] == [str(folder / "a.flac")]
 
 
-def test_a_set_that_does_not_exist_is_refused():
+def test_a_set_that_does_not_exist_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="no set `humen`: choose from human, librivox, synthetic"):
         read_set("humen")
     with pytest.raises(FileNotFoundError, match="of the set `synthetic`: build the validation sets with `python exam"):

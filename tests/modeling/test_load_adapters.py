@@ -219,6 +219,7 @@ def test_the_report_of_loading_is_returned_on_request(place):
     ("given", "message"),
     [
         ({"merge_lroa": False}, "does not take `merge_lroa`. Did you mean `merge_lora`?"),
+        ({"load_in_4bit": True}, r"Give `quantization_config=BitsAndBytesConfig\(load_in_4bit=True\)`"),
         ({"variant": "fp16"}, "does not take `variant`"),
         ({"dtype": "int8"}, "`dtype` is 'int8'"),
         ({"device_map": "cuda:99"}, "The device is 'cuda:99'; this machine has cpu"),

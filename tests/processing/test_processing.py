@@ -3,6 +3,7 @@
 import ast
 import math
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, PreTrainedTokenizerFast, WhisperFeatureExtractor
 
+from soundwave_hf import SoundwaveForConditionalGeneration
 from soundwave_hf.modeling import backbones_soundwave
 from soundwave_hf.processing import SoundwaveProcessor, processing_soundwave
 from tests.tiny import tiny_processor, tiny_tokenizer
@@ -204,6 +206,21 @@ def test_another_audio_token_is_kept(tmp_path):
     assert loaded.audio_token == "<|speech|>" and loaded.audio_token_id == processor.audio_token_id
     conversation = [{"role": "user", "content": [{"type": "audio"}]}]
     assert "user\n<|speech|><|im_end|>" in loaded.apply_chat_template(conversation)
+
+
+@pytest.mark.parametrize("as_given", [np.asarray, torch.from_numpy, list, lambda clip: [clip, clip]])
+def test_the_call_of_whisper_is_told_where_audio_goes(as_given):
+    clip = as_given(np.zeros(1600, np.float32))
+    with pytest.raises(ValueError, match="Audio arrived as `text`, which comes first here: pass clips as `audio=`"):
+        tiny_processor()(clip, sampling_rate=16000)
+
+
+def test_a_name_that_is_no_folder_is_told_with_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for loader in (SoundwaveProcessor, SoundwaveForConditionalGeneration):
+        with pytest.raises(OSError, match=re.escape(f"`weights/mine` is no folder here (current folder: {tmp_path})")):
+            loader.from_pretrained("weights/mine")
 
 
 @pytest.mark.parametrize(
