@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from tqdm.auto import tqdm
 from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
 from ..processing.sources_soundwave import without_secrets
+from .cuts import Cutter
+from .each_row import each_row, is_segment, with_whole_clip
 from .locate import files_of
-from .rows import COLUMNS, at_folder, clips_of, transcripts_of
+from .rows import COLUMNS, RowCheck, at_folder, clips_of, transcripts_of
 from .sources import open_rows, with_label_names
 
 
@@ -27,12 +30,16 @@ SILENT_PEAK = 1e-3  # 60 dB below full scale
 LENGTH_TOLERANCE = 0.5  # seconds; a row's `seconds` may differ from the clip's by this, or by a tenth if that is more
 CLIPS_AT_ONCE = 64
 SKIPPED_CLIPS = "skipped_clips.jsonl"  # in a run's folder: the bad clips that it left out
-LISTED = 20  # bad clips that a message names
+LISTED = 20  # bad clips and rows that a message names
+UNUSABLE = "unusable"  # the kind of a row that training would refuse without reading its clip
 
 
 @dataclass(frozen=True)
 class BadClip:
-    """A clip that should not be trained on: its row number, its name, and the reason as a word and a sentence."""
+    """A clip that should not be trained on: its row number, its name, and the reason as a word and a sentence.
+
+    For a row of the kind `UNUSABLE`, the name is that of the row.
+    """
 
     row: int
     clip: str
@@ -57,6 +64,48 @@ def find_bad_clips(rows: Dataset, max_seconds: float | None = None) -> list[BadC
             bar.update(len(numbers))
     bar.close()
     return bad
+
+
+def check_each_row(source, columns: Mapping | None, max_seconds: float | None) -> tuple[list[BadClip], int]:
+    """Check the rows of a source and read their clips, a few at once. Shows progress.
+
+    Returns: what is bad, and the number of rows.
+
+    Raises: `ValueError` if no row can be used; the errors of `each_row`.
+    """
+    bad, count, numbered = [], 0, enumerate(each_row(source, columns))
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+        Cutter() as cutter,
+        tqdm(desc="checking", unit="row", delay=2) as bar,
+    ):
+        while block := list(islice(numbered, CLIPS_AT_ONCE)):
+            judged = [_usable_row(number, *named, cutter) for number, named in block]
+            usable = [(number, row) for (number, _), row in zip(block, judged, strict=True) if isinstance(row, dict)]
+            read = threads.map(lambda each: list(_bad_clips(each[1], each[0], max_seconds)), usable)
+            found = [row for row in judged if isinstance(row, BadClip)] + [clip for clips in read for clip in clips]
+            bad += sorted(found, key=lambda clip: clip.row)
+            count += len(block)
+            bar.update(len(block))
+    if count and sum(clip.kind == UNUSABLE for clip in bad) == count:
+        raise ValueError(f"No row can be used. {bad[0].reason}")
+    return bad, count
+
+
+def _usable_row(number: int, name: str, row, cutter: Cutter) -> dict | BadClip:
+    """A row whose clip is cut, or what is wrong with the row."""
+    try:
+        RowCheck()(with_whole_clip(row), name)
+    except (ValueError, TypeError) as error:
+        return BadClip(number, name, UNUSABLE, str(error))
+    if not is_segment(row.get("audio")):
+        return row
+    try:
+        return {**row, "audio": cutter.cut(row["audio"], str(row.get("id")), name)}
+    except FileNotFoundError as error:
+        return BadClip(number, name, "missing", str(error))
+    except (OSError, ValueError) as error:
+        return BadClip(number, name, "unreadable", str(error))
 
 
 def _bad_clips(row: Mapping, number: int, max_seconds: float | None) -> Iterator[BadClip]:
@@ -108,10 +157,13 @@ def name_of_clip(clip, place: int) -> str:
 
 def describe_bad_clips(bad: list[BadClip], num_rows: int) -> str:
     """Counts by kind, and the names of the first ones."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(clip.kind for clip in bad).most_common())
+    kinds = Counter(clip.kind for clip in bad)
+    rows = kinds.pop(UNUSABLE, 0)
+    what = f"{kinds.total()} bad clips" + (f" and {rows} unusable rows" if rows else "")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     lines = [f"  row {clip.row}, {clip.clip}: {clip.kind}. {clip.reason}" for clip in bad[:LISTED]]
     more = [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
-    return "\n".join([f"{len(bad)} bad clips in {num_rows} rows: {kinds or 'none'}.", *lines, *more])
+    return "\n".join([f"{what} in {num_rows} rows: {kinds or 'none'}.", *lines, *more])
 
 
 def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> tuple[Dataset, list[BadClip]]:
@@ -133,19 +185,20 @@ def check_clips(rows: Dataset, skip: bool, max_seconds: float | None = None) -> 
 
 
 def check_source(source, columns: Mapping | None, skip_to: str | None, max_seconds: float | None) -> list[BadClip]:
-    """`soundwave-hf data check`: print the bad clips of a source; write the rows without them to `skip_to`.
+    """`soundwave-hf data check`: print the bad clips and rows of a source; write those without them to `skip_to`.
 
-    Raises: `ValueError` if these rows cannot be written to `skip_to`, or no row is left.
+    Raises: `ValueError` if these rows cannot be written to `skip_to`, or no row is left; with `skip_to`, also for a
+        row that training would refuse.
     """
     _check_request(source, skip_to, max_seconds)
-    # `with_seconds=False`: a missing clip is then listed below and does not stop the check.
-    rows = open_rows(source, columns, with_seconds=False, keep_others=skip_to is not None)
-    if skip_to is not None and Path(skip_to).suffix == ".jsonl":
-        _refuse_bytes(rows)
     if skip_to is None:
-        bad = find_bad_clips(rows, max_seconds)
-        print(describe_bad_clips(bad, len(rows)), flush=True)
+        bad, count = check_each_row(source, columns, max_seconds)
+        print(describe_bad_clips(bad, count), flush=True)
         return bad
+    # `with_seconds=False`: a missing clip is then listed below and does not stop the check.
+    rows = open_rows(source, columns, with_seconds=False, keep_others=True)
+    if Path(skip_to).suffix == ".jsonl":
+        _refuse_bytes(rows)
     kept, bad = check_clips(rows, skip=True, max_seconds=max_seconds)
     if not bad:
         print(describe_bad_clips(bad, len(rows)), flush=True)

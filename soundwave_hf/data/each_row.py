@@ -36,6 +36,12 @@ def is_segment(clip) -> bool:
     return isinstance(clip, Mapping) and "start" in clip
 
 
+def with_whole_clip(row):
+    """A row for a check that reads no clip: a segment's clip is its recording."""
+    clip = row.get("audio") if isinstance(row, Mapping) else None
+    return {**row, "audio": clip["path"]} if is_segment(clip) else row
+
+
 def cut_segment(row: Mapping, name: str) -> dict:
     """A row whose clip is no segment of a recording any more.
 
@@ -47,4 +53,4 @@ def cut_segment(row: Mapping, name: str) -> dict:
         return {**row, "audio": cutter.cut(row["audio"], str(row.get("id")), name)}
 
 
-__all__ = ["cut_segment", "each_row", "is_segment"]
+__all__ = ["cut_segment", "each_row", "is_segment", "with_whole_clip"]

@@ -53,6 +53,8 @@ def suggest_columns(names: Collection[str], missing: Sequence[str]) -> str:
         theirs = next((common for common in COMMON_NAMES.get(ours, ()) if common in names), None)
         if theirs is not None:
             found[theirs] = ours
+    if list(missing) == ["text"] and set(names) == {"audio"}:
+        return "Add a column `text`; a folder of clips takes a metadata.csv with the columns `file_name` and `text`."
     there = f"Its columns are {sorted(names)}."
     if not found:
         return f"{there} Map others with `columns: {{their_name: our_name}}`."

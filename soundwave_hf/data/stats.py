@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..atomic import atomic_file
 from ..picture import check_matplotlib, new_figure
-from .each_row import each_row, is_segment
+from .each_row import each_row, is_segment, with_whole_clip
 from .lengths import clip_seconds, row_seconds
 from .mixture import Mixture
 from .rows import RowCheck, check_repeat, clips_of, conversation_of
@@ -210,8 +210,7 @@ def _usable(rows: Iterator[tuple[str, dict]], stats: DataStats) -> Iterator[tupl
     check = RowCheck()
     for name, row in rows:
         try:
-            clip = row.get("audio") if isinstance(row, Mapping) else None
-            check({**row, "audio": clip["path"]} if is_segment(clip) else row, name)
+            check(with_whole_clip(row), name)
             seconds = seconds_of(row, name)
         except (ValueError, TypeError, OSError) as error:
             stats.refuse(str(error))

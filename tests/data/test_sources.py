@@ -543,6 +543,23 @@ def test_the_command_lists_bad_clips_and_writes_the_others(bad, capsys):
     assert "0 bad clips in 1 rows: none." in capsys.readouterr().out
 
 
+def test_rows_that_training_would_refuse_are_counted_and_listed(bad, capsys):
+    with open(bad, "a") as file:
+        file.write('{"audio": "good.wav", "text": 7}\n["a list"]\n{"audio": "good.wav"}\n')
+    assert cli.main(["data", "check", str(bad)]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("6 bad clips and 3 unusable rows in 11 rows: 1 silent, 1 empty")
+    assert f"  row 8, line 9 of `{bad}`: unusable. line 9 of `{bad}` has `text` 7; expected what" in printed
+    assert cli.main(["data", "check", str(bad), "--skip", str(bad.parent / "good.jsonl")]) == 2
+
+
+def test_a_folder_of_clips_without_texts_is_told_how_to_add_them(tmp_path, capsys):
+    (tmp_path / "clips").mkdir()
+    write_clip(tmp_path / "clips" / "a.wav", 1.0)
+    assert cli.main(["data", "check", str(tmp_path / "clips")]) == 2
+    assert "takes a metadata.csv with the columns `file_name` and `text`." in capsys.readouterr().err
+
+
 def test_rows_with_their_clips_are_written_as_parquet(data, capsys):
     out = data / "kept.parquet"
     assert cli.main(["data", "check", str(data / "rows.parquet"), "--skip", str(out)]) == 0
