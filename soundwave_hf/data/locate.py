@@ -33,7 +33,8 @@ class Source:
 
     Args:
         path (`str`): a file, a pattern of files, a folder, or the name of a data set on the hub.
-        config, split, revision, data_files, data_dir: as in `load_dataset`, where `config` is called `name`.
+        config, split, revision, data_files, data_dir: as in `load_dataset`, where `config` is called `name`. The split
+            `all` is all splits.
         layout (`str`, *optional*): how the corpus in the folder `path` is arranged, one of `layouts.LAYOUTS`.
         streaming (`bool`, *optional*): whether its rows are read while they are used.
         columns (`dict`): `their_name: our_name`.
@@ -148,7 +149,7 @@ class Found:
     @property
     def has_parts(self) -> bool:
         """Whether `split` names a part of a split (`train[:10%]`), or several splits."""
-        return "[" in self.split or "+" in self.split or self.split == "all"
+        return "[" in self.split or "+" in self.split
 
 
 def find(source: Source) -> Found:
@@ -236,14 +237,16 @@ def _find_built(source: Source) -> Found:
 
 
 def _choose_split(source: Source, names: list[str]) -> str:
-    """The split that the source names; by default the only one, or `train`.
+    """The split that the source names; by default the only one, or `train`. `all` is all of them, joined by `+`.
 
     Raises: `ValueError` that lists the splits, if the named one does not exist or none is named.
     """
+    if source.split == "all" and names and "all" not in names:
+        return "+".join(names)
     if source.split is not None:
         # Parts of splits in the library's syntax: `train[:10%]+validation`.
         wanted = [part.partition("[")[0].strip() for part in source.split.split("+")]
-        if names and (missing := [name for name in wanted if name not in names and name != "all"]):
+        if names and (missing := [name for name in wanted if name not in names]):
             raise ValueError(f"`{source.path}` has no split `{missing[0]}`; its splits are {names}.")
         return source.split
     if len(names) > 1 and "train" not in names:
@@ -252,9 +255,9 @@ def _choose_split(source: Source, names: list[str]) -> str:
 
 
 def splits_of(split: str, names: Iterable[str]) -> list[str]:
-    """The splits that are read for `train`, `train[:10%]+validation` or `all`."""
+    """The splits that are read for `train` or `train[:10%]+validation`."""
     named = {part.partition("[")[0].strip() for part in split.split("+")}
-    return [name for name in names if name in named or "all" in named]
+    return [name for name in names if name in named]
 
 
 def _arrow_files(folder: Path) -> tuple[str, ...]:

@@ -284,11 +284,20 @@ def _undecoded(kind):
 
 def parts_of(splits: Mapping[str, Dataset], split: str) -> Dataset:
     """One split, or parts of several in the library's syntax: `train[:10%]+validation`."""
-    chosen = []
-    for part in datasets.ReadInstruction.from_spec(split).to_absolute({name: len(r) for name, r in splits.items()}):
-        rows = splits[part.splitname]
-        chosen.append(rows.select(range(part.from_ or 0, len(rows) if part.to is None else part.to)))
+    parts = ranges_of(split, {name: len(rows) for name, rows in splits.items()})
+    chosen = [splits[name].select(numbers) for name, numbers in parts]
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+
+def ranges_of(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
+    """The split of each part of `train[:10%]+validation`, and the numbers of its rows. Args: sizes: rows by split."""
+    parts = []
+    for part in split.split("+"):
+        name, bracket, limits = part.strip().partition("[")
+        # Under another name: the library refuses a hyphen, and LibriSpeech has `train-clean-100`.
+        (read,) = datasets.ReadInstruction.from_spec(f"rows{bracket}{limits}").to_absolute({"rows": sizes[name]})
+        parts.append((name, range(sizes[name])[read.from_ : read.to]))
+    return parts
 
 
 def library_rows(found: Found, change: Callable[[Dataset], Dataset]) -> Dataset:
@@ -321,6 +330,7 @@ __all__ = [
     "library_splits",
     "own_rows",
     "parts_of",
+    "ranges_of",
     "refuse_unseen",
     "renamed",
     "tar_rows",

@@ -87,6 +87,11 @@ def data(tmp_path_factory) -> Path:
     stored.to_parquet(folder / "rows.parquet")
     stored.save_to_disk(folder / "saved")
     DatasetDict({"train": stored, "test": stored.select([0])}).save_to_disk(folder / "saved_splits")
+    for split, count in (("train", 3), ("test", 1)):
+        (folder / "jsonl_splits").mkdir(exist_ok=True)
+        lines = [json.dumps({"audio": f"../clips/{i}.wav", "text": TEXTS[i]}) for i in range(count)]
+        (folder / "jsonl_splits" / f"{split}.jsonl").write_text("\n".join(lines))
+        stored.select(range(count)).to_parquet(folder / "parquet_splits" / f"{split}.parquet")
     return folder
 
 
@@ -180,6 +185,36 @@ def test_a_split_is_named_or_a_part_of_one(data, form):
     assert texts("test+train[:1]") == TEXTS[:1] * 2
     with pytest.raises(ValueError, match=r"has no split `dev`; its splits are \['train', 'test'\]"):
         texts("dev")
+
+
+WITH_SPLITS = {"saved_splits": {}, "jsonl_splits": {}, "parquet_splits": {}, "folder": FORMS["folder"]}
+
+
+@pytest.mark.parametrize("split", ["all", "train+test"])
+@pytest.mark.parametrize("form", WITH_SPLITS)
+def test_whole_splits_are_joined_in_tables_streams_and_one_by_one(data, form, split):
+    source = {"path": str(data / form), "split": split}
+    columns, texts = WITH_SPLITS[form], sorted([*TEXTS, TEXTS[0]])
+    opened = open_streams(source, columns=columns)
+    assert sorted(open_rows(source, columns)["text"][:]) == texts
+    assert sorted(row["text"] for row in opened.streams[EVERY_ROW]) == texts
+    assert sorted(row["text"] for _, row in each_row(source, columns)) == texts
+    assert sorted(row["text"] for row in LabelledRows(source, columns)) == texts
+    parts = open_parts(source, columns)
+    assert sorted(row.values["text"] for part in parts for row in part.read()) == texts
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in WITH_SPLITS])
+def test_all_splits_of_a_form_without_splits_are_its_rows(data, form):
+    source = {"path": str(data / form), "split": "all"}
+    assert open_rows(source, FORMS[form])["text"][:] == TEXTS
+    assert [row["text"] for row in open_streams(source, columns=FORMS[form]).streams[EVERY_ROW]] == TEXTS
+
+
+@pytest.mark.parametrize("form", WITH_SPLITS)
+def test_a_stream_refuses_a_part_of_a_split(data, form):
+    with pytest.raises(ValueError, match=r"`split` is 'train\[:1\]', but a stream has no parts of splits: name whole"):
+        open_streams({"path": str(data / form), "split": "train[:1]"}, columns=WITH_SPLITS[form])
 
 
 def test_several_splits_without_train_must_be_named(data, tmp_path):

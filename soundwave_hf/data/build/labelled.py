@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 
-import datasets
 from datasets import Dataset
 
 from ..locate import OWN_KINDS, Found, find, list_sources, splits_of
 from ..named_rows import (
     library_rows,
     own_rows,
+    ranges_of,
     refuse_unseen,
     renamed,
     with_constant_columns,
@@ -114,10 +114,8 @@ def _of_splits(found: Found, labels: Mapping):
     whole = {name: _own_rows_of(Found(found.source, found.kind, by_split[name]), labels) for name in wanted}
     if found.split in whole:
         return whole[found.split]
-    sizes = {name: len(rows) for name, rows in whole.items()}
-    parts = datasets.ReadInstruction.from_spec(found.split).to_absolute(sizes)
-    numbers = [(part.splitname, range(*slice(part.from_, part.to).indices(sizes[part.splitname]))) for part in parts]
-    return [whole[name][number] for name, of_part in numbers for number in of_part]
+    parts = ranges_of(found.split, {name: len(rows) for name, rows in whole.items()})
+    return [whole[name][number] for name, numbers in parts for number in numbers]
 
 
 def _own_rows_of(found: Found, labels: Mapping):
