@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
+from ..processing.containers_soundwave import BadAudio
 from ..processing.sources_soundwave import without_secrets
 from .locate import files_of
 from .rows import COLUMNS, at_folder, clips_of
@@ -86,8 +87,10 @@ def read_clip(
         samples = load_clip(clip, "The clip", None, RATE, SHORTEST_SECONDS)
     except FileNotFoundError as error:
         return None, ("missing", str(error))
+    except BadAudio as error:
+        return None, (error.kind, str(error))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        return None, (_kind_of(str(error)), str(error))
+        return None, ("unreadable", str(error))
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # a decoder met what it was not written for: a broken file does not stop a long run
@@ -100,11 +103,6 @@ def read_clip(
     if said_seconds is not None and abs(seconds - said_seconds) > max(LENGTH_TOLERANCE, 0.1 * seconds):
         return samples, ("other length", f"Its row says {said_seconds:g} s and it lasts {seconds:.1f} s.")
     return samples, None
-
-
-def _kind_of(message: str) -> str:
-    words = {"is empty": "empty", "lasts": "too short", "truncated": "truncated", "NaN": "not finite"}
-    return next((kind for word, kind in words.items() if word in message), "unreadable")
 
 
 def name_of_clip(clip, place: int) -> str:

@@ -19,7 +19,14 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, load_from_disk
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
 from soundwave_hf.data.build.labelled import LabelledRows
-from soundwave_hf.data.check import check_clips, check_source, describe_bad_clips, find_bad_clips, name_of_clip
+from soundwave_hf.data.check import (
+    check_clips,
+    check_source,
+    describe_bad_clips,
+    find_bad_clips,
+    name_of_clip,
+    what_is_wrong,
+)
 from soundwave_hf.data.clean.parts import open_parts
 from soundwave_hf.data.each_row import each_row
 from soundwave_hf.data.lengths import many_seconds
@@ -537,6 +544,19 @@ def test_bad_clips_are_listed_with_their_rows_and_reasons(bad):
         (7, "other length"),
     ]
     assert found[0].clip == str(bad.parent / "long.wav") and "It lasts 3.0 s and the limit is 2 s" in found[0].reason
+
+
+def test_the_kind_of_a_bad_clip_does_not_come_from_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "blasts, truncated NaN that is empty"
+    long = write_clip(folder / "long.wav", 3.0)
+    (folder / "text.wav").write_text("no audio at all")
+    (folder / "cut.wav").write_bytes(long.read_bytes()[:1000])
+    soundfile.write(folder / "nan.wav", np.full(8000, np.nan), RATE, subtype="FLOAT")
+    soundfile.write(folder / "empty.wav", np.zeros(0), RATE)
+    names = {"text.wav": "unreadable", "cut.wav": "truncated", "nan.wav": "not finite", "empty.wav": "empty"}
+    assert {name: what_is_wrong(str(folder / name))[0] for name in names} == names
+    monkeypatch.setattr("soundwave_hf.processing.containers_soundwave.MAX_SECONDS", 2.0)  # of bytes
+    assert what_is_wrong({"bytes": long.read_bytes(), "path": None})[0] == "too long"
 
 
 def test_bad_clips_are_refused_or_left_out_counted_and_listed(bad, capsys):
