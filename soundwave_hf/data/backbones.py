@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ..atomic import make_folder
+from ..json_files import read_json_object
 from ..paths import soundwave_home
 from .tiny import TINY_BACKBONES
 
@@ -156,7 +157,7 @@ def missing_files(folder: Path, weights: bool = True) -> list[str]:
     shards = {"model.safetensors"}
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / "model.safetensors").is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_json_object(index, needed=("weight_map",))["weight_map"].values())
     if weights:
         missing += sorted(shard for shard in shards if not (folder / shard).is_file())
     if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not is_whisper(folder):

@@ -1,7 +1,6 @@
 """The files of a prepared set: what `data clean`, `data build` or a user left in a folder, split by split."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
+from ..json_files import read_json_object
 from .readers import METADATA_FILES, kind_of
 
 
@@ -69,7 +69,7 @@ def _built_parts(folder: Path) -> list[Part]:
     """One config for each step of `data build` that has rows."""
     from .build.recipe import manifests
 
-    recipe = json.loads((folder / BUILT).read_text(encoding="utf-8"))["recipe"]
+    recipe = read_json_object(folder / BUILT, "build the rows again in a new folder", needed=("recipe",))["recipe"]
     names = [step.get("name") or step["build"] for step in recipe["steps"]]
     patterns = {name: manifests(name, recipe.get("format", "jsonl")) for name in names}
     files = {name: tuple(sorted(folder.glob(pattern))) for name, pattern in patterns.items()}
@@ -186,13 +186,7 @@ def files_digest(parts: Sequence[Part]) -> str:
 def read_report(folder: str | os.PathLike) -> dict:
     """The report that `data clean` wrote beside its rows; empty without one."""
     path = Path(folder) / REPORT
-    if not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`{path}` is not JSON: {error}.") from error
-    return report if isinstance(report, dict) else {}
+    return read_json_object(path, "clean the rows again, or move the file away") if path.is_file() else {}
 
 
 __all__ = ["BUILT", "HUB_DATA", "KEPT", "REPORT", "Part", "file_pattern", "files_digest", "find_parts", "read_report"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -64,8 +64,11 @@ class EncoderCache:
     def _list_shards(self):
         self.shards = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as shard:
-                self.shards.update(dict.fromkeys(shard.keys(), path.name))
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    self.shards.update(dict.fromkeys(shard.keys(), path.name))
+            except SafetensorError as error:
+                raise ValueError(f"`{path}` is broken ({error}): remove it; its clips are encoded again.") from error
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
         """`encoder_states` `(clips, encoder_frames, encoder_width)`, padded, and their `encoder_mask`."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import LoraConfig
 from transformers import get_scheduler
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
@@ -26,7 +25,7 @@ from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.encoder_lora_soundwave import has_encoder_lora
 from ..modeling.folders_soundwave import trained_backbone
 from ..paths import expand_path, find_weights, shipped, soundwave_home
-from ..secret_values import hide_secrets, refuse_secrets
+from ..secret_values import refuse_secrets
 from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
 from .encoder_cache import EncoderCache
@@ -303,7 +302,7 @@ def load_recipes(recipe: str | os.PathLike | Mapping, overrides: Mapping[str, An
     if isinstance(recipe, Mapping):
         return [check_recipe(recipe, "the recipe", overrides)]
     path = find_recipe(recipe)
-    documents = _read_yaml(path.read_text(encoding="utf-8"), f"`{path}`", read_yaml_documents) or [None]
+    documents = read_yaml_documents(path) or [None]
     several = len(documents) > 1
     if several and (one := [key for key in OF_ONE_RECIPE if key in overrides]):
         raise ValueError(
@@ -315,7 +314,7 @@ def load_recipes(recipe: str | os.PathLike | Mapping, overrides: Mapping[str, An
 
 def parse_overrides(texts: Mapping[str, str] | None) -> dict[str, Any]:
     """Overrides of the command line, which are YAML texts, as Python values."""
-    return {key: _read_yaml(text, f"`--{key}`") for key, text in (texts or {}).items()}
+    return {key: read_yaml(text, f"`--{key}`") for key, text in (texts or {}).items()}
 
 
 def read_recipes(path: str | os.PathLike, overrides: Mapping[str, str] | None = None) -> list[tuple]:
@@ -329,16 +328,6 @@ def read_recipe(path: str | os.PathLike, overrides: Mapping[str, str] | None = N
     if len(recipes) > 1:
         raise ValueError(f"`{path}` holds {len(recipes)} recipes and one was expected: give them a file each.")
     return recipes[0]
-
-
-def _read_yaml(text: str, name: str, read=read_yaml):
-    try:
-        return read(text)
-    except yaml.YAMLError as error:
-        # The text of a YAML error quotes the line, which may hold a secret.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not YAML"
-        line = "" if mark is None else f" in line {mark.line + 1}"
-        raise ValueError(f"{name} cannot be read as YAML: {hide_secrets(problem)}{line}.") from None
 
 
 # ---- from values to arguments ----
