@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from ..atomic import atomic_file
 from ..data.lengths import clip_seconds
 from ..data.rows import at_folder, clips_of
 from ..processing.audio_soundwave import read_audio
@@ -86,14 +87,8 @@ class EncoderCache:
     def write(self, states: dict[str, torch.Tensor]):
         """Write a shard in one step, named by a digest of its contents."""
         digest = hashlib.sha256("".join(sorted(states)).encode()).hexdigest()[:16]
-        path = self.folder / f"states-{digest}.safetensors"
-        half = path.with_suffix(f".{os.getpid()}.half")
-        try:
-            save_file(states, half)
-            os.replace(half, path)
-        except BaseException:
-            half.unlink(missing_ok=True)
-            raise
+        with atomic_file(self.folder / f"states-{digest}.safetensors") as part:
+            save_file(states, part)
 
     def fill(self, model, collator, rows: Iterable[dict]):
         """Encode the clips that are missing, each process its share, with a progress bar.
