@@ -1,5 +1,6 @@
 """Parse `data:` of a recipe into sources, and find the files of each."""
 
+import glob
 import hashlib
 import json
 import os
@@ -165,7 +166,7 @@ def find(source: Source) -> Found:
         return Found(source, "saved", _arrow_files(path), _choose_split(source, list(splits)), splits=splits)
     if path.is_dir() and (path / "state.json").is_file():
         return Found(source, "saved", _arrow_files(path), _choose_split(source, ["train"]))
-    if path.is_file() or FILES_IN_ORDER.search(source.path) or kind_of(source.path):
+    if not path.is_dir() and (path.is_file() or FILES_IN_ORDER.search(source.path) or kind_of(source.path)):
         return _find_files(source, find_files(source.path))
     return _find_built(source)
 
@@ -180,7 +181,7 @@ def _find_layout(source: Source) -> Found:
 
 
 def find_files(path: str | os.PathLike) -> list[Path]:
-    """The file at a path, or the files that match its last part as a pattern (`train-*.jsonl`), sorted by name.
+    """The file at a path, or else the files that match its last part as a pattern (`train-*.jsonl`), sorted by name.
 
     Raises: `FileNotFoundError` if there is none; `ValueError` for a URL.
     """
@@ -189,7 +190,7 @@ def find_files(path: str | os.PathLike) -> list[Path]:
             f"`{without_secrets(os.fspath(path))}` is a URL: download the file, or name a data set of the Hub."
         )
     path = Path(path)
-    found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
+    found = [path] if path.is_file() else sorted(path.parent.glob(path.name))
     if not found or not all(each.is_file() for each in found):
         raise FileNotFoundError(
             f"There is no data manifest `{path}` (current folder: {os.getcwd()}): check the path. The validation "
@@ -210,12 +211,17 @@ def _find_files(source: Source, files: list[Path]) -> Found:
     split = _choose_split(source, ["train"])
     if kind in OWN_KINDS:
         return Found(source, kind, names, split, splits={"train": names})
-    builder = datasets.load_dataset_builder(kind, data_files={"train": list(names)})
+    builder = datasets.load_dataset_builder(kind, data_files={"train": [glob.escape(name) for name in names]})
     return Found(source, "library", names, split, builder)
 
 
 def _find_built(source: Source) -> Found:
     """A folder or a data set on the hub, found by the library's builders."""
+    if Path(source.path).is_dir() and "[" in (folder := os.path.abspath(source.path)):
+        raise ValueError(
+            f"The library `datasets` reads the `[` in the name of the folder `{folder}` as a pattern: rename the "
+            "folder, or name the files in it."
+        )
     options = {key: getattr(source, key) for key in ("data_files", "data_dir", "revision")}
     try:
         builder = datasets.load_dataset_builder(source.path, source.config, **options)

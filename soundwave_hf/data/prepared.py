@@ -1,5 +1,6 @@
 """The files of a prepared set: what `data clean`, `data build` or a user left in a folder, split by split."""
 
+import glob
 import hashlib
 import os
 import re
@@ -136,10 +137,10 @@ def file_pattern(name: str, files: Sequence[Path]) -> str:
     Raises: `ValueError` if there is none.
     """
     if len(files) == 1 and name:
-        return files[0].name
+        return glob.escape(files[0].name)
     mark = files[0].name[len(name)] if name else ""  # `-` or `_` before the number
     numbered = re.sub(r"\d", "[0-9]", files[0].name[len(name) :])
-    for pattern in (f"{name}{mark}*{files[0].suffix}", name + numbered):
+    for pattern in (f"{glob.escape(name)}{mark}*{files[0].suffix}", glob.escape(name) + numbered):
         found = [file for file in files[0].parent.glob(pattern) if not file.name.startswith(".")]
         if sorted(found) == sorted(files):
             return pattern

@@ -257,7 +257,8 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
     known = rows["seconds"][:] if "seconds" in rows.column_names else [None] * len(rows)
     if None not in known:
         return [float(seconds) for seconds in known]
-    clips_only = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
+    names = [key for key in ("audio", "messages") if key in rows.column_names]
+    clips_only = rows.select_columns(names) if names else [{}] * len(rows)  # a table without columns has no rows
     return [
         row_seconds(clips_only[index], f"row {index} of {name}", folder) if seconds is None else float(seconds)
         for index, seconds in enumerate(known)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ..modeling.backbones_soundwave import settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.encoder_lora_soundwave import has_encoder_lora
 from ..modeling.folders_soundwave import trained_backbone
-from ..paths import expand_path, find_weights, shipped, soundwave_home
+from ..paths import expand_path, find_weights, is_there, shipped, soundwave_home
 from ..secret_values import refuse_secrets
 from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
@@ -626,7 +625,8 @@ def _expand_paths(values: dict):
 
 def _refuse_only_at_home(key: str, path: str):
     """Raise `ValueError` if a path exists only in `$SOUNDWAVE_HOME`, where relative paths once started."""
-    if not os.path.isabs(path) and not path.startswith(".") and not glob(path) and glob(str(soundwave_home() / path)):
+    is_relative = not os.path.isabs(path) and not path.startswith(".")
+    if is_relative and not is_there(path) and is_there(str(soundwave_home() / path)):
         other = f", or `./{path}` for a new one in the current folder" if key == "output_dir" else ""
         raise ValueError(
             f"`{key}` is `{path}`, which is not in the current folder but in `{soundwave_home()}`: write "

@@ -119,6 +119,12 @@ def test_a_card_of_the_user_is_not_overwritten(folder):
     assert (folder / "README.md").read_text() == "# Mine\n"
 
 
+def test_a_file_with_brackets_in_its_name_is_found_by_the_pattern_of_the_card(tmp_path):
+    write_lines(tmp_path / "rows [1].jsonl", [{"question": "a?", "answer": "b"}])
+    write_card(tmp_path)
+    assert load_dataset(str(tmp_path), split="train")["answer"][:] == ["b"]
+
+
 def test_what_clean_left_is_read_from_its_report(tmp_path):
     (tmp_path / "kept").mkdir()
     clip = str(write_clip(tmp_path / "a.wav"))

@@ -194,6 +194,39 @@ def test_a_split_is_named_or_a_part_of_one(data, form):
         texts("dev")
 
 
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.csv", "clips.tar", "rows.parquet", "saved"])
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(data, form):
+    place = data / form
+    copy = place.with_name(f"{place.stem} [1]{place.suffix}")
+    place.rename(copy)
+    try:
+        assert open_rows(str(copy), FORMS[form])["text"][:] == TEXTS
+        assert [row["text"] for row in open_streams(str(copy), columns=FORMS[form]).streams[EVERY_ROW]] == TEXTS
+    finally:
+        copy.rename(place)
+
+
+def test_a_folder_with_brackets_in_its_name_is_refused_because_the_library_finds_nothing_there(tmp_path):
+    (tmp_path / "set [1]").mkdir()
+    (tmp_path / "set [1]" / "train.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    with pytest.raises(ValueError, match=r"the `\[` in the name of the folder `.*set \[1\]` as a pattern: rename"):
+        open_rows(str(tmp_path / "set [1]"))
+    assert open_rows(str(tmp_path / "set [1]" / "train.jsonl"))["answer"][:] == ["b"]
+
+
+def test_a_folder_whose_name_ends_like_a_file_is_a_folder(tmp_path):
+    (tmp_path / "set.csv").mkdir()
+    (tmp_path / "set.csv" / "train.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    assert open_rows(str(tmp_path / "set.csv"))["answer"][:] == ["b"]
+
+
+@pytest.mark.parametrize("form", ["saved", "rows.parquet"])
+def test_rows_of_text_alone_have_no_seconds_in_any_form(tmp_path, form):
+    rows = Dataset.from_list([{"question": "a?", "answer": "b"}])
+    rows.save_to_disk(tmp_path / form) if form == "saved" else rows.to_parquet(tmp_path / form)
+    assert open_rows(str(tmp_path / form))["seconds"][:] == [0.0]
+
+
 WITH_SPLITS = {"saved_splits": {}, "jsonl_splits": {}, "parquet_splits": {}, "folder": FORMS["folder"]}
 
 
