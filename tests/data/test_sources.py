@@ -31,6 +31,7 @@ from soundwave_hf.data.clean.parts import open_parts
 from soundwave_hf.data.each_row import each_row
 from soundwave_hf.data.lengths import many_seconds
 from soundwave_hf.data.prepared import find_parts
+from soundwave_hf.data.readers import is_clip, kind_of
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
 from soundwave_hf.data.sources import digest_source, list_sources, looks_local, open_rows, open_streams
 from soundwave_hf.data.streams import EVERY_ROW
@@ -204,6 +205,20 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(data, form):
         assert [row["text"] for row in open_streams(str(copy), columns=FORMS[form]).streams[EVERY_ROW]] == TEXTS
     finally:
         copy.rename(place)
+
+
+def test_a_list_in_a_json_file_may_stand_after_white_space(data):
+    (data / "spaced.json").write_text(f"\n  {(data / 'rows.json').read_text()}\n")
+    assert open_rows(str(data / "spaced.json"))["text"][:] == TEXTS
+
+
+def test_a_question_mark_in_a_name_is_no_query(tmp_path):
+    write_clip(tmp_path / "clips" / "Who?.wav", 0.5)
+    rows = [{"audio": "clips/Who?.wav", "text": "who"}]
+    (tmp_path / "What?.jsonl").write_text(json.dumps(rows[0]))
+    assert open_rows(str(tmp_path / "What?.jsonl"))["seconds"][:] == [0.5]
+    assert is_clip("Who?.wav") and is_clip("https://host/a.wav?token=x") and not is_clip("a.wav.gz")
+    assert kind_of("https://host/a.tar.gz?token=x") == "webdataset"
 
 
 def test_a_folder_with_brackets_in_its_name_is_refused_because_the_library_finds_nothing_there(tmp_path):
