@@ -18,6 +18,7 @@ from ..processing.audio_soundwave import load_clip
 from ..processing.containers_soundwave import BadAudio
 from ..processing.sources_soundwave import without_secrets
 from .locate import files_of
+from .named_rows import arrow_chunks
 from .rows import COLUMNS, at_folder, clips_of
 from .sources import open_rows, with_label_names
 
@@ -175,8 +176,7 @@ def _check_request(source, skip_to: str | None, max_seconds: float | None):
 def _refuse_bytes(rows: Dataset):
     """Raises: `ValueError` that names a column with bytes, which JSON cannot hold."""
     for name in rows.column_names:
-        tables = rows.select_columns(name).with_format("arrow").iter(256)
-        if any(_holds_bytes(values) for table in tables for values in table[name].chunks):  # no bytes are copied
+        if any(map(_holds_bytes, arrow_chunks(rows, name))):
             others = "" if name in COLUMNS else f", or leave the column out with `--columns '{{{name}: null}}'`"
             raise ValueError(
                 f"The rows contain bytes in `{name}`, and JSON cannot hold those: give `--skip` a file that ends in "
