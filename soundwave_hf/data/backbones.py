@@ -9,6 +9,7 @@ from pathlib import Path
 from ..atomic import make_folder
 from ..json_files import read_json_object
 from ..paths import soundwave_home
+from ..publish.errors import first_line
 from .tiny import TINY_BACKBONES
 
 
@@ -98,7 +99,9 @@ def download_from_hub(name: str, weights: bool = True, **options) -> str:
             raise refusal from None
         if not is_connection_error(error):
             raise
-        raise NotDelivered(f"the hub could not be reached for `{name}` ({first_line(error)})") from error
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        raise NotDelivered(f"the hub could not be reached for `{name}` ({reason})") from error
     missing = missing_files(folder, weights)
     if missing:
         raise NotDelivered(f"the hub's copy of `{name}` in {folder} lacks {', '.join(missing)}")
@@ -140,12 +143,6 @@ def is_connection_error(error: Exception) -> bool:
 
     http_error = HfHubHTTPError.__bases__[0]  # base class of the errors of the HTTP client in use
     return isinstance(error, (LocalEntryNotFoundError, ConnectionError, TimeoutError, http_error))
-
-
-def first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    lines = str(cause).strip().splitlines() or ["no reason given"]
-    return f"{type(cause).__name__}: {lines[0].rstrip('.')}"
 
 
 def missing_files(folder: Path, weights: bool = True) -> list[str]:

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from peft import LoraConfig
-from transformers import get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.backbones import resolve_backbone
@@ -245,7 +243,7 @@ def _new_rate(arguments: SoundwaveTrainingArguments, checkpoint: str, step: int,
     """How a longer run changes the learning rate at the step where it continues."""
     schedule = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     total = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["max_steps"]
-    rates = [_rate(arguments, schedule, step, steps) for steps in (total, round(total * times))]
+    rates = [_rate(arguments, step, steps) for steps in (total, round(total * times))]
     if None in rates:
         return f"the schedule `{schedule}` now ends there."
     return (
@@ -254,17 +252,9 @@ def _new_rate(arguments: SoundwaveTrainingArguments, checkpoint: str, step: int,
     )
 
 
-def _rate(arguments: SoundwaveTrainingArguments, schedule: str, step: int, total: int) -> float | None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+def _rate(arguments: SoundwaveTrainingArguments, step: int, total: int) -> float | None:
     try:
-        made = get_scheduler(
-            schedule,
-            optimizer,
-            num_warmup_steps=arguments.get_warmup_steps(total),
-            num_training_steps=total,
-            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or None,
-        )
-        return arguments.learning_rate * made.lr_lambdas[0](step)
+        return arguments.learning_rate * arguments.learning_rate_schedule(total).lr_lambdas[0](step)
     except (AttributeError, TypeError, ValueError):  # a schedule that depends on losses, or has no end
         return None
 

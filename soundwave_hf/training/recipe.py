@@ -10,9 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
-from transformers import get_scheduler
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..adapters import resolve_adapter
@@ -580,10 +578,8 @@ def _check_schedule(arguments: SoundwaveTrainingArguments):
     """Raise `ValueError` if the schedule cannot be made of `lr_scheduler_kwargs`. Training would find out late."""
     name = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     options = arguments.lr_scheduler_kwargs or {}
-    steps = arguments.max_steps if arguments.max_steps > 0 else 1000
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     try:
-        get_scheduler(name, optimizer, arguments.get_warmup_steps(steps), steps, scheduler_specific_kwargs=options)
+        arguments.learning_rate_schedule(arguments.max_steps if arguments.max_steps > 0 else 1000)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"The schedule `{name}` cannot be made with `lr_scheduler_kwargs` {options!r}: {error}."

@@ -1,7 +1,6 @@
 """Rows with all their columns, labels too: what builders read. Training reads only the columns of `rows.COLUMNS`."""
 
 import difflib
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -9,6 +8,7 @@ from itertools import accumulate
 
 from datasets import Dataset
 
+from ..lengths import file_key
 from ..locate import OWN_KINDS, Found, find, list_sources, splits_of
 from ..named_rows import (
     library_rows,
@@ -121,7 +121,7 @@ def _of_splits(found: Found, labels: Mapping):
 def _own_rows_of(found: Found, labels: Mapping):
     if found.kind == "webdataset":  # cached on disk, because its rows hold their clips
         # Part of the library's cache key: a changed tar of the same name is read again.
-        states = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in found.files]
+        states = [file_key(file) for file in found.files]
         return Dataset.from_generator(_tar_rows, gen_kwargs={"found": found, "labels": labels, "states": states})
     seen: set[str] = set()
     rows = list(_own_rows(found, labels, seen))
