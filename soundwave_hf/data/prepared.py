@@ -50,14 +50,19 @@ class Part:
 def find_parts(folder: str | os.PathLike) -> list[Part]:
     """The parts of a prepared set.
 
-    Raises: `FileNotFoundError` if there is no such folder; `ValueError` if it holds no rows, or files of one name and
-        different types.
+    Raises: `FileNotFoundError` if there is no such folder; `ValueError` if it holds no rows, files of one name and
+        different types, or others beside those that `data clean` kept.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder `{folder}` (current folder: {os.getcwd()}).")
     if (folder / BUILT).is_file():
         return _built_parts(folder)
+    if _groups(folder / KEPT) and (others := _groups(folder)):
+        raise ValueError(
+            f"`{folder}` holds rows in `{KEPT}/`, as `data clean` leaves them, and beside it, `{min(others)}`: move "
+            "one of them to another folder."
+        )
     for name in (KEPT, "", HUB_DATA):
         if groups := _groups(folder / name):
             return _parts(groups, name)
