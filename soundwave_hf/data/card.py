@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..atomic import atomic_file
+from ..json_files import read_json_object
 from ..publish.card_parts import Card, read_card
 from ..secret_values import refuse_secrets
 from .licenses import check_license, is_non_commercial, license_fields
@@ -99,9 +100,12 @@ class CardFacts:
 def read_facts(folder: str | os.PathLike) -> CardFacts:
     """What is known of a folder's rows: the facts of its last card, and the report of `data clean`."""
     path = Path(folder) / FACTS
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    values["sources"] = tuple(DataSource(**source) for source in values.get("sources", ()))
-    facts = CardFacts(**values)
+    values = read_json_object(path, "move it away, and write the card again") if path.is_file() else {}
+    try:
+        values["sources"] = tuple(DataSource(**source) for source in values.get("sources", ()))
+        facts = CardFacts(**values)
+    except TypeError as error:
+        raise ValueError(f"`{path}` is not what `soundwave-hf data card` writes ({error}): move it away.") from error
     report = read_report(folder)
     return report_facts(report, facts) if report else facts
 

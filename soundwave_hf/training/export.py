@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file
+from ..json_files import read_json_object
 from ..modeling.configuration_soundwave import SoundwaveConfig, relative_name
 from ..modeling.folders_soundwave import ENCODER_LORA_FILE, TRAINED_FILE, WHOLE_FILES
 from ..modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
@@ -62,7 +63,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
             parts[RECORD].write_text(record, encoding="utf-8")
         save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
-            config = json.loads((run / name).read_text(encoding="utf-8"))
+            config = read_json_object(run / name, "copy it again")
             for part in ("audio_config", "text_config"):
                 _name_from(config.get(part, {}), run, destination)
             config = without_places(config)

@@ -31,7 +31,6 @@ from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint, writing_checkpoint
-from .encoder_cache import FRAMES_PER_SECOND
 from .evaluate_during import evaluation_collator
 from .mixture import (
     DrawnRows,
@@ -222,7 +221,7 @@ class SoundwaveTrainerMixin:
         audio = getattr(output, "audio_output", output)
         if not module.training or audio is None:
             return
-        seconds = audio.num_frames.sum() * module.config.stack_factor / FRAMES_PER_SECOND
+        seconds = audio.num_frames.sum() * module.config.frame_seconds
         frames = torch.arange(audio.ctc_best.shape[1], device=audio.num_frames.device) < audio.num_frames[:, None]
         blanks = (audio.ctc_best == module.config.audio_token_id) & frames
         self._add("positions_per_second", audio.num_positions.sum(), seconds)
