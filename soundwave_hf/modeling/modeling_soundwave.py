@@ -25,10 +25,7 @@ from .audio_model_soundwave import (
     SoundwaveAudioModel,
     SoundwaveForCTC,
     SoundwavePreTrainedModel,
-    check_ids,
     num_processes,
-    refuse_misspelt,
-    unseen_by_trainer,
 )
 from .backbones_soundwave import (  # noqa: F401
     AUDIO_TOKEN,
@@ -53,6 +50,7 @@ from .generation_soundwave import (
     one_cache,
     place_clip_values,
 )
+from .inputs_soundwave import check_ids, check_tensors, has_clips, refuse_misspelt, unseen_by_trainer
 from .merging_soundwave import MergedPrompt, place_tokens, positions_of
 from .no_speech_soundwave import may_be_words
 from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast, SoundwaveModelOutputWithPast
@@ -337,7 +335,9 @@ class SoundwaveModel(SoundwaveAudioModel):
         """
         refuse_misspelt(SoundwaveModel.forward, kwargs)
         past_key_values = one_cache(past_key_values, cache)
-        has_audio = input_features is not None or encoder_states is not None
+        text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        check_tensors({**text, "attention_mask": attention_mask, "position_ids": position_ids})
+        has_audio = has_clips({"input_features": input_features, "encoder_states": encoder_states})
         self._check_whole_prompt(input_ids, inputs_embeds, past_key_values, has_audio, shared_prefix)
         if shared_prefix:
             past_key_values = self.read_prefix(input_ids, attention_mask, shared_prefix)
@@ -687,6 +687,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         # Contiguous, or PyTorch would multiply row by row and copy the head's weights for each.
         logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         ce_loss = None
+        check_tensors({"labels": labels})
         if labels is not None:
             ce_loss = self._next_token_loss(logits, labels, labels[:, shared_prefix:][:, kept], num_items_in_batch)
         audio = outputs.audio_output or SoundwaveAudioOutput()
