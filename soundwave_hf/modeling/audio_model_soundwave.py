@@ -461,6 +461,13 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         return keep if limits is None else limits.choose(keep, is_blank, mask.sum(dim=1), self.config.frame_seconds)
 
 
+# Arguments of the whole model's `forward` that only its LLM reads.
+OF_LLM = (
+    *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache", *CACHE_NAMES),
+    *("logits_to_keep", "shared_prefix", "is_transcription", "position_limits"),
+)
+
+
 class SoundwaveForCTC(SoundwaveAudioModel):
     r"""Stage I: the audio side and the LLM's frozen token embeddings; the LLM itself is absent.
 
@@ -556,12 +563,13 @@ class SoundwaveForCTC(SoundwaveAudioModel):
                 ignores the others. By default all have one.
             output_ctc_logits (`bool`): whether to return `logits`, the scores of all tokens and the blank, of shape
                 `(clips, frames, vocabulary)`. They need much memory: 450 MB for 30 s and 150,000 tokens.
+            kwargs: `output_hidden_states` and `output_attentions` of the encoder, for clips within its window.
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`,
-        and on request `logits`, also as `ctc_logits`.
+        and on request `logits`, also as `ctc_logits`, and the encoder's `hidden_states` and `attentions`.
 
-        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, a CTC label is not a token, or
-        `labels` and `ctc_labels` are both given and differ.
+        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, a CTC label is not a token,
+        `labels` and `ctc_labels` are both given and differ, or an argument is for the LLM.
 
         Example:
 
@@ -578,8 +586,18 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         ```
         """
         labels = self._one_of(labels, kwargs.pop("ctc_labels", None))
+        kwargs.pop("num_items_in_batch", None)  # from `Trainer`; the loss is a mean over clips
+        for name in OF_LLM:
+            given = kwargs.pop(name, None)
+            if given is not None and not (isinstance(given, int) and not given):  # False and 0 ask for nothing
+                raise ValueError(
+                    f"`{name}` was given, and `SoundwaveForCTC` has no LLM: leave it out, or load the whole model as "
+                    "`SoundwaveForConditionalGeneration`."
+                )
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
-        _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
+        encoded, aligned, mask = self.align(
+            input_features, input_features_mask, encoder_states, encoder_mask, **kwargs
+        )
         embeddings = self.token_table()
         audio = self.label(aligned, mask, embeddings, labels, num_ctc_clips, ctc_candidates, ctc_mask)
         logits = self.ctc_head.logits(aligned, embeddings) if output_ctc_logits else None
@@ -592,6 +610,8 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             ctc_best=audio.ctc_best,
             logits=logits,
             ctc_logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     def _one_of(self, labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:

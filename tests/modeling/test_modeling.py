@@ -12,6 +12,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    DynamicCache,
     Trainer,
     TrainingArguments,
     WhisperForConditionalGeneration,
@@ -23,6 +24,7 @@ from soundwave_hf.modeling.backbones_soundwave import adapter_fields
 from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveAudioOutput, first_of_run
 from soundwave_hf.modeling.no_speech_soundwave import may_be_word, may_be_words
+from soundwave_hf.modeling.positions_soundwave import PositionLimits
 from tests.tiny_models import (
     AUDIO,
     MEL_BINS,
@@ -1429,6 +1431,48 @@ def test_stage_one_gives_logits_on_request_alone(tied):
     )
     expected = (losses / 2).mean()
     torch.testing.assert_close(stage_one(features, mask, labels=targets).loss, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_stage_one_returns_states_and_attentions_of_the_encoder_on_request():
+    model, asked = tiny_model(), {"output_hidden_states": True, "output_attentions": True}
+    model.set_attn_implementation("eager")
+    clips = make_clips([80, 51])
+    expected, output = model.get_audio_features(*clips, **asked), ctc_model_of(model)(*clips, **asked)
+    for of_whole, of_stage_one in (
+        (expected.hidden_states, output.hidden_states),
+        (expected.attentions, output.attentions),
+    ):
+        assert len(of_whole) == len(of_stage_one)
+        assert all(map(torch.equal, of_whole, of_stage_one))
+    assert ctc_model_of(model)(*clips).hidden_states is None
+    assert ctc_model_of(model)(*make_clips([WINDOW + 2]), **asked).hidden_states is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_ids": torch.tensor([[3, AUDIO]])},
+        {"attention_mask": torch.ones(1, 2)},
+        {"position_limits": PositionLimits(max_positions_per_second=3)},
+        {"use_cache": True},
+        {"past_key_values": DynamicCache()},
+        {"is_transcription": torch.tensor([True])},
+        {"logits_to_keep": 1},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_stage_one_refuses_what_is_for_the_llm(given):
+    message = f"`{next(iter(given))}` was given, and `SoundwaveForCTC` has no LLM: leave it out, or load the whole"
+    with pytest.raises(ValueError, match=message):
+        ctc_model_of(tiny_model())(*make_clips([80]), **given)
+
+
+@torch.no_grad()
+def test_stage_one_takes_what_a_trainer_adds_and_what_asks_for_nothing():
+    stage_one, clips, labels = ctc_model_of(tiny_model()), make_clips([80, 51]), torch.tensor([[3, 4], [5, -100]])
+    expected = stage_one(*clips, labels=labels).loss
+    assert stage_one(*clips, labels=labels, num_items_in_batch=3, use_cache=False, shared_prefix=0).loss == expected
 
 
 def test_plain_trainer_evaluates_stage_one_on_labels(tmp_path):
