@@ -9,7 +9,6 @@ bytes here, because a token may end inside a character.
 import codecs
 import re
 import unicodedata
-from collections.abc import Collection
 from functools import lru_cache
 
 from transformers import AutoTokenizer
@@ -255,21 +254,6 @@ def find_tokenizer(model, given=None):
         return getattr(given, "tokenizer", given)
     llm = getattr(model.config.text_config, "name_or_path", None) or ""
     return _find_tokenizer(model.name_or_path or "", llm)
-
-
-def pad_answers(answers: list[list[int]], ends: Collection[int], pad: int | None, tokenizer) -> list[list[int]]:
-    """Answers of tokens, padded on the right to one length.
-
-    The padding id of many LLMs is an end token. It would make an answer that was cut off look like one that ended, so
-    such an answer gets another control token, which texts leave out too.
-
-    Args: ends: end tokens; pad: the padding id, or None.
-    """
-    pad = next(iter(ends), 0) if pad is None else pad
-    pad_of_cut = next((token for token in [pad, *tokenizer.all_special_ids] if token not in ends), pad)
-    longest = max(map(len, answers), default=0)
-    fills = [pad if any(token in ends for token in answer) else pad_of_cut for answer in answers]
-    return [answer + [fill] * (longest - len(answer)) for answer, fill in zip(answers, fills, strict=True)]
 
 
 @lru_cache(maxsize=4)

@@ -287,10 +287,10 @@ class CTCDecoding(LogitsProcessor):
                 "`inputs_embeds`: pass whole prompts (`input_ids`) with their clips, or leave the option out."
             )
 
-    def end_with(self, end_ids: int | list[int] | None):
+    def end_with(self, ends: list[int]):
         """Set the tokens that end an answer."""
-        if self.joint is not None and end_ids is not None:
-            self.joint.end_ids = {end_ids} if isinstance(end_ids, int) else {int(token) for token in end_ids}
+        if self.joint is not None:
+            self.joint.end_ids = set(ends)
 
     def for_row(self, row: int) -> LogitsProcessor:
         """The same for one row of the batch alone."""

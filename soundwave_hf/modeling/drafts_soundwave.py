@@ -34,7 +34,8 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 
-from .ctc_text_soundwave import CTCText, pad_answers
+from .answers_soundwave import end_ids, pad_answers
+from .ctc_text_soundwave import CTCText
 from .merging_soundwave import positions_of
 
 
@@ -183,8 +184,7 @@ class DraftedDecoding:
         window = None if self.mode == "ctc" else self.window_of(model, inputs["inputs_embeds"].shape[1], room)
         silent = inputs.get("silent_rows")
         drafts = self.decoding.drafts or [None] * len(input_ids)
-        ends = generation_config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        ends = end_ids(generation_config.eos_token_id)
         rows = []
         for row, draft in enumerate(drafts):
             processors = [_for_row(each, row, len(drafts)) for each in logits_processor]

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
+from .answers_soundwave import end_ids
 from .decoding_soundwave import CTCDecoding, given_option, take_ctc_decoding, take_default_beams
 from .inputs_soundwave import check_tensors, has_clips
 from .positions_soundwave import take_position_limits
@@ -284,14 +285,13 @@ class AnswerRules(LogitsProcessor):
         self.end_ids: set[int] = set()
         self.keeps_clips, self.clips = False, None  # `CTCClip`s, kept if word times were requested
 
-    def end_at_once(self, silent: torch.Tensor | None, end: int | list[int] | None):
+    def end_at_once(self, silent: torch.Tensor | None, ends: list[int]):
         """Make the answers of some rows, with all their beams or samples, end at once.
 
         Args: silent (`torch.BoolTensor` of shape `(rows,)`, *optional*): true for these rows.
 
         Raises: `ValueError` if there are such rows and no end token.
         """
-        ends = [] if end is None else end if isinstance(end, list) else [end]
         self.end_ids = set(ends)
         if silent is None or not silent.any():
             return
@@ -300,7 +300,7 @@ class AnswerRules(LogitsProcessor):
                 "A row requests the transcript of a clip without speech, and there is no end token for its empty "
                 "answer: set `generation_config.eos_token_id`, or `config.no_speech_threshold=None`."
             )
-        self.silent, self.end = silent, int(ends[0])
+        self.silent, self.end = silent, ends[0]
 
     def for_row(self, row: int) -> "AnswerRules":
         """The same for one row of the batch alone."""
@@ -629,8 +629,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if (cache := model_kwargs.get(CACHE)) is not None:
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
         if (rules := model_kwargs.get("answer_rules")) is not None:
-            rules.end_at_once(model_kwargs["silent_rows"], generation_config.eos_token_id)
-            model_kwargs["ctc_decoding"].end_with(generation_config.eos_token_id)
+            ends = end_ids(generation_config.eos_token_id)
+            rules.end_at_once(model_kwargs["silent_rows"], ends)
+            model_kwargs["ctc_decoding"].end_with(ends)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
 

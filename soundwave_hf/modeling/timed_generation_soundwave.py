@@ -6,7 +6,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, LogitsProcessor
 
-from .ctc_text_soundwave import bridge_of, find_tokenizer, pad_answers
+from .answers_soundwave import pad_answers
+from .ctc_text_soundwave import bridge_of, find_tokenizer
 from .decoding_soundwave import given_option
 from .drafts_soundwave import OUTPUTS
 from .inputs_soundwave import has_clips
