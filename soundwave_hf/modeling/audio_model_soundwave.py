@@ -42,7 +42,6 @@ from .folders_soundwave import (
     refuse_other_kind,
     weights_digest,
 )
-from .generation_soundwave import CACHE_NAMES
 from .inputs_soundwave import (
     check_ids,
     check_shapes,
@@ -57,7 +56,7 @@ from .loading_soundwave import (
     take_adapter,
     take_peft_folder,
 )
-from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
+from .outputs_soundwave import CACHE_NAMES, SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
 from .positions_soundwave import PositionLimits
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
 from .trained_fields_soundwave import checked_by_caller

@@ -194,15 +194,19 @@ def _number_prefixes(before: str, begun: set[str], finished: set[str]) -> tuple[
     return [text.encode() for text in kept], [text.encode() for text in whole if not text.startswith(tuple(kept))]
 
 
+def control_tokens(tokenizer) -> dict[int, str]:
+    """The text of each control token, such as the end token, by its id."""
+    added = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
 def vocabulary_bytes(tokenizer) -> list[bytes]:
     """The text of each token as bytes, b"" for control tokens.
 
     Raises: `ValueError` for a word-piece vocabulary, whose tokens do not contain spaces.
     """
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    control = set(tokenizer.all_special_ids) | {
-        token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-    }
+    control = control_tokens(tokenizer)
     plain = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
     decode = _byte_level if any(name and name.startswith("Ġ") for name in names) else _sentence_piece
     if decode is _sentence_piece and not any(name and name.startswith("▁") for name in names):
@@ -281,6 +285,7 @@ __all__ = [
     "CTC_FORMS",
     "CTCText",
     "bridge_of",
+    "control_tokens",
     "ctc_form",
     "find_bridge",
     "find_tokenizer",

@@ -12,13 +12,13 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import AssistedCandidateGenerator, GenerationMixin, LogitsProcessor, LogitsProcessorList
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
 from .answers_soundwave import end_ids
 from .decoding_soundwave import CTCDecoding, given_option, take_ctc_decoding, take_default_beams
 from .inputs_soundwave import check_tensors, has_clips
+from .outputs_soundwave import CACHE, CACHE_NAMES, num_read, one_cache
 from .positions_soundwave import take_position_limits
 from .timed_generation_soundwave import TimesRequest, ctc_clips
 
@@ -36,9 +36,6 @@ PROMPT_INPUTS = (
     *("negative_prompt_ids", "negative_prompt_attention_mask"),
 )
 CTC_TARGETS = ("ctc_labels", "ctc_mask", "ctc_candidates", "num_ctc_clips")  # of `forward`
-CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and in 5.24
-# The name in the installed version.
-CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def by_name(function: Callable, args: tuple, kwargs: dict, after: int) -> dict:
@@ -55,21 +52,6 @@ def by_name(function: Callable, args: tuple, kwargs: dict, after: int) -> dict:
     if len(names) < len(args):
         raise TypeError(f"{function} does not name the arguments that were given by position: give them by name.")
     return dict(zip(names, args, strict=True))
-
-
-def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """The cache that was given by either of its two names.
-
-    Raises: `ValueError` if two caches were given.
-    """
-    if past_key_values is not None and cache is not None and past_key_values is not cache:
-        raise ValueError("`past_key_values` and `cache` are two names of one argument, and both were given: pass one.")
-    return cache if past_key_values is None else past_key_values
-
-
-def num_read(cache: Cache | None) -> int:
-    """Number of positions in a cache."""
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def rows_of(cache: Cache) -> int | None:

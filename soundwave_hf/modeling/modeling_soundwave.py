@@ -41,19 +41,18 @@ from .backbones_soundwave import (  # noqa: F401
     take_quantizer,
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
-from .generation_soundwave import (
-    CACHE,
-    CachedPrompt,
-    SoundwaveGenerationMixin,
-    digest_clips,
-    num_read,
-    one_cache,
-    place_clip_values,
-)
+from .generation_soundwave import CachedPrompt, SoundwaveGenerationMixin, digest_clips, place_clip_values
 from .inputs_soundwave import check_ids, check_tensors, has_clips, refuse_misspelt, unseen_by_trainer
 from .merging_soundwave import MergedPrompt, place_tokens, positions_of
 from .no_speech_soundwave import may_be_words
-from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast, SoundwaveModelOutputWithPast
+from .outputs_soundwave import (
+    CACHE,
+    SoundwaveAudioOutput,
+    SoundwaveCausalLMOutputWithPast,
+    SoundwaveModelOutputWithPast,
+    num_read,
+    one_cache,
+)
 from .positions_soundwave import PositionLimits
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces  # noqa: F401
 from .support_soundwave import CTCClip
