@@ -40,6 +40,7 @@ from .folders_soundwave import (
     choose_backbones,
     local_backbone,
     refuse_other_kind,
+    refuse_other_kind_on_hub,
     weights_digest,
 )
 from .inputs_soundwave import (
@@ -184,7 +185,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         `refuse_other_kind`.
         """
         place = os.fspath(save_directory)
-        refuse_other_kind(place, lambda name: os.path.isfile(os.path.join(place, name)), self._saved_bases())
+        refuse_other_kind(place, self._saved_bases())
         if kwargs.get("push_to_hub"):
             self._refuse_other_kind_on_hub(kwargs.get("repo_id") or os.path.basename(place), kwargs)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -198,7 +199,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         api, revision = HfApi(token=options.get("token")), options.get("revision")
         # transformers does this next; it gives the full name.
         repo = api.create_repo(name, private=options.get("private"), exist_ok=True).repo_id
-        refuse_other_kind(repo, lambda file: api.file_exists(repo, file, revision=revision), self._saved_bases())
+        refuse_other_kind_on_hub(api, repo, self._saved_bases(), revision)
 
     def _saved_bases(self) -> set[str | None] | None:
         """The models that an adapter of transformers' `add_adapter` names as its base; None if the model is whole."""
@@ -261,7 +262,8 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         if warm_start and not init_alignment(audio_model.alignment_adapter, encoder, llm, llm_rows):
             logger.warning(
                 "The alignment adapter has random weights: `%s` has no decoder, or shares too few words with `%s`.",
-                *(encoder, llm),
+                encoder,
+                llm,
             )
         audio_model.ctc_head.init_blank(llm_rows[:audio_token_id])
         return model

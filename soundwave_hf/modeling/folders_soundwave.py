@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 from safetensors import safe_open
 from transformers import CONFIG_NAME
 from transformers.utils import cached_file, has_file, logging
@@ -186,16 +186,23 @@ def refuse_two_models(name: str, folder: str):
     )
 
 
-def refuse_other_kind(place: str, holds: Callable[[str], bool], bases: Collection[str | None] | None):
+def refuse_other_kind(folder: str, bases: Collection[str | None] | None):
     """Refuse to save a whole model beside adapters, or adapters beside the weights of a whole model that is not their
     base: loading would mix the two.
 
-    Args:
-        place: folder or hub name. holds: whether it has a file of this name.
-        bases: the models that adapters name as their base; None for a whole model.
+    Args: bases: the models that adapters name as their base; None for a whole model.
 
     Raises: `FileExistsError`.
     """
+    _refuse_other_kind(folder, lambda name: os.path.isfile(os.path.join(folder, name)), bases)
+
+
+def refuse_other_kind_on_hub(api: HfApi, repo: str, bases: Collection[str | None] | None, revision: str | None = None):
+    """As `refuse_other_kind`, for a repository of the hub."""
+    _refuse_other_kind(repo, lambda name: api.file_exists(repo, name, revision=revision), bases)
+
+
+def _refuse_other_kind(place: str, holds: Callable[[str], bool], bases: Collection[str | None] | None):
     if bases is not None and _is_one_of(place, bases):
         return
     saved, others = ("adapters", WHOLE_FILES) if bases is not None else ("a whole model", (LORA_CONFIG,))
@@ -463,6 +470,7 @@ __all__ = [
     "peft_base",
     "refuse_other_backbones",
     "refuse_other_kind",
+    "refuse_other_kind_on_hub",
     "refuse_two_models",
     "shards_of",
     "trained_backbone",
