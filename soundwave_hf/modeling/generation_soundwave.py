@@ -578,7 +578,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         device = self._device_for(input_ids)
         audio = self.get_audio_features(**move_to_device(clips, device), position_limits=limits)
         tail = self.model.merge_audio(
-            *(input_ids[:, begin:].to(device), audio.pooler_output, audio.num_positions),
+            input_ids[:, begin:].to(device),
+            audio.pooler_output,
+            audio.num_positions,
             attention_mask=mask[:, cached:].to(device),
             before=mask[:, :cached].long().sum(dim=1).to(device),
         )

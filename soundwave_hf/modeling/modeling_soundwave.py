@@ -27,9 +27,8 @@ from .audio_model_soundwave import (
     SoundwavePreTrainedModel,
     num_processes,
 )
-from .backbones_soundwave import (  # noqa: F401
+from .backbones_soundwave import (
     AUDIO_TOKEN,
-    HIGH_PRECISION_PARTS,
     add_audio_token,
     as_dtype,
     audio_token_place,
@@ -54,7 +53,6 @@ from .outputs_soundwave import (
     one_cache,
 )
 from .positions_soundwave import PositionLimits
-from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces  # noqa: F401
 from .support_soundwave import CTCClip
 from .timed_generation_soundwave import ctc_clips
 
@@ -350,7 +348,12 @@ class SoundwaveModel(SoundwaveAudioModel):
             if inputs_embeds is not None and input_ids is None:
                 input_ids = self.ids_of_embeddings(inputs_embeds)
             merged = self.merge_audio(
-                *(input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix, inputs_embeds)
+                input_ids,
+                audio.pooler_output,
+                audio.num_positions,
+                attention_mask,
+                before=shared_prefix,
+                inputs_embeds=inputs_embeds,
             )
             prompt_ids, input_ids, inputs_embeds = input_ids, None, merged.inputs_embeds
             position_ids = merged.position_ids + shared_prefix
@@ -359,8 +362,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             self._check_text_alone(input_ids)
         elif position_ids is None and self._follows_clips(past_key_values, attention_mask):
             new = input_ids if inputs_embeds is None else inputs_embeds
-            attention_mask = past_key_values.prompt.extend_mask(past_key_values, attention_mask, new.shape[:2])
-            position_ids = positions_of(attention_mask)[:, -new.shape[1] :]
+            attention_mask, position_ids = self._count_clips(past_key_values, attention_mask, new.shape[:2])
         is_training = in_training_step(self)
         use_cache = False if use_cache is None and is_training and past_key_values is None else use_cache
         outputs = self.language_model(
@@ -392,6 +394,12 @@ class SoundwaveModel(SoundwaveAudioModel):
         """Whether tokens follow a prompt with clips, with a mask of tokens or none."""
         is_simple = attention_mask is None or getattr(attention_mask, "dim", int)() == 2
         return is_simple and getattr(cache, "prompt", None) is not None and num_read(cache) > 0
+
+    @staticmethod
+    def _count_clips(cache: Cache, attention_mask, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask `(rows, cached + new)` and position ids `(rows, new)` of tokens behind clips; see `extend_mask`."""
+        attention_mask = cache.prompt.extend_mask(cache, attention_mask, shape)
+        return attention_mask, positions_of(attention_mask)[:, -shape[1] :]
 
     def _check_whole_prompt(self, input_ids, inputs_embeds, cache: Cache | None, has_audio: bool, shared_prefix: int):
         if input_ids is None and inputs_embeds is None:
