@@ -19,6 +19,7 @@ from .spelled_soundwave import spell_numbers, unfinished_number
 
 
 CTC_FORMS = ("lower", "lower_spelled", "as_written")
+# These two, and `word_pattern`, as in processing/text_soundwave.py, which makes the targets.
 JOINERS = "\u200c\u200d"  # inside words of Persian and of Indian languages
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))  # soft hyphen, word joiner, byte order mark
 LABEL_TOKENS = 16  # the end of an answer that decides whether the next token has a label
@@ -57,7 +58,7 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def word_pattern() -> re.Pattern:
-    """Letters, digits and their combining marks, with apostrophes inside: the same as in the processor's targets."""
+    """Letters, digits and their combining marks, with apostrophes inside."""
     # Python's `\w` leaves combining marks out. None is below U+0300 or, except variation selectors, above U+1FFFF.
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
     letter = rf"[^\W_][{marks}{JOINERS}]*"

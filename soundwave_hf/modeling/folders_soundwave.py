@@ -303,6 +303,7 @@ def backbone_name(name: str) -> str:
     return path
 
 
+# This and `local_backbone` are the same in processing/llm_tokenizer_soundwave.py.
 def _package_backbones():
     """The module of this package that finds backbones; None if this file is remote code without the package."""
     try:
