@@ -317,7 +317,7 @@ class SoundwaveTrainerMixin:
         """Raise `FileExistsError` if the folder holds a model with which loading would mix what is saved there."""
         configs = getattr(self.model, "peft_config", {}).values()
         bases = None if saved_form(self.model) == "whole" else {each.base_model_name_or_path for each in configs}
-        refuse_other_kind(folder, lambda name: Path(folder, name).is_file(), bases)
+        refuse_other_kind(folder, bases)
 
     def _save_beside_adapters(self, folder: Path, destination: str, state_dict):
         """Write what adapters need besides their weights. A whole model has it; PEFT's adapter of one needs none."""
