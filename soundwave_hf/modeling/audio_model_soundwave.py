@@ -462,10 +462,11 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         return keep if limits is None else limits.choose(keep, is_blank, mask.sum(dim=1), self.config.frame_seconds)
 
 
-# Arguments of the whole model's `forward` that only its LLM reads.
+PROMPT = ("input_ids", "attention_mask", "is_transcription")  # what the processor returns beside the clips
+# Other arguments of the whole model's `forward` that only its LLM reads.
 OF_LLM = (
-    *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache", *CACHE_NAMES),
-    *("logits_to_keep", "shared_prefix", "is_transcription", "position_limits"),
+    *("inputs_embeds", "position_ids", "use_cache", *CACHE_NAMES),
+    *("logits_to_keep", "shared_prefix", "position_limits"),
 )
 
 
@@ -564,13 +565,14 @@ class SoundwaveForCTC(SoundwaveAudioModel):
                 ignores the others. By default all have one.
             output_ctc_logits (`bool`): whether to return `logits`, the scores of all tokens and the blank, of shape
                 `(clips, frames, vocabulary)`. They need much memory: 450 MB for 30 s and 150,000 tokens.
-            kwargs: `output_hidden_states` and `output_attentions` of the encoder, for clips within its window.
+            kwargs: `output_hidden_states` and `output_attentions` of the encoder, for clips within its window. What
+                the processor returns beside the clips (`input_ids`, `attention_mask`, `is_transcription`) is not read.
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`,
         and on request `logits`, also as `ctc_logits`, and the encoder's `hidden_states` and `attentions`.
 
         Raises: `ValueError` if shapes of features and mask differ, a clip is empty, a CTC label is not a token,
-        `labels` and `ctc_labels` are both given and differ, or an argument is for the LLM.
+        `labels` and `ctc_labels` are both given and differ, or another argument is for the LLM.
 
         Example:
 
@@ -587,7 +589,8 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         ```
         """
         labels = self._one_of(labels, kwargs.pop("ctc_labels", None))
-        kwargs.pop("num_items_in_batch", None)  # from `Trainer`; the loss is a mean over clips
+        for name in ("num_items_in_batch", *PROMPT):  # `Trainer` adds the first; the loss is a mean over clips
+            kwargs.pop(name, None)
         for name in OF_LLM:
             given = kwargs.pop(name, None)
             if given is not None and not (isinstance(given, int) and not given):  # False and 0 ask for nothing

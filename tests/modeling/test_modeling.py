@@ -1452,12 +1452,10 @@ def test_stage_one_returns_states_and_attentions_of_the_encoder_on_request():
 @pytest.mark.parametrize(
     "given",
     [
-        {"input_ids": torch.tensor([[3, AUDIO]])},
-        {"attention_mask": torch.ones(1, 2)},
+        {"inputs_embeds": torch.ones(1, 2, 4)},
         {"position_limits": PositionLimits(max_positions_per_second=3)},
         {"use_cache": True},
         {"past_key_values": DynamicCache()},
-        {"is_transcription": torch.tensor([True])},
         {"logits_to_keep": 1},
     ],
     ids=lambda given: next(iter(given)),
@@ -1473,6 +1471,14 @@ def test_stage_one_takes_what_a_trainer_adds_and_what_asks_for_nothing():
     stage_one, clips, labels = ctc_model_of(tiny_model()), make_clips([80, 51]), torch.tensor([[3, 4], [5, -100]])
     expected = stage_one(*clips, labels=labels).loss
     assert stage_one(*clips, labels=labels, num_items_in_batch=3, use_cache=False, shared_prefix=0).loss == expected
+
+
+@torch.no_grad()
+def test_stage_one_takes_all_that_the_processor_returns():
+    stage_one, (features, mask) = ctc_model_of(tiny_model()), make_clips([80])
+    prompt = {"input_ids": torch.tensor([[3, AUDIO]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    inputs = {"input_features": features, "input_features_mask": mask, "is_transcription": torch.tensor([True])}
+    assert torch.equal(stage_one(**inputs, **prompt).ctc_best, stage_one(features, mask).ctc_best)
 
 
 def test_plain_trainer_evaluates_stage_one_on_labels(tmp_path):
