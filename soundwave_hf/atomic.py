@@ -2,10 +2,14 @@
 
 import errno
 import os
+import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +20,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # temporary files of `atomic_file`
+LEFT_SECONDS = 24 * 3600  # one that was not written to for so long is of a process that was killed
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of file systems without locks
 
 
@@ -23,15 +29,27 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of file systems
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path. The file there is moved to `path` when the block ends, or deleted if the block fails.
 
+    If several processes write the same file, the last one wins. What killed ones left is removed after a day.
+
     Raises: `OSError` if safetensors cannot write there.
     """
     path = Path(path)
-    with _place_beside(path) as part:
+    with _place_beside(path, f".{secrets.token_hex(4)}") as part:
+        _remove_left(path.parent.absolute())
         try:
             yield part
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@cache  # once in a process: to list a folder for each of its files would be slow
+def _remove_left(folder: Path):
+    """Remove the temporary files that killed processes left in a folder."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # another process has removed it
+            if LEFT.fullmatch(part.name) and time.time() - part.stat().st_mtime > LEFT_SECONDS:
+                part.unlink()
 
 
 def refuse_output(path: str | os.PathLike, option: str, inputs: Iterable[str | os.PathLike] = ()):
@@ -151,8 +169,10 @@ def _locked(part: Path, path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _place_beside(path: Path) -> Iterator[Path]:
+def _place_beside(path: Path, mark: str = "") -> Iterator[Path]:
     """Yield a path in the same folder. The folder is made if it is missing, and removed again if the block fails.
+
+    Args: mark: part of the name. Without one, a run that was killed finds its files again.
 
     Raises: `NotADirectoryError` if a file stands where a folder is needed.
     """
@@ -161,7 +181,7 @@ def _place_beside(path: Path) -> Iterator[Path]:
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield path.with_name(f".{path.name}.part")
+        yield path.with_name(f".{path.name}{mark}.part")
     except BaseException as error:
         for folder in made:
             with suppress(OSError):  # another process has put something there

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.readers import AUDIO_SUFFIXES
+from .data.readers import AUDIO_SUFFIXES, is_clip
 from .processing.containers_soundwave import decode, filetype, import_soundfile
 from .processing.sources_soundwave import describe
 
@@ -79,7 +79,7 @@ def find_pattern(pattern: str) -> list[AudioFile]:
     if not matches:
         what = "No file matches the pattern" if glob.has_magic(pattern) else "There is no file or folder"
         raise FileNotFoundError(f"{what} `{pattern}` (current folder: {os.getcwd()}).")
-    files = [AudioFile(path) for path in matches if os.path.isfile(path) and is_audio(path)]
+    files = [AudioFile(path) for path in matches if os.path.isfile(path) and is_clip(path)]
     files += [file for path in matches if os.path.isdir(path) and "**" not in pattern for file in audio_below(path)]
     if not files:
         raise ValueError(
@@ -98,12 +98,8 @@ def audio_below(folder: str) -> list[AudioFile]:
     found = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(place, name) for name in names if is_audio(name) and not name.startswith(".")]
+        found += [os.path.join(place, name) for name in names if is_clip(name) and not name.startswith(".")]
     return [AudioFile(path, below=folder) for path in sorted(found)]
-
-
-def is_audio(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES
 
 
 # ---- standard input ----

@@ -22,14 +22,9 @@ def read_source(text: str):
 
     Raises: ValueError where it is not YAML.
     """
-    import yaml
-
     from .keys import read_yaml
 
-    try:
-        return read_yaml(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"SOURCE cannot be read as YAML: {error}") from error
+    return read_yaml(text, "SOURCE")
 
 
 def add_source(verb: argparse.ArgumentParser):

@@ -33,14 +33,9 @@ def read_licenses(text: str | None):
 
     Raises: ValueError where it is not YAML.
     """
-    import yaml
-
     from .keys import read_yaml
 
-    try:
-        return read_yaml(text) if text else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--licenses` cannot be read as YAML: {error}") from error
+    return read_yaml(text, "`--licenses`") if text else None
 
 
 def add_push(verbs):

@@ -78,16 +78,12 @@ def given_placing(arguments: argparse.Namespace) -> dict[str, str]:
 
 def read_mapping(text: str | None, option: str, example: str) -> dict:
     """The value of an option that is a YAML mapping; an empty one where the option is not given."""
-    import yaml
-
     from .keys import read_yaml
+    from .secret_values import hide_secrets
 
-    try:
-        mapping = read_yaml(text or "{}")
-    except yaml.YAMLError as error:
-        raise ValueError(f"`{option}` cannot be read as YAML: {error}") from error
+    mapping = read_yaml(text or "{}", f"`{option}`")
     if not isinstance(mapping, dict):
-        raise ValueError(f"`{option}` is `{text}`; expected a mapping, such as '{example}'.")
+        raise ValueError(f"`{option}` is `{hide_secrets(text)}`; expected a mapping, such as '{example}'.")
     return mapping
 
 

@@ -5,11 +5,9 @@ from pathlib import Path
 
 from .adapters import load_adapter, resolve_adapter
 from .atomic import atomic_folder, refuse_file_name, refuse_used
+from .publish.files import SHARD_SIZE
 from .publish.runs import RECORD, describe_runs
 from .training.export import WEIGHT_FILES, refuse_infinite
-
-
-SHARD_SIZE = "5GB"
 
 
 def merge_adapter(

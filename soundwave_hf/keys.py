@@ -1,9 +1,12 @@
-"""Keys of YAML files that a user writes: none is unknown, and none is written twice."""
+"""YAML of users: no key is unknown or written twice, and no error quotes the text, which may hold a secret."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import yaml
+
+from .secret_values import hide_secrets
 
 
 class _KeysOnce(yaml.SafeLoader):
@@ -22,14 +25,40 @@ class _KeysOnce(yaml.SafeLoader):
         return node
 
 
-def read_yaml(text: str):
-    """The value of a YAML text. Raises: `yaml.YAMLError`, also for a key that is written twice."""
-    return yaml.load(text, Loader=_KeysOnce)
+def read_yaml(text: str, name: str):
+    """The value of a YAML text, called `name` in errors.
+
+    Raises: `ValueError` if it is not YAML, also for a key that is written twice.
+    """
+    return _read(lambda: yaml.load(text, Loader=_KeysOnce), name)
 
 
-def read_yaml_documents(text: str) -> list:
-    """The values of a YAML text, which `---` separates. Raises: as `read_yaml`."""
-    return list(yaml.load_all(text, Loader=_KeysOnce))
+def read_yaml_file(path: Path):
+    """The value of a YAML file. Raises: as `read_yaml`; `OSError`; `ValueError` if it is not in UTF-8."""
+    return read_yaml(_text_of(path), f"`{path}`")
+
+
+def read_yaml_documents(path: Path) -> list:
+    """The values of a YAML file, which `---` separates. Raises: as `read_yaml_file`."""
+    text = _text_of(path)
+    return _read(lambda: list(yaml.load_all(text, Loader=_KeysOnce)), f"`{path}`")
+
+
+def _read(load: Callable, name: str):
+    try:
+        return load()
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day such as 2026-02-30
+        # Not the error's own text: it quotes the line, which may hold a secret.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not YAML"
+        line = "" if mark is None else f" in line {mark.line + 1}"
+        raise ValueError(f"{name} cannot be read as YAML: {hide_secrets(problem)}{line}.") from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is not in UTF-8 ({error.reason} at byte {error.start}): convert it.") from None
 
 
 # What people write for settings that have a longer name.
@@ -67,4 +96,4 @@ def refuse_unknown(given: Mapping, known: Iterable[str], name: str, otherwise: s
             raise ValueError(f"{name} has the key `{key}`, which does not exist. {hint}")
 
 
-__all__ = ["nearest", "read_yaml", "read_yaml_documents", "refuse_unknown"]
+__all__ = ["nearest", "read_yaml", "read_yaml_documents", "read_yaml_file", "refuse_unknown"]

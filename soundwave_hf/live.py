@@ -160,13 +160,15 @@ class StreamingTranscriber:
             return []
         self._is_finished = True
         events = []
-        if self._resampler is not None:
-            events = self._take(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        if len(self._waiting):
-            events += self._end_segment(len(self._waiting))
-        events += [text.result() for text in self._pending]
-        self._pending.clear()
-        self._llm.shutdown()
+        try:
+            if self._resampler is not None:
+                events = self._take(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            if len(self._waiting):
+                events += self._end_segment(len(self._waiting))
+            events += [text.result() for text in self._pending]
+        finally:  # a text may have failed
+            self._pending.clear()
+            self._llm.shutdown(cancel_futures=True)
         return sorted(events, key=lambda event: event.start)
 
     def _take(self, samples: np.ndarray) -> list[Partial | Segment]:

@@ -42,7 +42,7 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
         raise ValueError(f"{name} is {path!r}; give a path.")
 
     path = os.fspath(path)
-    if "$" in path and (os.path.lexists(path) or glob.glob(path)):
+    if "$" in path and is_there(path):
         return path
 
     def value_of(match: re.Match) -> str:
@@ -57,6 +57,11 @@ def expand_path(path: str | os.PathLike, name: str) -> str:
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise ValueError(f"{name} begins with `{expanded.split('/')[0]}`, and there is no such user: write it out.")
     return expanded
+
+
+def is_there(path: str) -> bool:
+    """Whether a path exists, or matches a file as a pattern."""
+    return os.path.lexists(path) or bool(glob.glob(path))
 
 
 def one_or_more(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str | os.PathLike]:
@@ -81,4 +86,4 @@ def checkpoint_named(name: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
-__all__ = ["checkpoint_named", "expand_path", "find_weights", "one_or_more", "shipped", "soundwave_home"]
+__all__ = ["checkpoint_named", "expand_path", "find_weights", "is_there", "one_or_more", "shipped", "soundwave_home"]

@@ -237,7 +237,7 @@ def readable(path: Path) -> Iterator[None]:
     except (FileNotFoundError, PermissionError):
         raise
     except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f"`{path}` cannot be read ({first_line(error)}): download it again.") from error
+        raise ValueError(f"`{path}` cannot be read ({first_line(error)}): copy or download it again.") from error
 
 
 # ---- checksums ----

@@ -49,7 +49,7 @@ class UnfinishedShards:
 
     def _read_record(self) -> dict:
         try:
-            return read_json_object(self.record)
+            return read_json_object(self.record, needed=("source", "finished"))
         except ValueError:
             return {}
 

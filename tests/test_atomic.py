@@ -1,6 +1,7 @@
 import os
 import resource
 import signal
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -28,6 +29,29 @@ def test_a_file_that_fails_leaves_what_was_there(tmp_path):
         raise OSError("No space left on device")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_two_writers_of_one_file_do_not_mix_their_halves(tmp_path):
+    path = tmp_path / "scores.json"
+    with atomic_file(path) as first:
+        first.write_text("first")
+        with atomic_file(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_halves_of_killed_processes_are_removed_after_a_day(tmp_path):
+    ages = {".scores.json.0123abcd.part": 25, ".other.csv.99999999.part": 25, ".scores.json.01234567.part": 1}
+    kept = {".mine.part": 25, "mine.0123abcd.part": 25}
+    for name, hours in (ages | kept).items():
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    with atomic_file(tmp_path / "scores.json") as part:
+        part.write_text("{}")
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == sorted(["scores.json", ".scores.json.01234567.part", *kept])
 
 
 @pytest.mark.parametrize("write", [atomic_file, atomic_files, atomic_folder, kept_folder])

@@ -33,6 +33,7 @@ RUN_BY = {
     ("docs/evaluation.md", "python"): "tests/evaluation/test_guide.py",
     ("docs/fine_tune.md", "bash"): "tests/test_start_guides.py",
     ("docs/native.md", "bash"): "tests/test_serve.py",
+    ("docs/native.md", "python"): "tests/test_serve.py",
     ("docs/push.md", "bash"): "tests/publish/test_push_guide.py",
     ("docs/push.md", "python"): "tests/publish/test_push_guide.py",
     ("docs/quickstart.md", "bash"): "tests/test_start_guides.py",

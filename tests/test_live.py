@@ -173,7 +173,9 @@ def test_partial_text_does_not_wait_for_the_llm(loaded, monkeypatch):
     assert [event.text for event in transcriber.finish()] == ["final"] * (live.MOST_PENDING + 1)
 
 
-def test_an_error_of_the_llm_is_raised(loaded, monkeypatch):
+def test_an_error_of_the_llm_is_raised_and_leaves_no_thread(loaded, monkeypatch):
+    threads = set(threading.enumerate())
+
     def fail(*given):
         raise ValueError("The prompt is too long.")
 
@@ -182,6 +184,7 @@ def test_an_error_of_the_llm_is_raised(loaded, monkeypatch):
     transcriber.feed(noise(0.3))
     with pytest.raises(ValueError, match="too long"):
         transcriber.finish()
+    assert set(threading.enumerate()) <= threads
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])

@@ -153,6 +153,15 @@ def test_a_checkpoint_that_is_not_there_is_named(words, tmp_path, monkeypatch, c
     assert "There is no folder `none/such` with a checkpoint, and none of that name" in capsys.readouterr().err
 
 
+def test_a_name_with_brackets_is_looked_for_as_it_is_written(read, home):
+    home.mkdir()
+    (home / "rows[1].jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"`data` is `rows\[1\].jsonl`, which is not in the current folder but in"):
+        read(data="rows[1].jsonl")
+    Path("rows[1].jsonl").write_text("")
+    assert read(data="rows[1].jsonl")[0].data == "rows[1].jsonl"
+
+
 def test_one_path_is_not_read_letter_by_letter():
     assert one_or_more("a.wav") == ["a.wav"]
     assert one_or_more(Path("a.wav")) == [Path("a.wav")]

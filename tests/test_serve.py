@@ -4,12 +4,14 @@ import base64
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from tests.tiny_models import save_tiny_soundwave
 
 pytestmark = pytest.mark.slow  # a server of its own
 
+GUIDE = (Path(__file__).parents[1] / "docs" / "native.md").read_text(encoding="utf-8")
 COMMAND = "import soundwave_hf; from transformers.cli.transformers import main; main()"
 SECONDS_TO_START = 120
 
@@ -61,13 +64,16 @@ def wait_for(address: str, process, log):
     pytest.fail(f"the server did not start: {log.read()[-2000:]}")
 
 
+def second_of_noise() -> bytes:
+    wav = io.BytesIO()
+    soundfile.write(wav, 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000, format="WAV")
+    return wav.getvalue()
+
+
 def ask(server: tuple[str, str], **options) -> str:
     """One chat completion about one second of noise: the body of the answer."""
     address, folder = server
-    wav = io.BytesIO()
-    samples = 0.1 * np.random.default_rng(0).standard_normal(16_000)
-    soundfile.write(wav, samples, 16_000, format="WAV")
-    audio = {"data": base64.b64encode(wav.getvalue()).decode(), "format": "wav"}
+    audio = {"data": base64.b64encode(second_of_noise()).decode(), "format": "wav"}
     content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": "What is it?"}]
     body = {"model": folder, "messages": [{"role": "user", "content": content}], "max_tokens": 12, **options}
     request = urllib.request.Request(
@@ -88,3 +94,15 @@ def test_a_chat_completion_with_input_audio_is_answered_whole_and_streamed(serve
     assert len([piece for piece in pieces if piece]) >= 1
     # Random tokens are random bytes: a character that they leave unfinished is not streamed.
     assert "".join(pieces) == text.rstrip("\ufffd")
+
+
+def test_the_python_of_the_guide_gets_an_answer(server, tmp_path, monkeypatch, capsys):
+    address, folder = server
+    monkeypatch.chdir(tmp_path)
+    Path("speech.wav").write_bytes(second_of_noise())
+    (block,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    for word, here in (("http://localhost:8000", address), ('"my-model"', repr(folder)), ("=100", "=12")):
+        assert block.count(word) == 1
+        block = block.replace(word, here)
+    exec(block, {})
+    assert capsys.readouterr().out.strip()

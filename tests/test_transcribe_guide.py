@@ -20,7 +20,7 @@ from tests.tiny_models import save_tiny_soundwave
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "transcribe.md").read_text(encoding="utf-8")
 BLOCK, LIVE = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
-(PYTHON,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+STREAM, PYTHON = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,14 @@ def test_a_live_command_runs(command, here, loaded, monkeypatch, capsys):
     if "json" in words:
         lines = [json.loads(line)["text"] for line in lines if json.loads(line)["final"]]
     assert len([line for line in lines if line]) == 1
+
+
+def test_its_live_python_runs(here, loaded, capsys):
+    model, processor = loaded
+    words = "talk.samplerate)\n"
+    assert STREAM.count(words) == 1
+    exec(STREAM.replace(words, "talk.samplerate, max_new_tokens=3)\n"), {"model": model, "processor": processor})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("final 0.0 0.5 ")
 
 
 def test_its_python_runs(here, loaded, capsys):

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from ..atomic import make_folder
+from ..json_files import read_json_object
 from ..paths import soundwave_home
+from ..publish.errors import first_line
 from .tiny import TINY_BACKBONES
 
 
@@ -97,7 +99,9 @@ def download_from_hub(name: str, weights: bool = True, **options) -> str:
             raise refusal from None
         if not is_connection_error(error):
             raise
-        raise NotDelivered(f"the hub could not be reached for `{name}` ({first_line(error)})") from error
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        raise NotDelivered(f"the hub could not be reached for `{name}` ({reason})") from error
     missing = missing_files(folder, weights)
     if missing:
         raise NotDelivered(f"the hub's copy of `{name}` in {folder} lacks {', '.join(missing)}")
@@ -141,12 +145,6 @@ def is_connection_error(error: Exception) -> bool:
     return isinstance(error, (LocalEntryNotFoundError, ConnectionError, TimeoutError, http_error))
 
 
-def first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    lines = str(cause).strip().splitlines() or ["no reason given"]
-    return f"{type(cause).__name__}: {lines[0].rstrip('.')}"
-
-
 def missing_files(folder: Path, weights: bool = True) -> list[str]:
     """Files that a folder lacks: config, weights (every shard of an index), tokenizer of an LLM.
 
@@ -156,7 +154,7 @@ def missing_files(folder: Path, weights: bool = True) -> list[str]:
     shards = {"model.safetensors"}
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / "model.safetensors").is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_json_object(index, needed=("weight_map",))["weight_map"].values())
     if weights:
         missing += sorted(shard for shard in shards if not (folder / shard).is_file())
     if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not is_whisper(folder):

@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..atomic import atomic_file
+from ..json_files import read_json_object
 from ..publish.card_parts import Card, read_card
 from ..secret_values import refuse_secrets
 from .licenses import check_license, is_non_commercial, license_fields
@@ -109,26 +110,23 @@ def kept_facts(folder: str | os.PathLike) -> CardFacts | None:
     Raises: `ValueError` for a file that was changed to another form.
     """
     path = Path(folder) / FACTS
-    if not path.is_file():
-        return _old_facts(folder)
-    if (facts := _facts_in(path)) is None:
-        raise ValueError(f"`{path}` is not as `data card` wrote it: delete it, and give `--licenses` again.")
-    return facts
+    return _facts_in(path) if path.is_file() else _old_facts(folder)
 
 
 def _old_facts(folder: str | os.PathLike) -> CardFacts | None:
     """The facts that an earlier version wrote. `card.json` may also be data of the user."""
-    path = Path(folder) / OLD_FACTS
-    return _facts_in(path) if path.is_file() else None
-
-
-def _facts_in(path: Path) -> CardFacts | None:
-    """The facts in a file; None if it holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return CardFacts(**values | {"sources": tuple(DataSource(**source) for source in values["sources"])})
-    except (ValueError, TypeError, KeyError):
+        return _facts_in(Path(folder) / OLD_FACTS)
+    except (OSError, ValueError):
         return None
+
+
+def _facts_in(path: Path) -> CardFacts:
+    values = read_json_object(path, "move it away, and write the card again", needed=("sources",))
+    try:
+        return CardFacts(**values | {"sources": tuple(DataSource(**source) for source in values["sources"])})
+    except TypeError as error:
+        raise ValueError(f"`{path}` is not what `soundwave-hf data card` writes ({error}): move it away.") from error
 
 
 def report_facts(report: Mapping, facts: CardFacts) -> CardFacts:

@@ -16,10 +16,12 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_file, refuse_output
 from ..processing.audio_soundwave import load_clip
+from ..processing.containers_soundwave import BadAudio
 from ..processing.sources_soundwave import without_secrets
 from .cuts import Cutter
 from .each_row import each_row, is_segment, with_whole_clip
 from .locate import files_of
+from .named_rows import arrow_chunks
 from .rows import COLUMNS, RowCheck, at_folder, clips_of, transcripts_of
 from .sources import open_rows, with_label_names
 
@@ -127,8 +129,10 @@ def read_clip(
         samples = load_clip(clip, "The clip", None, RATE, SHORTEST_SECONDS)
     except FileNotFoundError as error:
         return None, ("missing", str(error))
+    except BadAudio as error:
+        return None, (error.kind, str(error))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        return None, (_kind_of(str(error)), str(error))
+        return None, ("unreadable", str(error))
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # a decoder met what it was not written for: a broken file does not stop a long run
@@ -141,11 +145,6 @@ def read_clip(
     if said_seconds is not None and abs(seconds - said_seconds) > max(LENGTH_TOLERANCE, 0.1 * seconds):
         return samples, ("other length", f"Its row says {said_seconds:g} s and it lasts {seconds:.1f} s.")
     return samples, None
-
-
-def _kind_of(message: str) -> str:
-    words = {"is empty": "empty", "lasts": "too short", "truncated": "truncated", "NaN": "not finite"}
-    return next((kind for word, kind in words.items() if word in message), "unreadable")
 
 
 def name_of_clip(clip, place: int) -> str:
@@ -222,8 +221,7 @@ def _check_request(source, skip_to: str | None, max_seconds: float | None):
 def _refuse_bytes(rows: Dataset):
     """Raises: `ValueError` that names a column with bytes, which JSON cannot hold."""
     for name in rows.column_names:
-        tables = rows.select_columns(name).with_format("arrow").iter(256)
-        if any(_holds_bytes(values) for table in tables for values in table[name].chunks):  # no bytes are copied
+        if any(map(_holds_bytes, arrow_chunks(rows, name))):
             others = "" if name in COLUMNS else f", or leave the column out with `--columns '{{{name}: null}}'`"
             raise ValueError(
                 f"The rows contain bytes in `{name}`, and JSON cannot hold those: give `--skip` a file that ends in "

@@ -75,21 +75,21 @@ def find_splits(name: str, path: str, config: str | None) -> dict[str, tuple[str
     if config is not None and layout.config is None:
         raise ValueError(f"`config` is {config!r}, and the layout `{name}` has no configs: leave it out.")
     if not os.path.exists(path):
-        raise _missing(layout, path, f"There is no `{path}` (current folder: {os.getcwd()})")
+        raise _missing(layout, f"There is no `{path}` (current folder: {os.getcwd()})")
     splits = layout.find(Path(path), config)
     if not splits:
-        raise _missing(layout, path, f"`{path}` holds no data in the layout `{name}`")
+        raise _missing(layout, f"`{path}` holds no data in the layout `{name}`")
     return splits
 
 
-def _missing(layout: Layout, path: str, what: str) -> FileNotFoundError:
+def _missing(layout: Layout, what: str) -> FileNotFoundError:
     return FileNotFoundError(f"{what}: {layout.name} expects {layout.expects}.")
 
 
 def _require(key: str, path: Path):
     """Raises: `FileNotFoundError` if a file that a layout needs does not exist."""
     if not path.exists():
-        raise _missing(LAYOUTS[key], str(path), f"There is no `{path}`")
+        raise _missing(LAYOUTS[key], f"There is no `{path}`")
 
 
 def _only(key: str, found: dict[str, object], config: str | None, path: Path):
@@ -451,7 +451,7 @@ def _find_lhotse(path: Path, config: str | None) -> dict[str, tuple[str, ...]]:
             splits[split] = (found["recordings"], found["supervisions"])
         else:
             other = {"recordings": "supervisions", "supervisions": "recordings"}[next(iter(found))]
-            raise _missing(LAYOUTS["lhotse"], str(path), f"`{next(iter(found.values()))}` has no {other} beside it")
+            raise _missing(LAYOUTS["lhotse"], f"`{next(iter(found.values()))}` has no {other} beside it")
     return splits
 
 

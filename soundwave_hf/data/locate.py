@@ -1,5 +1,6 @@
 """Parse `data:` of a recipe into sources, and find the files of each."""
 
+import glob
 import hashlib
 import json
 import os
@@ -33,7 +34,8 @@ class Source:
 
     Args:
         path (`str`): a file, a pattern of files, a folder, or the name of a data set on the hub.
-        config, split, revision, data_files, data_dir: as in `load_dataset`, where `config` is called `name`.
+        config, split, revision, data_files, data_dir: as in `load_dataset`, where `config` is called `name`. The split
+            `all` is all splits.
         layout (`str`, *optional*): how the corpus in the folder `path` is arranged, one of `layouts.LAYOUTS`.
         streaming (`bool`, *optional*): whether its rows are read while they are used.
         columns (`dict`): `their_name: our_name`.
@@ -148,7 +150,7 @@ class Found:
     @property
     def has_parts(self) -> bool:
         """Whether `split` names a part of a split (`train[:10%]`), or several splits."""
-        return "[" in self.split or "+" in self.split or self.split == "all"
+        return "[" in self.split or "+" in self.split
 
 
 def find(source: Source) -> Found:
@@ -164,7 +166,7 @@ def find(source: Source) -> Found:
         return Found(source, "saved", _arrow_files(path), _choose_split(source, list(splits)), splits=splits)
     if path.is_dir() and (path / "state.json").is_file():
         return Found(source, "saved", _arrow_files(path), _choose_split(source, ["train"]))
-    if path.is_file() or FILES_IN_ORDER.search(source.path) or kind_of(source.path):
+    if not path.is_dir() and (path.is_file() or FILES_IN_ORDER.search(source.path) or kind_of(source.path)):
         return _find_files(source, find_files(source.path))
     return _find_built(source)
 
@@ -179,7 +181,7 @@ def _find_layout(source: Source) -> Found:
 
 
 def find_files(path: str | os.PathLike) -> list[Path]:
-    """The file at a path, or the files that match its last part as a pattern (`train-*.jsonl`), sorted by name.
+    """The file at a path, or else the files that match its last part as a pattern (`train-*.jsonl`), sorted by name.
 
     Raises: `FileNotFoundError` if there is none; `ValueError` for a URL.
     """
@@ -188,7 +190,7 @@ def find_files(path: str | os.PathLike) -> list[Path]:
             f"`{without_secrets(os.fspath(path))}` is a URL: download the file, or name a data set of the Hub."
         )
     path = Path(path)
-    found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
+    found = [path] if path.is_file() else sorted(path.parent.glob(path.name))
     if not found or not all(each.is_file() for each in found):
         raise FileNotFoundError(f"There is no file `{path}` (current folder: {os.getcwd()}): check the path.")
     return found
@@ -206,12 +208,17 @@ def _find_files(source: Source, files: list[Path]) -> Found:
     split = _choose_split(source, ["train"])
     if kind in OWN_KINDS:
         return Found(source, kind, names, split, splits={"train": names})
-    builder = datasets.load_dataset_builder(kind, data_files={"train": list(names)})
+    builder = datasets.load_dataset_builder(kind, data_files={"train": [glob.escape(name) for name in names]})
     return Found(source, "library", names, split, builder)
 
 
 def _find_built(source: Source) -> Found:
     """A folder or a data set on the hub, found by the library's builders."""
+    if Path(source.path).is_dir() and "[" in (folder := os.path.abspath(source.path)):
+        raise ValueError(
+            f"The library `datasets` reads the `[` in the name of the folder `{folder}` as a pattern: rename the "
+            "folder, or name the files in it."
+        )
     options = {key: getattr(source, key) for key in ("data_files", "data_dir", "revision")}
     try:
         builder = datasets.load_dataset_builder(source.path, source.config, **options)
@@ -233,14 +240,16 @@ def _find_built(source: Source) -> Found:
 
 
 def _choose_split(source: Source, names: list[str]) -> str:
-    """The split that the source names; by default the only one, or `train`.
+    """The split that the source names; by default the only one, or `train`. `all` is all of them, joined by `+`.
 
     Raises: `ValueError` that lists the splits, if the named one does not exist or none is named.
     """
+    if source.split == "all" and names and "all" not in names:
+        return "+".join(names)
     if source.split is not None:
         # Parts of splits in the library's syntax: `train[:10%]+validation`.
         wanted = [part.partition("[")[0].strip() for part in source.split.split("+")]
-        if names and (missing := [name for name in wanted if name not in names and name != "all"]):
+        if names and (missing := [name for name in wanted if name not in names]):
             raise ValueError(f"`{source.path}` has no split `{missing[0]}`; its splits are {names}.")
         return source.split
     if len(names) > 1 and "train" not in names:
@@ -249,9 +258,9 @@ def _choose_split(source: Source, names: list[str]) -> str:
 
 
 def splits_of(split: str, names: Iterable[str]) -> list[str]:
-    """The splits that are read for `train`, `train[:10%]+validation` or `all`."""
+    """The splits that are read for `train` or `train[:10%]+validation`."""
     named = {part.partition("[")[0].strip() for part in split.split("+")}
-    return [name for name in names if name in named or "all" in named]
+    return [name for name in names if name in named]
 
 
 def _arrow_files(folder: Path) -> tuple[str, ...]:

@@ -81,11 +81,11 @@ def _at_folder(named: Iterable[tuple[str, dict]], file: str, columns: Mapping) -
         if isinstance(row, dict) and row.get(audio) is not None:
             row = {**row, audio: at_folder(row[audio], folder)}
         if isinstance(row, dict) and row.get(messages) is not None:
-            row = {**row, messages: _stored(row[messages], folder, name)}
+            row = {**row, messages: _stored(row[messages], folder)}
         yield name, row
 
 
-def _stored(messages, folder: str, name: str):
+def _stored(messages, folder: str):
     try:
         return stored_messages(messages, folder)
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -244,12 +244,16 @@ def _with_places(rows: Dataset, folder: str | None) -> Dataset:
 
 def _names_files(rows: Dataset, folder: str) -> bool:
     """Whether a clip is a path, and not inside its row."""
-    if "audio" in rows.column_names:
-        tables = rows.select_columns("audio").with_format("arrow").iter(256)
-        if any(_is_named(clips) for table in tables for clips in table["audio"].chunks):  # no bytes are copied
-            return True
+    if "audio" in rows.column_names and any(map(_is_named, arrow_chunks(rows, "audio"))):
+        return True
     messages = rows["messages"] if "messages" in rows.column_names else []
     return any(row_at_folder({"messages": each}, folder)["messages"] != each for each in messages)
+
+
+def arrow_chunks(rows: Dataset, name: str) -> Iterator[pa.Array]:
+    """The values of a column in their order, some hundred rows at once. No bytes are copied."""
+    for table in rows.select_columns(name).with_format("arrow").iter(256):
+        yield from table[name].chunks
 
 
 def _is_named(clips: pa.Array) -> bool:
@@ -284,11 +288,20 @@ def _undecoded(kind):
 
 def parts_of(splits: Mapping[str, Dataset], split: str) -> Dataset:
     """One split, or parts of several in the library's syntax: `train[:10%]+validation`."""
-    chosen = []
-    for part in datasets.ReadInstruction.from_spec(split).to_absolute({name: len(r) for name, r in splits.items()}):
-        rows = splits[part.splitname]
-        chosen.append(rows.select(range(part.from_ or 0, len(rows) if part.to is None else part.to)))
+    parts = ranges_of(split, {name: len(rows) for name, rows in splits.items()})
+    chosen = [splits[name].select(numbers) for name, numbers in parts]
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+
+def ranges_of(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
+    """The split of each part of `train[:10%]+validation`, and the numbers of its rows. Args: sizes: rows by split."""
+    parts = []
+    for part in split.split("+"):
+        name, bracket, limits = part.strip().partition("[")
+        # Under another name: the library refuses a hyphen, and LibriSpeech has `train-clean-100`.
+        (read,) = datasets.ReadInstruction.from_spec(f"rows{bracket}{limits}").to_absolute({"rows": sizes[name]})
+        parts.append((name, range(sizes[name])[read.from_ : read.to]))
+    return parts
 
 
 def library_rows(found: Found, change: Callable[[Dataset], Dataset]) -> Dataset:
@@ -314,6 +327,7 @@ def library_splits(found: Found) -> Mapping[str, Dataset]:
 
 
 __all__ = [
+    "arrow_chunks",
     "checked_rows",
     "missing_columns",
     "layout_rows",
@@ -321,6 +335,7 @@ __all__ = [
     "library_splits",
     "own_rows",
     "parts_of",
+    "ranges_of",
     "refuse_unseen",
     "renamed",
     "tar_rows",

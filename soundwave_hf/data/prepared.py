@@ -1,7 +1,7 @@
 """The files of a prepared set: what `data clean`, `data build` or a user left in a folder, split by split."""
 
+import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
+from ..json_files import read_json_object
 from .readers import METADATA_FILES, is_clip, kind_of
 
 
@@ -56,8 +57,8 @@ class Part:
 def find_parts(folder: str | os.PathLike) -> list[Part]:
     """The parts of a prepared set.
 
-    Raises: `FileNotFoundError` if there is no such folder; `ValueError` if it holds no rows, or files of one name and
-        different types.
+    Raises: `FileNotFoundError` if there is no such folder; `ValueError` if it holds no rows, files of one name and
+        different types, or others beside those that `data clean` kept.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -68,6 +69,11 @@ def find_parts(folder: str | os.PathLike) -> list[Part]:
         raise ValueError(
             f"`{folder}` was written by `save_to_disk`, and `load_dataset` does not read that form: write its rows to "
             "another folder as Parquet, `load_from_disk(FOLDER).to_parquet(FILE)`."
+        )
+    if _groups(folder / KEPT) and (others := _groups(folder)):
+        raise ValueError(
+            f"`{folder}` holds rows in `{KEPT}/`, as `data clean` leaves them, and beside it, `{min(others)}`: move "
+            "one of them to another folder."
         )
     for name in (KEPT, "", HUB_DATA):
         if groups := _groups(folder / name):
@@ -83,7 +89,7 @@ def _built_parts(folder: Path) -> list[Part]:
     """One config for each step of `data build` that has rows."""
     from .build.recipe import manifests
 
-    recipe = json.loads((folder / BUILT).read_text(encoding="utf-8"))["recipe"]
+    recipe = read_json_object(folder / BUILT, "build the rows again in a new folder", needed=("recipe",))["recipe"]
     names = [step.get("name") or step["build"] for step in recipe["steps"]]
     patterns = {name: manifests(name, recipe.get("format", "jsonl")) for name in names}
     files = {name: tuple(sorted(folder.glob(pattern))) for name, pattern in patterns.items()}
@@ -163,10 +169,10 @@ def file_pattern(name: str, files: Sequence[Path]) -> str:
     Raises: `ValueError` if there is none.
     """
     if len(files) == 1 and name:
-        return files[0].name
+        return glob.escape(files[0].name)
     mark = files[0].name[len(name)] if name else ""  # `-` or `_` before the number
     numbered = re.sub(r"\d", "[0-9]", files[0].name[len(name) :])
-    for pattern in (f"{name}{mark}*{files[0].suffix}", name + numbered):
+    for pattern in (f"{glob.escape(name)}{mark}*{files[0].suffix}", glob.escape(name) + numbered):
         found = [file for file in files[0].parent.glob(pattern) if not file.name.startswith(".")]
         if sorted(found) == sorted(files):
             return pattern
@@ -213,13 +219,7 @@ def files_digest(parts: Sequence[Part]) -> str:
 def read_report(folder: str | os.PathLike) -> dict:
     """The report that `data clean` wrote beside its rows; empty without one."""
     path = Path(folder) / REPORT
-    if not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`{path}` is not JSON: {error}.") from error
-    return report if isinstance(report, dict) else {}
+    return read_json_object(path, "clean the rows again, or move the file away") if path.is_file() else {}
 
 
 __all__ = ["BUILT", "HUB_DATA", "KEPT", "REPORT", "Part", "file_pattern", "files_digest", "find_parts", "read_report"]

@@ -35,8 +35,8 @@ def kind_of(path: str) -> str | None:
 
 
 def is_clip(path: str) -> bool:
-    """Whether a file is a recording, by its ending."""
-    return _suffix(path) in AUDIO_SUFFIXES
+    """Whether a file is a recording, by its ending. A compressed one is not: its reader takes none."""
+    return _name(path).suffix in AUDIO_SUFFIXES
 
 
 def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
@@ -69,11 +69,13 @@ def read_file(path: str, kind: str) -> Iterator[tuple[str, dict]]:
 
 def _suffix(path: str) -> str:
     """The lower-case ending of a name, without the ending of a compression."""
-    path = PurePosixPath(path.lower().split("?")[0])
-    if path.suffix in COMPRESSIONS:
-        path = path.with_suffix("")
-        return ".tar" if path.suffix == ".tar" else path.suffix
-    return path.suffix
+    path = _name(path)
+    return path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def _name(path: str) -> PurePosixPath:
+    """A path in lower case, a URL without its query."""
+    return PurePosixPath((path.partition("?")[0] if "://" in path else path).lower())
 
 
 def _open_text(path: str, newline: str | None = None):
@@ -83,15 +85,21 @@ def _open_text(path: str, newline: str | None = None):
 def read_json(path: str) -> Iterator[tuple[str, dict]]:
     """Like `read_file`, for JSON lines or one JSON list. A file without rows is no error."""
     with _open_text(path) as file:
-        if _suffix(path) == ".json" and file.read(1) == "[":
-            file.seek(0)
+        if _suffix(path) == ".json" and _begins_with_list(file):
             yield from ((f"row {number} of `{path}`", row) for number, row in enumerate(_parse(file.read(), path)))
             return
-        file.seek(0)
         for number, line in enumerate(file, start=1):
             if line.strip():
                 name = f"line {number} of `{path}`"
                 yield name, _parse(line, name)
+
+
+def _begins_with_list(file) -> bool:
+    """Whether the first character of a text that is no white space is a bracket. The file then stands at its begin."""
+    while (character := file.read(1)).isspace():
+        pass
+    file.seek(0)
+    return character == "["
 
 
 def _parse(text: str, name: str):

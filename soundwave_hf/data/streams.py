@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import datasets
 from datasets import IterableDataset as Stream
@@ -73,17 +73,28 @@ def open_streams(
     """
     check, opened = check or RowCheck(), Streams()
     for each in list_sources(source, columns):
-        found = find(each)
-        if "[" in found.split or "+" in found.split:
-            raise ValueError(f"`split` is {found.split!r}, but a stream has no parts: name one whole split.")
-        if found.kind in ("json", "csv", "audiofolder", "layout"):
-            _add_files(opened, found, by_task, check)
-        else:
-            _add_unseen(opened, found, by_task, check)
+        for found in _whole_splits(find(each)):
+            if found.kind in ("json", "csv", "audiofolder", "layout"):
+                _add_files(opened, found, by_task, check)
+            else:
+                _add_unseen(opened, found, by_task, check)
     opened.streams = {task: opened.streams[task] for task in sorted(opened.streams)}
     opened.sizes = {task: opened.sizes[task] for task in opened.streams}
     opened.counts = dict(sorted(opened.counts.items()))
     return opened
+
+
+def _whole_splits(found: Found) -> list[Found]:
+    """The source, or once for each split that it joins (`train+validation`).
+
+    Raises: `ValueError` for a part of a split.
+    """
+    if "[" in found.split:
+        raise ValueError(f"`split` is {found.split!r}, but a stream has no parts of splits: name whole splits.")
+    names = [name.strip() for name in found.split.split("+")]
+    if len(names) == 1:
+        return [found]
+    return [replace(found, split=name, files=found.splits.get(name, found.files)) for name in names]
 
 
 def _add_files(opened: Streams, found: Found, by_task: bool, check: RowCheck):

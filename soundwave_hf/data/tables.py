@@ -13,6 +13,7 @@ from .layouts import find_layout
 from .lengths import file_key, many_seconds, row_seconds
 from .locate import HOLD_AUDIO, OWN_KINDS, Found, find, list_sources, splits_of
 from .named_rows import (
+    arrow_chunks,
     checked_rows,
     layout_rows,
     library_rows,
@@ -229,8 +230,7 @@ def check_rows(rows, check: RowCheck, name: str = "the data set"):
 
 def _has_audio(rows: Dataset) -> Iterator[object]:
     """For each row a placeholder for each of its clips. The samples are not read."""
-    for table in rows.select_columns(["audio"]).with_format("arrow").iter(256):
-        column = table["audio"].combine_chunks()
+    for column in arrow_chunks(rows, "audio"):
         if hasattr(column.type, "value_type"):
             counts = column.value_lengths().to_pylist()
             yield from (["clip"] * count if count is not None else None for count in counts)
@@ -257,7 +257,8 @@ def lengths_of(rows: Dataset, name: str, folder: str | os.PathLike = ".") -> lis
     known = rows["seconds"][:] if "seconds" in rows.column_names else [None] * len(rows)
     if None not in known:
         return [float(seconds) for seconds in known]
-    clips_only = rows.select_columns([key for key in ("audio", "messages") if key in rows.column_names])
+    names = [key for key in ("audio", "messages") if key in rows.column_names]
+    clips_only = rows.select_columns(names) if names else [{}] * len(rows)  # a table without columns has no rows
     return [
         row_seconds(clips_only[index], f"row {index} of {name}", folder) if seconds is None else float(seconds)
         for index, seconds in enumerate(known)

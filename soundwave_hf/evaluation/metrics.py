@@ -42,9 +42,9 @@ def text_normalizer(language: str | None = None) -> Callable[[str], str]:
     return _normalizer(scoring_language(language) == "en")
 
 
-def has_words(references: Iterable[str], language: str | None = None) -> bool:
+def has_words(references: Iterable[str]) -> bool:
     """Whether a reference has a word that is scored: the normaliser drops "[laughter]", "Hmm." and marks."""
-    normalize = text_normalizer(language)
+    normalize = text_normalizer()
     return any(normalize(reference).strip() for reference in references)
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
 from datasets import Dataset, IterableDataset
 
 from ..data.manifest import read_rows
@@ -69,7 +68,7 @@ def named_sources(data: str | os.PathLike | Sequence[str] | Mapping[str, object]
         word = os.fspath(word)
         named = re.fullmatch(r"([\w.-]+)=(.+)", word, re.DOTALL)
         name, source = named.groups() if named and not Path(word).exists() else (None, word)
-        source = _as_mapping(source) if source.startswith("{") else source
+        source = read_yaml(source, "A mapping of `--data`") if source.startswith("{") else source
         name = name or _usual_name(source)
         if name in sources:
             raise ValueError(
@@ -77,13 +76,6 @@ def named_sources(data: str | os.PathLike | Sequence[str] | Mapping[str, object]
             )
         sources[name] = source
     return sources
-
-
-def _as_mapping(text: str) -> dict:
-    try:
-        return read_yaml(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--data` has `{text}`, which cannot be read as YAML: {error}") from error
 
 
 def _usual_name(source: str | dict) -> str:

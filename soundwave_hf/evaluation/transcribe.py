@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..modeling.answers_soundwave import have_ended
 from ..modeling.audio_model_soundwave import SoundwaveAudioModel
 from ..modeling.decoding_soundwave import given_option
 from ..modeling.positions_soundwave import POSITION_OPTIONS, PositionLimits, find_position_limits
@@ -136,20 +137,12 @@ def windows_of(inputs, processor) -> int:
 
 
 def finished(model, processor, new_ids: torch.Tensor, options: Mapping[str, Any]) -> list[bool]:
-    """For each row of new ids `(batch, tokens)`, whether it has an end token, or one of `stop_strings`.
-
-    The number of tokens does not tell: `max_time` cuts a text early, and `drop_unsupported` takes words out of it.
+    """Whether each row of new ids `(batch, tokens)` ended by itself, see `have_ended`.
 
     Args: options: of `generate`; what they leave out is read in the model's generation config.
     """
     ends, stops = (given_option(name, options, [model.generation_config]) for name in ("eos_token_id", "stop_strings"))
-    ends = [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
-    have_end = torch.isin(new_ids, torch.tensor(ends, device=new_ids.device, dtype=new_ids.dtype)).any(dim=1).tolist()
-    if not stops:
-        return have_end
-    stops = [stops] if isinstance(stops, str) else stops
-    texts = processor.batch_decode(new_ids)
-    return [ended or any(stop in text for stop in stops) for ended, text in zip(have_end, texts, strict=True)]
+    return have_ended(processor, new_ids, ends, stops)
 
 
 def ctc_of_requests(

@@ -1,10 +1,6 @@
 """The audio side of Soundwave, alone (Stage I) and as the base of the whole model."""
 
-import difflib
-import inspect
 import os
-from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from huggingface_hub import HfApi
@@ -12,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import CONFIG_NAME, TransformersKwargs, cached_file, can_return_tuple, logging
+from transformers.utils import CONFIG_NAME, cached_file, can_return_tuple, logging
 
 from .adapters_soundwave import (
     SoundwaveAlignmentAdapter,
@@ -44,9 +40,16 @@ from .folders_soundwave import (
     choose_backbones,
     local_backbone,
     refuse_other_kind,
+    refuse_other_kind_on_hub,
     weights_digest,
 )
-from .generation_soundwave import CACHE_NAMES
+from .inputs_soundwave import (
+    check_ids,
+    check_shapes,
+    check_tensors,
+    check_values,
+    refuse_misspelt,
+)
 from .loading_soundwave import (
     from_adapter,
     from_peft_folder,
@@ -54,7 +57,7 @@ from .loading_soundwave import (
     take_adapter,
     take_peft_folder,
 )
-from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
+from .outputs_soundwave import CACHE_NAMES, SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast
 from .positions_soundwave import PositionLimits
 from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces
 from .trained_fields_soundwave import checked_by_caller
@@ -64,61 +67,10 @@ from .warm_start_soundwave import init_alignment
 logger = logging.get_logger(__name__)
 
 
-def check_shapes(clips: dict, form: str, frames_axis: int, width: int | None = None):
-    """Check the shapes of clips and of their mask, which may be None.
-
-    Args: clips: the two by their names; form: expected shape of the clips; width: expected length of the last axis.
-    """
-    (name, values), (mask_name, mask) = clips.items()
-    if values.ndim != 3 or width not in (None, values.shape[-1]):
-        raise ValueError(f"`{name}` has shape {tuple(values.shape)}; expected {form}, one row for each clip.")
-    expected = values.shape[0], values.shape[frames_axis]
-    if mask is not None and mask.shape != expected:
-        frames = "mel_frames" if frames_axis == 2 else "frames"
-        raise ValueError(
-            f"`{mask_name}` has shape {tuple(mask.shape)} and `{name}` {tuple(values.shape)}: the mask must be "
-            f"(clips, {frames}), here {tuple(expected)}."
-        )
-
-
-def check_ids(name: str, ids: torch.Tensor, vocabulary: int):
-    """Raises: `ValueError` if ids are outside an LLM's vocabulary."""
-    wrong = (ids < 0) | (ids >= vocabulary)
-    if wrong.any():
-        raise ValueError(
-            f"`{name}` holds id {int(ids[wrong][0])} and the LLM's vocabulary has {vocabulary} ids: use the processor "
-            "that was saved with the model."
-        )
-
-
 def num_processes() -> int:
     """Number of processes in distributed training."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-@lru_cache
-def _known_arguments(function: Callable) -> frozenset[str]:
-    # `unseen_by_trainer` removed the first from the signature; the whole model passes the others on.
-    own = ("ctc_labels", "num_ctc_clips", "ctc_mask")
-    return frozenset({*inspect.signature(function).parameters, *own, *TransformersKwargs.__annotations__})
-
-
-@lru_cache
-def _nearest_argument(function: Callable, name: str) -> str | None:
-    return next(iter(difflib.get_close_matches(name, _known_arguments(function), n=1, cutoff=0.8)), None)
-
-
-def refuse_misspelt(function: Callable, given: dict):
-    """Refuse misspelt arguments of `function`. Other keywords go to the LLM, which ignores unknown ones.
-
-    Raises: `ValueError` with the closest argument.
-    """
-    if torch.compiler.is_compiling():  # which warns of cached functions; an eager call checks the same names
-        return
-    for name in given.keys() - _known_arguments(function):
-        if nearest := _nearest_argument(function, name):
-            raise ValueError(f"`forward` got an unknown argument `{name}`. Did you mean `{nearest}`?")
 
 
 def _describe_mismatches(mismatches, folder: str) -> str:
@@ -127,21 +79,6 @@ def _describe_mismatches(mismatches, folder: str) -> str:
         f"{len(mismatches)} weights of `{folder}` do not fit its config: {'; '.join(shapes)}. "
         "Use the config.json that was saved with them, and do not change sizes."
     )
-
-
-def unseen_by_trainer(name: str):
-    """Remove an argument from a function's signature.
-
-    `Trainer` expects each argument with "label" in its name in every batch, or it reports no `eval_loss`.
-    """
-
-    def hide(function):
-        signature = inspect.signature(function)
-        kept = [parameter for parameter in signature.parameters.values() if parameter.name != name]
-        function.__signature__ = signature.replace(parameters=kept)
-        return function
-
-    return hide
 
 
 class SoundwavePreTrainedModel(PreTrainedModel):
@@ -248,7 +185,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         `refuse_other_kind`.
         """
         place = os.fspath(save_directory)
-        refuse_other_kind(place, lambda name: os.path.isfile(os.path.join(place, name)), self._saved_bases())
+        refuse_other_kind(place, self._saved_bases())
         if kwargs.get("push_to_hub"):
             self._refuse_other_kind_on_hub(kwargs.get("repo_id") or os.path.basename(place), kwargs)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -262,7 +199,7 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         api, revision = HfApi(token=options.get("token")), options.get("revision")
         # transformers does this next; it gives the full name.
         repo = api.create_repo(name, private=options.get("private"), exist_ok=True).repo_id
-        refuse_other_kind(repo, lambda file: api.file_exists(repo, file, revision=revision), self._saved_bases())
+        refuse_other_kind_on_hub(api, repo, self._saved_bases(), revision)
 
     def _saved_bases(self) -> set[str | None] | None:
         """The models that an adapter of transformers' `add_adapter` names as its base; None if the model is whole."""
@@ -325,7 +262,8 @@ class SoundwavePreTrainedModel(PreTrainedModel):
         if warm_start and not init_alignment(audio_model.alignment_adapter, encoder, llm, llm_rows):
             logger.warning(
                 "The alignment adapter has random weights: `%s` has no decoder, or shares too few words with `%s`.",
-                *(encoder, llm),
+                encoder,
+                llm,
             )
         audio_model.ctc_head.init_blank(llm_rows[:audio_token_id])
         return model
@@ -354,13 +292,14 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def encode(self, input_features, input_features_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encode clips within the encoder's window: log-mel `(clips, mel_bins, mel_frames)` -> encoder states
         `(clips, encoder_frames, encoder_width)` and their mask."""
+        clips = {"input_features": input_features, "input_features_mask": input_features_mask}
+        self.check_clips(**clips)
+        if input_features_mask is not None and may_look(self, input_features):
+            check_values(clips)
         outputs, mask = self._encode(input_features, input_features_mask)
         return outputs.last_hidden_state, mask
 
     def _encode(self, input_features, input_features_mask=None, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
-        self.check_clips(input_features, input_features_mask)
-        if input_features_mask is not None:
-            self._check_mask(input_features, input_features_mask)
         if self.training and not self.audio_tower.training and self.encoder_trains():  # unfrozen since `train()`
             self.audio_tower.train()
         outputs = self.audio_tower(input_features, input_features_mask, **kwargs)
@@ -371,40 +310,11 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         width = self.config.audio_config.d_model
         clips = {"input_features": input_features, "input_features_mask": input_features_mask}
         states = {"encoder_states": encoder_states, "encoder_mask": encoder_mask}
-        for name, value in {**clips, **states}.items():
-            if value is not None and not isinstance(value, torch.Tensor):
-                raise ValueError(
-                    f"`{name}` arrived as {type(value).__name__}; expected a tensor: give the processor "
-                    '`return_tensors="pt"`.'
-                )
+        check_tensors({**clips, **states})
         if input_features is not None:
             check_shapes(clips, "(clips, mel_bins, mel_frames)", frames_axis=2)
         if encoder_states is not None:
             check_shapes(states, f"(clips, frames, {width})", frames_axis=1, width=width)
-
-    def _check_mask(self, input_features: torch.Tensor, input_features_mask: torch.Tensor):
-        if not may_look(self, input_features_mask):
-            return
-        starts, rises = input_features_mask[:, 0].bool(), input_features_mask.int().diff(dim=1) > 0
-        wrong = ~starts | rises.any(dim=1)
-        if wrong.any():
-            raise ValueError(
-                f"`input_features_mask` of clip {int(wrong.int().argmax())} is not ones and then zeros: a clip needs "
-                "at least one true frame and is padded on the right."
-            )
-
-    def _check_finite(self, input_features: torch.Tensor | None, encoder_states: torch.Tensor | None):
-        name = "input_features" if encoder_states is None else "encoder_states"
-        values = input_features if encoder_states is None else encoder_states
-        if values is None or not may_look(self, values):
-            return
-        wrong = ~torch.isfinite(values)
-        if wrong.any():
-            clip = int(wrong.flatten(1).any(dim=1).int().argmax())
-            raise ValueError(
-                f"`{name}` of clip {clip} holds {values[wrong][0].item()}; expected finite values. Check how it was "
-                "computed (division by the loudness of silence, half-precision overflow)."
-            )
 
     def align(
         self, input_features=None, input_features_mask=None, encoder_states=None, encoder_mask=None, **kwargs
@@ -419,7 +329,11 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
                 "Neither `input_features` nor `encoder_states` was given: pass what the processor returns."
             )
         self.check_clips(input_features, input_features_mask, encoder_states, encoder_mask)
-        self._check_finite(input_features, encoder_states)
+        clips = {"input_features": input_features, "input_features_mask": input_features_mask}
+        if encoder_states is not None:
+            clips = {"encoder_states": encoder_states, "encoder_mask": encoder_mask}
+        if may_look(self, next(iter(clips.values()))):
+            check_values(clips)
         longest = self.config.audio_config.max_source_positions
         if encoder_states is None and input_features.shape[-1] > 2 * longest:
             return self._align_pieces(input_features, input_features_mask, 2 * longest)
@@ -438,7 +352,6 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
     def _align_pieces(self, input_features, input_features_mask, window: int):
         if input_features_mask is None:
             input_features_mask = torch.ones_like(input_features[:, 0], dtype=torch.long)
-        self._check_mask(input_features, input_features_mask)
         pieces, pieces_of_clip = [], []
         for features, length in zip(input_features, input_features_mask.sum(dim=1).tolist(), strict=True):
             places = cut_at_quiet(features[:, :length].mean(dim=0), window, 2 * self.config.stack_factor)
@@ -448,7 +361,8 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
         for start in range(0, len(pieces), PIECES_AT_ONCE):
             some = pieces[start : start + PIECES_AT_ONCE]
             features, mask = join_pieces(some, [1] * len(some))
-            some_states, states_mask = self.encode(features.transpose(1, 2), mask)
+            encoded, states_mask = self._encode(features.transpose(1, 2), mask)
+            some_states = encoded.last_hidden_state
             some_aligned, aligned_mask = self.alignment_adapter(some_states, states_mask)
             states += [row[true] for row, true in zip(some_states, states_mask, strict=True)]
             aligned += [row[true] for row, true in zip(some_aligned, aligned_mask, strict=True)]
@@ -467,9 +381,10 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             ctc_candidates (`torch.LongTensor` of shape `(tokens,)`, *optional*): see `forward`.
             ctc_mask (`torch.BoolTensor` of shape `(clips,)`, *optional*): see `forward`.
         """
+        check_tensors({"ctc_labels": ctc_labels, "ctc_candidates": ctc_candidates, "ctc_mask": ctc_mask})
         num_frames = mask.sum(dim=1)
         if ctc_labels is not None:
-            self._check_ctc_labels(ctc_labels, len(aligned))
+            self._check_ctc_labels(ctc_labels, ctc_mask, len(aligned))
         if ctc_candidates is not None and may_look(self, ctc_candidates):
             check_ids("ctc_candidates", ctc_candidates, self.config.text_config.vocab_size)
         ctc = self.ctc_head(aligned, num_frames, token_embeddings, ctc_labels, ctc_candidates)
@@ -489,9 +404,10 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             output.num_ctc_skipped = (~ctc.feasible & ctc_mask).sum()
         return output
 
-    def _check_ctc_labels(self, ctc_labels: torch.Tensor, clips: int):
-        if len(ctc_labels) != clips:
-            raise ValueError(f"`ctc_labels` has {len(ctc_labels)} rows for {clips} clips: give one row for each.")
+    def _check_ctc_labels(self, ctc_labels: torch.Tensor, ctc_mask: torch.Tensor | None, clips: int):
+        for name, values in (("ctc_labels", ctc_labels), ("ctc_mask", ctc_mask)):
+            if values is not None and len(values) != clips:
+                raise ValueError(f"`{name}` has {len(values)} rows for {clips} clips: give one row for each.")
         if not may_look(self, ctc_labels):
             return
         vocabulary, blank = self.config.text_config.vocab_size, self.config.audio_token_id
@@ -544,6 +460,14 @@ class SoundwaveAudioModel(SoundwavePreTrainedModel):
             keep &= ~is_blank
             keep[:, 0] |= ~keep.any(dim=1)
         return keep if limits is None else limits.choose(keep, is_blank, mask.sum(dim=1), self.config.frame_seconds)
+
+
+PROMPT = ("input_ids", "attention_mask", "is_transcription")  # what the processor returns beside the clips
+# Other arguments of the whole model's `forward` that only its LLM reads.
+OF_LLM = (
+    *("inputs_embeds", "position_ids", "use_cache", *CACHE_NAMES),
+    *("logits_to_keep", "shared_prefix", "position_limits"),
+)
 
 
 class SoundwaveForCTC(SoundwaveAudioModel):
@@ -641,12 +565,14 @@ class SoundwaveForCTC(SoundwaveAudioModel):
                 ignores the others. By default all have one.
             output_ctc_logits (`bool`): whether to return `logits`, the scores of all tokens and the blank, of shape
                 `(clips, frames, vocabulary)`. They need much memory: 450 MB for 30 s and 150,000 tokens.
+            kwargs: `output_hidden_states` and `output_attentions` of the encoder, for clips within its window. What
+                the processor returns beside the clips (`input_ids`, `attention_mask`, `is_transcription`) is not read.
 
         Returns: `SoundwaveCausalLMOutputWithPast` with `loss`, `ctc_loss`, `num_frames`, `num_positions`, `ctc_best`,
-        and on request `logits`, also as `ctc_logits`.
+        and on request `logits`, also as `ctc_logits`, and the encoder's `hidden_states` and `attentions`.
 
-        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, a CTC label is not a token, or
-        `labels` and `ctc_labels` are both given and differ.
+        Raises: `ValueError` if shapes of features and mask differ, a clip is empty, a CTC label is not a token,
+        `labels` and `ctc_labels` are both given and differ, or another argument is for the LLM.
 
         Example:
 
@@ -663,8 +589,19 @@ class SoundwaveForCTC(SoundwaveAudioModel):
         ```
         """
         labels = self._one_of(labels, kwargs.pop("ctc_labels", None))
+        for name in ("num_items_in_batch", *PROMPT):  # `Trainer` adds the first; the loss is a mean over clips
+            kwargs.pop(name, None)
+        for name in OF_LLM:
+            given = kwargs.pop(name, None)
+            if given is not None and not (isinstance(given, int) and not given):  # False and 0 ask for nothing
+                raise ValueError(
+                    f"`{name}` was given, and `SoundwaveForCTC` has no LLM: leave it out, or load the whole model as "
+                    "`SoundwaveForConditionalGeneration`."
+                )
         refuse_misspelt(SoundwaveForCTC.forward, kwargs)
-        _, aligned, mask = self.align(input_features, input_features_mask, encoder_states, encoder_mask)
+        encoded, aligned, mask = self.align(
+            input_features, input_features_mask, encoder_states, encoder_mask, **kwargs
+        )
         embeddings = self.token_table()
         audio = self.label(aligned, mask, embeddings, labels, num_ctc_clips, ctc_candidates, ctc_mask)
         logits = self.ctc_head.logits(aligned, embeddings) if output_ctc_logits else None
@@ -677,11 +614,15 @@ class SoundwaveForCTC(SoundwaveAudioModel):
             ctc_best=audio.ctc_best,
             logits=logits,
             ctc_logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     def _one_of(self, labels: torch.Tensor | None, ctc_labels: torch.Tensor | None) -> torch.Tensor | None:
         if labels is None or ctc_labels is None:
             return ctc_labels if labels is None else labels
+        for given in (labels, ctc_labels):
+            check_tensors({"ctc_labels": given})
         if labels is not ctc_labels and may_look(self, labels) and not torch.equal(labels, ctc_labels.to(labels)):
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} and `ctc_labels` of shape {tuple(ctc_labels.shape)} were "
@@ -694,8 +635,5 @@ __all__ = [
     "SoundwaveAudioModel",
     "SoundwaveForCTC",
     "SoundwavePreTrainedModel",
-    "check_ids",
     "num_processes",
-    "refuse_misspelt",
-    "unseen_by_trainer",
 ]

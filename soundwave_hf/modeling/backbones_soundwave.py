@@ -21,12 +21,14 @@ from .configuration_soundwave import SoundwaveConfig
 from .encoder_lora_soundwave import merge_encoder_lora
 from .folders_soundwave import (
     LORA_FILES,
+    LORA_WEIGHTS,
     TRAINED_FILE,
     adapter_kind,
     describe_folder,
     has_whole_weights,
     is_soundwave,
     refuse_other_backbones,
+    shards_of,
 )
 from .trained_fields_soundwave import OWN_WAYS, checked_by_caller, differing_fields, trained_fields
 
@@ -228,8 +230,7 @@ def read_input_embeddings(llm: str) -> torch.Tensor:
     index = cached_file(llm, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     shard = "model.safetensors"
     if index is not None:
-        with open(index, encoding="utf-8") as file:
-            shard = json.load(file)["weight_map"].get(name, "")
+        shard = shards_of(index).get(name, "")
     path = cached_file(llm, shard, _raise_exceptions_for_missing_entries=False) if shard else None
     if path is not None:
         with safe_open(path, "pt") as weights:
@@ -383,7 +384,7 @@ def load_lora(model, adapter: str, is_trainable: bool = False, changed: Collecti
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise ImportError(f"`{adapter}` holds LoRA weights: install `peft` to load them.") from error
-    path = os.path.join(adapter, "adapter_model.safetensors")
+    path = os.path.join(adapter, LORA_WEIGHTS)
     with reading_weights(adapter), safe_open(path, "pt") as weights:
         found = set(weights.keys())
     _refuse_missing({f"base_model.model.{name}" for name in _adapter_names(model)} - found, path)
@@ -415,7 +416,7 @@ def load_adapter_weights(model, adapter: str):
     if adapter_kind(adapter) == "align":
         load_trained(model, os.path.join(adapter, TRAINED_FILE))
         return
-    path = os.path.join(adapter, LORA_FILES[1])
+    path = os.path.join(adapter, LORA_WEIGHTS)
     with reading_weights(adapter):
         found = load_file(path)
     if embedded := [name for name in found if "lora_embedding" in name or "embed_tokens" in name]:
@@ -514,8 +515,7 @@ def _broken_file(folder: str) -> str:
 def read_shards(index: str | os.PathLike) -> list[str]:
     """Paths of the shards in an index. Raises: `FileNotFoundError` if one is missing."""
     folder, name = os.path.split(index)
-    with open(index, encoding="utf-8") as file:
-        shards = sorted(set(json.load(file)["weight_map"].values()))
+    shards = sorted(set(shards_of(index).values()))
     missing = [shard for shard in shards if not os.path.isfile(os.path.join(folder, shard))]
     if missing:
         raise FileNotFoundError(

@@ -9,7 +9,6 @@ bytes here, because a token may end inside a character.
 import codecs
 import re
 import unicodedata
-from collections.abc import Collection
 from functools import lru_cache
 
 from transformers import AutoTokenizer
@@ -20,6 +19,7 @@ from .spelled_soundwave import spell_numbers, unfinished_number
 
 
 CTC_FORMS = ("lower", "lower_spelled", "as_written")
+# These two, and `word_pattern`, as in processing/text_soundwave.py, which makes the targets.
 JOINERS = "\u200c\u200d"  # inside words of Persian and of Indian languages
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))  # soft hyphen, word joiner, byte order mark
 LABEL_TOKENS = 16  # the end of an answer that decides whether the next token has a label
@@ -58,7 +58,7 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def word_pattern() -> re.Pattern:
-    """Letters, digits and their combining marks, with apostrophes inside: the same as in the processor's targets."""
+    """Letters, digits and their combining marks, with apostrophes inside."""
     # Python's `\w` leaves combining marks out. None is below U+0300 or, except variation selectors, above U+1FFFF.
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
     letter = rf"[^\W_][{marks}{JOINERS}]*"
@@ -195,15 +195,19 @@ def _number_prefixes(before: str, begun: set[str], finished: set[str]) -> tuple[
     return [text.encode() for text in kept], [text.encode() for text in whole if not text.startswith(tuple(kept))]
 
 
+def control_tokens(tokenizer) -> dict[int, str]:
+    """The text of each control token, such as the end token, by its id."""
+    added = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
 def vocabulary_bytes(tokenizer) -> list[bytes]:
     """The text of each token as bytes, b"" for control tokens.
 
     Raises: `ValueError` for a word-piece vocabulary, whose tokens do not contain spaces.
     """
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    control = set(tokenizer.all_special_ids) | {
-        token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-    }
+    control = control_tokens(tokenizer)
     plain = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
     decode = _byte_level if any(name and name.startswith("Ġ") for name in names) else _sentence_piece
     if decode is _sentence_piece and not any(name and name.startswith("▁") for name in names):
@@ -257,21 +261,6 @@ def find_tokenizer(model, given=None):
     return _find_tokenizer(model.name_or_path or "", llm)
 
 
-def pad_answers(answers: list[list[int]], ends: Collection[int], pad: int | None, tokenizer) -> list[list[int]]:
-    """Answers of tokens, padded on the right to one length.
-
-    The padding id of many LLMs is an end token. It would make an answer that was cut off look like one that ended, so
-    such an answer gets another control token, which texts leave out too.
-
-    Args: ends: end tokens; pad: the padding id, or None.
-    """
-    pad = next(iter(ends), 0) if pad is None else pad
-    pad_of_cut = next((token for token in [pad, *tokenizer.all_special_ids] if token not in ends), pad)
-    longest = max(map(len, answers), default=0)
-    fills = [pad if any(token in ends for token in answer) else pad_of_cut for answer in answers]
-    return [answer + [fill] * (longest - len(answer)) for answer, fill in zip(answers, fills, strict=True)]
-
-
 @lru_cache(maxsize=4)
 def bridge_of(tokenizer, form: str) -> CTCText:
     """The `CTCText` of a tokenizer, cached because its table takes time to build."""
@@ -297,6 +286,7 @@ __all__ = [
     "CTC_FORMS",
     "CTCText",
     "bridge_of",
+    "control_tokens",
     "ctc_form",
     "find_bridge",
     "find_tokenizer",

@@ -93,8 +93,9 @@ class CTCLogitsProcessor(LogitsProcessor):
     def for_row(self, row: int) -> "CTCLogitsProcessor":
         """The same for one row of the prompt alone."""
         own = slice(row, row + 1)
-        given = self.bridge, self.weight, self.prompt_length, self.end_ids
-        return CTCLogitsProcessor(self.texts[own], *given, self.trees[own])
+        return CTCLogitsProcessor(
+            self.texts[own], self.bridge, self.weight, self.prompt_length, self.end_ids, self.trees[own]
+        )
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         copies = len(input_ids) // len(self.texts)  # beams or samples of a row
@@ -276,8 +277,8 @@ class CTCDecoding(LogitsProcessor):
         return draft_of(self.bridge, labels, float(frames[clip].entropy.max()))
 
     def needs_frames(self, rules) -> bool:
-        """Whether the call scores text by the frames of its clips. Args: rules: `AnswerRules`, or None."""
-        return bool(self.weight or self.asked or getattr(rules, "keeps_clips", False))
+        """Whether the call scores text by the frames of its clips. Args: rules: `AnswerRules`."""
+        return bool(self.weight or self.asked or rules.keeps_clips)
 
     def refuse_without_clips(self):
         """Raises: `ValueError` if the caller gave an option and this call has no clips."""
@@ -287,10 +288,10 @@ class CTCDecoding(LogitsProcessor):
                 "`inputs_embeds`: pass whole prompts (`input_ids`) with their clips, or leave the option out."
             )
 
-    def end_with(self, end_ids: int | list[int] | None):
+    def end_with(self, ends: list[int]):
         """Set the tokens that end an answer."""
-        if self.joint is not None and end_ids is not None:
-            self.joint.end_ids = {end_ids} if isinstance(end_ids, int) else {int(token) for token in end_ids}
+        if self.joint is not None:
+            self.joint.end_ids = set(ends)
 
     def for_row(self, row: int) -> LogitsProcessor:
         """The same for one row of the batch alone."""

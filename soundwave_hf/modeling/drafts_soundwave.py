@@ -34,8 +34,10 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 
-from .ctc_text_soundwave import CTCText, pad_answers
+from .answers_soundwave import end_ids, pad_answers
+from .ctc_text_soundwave import CTCText
 from .merging_soundwave import positions_of
+from .outputs_soundwave import CACHE
 
 
 DRAFTS = ("lossless", "fast", "ctc")
@@ -183,8 +185,7 @@ class DraftedDecoding:
         window = None if self.mode == "ctc" else self.window_of(model, inputs["inputs_embeds"].shape[1], room)
         silent = inputs.get("silent_rows")
         drafts = self.decoding.drafts or [None] * len(input_ids)
-        ends = generation_config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        ends = end_ids(generation_config.eos_token_id)
         rows = []
         for row, draft in enumerate(drafts):
             processors = [_for_row(each, row, len(drafts)) for each in logits_processor]
@@ -320,8 +321,7 @@ class _Passes:
     def __init__(self, model, rows: list[_Row], inputs: dict, criteria: StoppingCriteriaList, input_ids, window):
         self.model, self.rows, self.criteria, self.input_ids = model, rows, criteria, input_ids
         self.window = window
-        self.cache_name = "cache" if "cache" in inputs else "past_key_values"  # in transformers 5.24 and 5.23
-        self.cache = inputs[self.cache_name]
+        self.cache = inputs[CACHE]
         self.embeds = inputs["inputs_embeds"]
         self.mask = inputs.get("attention_mask")
         if self.mask is None:
@@ -376,7 +376,7 @@ class _Passes:
             attention_mask=self.mask,
             position_ids=positions[:, -embeds.shape[1] :],
             use_cache=True,
-            **{self.cache_name: self.cache},
+            **{CACHE: self.cache},
         )
         scored = width + (prompt_embeds is not None)
         return self.model.lm_head(outputs.last_hidden_state[:, -scored:].contiguous()), width

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 from safetensors import safe_open
 from transformers import CONFIG_NAME
 from transformers.utils import cached_file, has_file, logging
@@ -21,9 +21,10 @@ logger = logging.get_logger(__name__)
 
 TRAINED_FILE = "trained.safetensors"  # Stage I: the trained parameters, named as in `SoundwaveModel`
 ENCODER_LORA_FILE = "encoder_lora.safetensors"  # a LoRA of the encoder, if one was trained
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")  # later stages: PEFT's files of adapters and LoRA
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+LORA_FILES = (LORA_CONFIG, LORA_WEIGHTS)  # later stages: adapters and LoRA
 # Files to download from a hub repository of adapters, without weights of whole models.
-ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, ENCODER_LORA_FILE, LORA_FILES[1])
+ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", TRAINED_FILE, ENCODER_LORA_FILE, LORA_WEIGHTS)
 WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # either may be an index of shards instead
 WHOLE_FILES = tuple(f"{name}{index}" for name in WHOLE_WEIGHTS for index in ("", ".index.json"))
 PARTS = {"encoder": "audio_config", "llm": "text_config"}  # keyword of a backbone -> its field in `SoundwaveConfig`
@@ -106,7 +107,7 @@ def _describe_other(folder: str) -> str:
             f'`{folder}` has model type "{model_type}", the layout that the authors published. Convert the folder '
             "first: `soundwave-hf convert SRC DST`."
         )
-    if peft := read_json(folder, LORA_FILES[0]):
+    if peft := read_json(folder, LORA_CONFIG):
         if whole := peft_base(folder):
             return (
                 f"`{folder}` holds PEFT's adapter of the whole model `{whole}`. Load it by "
@@ -117,7 +118,7 @@ def _describe_other(folder: str) -> str:
             if base and os.path.realpath(base) != os.path.realpath(folder):
                 return (
                     f"`{folder}` holds PEFT's adapter of the model `{base}`, whose weights are not found here. Put "
-                    "the model back, or write its new place as `base_model_name_or_path` in adapter_config.json."
+                    f"the model back, or write its new place as `base_model_name_or_path` in {LORA_CONFIG}."
                 )
             return (
                 f"`{folder}` holds Soundwave adapters and a LoRA that PEFT saved, and no {CONFIG_NAME}. Save it too, "
@@ -147,7 +148,7 @@ def peft_base(folder: str, **hub) -> str | None:
 
     `save_pretrained` writes such folders after `add_adapter` or `get_peft_model`, and so do the trainers.
     """
-    peft = read_json(folder, LORA_FILES[0])
+    peft = read_json(folder, LORA_CONFIG)
     base = peft.get("base_model_name_or_path")
     if not base or has_whole_weights(folder) or not (os.path.isdir(base) or is_hub_name(base)):
         return None
@@ -173,31 +174,38 @@ def refuse_two_models(name: str, folder: str):
 
     Raises: `ValueError` unless that file names `name` as the base.
     """
-    peft = read_json(folder, LORA_FILES[0])
+    peft = read_json(folder, LORA_CONFIG)
     base = peft.get("base_model_name_or_path")
     if "alignment_adapter" not in (peft.get("modules_to_save") or ()) or _is_one_of(name, [base]):
         return
     raise ValueError(
-        f"`{name}` holds the weights of a whole model, and in {LORA_FILES[0]} adapters of {base or 'backbones'}: "
+        f"`{name}` holds the weights of a whole model, and in {LORA_CONFIG} adapters of {base or 'backbones'}: "
         f"loaded together, a LoRA may count twice. For the whole model, remove {' and '.join(LORA_FILES)}. For the "
         f"adapters, remove {WHOLE_WEIGHTS[0]} or its shards. If they were trained on these very weights, write "
-        f"`{name}` as `base_model_name_or_path` in {LORA_FILES[0]}."
+        f"`{name}` as `base_model_name_or_path` in {LORA_CONFIG}."
     )
 
 
-def refuse_other_kind(place: str, holds: Callable[[str], bool], bases: Collection[str | None] | None):
+def refuse_other_kind(folder: str, bases: Collection[str | None] | None):
     """Refuse to save a whole model beside adapters, or adapters beside the weights of a whole model that is not their
     base: loading would mix the two.
 
-    Args:
-        place: folder or hub name. holds: whether it has a file of this name.
-        bases: the models that adapters name as their base; None for a whole model.
+    Args: bases: the models that adapters name as their base; None for a whole model.
 
     Raises: `FileExistsError`.
     """
+    _refuse_other_kind(folder, lambda name: os.path.isfile(os.path.join(folder, name)), bases)
+
+
+def refuse_other_kind_on_hub(api: HfApi, repo: str, bases: Collection[str | None] | None, revision: str | None = None):
+    """As `refuse_other_kind`, for a repository of the hub."""
+    _refuse_other_kind(repo, lambda name: api.file_exists(repo, name, revision=revision), bases)
+
+
+def _refuse_other_kind(place: str, holds: Callable[[str], bool], bases: Collection[str | None] | None):
     if bases is not None and _is_one_of(place, bases):
         return
-    saved, others = ("adapters", WHOLE_FILES) if bases is not None else ("a whole model", LORA_FILES[:1])
+    saved, others = ("adapters", WHOLE_FILES) if bases is not None else ("a whole model", (LORA_CONFIG,))
     if (other := next((name for name in others if holds(name)), None)) is not None:
         raise FileExistsError(
             f"`{place}` holds {other}, and {saved} would be saved beside it: loading would mix two models, and a LoRA "
@@ -233,7 +241,7 @@ def find_adapter(name: str, subfolder: str = "", **hub) -> str | None:
     if os.path.exists(name) or not is_hub_name(name):
         return None
     hub["local_files_only"] = hub.get("local_files_only") or is_offline_mode()
-    files = [cached_file(name, file, subfolder=subfolder, **IF_THERE, **hub) for file in (LORA_FILES[0], TRAINED_FILE)]
+    files = [cached_file(name, file, subfolder=subfolder, **IF_THERE, **hub) for file in (LORA_CONFIG, TRAINED_FILE)]
     if not any(files):
         return None
     if _holds_whole_model(name, subfolder, hub):
@@ -295,6 +303,7 @@ def backbone_name(name: str) -> str:
     return path
 
 
+# This and `local_backbone` are the same in processing/llm_tokenizer_soundwave.py.
 def _package_backbones():
     """The module of this package that finds backbones; None if this file is remote code without the package."""
     try:
@@ -384,17 +393,20 @@ def _on_this_machine(name: str) -> str | None:
 
 def weights_files(name: str) -> list[str]:
     """The safetensors files of a model, by folder or hub name; empty if some are not on this machine."""
-    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
-    options["_raise_exceptions_for_connection_errors"] = False
+    options = {"local_files_only": True, **IF_THERE}
     if (whole := cached_file(name, WHOLE_WEIGHTS[0], **options)) is not None:
         return [whole]
     index = cached_file(name, f"{WHOLE_WEIGHTS[0]}.index.json", **options)
     if index is None:
         return []
-    with open(index, encoding="utf-8") as file:
-        shards = sorted(set(json.load(file)["weight_map"].values()))
-    paths = [cached_file(name, shard, **options) for shard in shards]
+    paths = [cached_file(name, shard, **options) for shard in sorted(set(shards_of(index).values()))]
     return [] if None in paths else paths
+
+
+def shards_of(index: str | os.PathLike) -> dict[str, str]:
+    """The name of each weight's shard, from an index of shards."""
+    with open(index, encoding="utf-8") as file:
+        return json.load(file)["weight_map"]
 
 
 def weights_digest(name: str, part: str) -> str | None:
@@ -442,7 +454,9 @@ def _digested_name(key: str, part: str) -> str | None:
 
 __all__ = [
     "ENCODER_LORA_FILE",
+    "LORA_CONFIG",
     "LORA_FILES",
+    "LORA_WEIGHTS",
     "TRAINED_FILE",
     "TrainedBackbone",
     "adapter_kind",
@@ -457,7 +471,9 @@ __all__ = [
     "peft_base",
     "refuse_other_backbones",
     "refuse_other_kind",
+    "refuse_other_kind_on_hub",
     "refuse_two_models",
+    "shards_of",
     "trained_backbone",
     "weights_digest",
 ]

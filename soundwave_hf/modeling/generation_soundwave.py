@@ -12,11 +12,13 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import AssistedCandidateGenerator, GenerationMixin, LogitsProcessor, LogitsProcessorList
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import move_to_device
 from transformers.utils import logging
 
+from .answers_soundwave import end_ids
 from .decoding_soundwave import CTCDecoding, given_option, take_ctc_decoding, take_default_beams
+from .inputs_soundwave import check_tensors, has_clips
+from .outputs_soundwave import CACHE, CACHE_NAMES, num_read, one_cache
 from .positions_soundwave import take_position_limits
 from .timed_generation_soundwave import TimesRequest, ctc_clips
 
@@ -29,10 +31,11 @@ OWN_INPUTS = (
     *("prompt_digests", "prompt_is_silent", "answer_rules", "silent_rows", "ctc_decoding"),
 )
 CLIP_INPUTS = ("input_features", "input_features_mask", "encoder_states", "encoder_mask")
+PROMPT_INPUTS = (
+    *("inputs_embeds", "attention_mask", "position_ids"),
+    *("negative_prompt_ids", "negative_prompt_attention_mask"),
+)
 CTC_TARGETS = ("ctc_labels", "ctc_mask", "ctc_candidates", "num_ctc_clips")  # of `forward`
-CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and in 5.24
-# The name in the installed version.
-CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def by_name(function: Callable, args: tuple, kwargs: dict, after: int) -> dict:
@@ -49,21 +52,6 @@ def by_name(function: Callable, args: tuple, kwargs: dict, after: int) -> dict:
     if len(names) < len(args):
         raise TypeError(f"{function} does not name the arguments that were given by position: give them by name.")
     return dict(zip(names, args, strict=True))
-
-
-def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """The cache that was given by either of its two names.
-
-    Raises: `ValueError` if two caches were given.
-    """
-    if past_key_values is not None and cache is not None and past_key_values is not cache:
-        raise ValueError("`past_key_values` and `cache` are two names of one argument, and both were given: pass one.")
-    return cache if past_key_values is None else past_key_values
-
-
-def num_read(cache: Cache | None) -> int:
-    """Number of positions in a cache."""
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def rows_of(cache: Cache) -> int | None:
@@ -279,14 +267,13 @@ class AnswerRules(LogitsProcessor):
         self.end_ids: set[int] = set()
         self.keeps_clips, self.clips = False, None  # `CTCClip`s, kept if word times were requested
 
-    def end_at_once(self, silent: torch.Tensor | None, end: int | list[int] | None):
+    def end_at_once(self, silent: torch.Tensor | None, ends: list[int]):
         """Make the answers of some rows, with all their beams or samples, end at once.
 
         Args: silent (`torch.BoolTensor` of shape `(rows,)`, *optional*): true for these rows.
 
         Raises: `ValueError` if there are such rows and no end token.
         """
-        ends = [] if end is None else end if isinstance(end, list) else [end]
         self.end_ids = set(ends)
         if silent is None or not silent.any():
             return
@@ -295,7 +282,7 @@ class AnswerRules(LogitsProcessor):
                 "A row requests the transcript of a clip without speech, and there is no end token for its empty "
                 "answer: set `generation_config.eos_token_id`, or `config.no_speech_threshold=None`."
             )
-        self.silent, self.end = silent, int(ends[0])
+        self.silent, self.end = silent, ends[0]
 
     def for_row(self, row: int) -> "AnswerRules":
         """The same for one row of the batch alone."""
@@ -414,6 +401,7 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if (kept := one_cache(past_key_values, cache)) is not None:
             kwargs[CACHE] = kept
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        check_tensors({"input_ids": input_ids} | {name: kwargs.get(name) for name in PROMPT_INPUTS})
         self.model.check_clips(*map(kwargs.get, CLIP_INPUTS))
         if input_ids is not None and kwargs.get("is_transcription") is not None:
             check_marks(kwargs["is_transcription"], len(input_ids))
@@ -421,8 +409,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         times = TimesRequest.take(self, input_ids, generation_config, kwargs)
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             self._check_guidance(input_ids, generation_config, kwargs)
-            has_clips = any(kwargs.get(name) is not None for name in ("input_features", "encoder_states"))
-            if kwargs.get("attention_mask") is None and (has_clips or getattr(kept, "prompt", None) is not None):
+            if kwargs.get("attention_mask") is None and (
+                has_clips(kwargs) or getattr(kept, "prompt", None) is not None
+            ):
                 pad = given_option("pad_token_id", kwargs, [generation_config, self.generation_config])
                 kwargs["attention_mask"] = mask_of(input_ids, pad)
         rules = AnswerRules(self.config.audio_token_id)
@@ -456,20 +445,19 @@ class SoundwaveGenerationMixin(GenerationMixin):
         inputs, input_name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
         clips = {name: model_kwargs.pop(name) for name in CLIP_INPUTS if name in model_kwargs}
         limits = model_kwargs.pop("position_limits", None)
-        has_clips = clips.get("input_features") is not None or clips.get("encoder_states") is not None
         request: TranscriptionRequest | None = model_kwargs.pop("is_transcription", None)
         cache = model_kwargs.get(CACHE)
         prompt = getattr(cache, "prompt", None) if num_read(cache) else None  # a cache that was reset has no prompt
-        if request is not None and not has_clips:
+        if request is not None and not has_clips(clips):
             request.decoding.refuse_without_clips()
         if input_name != "input_ids":
-            if has_clips:
+            if has_clips(clips):
                 raise ValueError(
                     "`generate` got `inputs_embeds` and clips, but can merge clips only into `input_ids`: leave the "
                     "embeddings out, or merge the clips into them first (`model.model.merge_audio`)."
                 )
             return inputs, input_name, model_kwargs
-        if prompt is None and not has_clips:
+        if prompt is None and not has_clips(clips):
             self.model.check_text(inputs)
             return inputs, input_name, model_kwargs
         self._refuse_virtual_tokens()
@@ -477,35 +465,35 @@ class SoundwaveGenerationMixin(GenerationMixin):
         return (
             inputs,
             input_name,
-            {**model_kwargs, **self._merge_prompt(inputs, mask, clips, has_clips, cache, request, limits)},
+            {**model_kwargs, **self._merge_prompt(inputs, mask, clips, cache, request, limits)},
         )
 
-    def _merge_prompt(self, inputs, mask, clips: dict, has_clips: bool, cache, request, limits) -> dict:
+    def _merge_prompt(self, inputs, mask, clips: dict, cache, request, limits) -> dict:
         """Inputs of the model that change if a prompt or a kept cache has clips.
 
         Args:
             request: `TranscriptionRequest`, or None.
             limits: `PositionLimits` of the clips that are read now, or None.
         """
-        is_audio = inputs == self.config.audio_token_id
-        digests = digest_clips(**clips, position_limits=limits) if has_clips else inputs.new_zeros(0)
+        is_audio, is_given = inputs == self.config.audio_token_id, has_clips(clips)
+        digests = digest_clips(**clips, position_limits=limits) if is_given else inputs.new_zeros(0)
         caller_inputs = {**clips, "attention_mask": mask}
         caller_mask = torch.ones_like(inputs) if mask is None else mask  # as a tensor it gets a row for each beam
-        prompt, cached, num_added, mask = self._continue_cache(cache, inputs, mask, digests if has_clips else None)
+        prompt, cached, num_added, mask = self._continue_cache(cache, inputs, mask, digests if is_given else None)
         # The input name stays "input_ids", so that lengths, streamers and the answer count the caller's ids.
         # `position_ids` are computed again from the merged mask.
         merged = {"attention_mask": mask, "position_ids": None, "prompt_ids": inputs, "num_added": num_added}
         merged["caller_inputs"] = caller_inputs
         merged["caller_mask"] = caller_mask
         begin = cached - num_added  # of the ids that are not in the cache
-        if has_clips and cached:
+        if is_given and cached:
             clips = new_clips(clips, is_audio, begin)
         is_silent = torch.zeros(0, dtype=torch.bool)
         if prompt is None or is_audio[:, begin:].any():
-            tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if has_clips else {}, limits)
+            tail, is_silent, audio = self._merge_tail(inputs, begin, cached, mask, clips if is_given else {}, limits)
             merged |= tail
             self._prepare_decoding(audio, inputs, clips, request)
-        elif has_clips and request is not None and request.decoding.needs_frames(request.rules):
+        elif is_given and request is not None and request.decoding.needs_frames(request.rules):
             # The cache holds the positions alone, not the frames.
             clips = {name: value for name, value in caller_inputs.items() if name != "attention_mask"}
             audio = self.get_audio_features(**move_to_device(clips, self._device_for(inputs)), position_limits=limits)
@@ -590,7 +578,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         device = self._device_for(input_ids)
         audio = self.get_audio_features(**move_to_device(clips, device), position_limits=limits)
         tail = self.model.merge_audio(
-            *(input_ids[:, begin:].to(device), audio.pooler_output, audio.num_positions),
+            input_ids[:, begin:].to(device),
+            audio.pooler_output,
+            audio.num_positions,
             attention_mask=mask[:, cached:].to(device),
             before=mask[:, :cached].long().sum(dim=1).to(device),
         )
@@ -623,8 +613,9 @@ class SoundwaveGenerationMixin(GenerationMixin):
         if (cache := model_kwargs.get(CACHE)) is not None:
             cache.prompt = None if num_added is None else self._cached_prompt(**model_kwargs)
         if (rules := model_kwargs.get("answer_rules")) is not None:
-            rules.end_at_once(model_kwargs["silent_rows"], generation_config.eos_token_id)
-            model_kwargs["ctc_decoding"].end_with(generation_config.eos_token_id)
+            ends = end_ids(generation_config.eos_token_id)
+            rules.end_at_once(model_kwargs["silent_rows"], ends)
+            model_kwargs["ctc_decoding"].end_with(ends)
         if num_added is not None and generation_config.is_assistant:
             model_kwargs["is_draft"] = True
 

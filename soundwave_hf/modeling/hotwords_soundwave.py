@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .ctc_scores_soundwave import CTCTexts, SaidTexts
-from .ctc_text_soundwave import CTCText, ctc_form, word_prefixes, words_of
+from .ctc_text_soundwave import CTCText, control_tokens, ctc_form, word_prefixes, words_of
 from .spacing_soundwave import BEGINS, ENDS
 
 
@@ -74,8 +74,7 @@ def _check_phrases(phrases: list[str]) -> list[str]:
 
 def refuse_control_tokens(phrases: Sequence[str], tokenizer):
     """Raises: `ValueError` for a phrase with the text of a control token, which must not get into an answer."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    control = [text for text in added | set(tokenizer.all_special_tokens) if text.strip()]
+    control = [text for text in control_tokens(tokenizer).values() if text.strip()]
     for phrase in phrases:
         for text in control:
             if text in phrase:

@@ -109,8 +109,8 @@ def place_tokens(
     shift = flat_ends[audio_at] - num_positions.cumsum(0)
     shift = shift.repeat_interleave(num_positions, output_size=total)
     audio_index = torch.arange(total, device=shift.device) + shift
-    places = audio_at, text_at, audio_index, flat_ends[text_at] - 1
-    return TokenPlaces(attention_mask, *places, num_positions, ends, merged)
+    text_index = flat_ends[text_at] - 1
+    return TokenPlaces(attention_mask, audio_at, text_at, audio_index, text_index, num_positions, ends, merged)
 
 
 def _checked_length(num_tokens, lengths, true_lengths, num_positions, audio_token_id: int, context: int | None) -> int:

@@ -25,14 +25,10 @@ from .audio_model_soundwave import (
     SoundwaveAudioModel,
     SoundwaveForCTC,
     SoundwavePreTrainedModel,
-    check_ids,
     num_processes,
-    refuse_misspelt,
-    unseen_by_trainer,
 )
-from .backbones_soundwave import (  # noqa: F401
+from .backbones_soundwave import (
     AUDIO_TOKEN,
-    HIGH_PRECISION_PARTS,
     add_audio_token,
     as_dtype,
     audio_token_place,
@@ -44,20 +40,19 @@ from .backbones_soundwave import (  # noqa: F401
     take_quantizer,
 )
 from .configuration_soundwave import AUTO_MAP, SoundwaveConfig
-from .generation_soundwave import (
-    CACHE,
-    CachedPrompt,
-    SoundwaveGenerationMixin,
-    digest_clips,
-    num_read,
-    one_cache,
-    place_clip_values,
-)
+from .generation_soundwave import CachedPrompt, SoundwaveGenerationMixin, digest_clips, place_clip_values
+from .inputs_soundwave import check_ids, check_tensors, has_clips, refuse_misspelt, unseen_by_trainer
 from .merging_soundwave import MergedPrompt, place_tokens, positions_of
 from .no_speech_soundwave import may_be_words
-from .outputs_soundwave import SoundwaveAudioOutput, SoundwaveCausalLMOutputWithPast, SoundwaveModelOutputWithPast
+from .outputs_soundwave import (
+    CACHE,
+    SoundwaveAudioOutput,
+    SoundwaveCausalLMOutputWithPast,
+    SoundwaveModelOutputWithPast,
+    num_read,
+    one_cache,
+)
 from .positions_soundwave import PositionLimits
-from .segments_soundwave import PIECES_AT_ONCE, cut_at_quiet, join_pieces  # noqa: F401
 from .support_soundwave import CTCClip
 from .timed_generation_soundwave import ctc_clips
 
@@ -337,7 +332,9 @@ class SoundwaveModel(SoundwaveAudioModel):
         """
         refuse_misspelt(SoundwaveModel.forward, kwargs)
         past_key_values = one_cache(past_key_values, cache)
-        has_audio = input_features is not None or encoder_states is not None
+        text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        check_tensors({**text, "attention_mask": attention_mask, "position_ids": position_ids})
+        has_audio = has_clips({"input_features": input_features, "encoder_states": encoder_states})
         self._check_whole_prompt(input_ids, inputs_embeds, past_key_values, has_audio, shared_prefix)
         if shared_prefix:
             past_key_values = self.read_prefix(input_ids, attention_mask, shared_prefix)
@@ -351,7 +348,12 @@ class SoundwaveModel(SoundwaveAudioModel):
             if inputs_embeds is not None and input_ids is None:
                 input_ids = self.ids_of_embeddings(inputs_embeds)
             merged = self.merge_audio(
-                *(input_ids, audio.pooler_output, audio.num_positions, attention_mask, shared_prefix, inputs_embeds)
+                input_ids,
+                audio.pooler_output,
+                audio.num_positions,
+                attention_mask,
+                before=shared_prefix,
+                inputs_embeds=inputs_embeds,
             )
             prompt_ids, input_ids, inputs_embeds = input_ids, None, merged.inputs_embeds
             position_ids = merged.position_ids + shared_prefix
@@ -360,8 +362,7 @@ class SoundwaveModel(SoundwaveAudioModel):
             self._check_text_alone(input_ids)
         elif position_ids is None and self._follows_clips(past_key_values, attention_mask):
             new = input_ids if inputs_embeds is None else inputs_embeds
-            attention_mask = past_key_values.prompt.extend_mask(past_key_values, attention_mask, new.shape[:2])
-            position_ids = positions_of(attention_mask)[:, -new.shape[1] :]
+            attention_mask, position_ids = self._count_clips(past_key_values, attention_mask, new.shape[:2])
         is_training = in_training_step(self)
         use_cache = False if use_cache is None and is_training and past_key_values is None else use_cache
         outputs = self.language_model(
@@ -393,6 +394,12 @@ class SoundwaveModel(SoundwaveAudioModel):
         """Whether tokens follow a prompt with clips, with a mask of tokens or none."""
         is_simple = attention_mask is None or getattr(attention_mask, "dim", int)() == 2
         return is_simple and getattr(cache, "prompt", None) is not None and num_read(cache) > 0
+
+    @staticmethod
+    def _count_clips(cache: Cache, attention_mask, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask `(rows, cached + new)` and position ids `(rows, new)` of tokens behind clips; see `extend_mask`."""
+        attention_mask = cache.prompt.extend_mask(cache, attention_mask, shape)
+        return attention_mask, positions_of(attention_mask)[:, -shape[1] :]
 
     def _check_whole_prompt(self, input_ids, inputs_embeds, cache: Cache | None, has_audio: bool, shared_prefix: int):
         if input_ids is None and inputs_embeds is None:
@@ -687,6 +694,7 @@ class SoundwaveForConditionalGeneration(SoundwavePreTrainedModel, SoundwaveGener
         # Contiguous, or PyTorch would multiply row by row and copy the head's weights for each.
         logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         ce_loss = None
+        check_tensors({"labels": labels})
         if labels is not None:
             ce_loss = self._next_token_loss(logits, labels, labels[:, shared_prefix:][:, kept], num_items_in_batch)
         audio = outputs.audio_output or SoundwaveAudioOutput()

@@ -1,15 +1,34 @@
-"""Outputs of the models."""
+"""Outputs of the models, and the names of the cache in them."""
 
 from dataclasses import dataclass
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
 
-from .generation_soundwave import CACHE, CACHE_NAMES
+
+CACHE_NAMES = ("past_key_values", "cache")  # in transformers 5.23, and in 5.24
+# The name in the installed version.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """The cache that was given by either of its two names.
+
+    Raises: `ValueError` if two caches were given.
+    """
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("`past_key_values` and `cache` are two names of one argument, and both were given: pass one.")
+    return cache if past_key_values is None else past_key_values
+
+
+def num_read(cache: Cache | None) -> int:
+    """Number of positions in a cache."""
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 @dataclass
@@ -103,8 +122,12 @@ class SoundwaveCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
 
 
 __all__ = [
+    "CACHE",
+    "CACHE_NAMES",
     "EitherCacheName",
     "SoundwaveAudioOutput",
     "SoundwaveCausalLMOutputWithPast",
     "SoundwaveModelOutputWithPast",
+    "num_read",
+    "one_cache",
 ]

@@ -21,6 +21,7 @@ from transformers.pipelines.base import no_collate_fn
 from transformers.pipelines.pt_utils import KeyDataset, PipelineDataset
 from transformers.utils import logging
 
+from .answers_soundwave import end_ids, have_ended
 from .decoding_soundwave import CTC_OPTIONS, given_option
 from .hotwords_soundwave import check_hotwords, has_lists
 from .positions_soundwave import POSITION_OPTIONS
@@ -389,10 +390,7 @@ class SoundwaveSpeechRecognitionPipeline(Pipeline):
         configs = options.get("generation_config"), self.model.generation_config
         names = "eos_token_id", "stop_strings", "max_new_tokens", "max_length", "max_time"
         ends, stops, tokens, length, seconds = (given_option(name, options, configs) for name in names)
-        ends, stops = ([one] if isinstance(one, (int, str)) else list(one or ()) for one in (ends, stops))
-        cut = [row for row in ids if not any(int(token) in ends for token in row)]
-        texts = self.processor.batch_decode(cut) if cut else []  # of an empty list, transformers makes one empty text
-        if not ends or all(any(stop in text for stop in stops) for text in texts):
+        if not end_ids(ends) or all(have_ended(self.processor, ids, ends, stops)):
             return
         # The ids do not tell the limit: `drop_unsupported` takes some out.
         limit = f"{tokens} tokens" if tokens is not None else f"a `max_length` of {length} tokens"

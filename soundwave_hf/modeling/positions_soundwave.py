@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
+from .inputs_soundwave import has_clips
+
 
 @dataclass(frozen=True)
 class PositionLimits:
@@ -169,12 +171,11 @@ def take_position_limits(model, generation_config, options: dict) -> PositionLim
     limits = find_position_limits(model, options, generation_config)
     asked = {name: value for name in POSITION_OPTIONS if (value := options.pop(name, None)) is not None}
     given = " and ".join(f"`{name}` is {value!r}" for name, value in asked.items())
-    has_clips = any(options.get(name) is not None for name in ("input_features", "encoder_states"))
-    if asked and not has_clips:
+    if asked and not has_clips(options):
         raise ValueError(f"{given}, but no clips were given: pass the clips again, or leave the option out.")
     if asked and options.get("ctc_draft") == "ctc":
         raise ValueError(f'{given}, but `ctc_draft="ctc"` runs without the LLM: leave one of the two out.')
-    return limits if has_clips else None
+    return limits if has_clips(options) else None
 
 
 __all__ = ["POSITION_OPTIONS", "PositionLimits", "find_position_limits", "take_position_limits"]

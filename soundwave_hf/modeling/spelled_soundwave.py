@@ -8,6 +8,7 @@ import re
 from functools import lru_cache
 
 
+# As in processing/spelling_soundwave.py, which makes the targets.
 NUMBER = re.compile(r"(?<!\w)(\d{1,3}(?:,\d{3})+|\d+)(?:(st|nd|rd|th)\b|\.(\d+))?(?!\w)")
 # A number at the end of an answer that more characters may change. Decimals may only grow, so they are left out.
 UNFINISHED = re.compile(r"(?<!\w)(?<!\d\.)(\d{1,3}(?:,\d{3})*|\d+)(,\d{0,2}|[snrt])?$")

@@ -6,9 +6,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, LogitsProcessor
 
-from .ctc_text_soundwave import bridge_of, find_tokenizer, pad_answers
+from .answers_soundwave import pad_answers
+from .ctc_text_soundwave import bridge_of, find_tokenizer
 from .decoding_soundwave import given_option
 from .drafts_soundwave import OUTPUTS
+from .inputs_soundwave import has_clips
 from .support_soundwave import (
     CHUNKS,
     LEAST_SUPPORT,
@@ -198,8 +200,7 @@ def _without(answer: list[int], owner: list[int | None], words: list[ScoredWord]
 
 
 def _check_rows(model, name: str, input_ids, kwargs: dict):
-    has_clips = any(kwargs.get(clips) is not None for clips in ("input_features", "encoder_states"))
-    if input_ids is None or kwargs.get("inputs_embeds") is not None or not has_clips:
+    if input_ids is None or kwargs.get("inputs_embeds") is not None or not has_clips(kwargs):
         raise ValueError(
             f"`{name}` was given without clips: it needs `input_ids` and the `input_features` of one clip a row, "
             "which `processor.apply_transcription_request` makes. A cache does not hold them."

@@ -7,7 +7,7 @@ from numbers import Real
 import numpy as np
 import torch
 
-from .containers_soundwave import decode
+from .containers_soundwave import BadAudio, decode
 from .sources_soundwave import MAX_BYTES, describe, is_url, open_source, read_base64
 
 
@@ -294,12 +294,15 @@ def check_rate(rate, name: str):
 
 def check_samples(samples: np.ndarray, name: str):
     if samples.size == 0:
-        raise ValueError(f"{name} is empty (0 samples); expected speech. Leave the clip and its audio token out.")
+        raise BadAudio(
+            f"{name} is empty (0 samples); expected speech. Leave the clip and its audio token out.", "empty"
+        )
     bad = samples.size - int(np.isfinite(samples).sum())
     if bad:
-        raise ValueError(
+        raise BadAudio(
             f"{name} holds {bad} NaN or infinite samples of {samples.size}; expected finite floats in [-1, 1]. "
-            "Decode it again, or silence them: `numpy.nan_to_num(audio, posinf=0, neginf=0)`."
+            "Decode it again, or silence them: `numpy.nan_to_num(audio, posinf=0, neginf=0)`.",
+            "not finite",
         )
     peak = float(np.abs(samples).max())
     if peak > LARGEST_SAMPLE:
@@ -311,13 +314,15 @@ def check_samples(samples: np.ndarray, name: str):
 
 def check_length(seconds: float, name: str, min_seconds: float, max_seconds: float | None = None):
     if seconds < min_seconds:
-        raise ValueError(
+        raise BadAudio(
             f"{name} lasts {seconds * 1000:.2f} ms; expected at least {min_seconds * 1000:g} ms, one position of the "
-            "adapter. Leave the clip out, or check that `sampling_rate` is its true rate."
+            "adapter. Leave the clip out, or check that `sampling_rate` is its true rate.",
+            "too short",
         )
     if max_seconds is not None and seconds > max_seconds:
-        raise ValueError(
-            f"{name} lasts {seconds:.2f} s; expected at most `max_seconds={max_seconds:g}`. Cut the recording."
+        raise BadAudio(
+            f"{name} lasts {seconds:.2f} s; expected at most `max_seconds={max_seconds:g}`. Cut the recording.",
+            "too long",
         )
 
 

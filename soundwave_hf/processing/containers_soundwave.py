@@ -23,6 +23,17 @@ BROKEN = float("inf")  # length of a truncated file that does not state it
 SHORTEST_LOSS = 0.01  # seconds; headers of sound files may be wrong by a few samples
 
 
+class BadAudio(ValueError):
+    """Audio that was read and cannot be used.
+
+    Args: kind: "empty", "not finite", "too long", "too short", "truncated", or "unreadable" for anything else.
+    """
+
+    def __init__(self, message: str, kind: str = "unreadable"):
+        super().__init__(message)
+        self.kind = kind
+
+
 def decode(
     source: str | io.BytesIO, name: str, max_seconds: float | None = None, allow_truncated: bool = False
 ) -> tuple[np.ndarray, int]:
@@ -33,7 +44,7 @@ def decode(
         max_seconds: longest recording; by default 4 hours for a buffer, and no limit for a path.
         allow_truncated: read a truncated file, with a warning.
     Returns: float32 samples `(samples,)` and their rate in Hz.
-    Raises: `ValueError` for a file that cannot be decoded, is too long or truncated.
+    Raises: `ValueError` for a file that cannot be decoded; `BadAudio`, which is one, if it is too long or truncated.
     """
     if max_seconds is None:
         max_seconds = float("inf") if isinstance(source, str) else MAX_SECONDS
@@ -55,9 +66,10 @@ def report_loss(name: str, found: float, expected: float, allow_truncated: bool)
     length = f"{expected:.2f} s" if found < expected < BROKEN else "more (its length is not stated)"
     message = f"{name} was cut off: its header states {length} and {found:.2f} s were found."
     if not allow_truncated:
-        raise ValueError(
+        raise BadAudio(
             f"{message} Copy it again, or make a file of this part: `ffmpeg -i INPUT OUTPUT.wav`. The processor and "
-            "the pipeline also take `allow_truncated=True`."
+            "the pipeline also take `allow_truncated=True`.",
+            "truncated",
         )
     logger.warning(message)
 
@@ -121,7 +133,7 @@ def decode_stream(av, container, name: str, max_seconds: float) -> tuple[np.ndar
             raise undecodable(name, f"{error.strerror}.") from error
         seconds = BROKEN
     if not count:
-        raise ValueError(f"{name} holds an audio stream without samples. Pass a file with sound.")
+        raise BadAudio(f"{name} holds an audio stream without samples. Pass a file with sound.", "empty")
     return join(blocks), rate, seconds
 
 
@@ -136,9 +148,10 @@ def refuse_other_files(url, flags, options):
 
 def refuse_length(seconds: float, max_seconds: float, name: str):
     if seconds > max_seconds:
-        raise ValueError(
+        raise BadAudio(
             f"{name} lasts {seconds:.0f} s or more; at most {max_seconds:g} s are read. "
-            "Cut the recording. The processor and the pipeline also take a larger `max_seconds=`."
+            "Cut the recording. The processor and the pipeline also take a larger `max_seconds=`.",
+            "too long",
         )
 
 

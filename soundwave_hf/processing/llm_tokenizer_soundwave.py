@@ -53,6 +53,7 @@ def named_llm(name: str, subfolder: str = "", **hub) -> str:
     return llm
 
 
+# This and `local_backbone` are the same in modeling/folders_soundwave.py.
 def _package_backbones():
     """The module of this package that finds backbones; None if this file is remote code without the package."""
     try:

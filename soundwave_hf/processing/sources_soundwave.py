@@ -17,6 +17,8 @@ MAX_BYTES = 2**30
 BLOCK_BYTES = 2**20
 # A shorter string is a path: 40 ms of 8-bit WAV at 8 kHz, the shortest clip, are 484 characters of base64.
 SHORTEST_BASE64 = 100
+# A longer one may be either. Of audio files only raw MP3 and AAC frames begin with a slash: `//`, or `/+` (MPEG 2.5).
+ABSOLUTE_PATH = re.compile(r"/[^/+]")
 BASE64_TEXT = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 URL_SAFE = "/%:@!$&'()*+,;=~?[]"
 
@@ -60,7 +62,8 @@ def open_string(text: str, name: str, max_bytes: int) -> str | io.BytesIO:
         return open_path(path_of_file_uri(source, name), name, max_bytes)
     if "://" in source:
         return io.BytesIO(read_remote(source, name, max_bytes))
-    if not os.path.exists(os.path.expanduser(text)) and is_base64(source):
+    is_path = ABSOLUTE_PATH.match(source) or os.path.exists(os.path.expanduser(text))
+    if not is_path and is_base64(source):
         return io.BytesIO(read_base64(source, name, max_bytes))
     return open_path(text, name, max_bytes)
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from .languages_soundwave import language_code
 
 
+# These two as in modeling/spelled_soundwave.py, which compares answers with targets.
 ENGLISH = re.compile(r"(?<!\w)(\d{1,3}(?:,\d{3})+|\d+)(?:(st|nd|rd|th)\b|\.(\d+))?(?!\w)")
 MOST_DIGITS = 300  # of a number that has words; a longer one is spelled digit by digit
 OTHER_KEYS = {"kk": "kz", "nn": "no"}  # our code -> that of num2words

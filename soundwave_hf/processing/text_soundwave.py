@@ -17,6 +17,7 @@ UNSPACED = (
 SPACE_INSIDE = re.compile(rf"(?<={UNSPACED})\s+(?={UNSPACED})")
 SPACELESS_LANGUAGES = frozenset({"bo", "ja", "km", "lo", "my", "th", "yue", "zh"})
 DOTTED_I = {"az", "tr"}  # languages where "I" is the capital of "ı" and "İ" that of "i"
+# These two, and `word_pattern`, as in modeling/ctc_text_soundwave.py, which compares answers with targets.
 JOINERS = "\u200c\u200d"  # inside words of Persian and of Indian languages
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))  # soft hyphen, word joiner, byte order mark
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..keys import read_yaml
 from ..modeling.folders_soundwave import is_hub_name
 
 
@@ -73,10 +74,7 @@ def read_card(text: str, name: str) -> Card:
     Raises: `ValueError` if the metadata is not YAML.
     """
     front = FRONT.search(text)
-    try:
-        metadata = yaml.safe_load(front[1]) if front else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"The metadata of {name} cannot be read as YAML: {error}") from error
+    metadata = read_yaml(front[1], f"The metadata of {name}") if front else {}
     if not isinstance(metadata, dict | None):
         raise ValueError(f"The metadata of {name} is {metadata!r}; expected keys and values.")
     body = (text[front.end() :] if front else text).strip()

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -29,6 +28,7 @@ from ..modeling.folders_soundwave import (
     trained_backbone,
 )
 from ..paths import find_weights
+from ..published_files import list_tensors
 from ..secret_values import WAY_OUT, holds_secret, names_secret
 from ..training.export import without_places
 from .facts import on_hub
@@ -158,12 +158,8 @@ def _weights_of(folder: Path, kind: str) -> tuple[str, ...]:
         if not (folder / ENCODER_LORA_FILE).is_file():
             raise FileNotFoundError(f"`{folder}` lacks {ENCODER_LORA_FILE}, which its config names: copy it there.")
     for name in files:
-        try:
-            with safe_open(folder / name, "pt") as opened:
-                if not opened.keys():
-                    raise ValueError(f"`{folder / name}` holds no weights.")
-        except SafetensorError as error:
-            raise ValueError(f"`{folder / name}` is broken ({error}): copy or save it again.") from error
+        if not list_tensors(folder / name):
+            raise ValueError(f"`{folder / name}` holds no weights.")
     return tuple(files)
 
 
@@ -180,7 +176,7 @@ def _shards_of(folder: Path) -> list[str]:
         raise FileNotFoundError(f"`{folder}` lacks {missing}, which {INDEX} names: copy all shards of the model.")
     for name in names:
         listed = {weight for weight, place in places.items() if place == name}
-        if absent := sorted(listed - tensor_sizes(folder / name).keys()):
+        if absent := sorted(listed - list_tensors(folder / name).keys()):
             raise ValueError(f"`{folder / name}` lacks {absent[:3]}, which {INDEX} places there: save it again.")
     return names
 
@@ -213,20 +209,6 @@ def _modules_of(config: Mapping) -> set[str]:
 def read_config(path: Path) -> dict:
     """Raises: `ValueError` if a config is not a JSON object."""
     return read_json_object(path, "save the model or the processor again")
-
-
-def tensor_sizes(path: str | os.PathLike) -> dict[str, int]:
-    """Bytes of each tensor of a safetensors file, read from its header.
-
-    Raises: `ValueError` if the file has no such header.
-    """
-    with open(path, "rb") as file:
-        try:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        except (struct.error, ValueError, MemoryError, OverflowError) as error:
-            raise ValueError(f"`{path}` is broken ({error}): copy or save it again.") from error
-    tensors = {name: about["data_offsets"] for name, about in header.items() if name != "__metadata__"}
-    return {name: end - begin for name, (begin, end) in tensors.items()}
 
 
 # ---- writing the upload ----
@@ -297,7 +279,10 @@ def _json_of(text: str):
 
 def write_weights(model: Model, out: Path, shard_size: str, linked: bool):
     """Write the weights in files of at most `shard_size`. Files that are small enough stay as they are."""
-    sizes = {name: tensor_sizes(model.folder / name) for name in model.weights}
+    sizes = {
+        name: {weight: each.num_bytes for weight, each in list_tensors(model.folder / name).items()}
+        for name in model.weights
+    }
     if model.kind != "whole" or not any(len(_split(each, shard_size)) > 1 for each in sizes.values()):
         for name in [*model.weights, *((INDEX,) if model.weights[0] != WHOLE and model.kind == "whole" else ())]:
             _place(model.folder / name, out / name, linked and name != INDEX)

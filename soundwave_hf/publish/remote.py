@@ -19,6 +19,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from huggingface_hub.hf_api import RepoFile
 
 from ..json_files import read_json_object
+from ..keys import read_yaml_file
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..published_files import sha256
 from .facts import ScoreFile
@@ -262,8 +263,8 @@ def registered_task(api: HfApi, source: Mapping[str, str]) -> str | None:
     """The task in the `eval.yaml` of a data set that reads this config and split; None if it is not registered."""
     try:
         path = api.hf_hub_download(source["path"], "eval.yaml", repo_type="dataset", revision=source.get("revision"))
-        tasks = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("tasks") or []
-    except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, AttributeError, yaml.YAMLError):
+        tasks = read_yaml_file(Path(path)).get("tasks") or []
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, AttributeError, ValueError):
         return None
     fitting = [
         task["id"]

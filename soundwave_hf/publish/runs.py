@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from transformers.utils import logging
 
 from ..data.locate import looks_local
 from ..data.used import DataUsed, read_comment, read_metadata
 from ..json_files import read_json_object
+from ..keys import read_yaml_file
 from ..paths import expand_path, find_weights
 from ..secret_values import refuse_secrets
 
@@ -86,7 +86,7 @@ def runs_of(folder: Path, seen: Sequence[Path] = ()) -> dict[str, Run]:
     if place in seen:
         return {}
     if (folder / RECIPE).is_file():
-        start = _read_yaml(folder / RECIPE).get("start_from")
+        start = _read_recipe(folder / RECIPE).get("start_from")
         return {**(_earlier_runs(folder, start, (*seen, place)) if start else {}), str(place): read_run(folder)}
     if (folder / RECORD).is_file():
         return {f"{place} {number}": run for number, run in enumerate(_read_record(folder / RECORD))}
@@ -130,7 +130,7 @@ def _read_card(path: Path) -> Run | None:
 
 def read_run(folder: Path) -> Run:
     """The run in a folder."""
-    recipe = _read_yaml(folder / RECIPE)
+    recipe = _read_recipe(folder / RECIPE)
     state = read_json(folder / TRAINER_STATE)
     card = folder / DATA_CARD
     return Run(
@@ -149,11 +149,8 @@ def _read_record(path: Path) -> list[Run]:
         raise ValueError(f"`{path}` is no record of training runs ({error!r}): export or merge again.") from error
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"`{path}` cannot be read as YAML: {error}") from error
+def _read_recipe(path: Path) -> dict:
+    values = read_yaml_file(path)
     if not isinstance(values, dict):
         raise ValueError(f"`{path}` holds no recipe; expected keys and values.")
     return values

@@ -5,7 +5,8 @@ import os
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainingArguments, get_scheduler
 
 from ..secret_values import refuse_secrets
 
@@ -75,6 +76,15 @@ class SoundwaveTrainingArguments(TrainingArguments):
             for name in KERNEL_CACHES:
                 os.environ.setdefault(name, "32")
         super().__post_init__()
+
+    def learning_rate_schedule(self, steps: int) -> LRScheduler:
+        """The schedule of the learning rate in a run of so many steps, for a single weight.
+
+        Raises: `TypeError` or `ValueError` if it cannot be made of `lr_scheduler_kwargs`.
+        """
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.learning_rate)
+        warmup_steps, options = self.get_warmup_steps(steps), self.lr_scheduler_kwargs or {}
+        return get_scheduler(self.lr_scheduler_type, optimizer, warmup_steps, steps, scheduler_specific_kwargs=options)
 
     def _check_length(self):
         if self.max_steps == 0 or self.max_steps < -1 or (self.max_steps == -1 and self.num_train_epochs <= 0):

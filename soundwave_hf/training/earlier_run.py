@@ -4,17 +4,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import yaml
 from peft import LoraConfig
-from transformers import get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.backbones import resolve_backbone
+from ..json_files import read_json_object
+from ..keys import read_yaml_file
 from ..modeling.backbones_soundwave import LORA_FILES, TRAINED_FILE
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..paths import soundwave_home
@@ -166,7 +165,7 @@ def look_for_run(arguments: SoundwaveTrainingArguments, record: dict) -> Earlier
             )
         return EarlierRun()
     place = folder if done is not None and done >= reached else Path(checkpoint)
-    earlier = _read_record(place, arguments)
+    earlier = _read_record(place)
     _refuse_other(folder, earlier, record)
     return _go_on(folder, checkpoint, done if place == folder else None, earlier["length"], arguments)
 
@@ -244,7 +243,7 @@ def _new_rate(arguments: SoundwaveTrainingArguments, checkpoint: str, step: int,
     """How a longer run changes the learning rate at the step where it continues."""
     schedule = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     total = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["max_steps"]
-    rates = [_rate(arguments, schedule, step, steps) for steps in (total, round(total * times))]
+    rates = [_rate(arguments, step, steps) for steps in (total, round(total * times))]
     if None in rates:
         return f"the schedule `{schedule}` now ends there."
     return (
@@ -253,17 +252,9 @@ def _new_rate(arguments: SoundwaveTrainingArguments, checkpoint: str, step: int,
     )
 
 
-def _rate(arguments: SoundwaveTrainingArguments, schedule: str, step: int, total: int) -> float | None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+def _rate(arguments: SoundwaveTrainingArguments, step: int, total: int) -> float | None:
     try:
-        made = get_scheduler(
-            schedule,
-            optimizer,
-            num_warmup_steps=arguments.get_warmup_steps(total),
-            num_training_steps=total,
-            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or None,
-        )
-        return arguments.learning_rate * made.lr_lambdas[0](step)
+        return arguments.learning_rate * arguments.learning_rate_schedule(total).lr_lambdas[0](step)
     except (AttributeError, TypeError, ValueError):  # a schedule that depends on losses, or has no end
         return None
 
@@ -271,22 +262,25 @@ def _rate(arguments: SoundwaveTrainingArguments, schedule: str, step: int, total
 # ---- its record ----
 
 
-def _read_record(place: Path, arguments: SoundwaveTrainingArguments) -> dict:
+def _read_record(place: Path) -> dict:
     """The record of a run. For a folder of an earlier version, which has only `recipe.yaml`, it is computed."""
     if (place / RECORD).is_file():
-        return json.loads((place / RECORD).read_text(encoding="utf-8"))
+        advice = "restore it, or name a new folder as `output_dir`"
+        return read_json_object(place / RECORD, advice, needed=("origins", "learning", "length"))
     if not (place / "recipe.yaml").is_file():
         raise FileExistsError(
             f"`{place}` was not written by `soundwave-hf train`: it has no `recipe.yaml`. Name a new folder as "
             "`output_dir`."
         )
-    return _record_of_recipe(place, arguments)
+    return _record_of_recipe(place)
 
 
-def _record_of_recipe(place: Path, arguments: SoundwaveTrainingArguments) -> dict:
+def _record_of_recipe(place: Path) -> dict:
     name = f"`{place / 'recipe.yaml'}`"
     try:
-        values = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
+        values = read_yaml_file(place / "recipe.yaml")
+        if not isinstance(values, Mapping):
+            raise ValueError("it holds no keys and values.")
         values = {key: _old_place(key, value) for key, value in values.items() if not names_secret(key)}
         augment = values.get("augment") or {}
         if any(augment.get(each) for each in ("speed", "noise", "narrow", "room")):

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from ..atomic import atomic_file
 from ..data.lengths import clip_seconds
 from ..data.rows import at_folder, clips_of
 from ..processing.audio_soundwave import read_audio
@@ -64,8 +65,11 @@ class EncoderCache:
     def _list_shards(self):
         self.shards = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as shard:
-                self.shards.update(dict.fromkeys(shard.keys(), path.name))
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    self.shards.update(dict.fromkeys(shard.keys(), path.name))
+            except SafetensorError as error:
+                raise ValueError(f"`{path}` is broken ({error}): remove it; its clips are encoded again.") from error
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
         """`encoder_states` `(clips, encoder_frames, encoder_width)`, padded, and their `encoder_mask`."""
@@ -83,14 +87,8 @@ class EncoderCache:
     def write(self, states: dict[str, torch.Tensor]):
         """Write a shard in one step, named by a digest of its contents."""
         digest = hashlib.sha256("".join(sorted(states)).encode()).hexdigest()[:16]
-        path = self.folder / f"states-{digest}.safetensors"
-        half = path.with_suffix(f".{os.getpid()}.half")
-        try:
-            save_file(states, half)
-            os.replace(half, path)
-        except BaseException:
-            half.unlink(missing_ok=True)
-            raise
+        with atomic_file(self.folder / f"states-{digest}.safetensors") as part:
+            save_file(states, part)
 
     def fill(self, model, collator, rows: Iterable[dict]):
         """Encode the clips that are missing, each process its share, with a progress bar.

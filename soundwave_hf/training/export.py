@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file, refuse_file_name
+from ..json_files import read_json_object
 from ..modeling.configuration_soundwave import SoundwaveConfig, relative_name
-from ..modeling.folders_soundwave import ENCODER_LORA_FILE, TRAINED_FILE, WHOLE_FILES
+from ..modeling.folders_soundwave import ENCODER_LORA_FILE, LORA_CONFIG, LORA_WEIGHTS, TRAINED_FILE, WHOLE_FILES
 from ..modeling.trained_fields_soundwave import TENSOR, as_tensor, trained_fields
 from ..publish.runs import RECORD, describe_runs
 
 
-WEIGHTS = "adapter_model.safetensors"
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".gguf")  # endings that no folder to write may have
 # Files that not every run has, or that make a folder one of another kind.
 OPTIONAL = (GENERATION_CONFIG_NAME, ENCODER_LORA_FILE, RECORD, TRAINED_FILE)
@@ -41,7 +41,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     run, destination = Path(run), Path(destination)
     if run.resolve() == destination.resolve():
         raise FileExistsError(f"`{destination}` is the run itself: name another folder, which gets float16 weights.")
-    needed = [WEIGHTS, "adapter_config.json", "config.json", "processor_config.json"]
+    needed = [LORA_WEIGHTS, LORA_CONFIG, "config.json", "processor_config.json"]
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
         raise FileNotFoundError(f"`{run}` lacks {missing}: give the output folder of a finished stage II or III.")
@@ -51,7 +51,7 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
     _refuse_other_weights(destination, weights)
     copied = [ENCODER_LORA_FILE] if (run / ENCODER_LORA_FILE).is_file() else []
     record = describe_runs(run)
-    names = [*needed[1:], *copied, *([RECORD] if record is not None else []), WEIGHTS]
+    names = [*needed[1:], *copied, *([RECORD] if record is not None else []), LORA_WEIGHTS]
     if strange := [name for name in OPTIONAL if name not in names and (destination / name).exists()]:
         raise FileExistsError(
             f"`{destination}` holds {strange}, which `{run}` does not give: remove it, or name another folder."
@@ -62,22 +62,22 @@ def export_adapter(run: str | os.PathLike, destination: str | os.PathLike, hub_n
             parts[name].write_bytes((run / name).read_bytes())
         if record is not None:
             parts[RECORD].write_text(record, encoding="utf-8")
-        save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
+        save_file(weights, parts[LORA_WEIGHTS], metadata={"format": "pt"})
         for name in needed[1:]:
-            config = json.loads((run / name).read_text(encoding="utf-8"))
+            config = read_json_object(run / name, "copy it again")
             for part in ("audio_config", "text_config"):
                 _name_from(config.get(part, {}), run, destination)
             config = without_places(config)
-            if hub_name is not None and name == "adapter_config.json":
+            if hub_name is not None and name == LORA_CONFIG:
                 config["base_model_name_or_path"] = hub_name
             parts[name].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    print(f"{destination / WEIGHTS}: {(destination / WEIGHTS).stat().st_size / 1e6:.1f} MB")
+    print(f"{destination / LORA_WEIGHTS}: {(destination / LORA_WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return destination
 
 
 def _refuse_other_weights(destination: Path, weights: dict[str, torch.Tensor]):
     """Raises: `FileExistsError` if the destination holds other weights. (The config fields among them may differ.)"""
-    path = destination / WEIGHTS
+    path = destination / LORA_WEIGHTS
     if not path.is_file():
         return
     there, compared = load_file(path), [name for name in weights if not name.endswith(f".{TENSOR}")]
@@ -99,7 +99,7 @@ def half_weights(run: Path) -> dict[str, torch.Tensor]:
     fields = as_tensor(trained_fields(SoundwaveConfig.from_pretrained(run)))
     weights = {
         name: (weight.to(torch.float16) if weight.is_floating_point() else weight).contiguous()
-        for name, weight in load_file(run / WEIGHTS).items()
+        for name, weight in load_file(run / LORA_WEIGHTS).items()
     }
     refuse_infinite(weights.items(), run, "needs float32")
     return weights | {name: fields for name in weights if name.endswith(f".{TENSOR}")}

@@ -24,6 +24,7 @@ from ..data.sources import looks_local, open_rows, transcripts_with_language
 from ..data.tiny import TINY_BACKBONES
 from ..modeling.backbones_soundwave import AUDIO_TOKEN, audio_token_place, settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
+from ..modeling.folders_soundwave import LORA_CONFIG
 from ..modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from .arguments import SoundwaveTrainingArguments
 from .build import add_lora, train_encoder
@@ -187,7 +188,7 @@ def skeleton(recipe: RecipeArguments, config: SoundwaveConfig) -> nn.Module:
         model = (SoundwaveForConditionalGeneration if stage.has_llm else SoundwaveForCTC)(config)
         if recipe.trains_encoder:
             train_encoder(model, recipe)
-        if _starts_from(recipe, "adapter_config.json"):
+        if _starts_from(recipe, LORA_CONFIG):
             model = get_peft_model(model, LoraConfig.from_pretrained(recipe.start_folder))
         elif stage.has_llm:
             model = add_lora(model, recipe.lora or (PAPER_LORA if recipe.stage == "instruct" else {}))
@@ -539,7 +540,7 @@ def _notes(plan: Plan) -> str:
     second = f"{TARGETS_PER_SECOND:g} tokens of transcript"
     if not plan.stage.has_llm:
         return f"Assumed of a second of speech: {second}."
-    if plan.recipe.stage == "instruct" and not _starts_from(plan.recipe, "adapter_config.json"):
+    if plan.recipe.stage == "instruct" and not _starts_from(plan.recipe, LORA_CONFIG):
         lora = f" `{plan.recipe.start_from}` is not there yet: its LoRA is taken for one of rank {PAPER_LORA['r']}."
     else:
         lora = ""

@@ -10,7 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
 from ..data.check import SKIPPED_CLIPS
-from ..modeling.folders_soundwave import LORA_FILES, has_whole_weights, read_json, refuse_other_kind
+from ..modeling.folders_soundwave import LORA_CONFIG, has_whole_weights, read_json, refuse_other_kind_on_hub
 from ..publish.errors import first_line
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint
@@ -91,9 +91,9 @@ class HubPush(TrainerCallback):
 
     def _refuse_other_kind(self, name: str, folder: str):
         """Raise `FileExistsError` if the repository holds a model with which loading would mix that of the folder."""
-        revision, base = self.arguments.hub_revision, read_json(folder, LORA_FILES[0]).get("base_model_name_or_path")
+        base = read_json(folder, LORA_CONFIG).get("base_model_name_or_path")
         bases = None if has_whole_weights(folder) else [base]
-        refuse_other_kind(name, lambda file: self.api.file_exists(name, file, revision=revision), bases)
+        refuse_other_kind_on_hub(self.api, name, bases, self.arguments.hub_revision)
 
     def _report_failures(self):
         done = [future for future in self._pending if future.done()]

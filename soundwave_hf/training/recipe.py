@@ -7,14 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from glob import glob
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from peft import LoraConfig
-from transformers import get_scheduler
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..adapters import resolve_adapter
@@ -25,8 +21,8 @@ from ..modeling.backbones_soundwave import settable_fields
 from ..modeling.configuration_soundwave import SoundwaveConfig
 from ..modeling.encoder_lora_soundwave import has_encoder_lora
 from ..modeling.folders_soundwave import trained_backbone
-from ..paths import expand_path, find_weights, shipped, soundwave_home
-from ..secret_values import hide_secrets, refuse_secrets
+from ..paths import expand_path, find_weights, is_there, shipped, soundwave_home
+from ..secret_values import refuse_secrets
 from .arguments import SoundwaveTrainingArguments
 from .augment import Augmentation
 from .encoder_cache import EncoderCache
@@ -303,7 +299,7 @@ def load_recipes(recipe: str | os.PathLike | Mapping, overrides: Mapping[str, An
     if isinstance(recipe, Mapping):
         return [check_recipe(recipe, "the recipe", overrides)]
     path = find_recipe(recipe)
-    documents = _read_yaml(path.read_text(encoding="utf-8"), f"`{path}`", read_yaml_documents) or [None]
+    documents = read_yaml_documents(path) or [None]
     several = len(documents) > 1
     if several and (one := [key for key in OF_ONE_RECIPE if key in overrides]):
         raise ValueError(
@@ -315,7 +311,7 @@ def load_recipes(recipe: str | os.PathLike | Mapping, overrides: Mapping[str, An
 
 def parse_overrides(texts: Mapping[str, str] | None) -> dict[str, Any]:
     """Overrides of the command line, which are YAML texts, as Python values."""
-    return {key: _read_yaml(text, f"`--{key}`") for key, text in (texts or {}).items()}
+    return {key: read_yaml(text, f"`--{key}`") for key, text in (texts or {}).items()}
 
 
 def read_recipes(path: str | os.PathLike, overrides: Mapping[str, str] | None = None) -> list[tuple]:
@@ -329,16 +325,6 @@ def read_recipe(path: str | os.PathLike, overrides: Mapping[str, str] | None = N
     if len(recipes) > 1:
         raise ValueError(f"`{path}` holds {len(recipes)} recipes and one was expected: give them a file each.")
     return recipes[0]
-
-
-def _read_yaml(text: str, name: str, read=read_yaml):
-    try:
-        return read(text)
-    except yaml.YAMLError as error:
-        # The text of a YAML error quotes the line, which may hold a secret.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not YAML"
-        line = "" if mark is None else f" in line {mark.line + 1}"
-        raise ValueError(f"{name} cannot be read as YAML: {hide_secrets(problem)}{line}.") from None
 
 
 # ---- from values to arguments ----
@@ -592,10 +578,8 @@ def _check_schedule(arguments: SoundwaveTrainingArguments):
     """Raise `ValueError` if the schedule cannot be made of `lr_scheduler_kwargs`. Training would find out late."""
     name = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     options = arguments.lr_scheduler_kwargs or {}
-    steps = arguments.max_steps if arguments.max_steps > 0 else 1000
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     try:
-        get_scheduler(name, optimizer, arguments.get_warmup_steps(steps), steps, scheduler_specific_kwargs=options)
+        arguments.learning_rate_schedule(arguments.max_steps if arguments.max_steps > 0 else 1000)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"The schedule `{name}` cannot be made with `lr_scheduler_kwargs` {options!r}: {error}."
@@ -637,7 +621,8 @@ def _expand_paths(values: dict):
 
 def _refuse_only_at_home(key: str, path: str):
     """Raise `ValueError` if a path exists only in `$SOUNDWAVE_HOME`, where relative paths once started."""
-    if not os.path.isabs(path) and not path.startswith(".") and not glob(path) and glob(str(soundwave_home() / path)):
+    is_relative = not os.path.isabs(path) and not path.startswith(".")
+    if is_relative and not is_there(path) and is_there(str(soundwave_home() / path)):
         other = f", or `./{path}` for a new one in the current folder" if key == "output_dir" else ""
         raise ValueError(
             f"`{key}` is `{path}`, which is not in the current folder but in `{soundwave_home()}`: write "

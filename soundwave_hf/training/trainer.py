@@ -31,7 +31,6 @@ from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint, writing_checkpoint
-from .encoder_cache import FRAMES_PER_SECOND
 from .evaluate_during import evaluation_collator
 from .mixture import (
     DrawnRows,
@@ -222,7 +221,7 @@ class SoundwaveTrainerMixin:
         audio = getattr(output, "audio_output", output)
         if not module.training or audio is None:
             return
-        seconds = audio.num_frames.sum() * module.config.stack_factor / FRAMES_PER_SECOND
+        seconds = audio.num_frames.sum() * module.config.frame_seconds
         frames = torch.arange(audio.ctc_best.shape[1], device=audio.num_frames.device) < audio.num_frames[:, None]
         blanks = (audio.ctc_best == module.config.audio_token_id) & frames
         self._add("positions_per_second", audio.num_positions.sum(), seconds)
@@ -318,7 +317,7 @@ class SoundwaveTrainerMixin:
         """Raise `FileExistsError` if the folder holds a model with which loading would mix what is saved there."""
         configs = getattr(self.model, "peft_config", {}).values()
         bases = None if saved_form(self.model) == "whole" else {each.base_model_name_or_path for each in configs}
-        refuse_other_kind(folder, lambda name: Path(folder, name).is_file(), bases)
+        refuse_other_kind(folder, bases)
 
     def _save_beside_adapters(self, folder: Path, destination: str, state_dict):
         """Write what adapters need besides their weights. A whole model has it; PEFT's adapter of one needs none."""

@@ -187,6 +187,21 @@ def test_a_finished_run_is_not_done_again(data, monkeypatch):
     assert [each.rows for each in build(recipe_of(data), data / "out")] == [12, 12, 30, 12]
 
 
+def test_a_damaged_record_of_a_shard_or_of_the_run_is_named(data):
+    build(recipe_of(data), data / "out")
+    marker = next(data.glob("out/.*/tasks-00003.json"))
+    whole = marker.read_text()
+    marker.write_text(whole[:7])
+    with pytest.raises(ValueError, match="tasks-00003.json` is no JSON file .*: remove it: its rows are made again"):
+        build(recipe_of(data), data / "out")
+    marker.unlink()
+    build(recipe_of(data), data / "out")
+    assert marker.read_text() == whole
+    (data / "out" / "build.json").write_text("")
+    with pytest.raises(ValueError, match="build.json` is no JSON file .*: name a new folder"):
+        build(recipe_of(data), data / "out")
+
+
 def test_another_seed_gives_other_rows(data):
     build(recipe_of(data), data / "one")
     build(recipe_of(data, seed=4), data / "two")

@@ -143,7 +143,7 @@ def test_a_file_card_json_of_the_user_is_not_taken_for_facts(folder):
     write_card(folder)
     assert (folder / "card.json").read_text() == '{"sources": "mine"}'
     (folder / ".card.json").write_text("{")
-    with pytest.raises(ValueError, match=r"card.json` is not as `data card` wrote it: delete it"):
+    with pytest.raises(ValueError, match=r"\.card.json` is no JSON file .*: move it away, and write the card again"):
         write_card(folder)
 
 
@@ -192,12 +192,28 @@ def test_a_card_of_the_user_is_not_overwritten(folder):
     assert (folder / "README.md").read_text() == "# Mine\n"
 
 
+def test_rows_beside_those_that_clean_kept_are_not_left_out_without_a_word(tmp_path):
+    rows = [{"question": "a?", "answer": "b"}]
+    (tmp_path / "kept").mkdir()
+    write_lines(tmp_path / "kept" / "000000-00000000.jsonl", rows)
+    write_lines(tmp_path / "more.jsonl", rows)
+    with pytest.raises(ValueError, match="holds rows in `kept/`, .* and beside it, `more`: move one of them"):
+        find_parts(tmp_path)
+
+
+def test_a_file_with_brackets_in_its_name_is_found_by_the_pattern_of_the_card(tmp_path):
+    write_lines(tmp_path / "rows [1].jsonl", [{"question": "a?", "answer": "b"}])
+    write_card(tmp_path)
+    assert load_dataset(str(tmp_path), split="train")["answer"][:] == ["b"]
+
+
 def test_what_clean_left_is_read_from_its_report(tmp_path):
     (tmp_path / "kept").mkdir()
     clip = str(write_clip(tmp_path / "a.wav"))
     for block in range(2):
         Dataset.from_dict({"audio": [clip], "text": ["go"]}).to_parquet(tmp_path / "kept" / f"{block}-00000.parquet")
-    write_lines(tmp_path / "dropped.jsonl", [])
+    (tmp_path / "dropped").mkdir()
+    write_lines(tmp_path / "dropped" / "0-00000.jsonl", [{"reasons": ["wer"]}])
     report = {"rows": 5, "seed": 3, "versions": {"python": "3.11"}, "filters": [{"name": "wer", "dropped": 3}]}
     (tmp_path / "report.json").write_text(json.dumps(report))
     card = DatasetCard.load(write_card(tmp_path))

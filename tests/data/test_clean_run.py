@@ -511,6 +511,9 @@ def test_names_of_labels_are_kept(data, tmp_path):
     clean(str(tmp_path / "rows.parquet"), tmp_path / "out", FILTERS)
     kept = datasets.load_dataset(str(tmp_path / "out"))["train"]
     assert kept.features["mood"].names == ["sad", "glad"] and kept["mood"][:] == [1]
+    clean(str(tmp_path / "rows.parquet"), tmp_path / "none", [Shortest(1000.0)])
+    (line,) = (tmp_path / "none" / "dropped").glob("*.jsonl")
+    assert json.loads(line.read_text())["row"]["mood"] == "glad"
 
 
 # ---- bad input ----

@@ -118,6 +118,19 @@ def test_splits_are_chosen_by_name_and_joined(tmp_path):
         open_rows({**source, "split": "test"})
 
 
+@pytest.mark.parametrize("segments", [True, False])
+def test_splits_with_a_hyphen_are_joined_and_cut(tmp_path, segments):
+    for name in ("train-clean", "train-other"):
+        write_kaldi(tmp_path / name, segments)
+    source = {"layout": "kaldi", "path": str(tmp_path), "split": "all"}
+    texts = open_rows({**source, "split": "train-clean"})["text"][:]
+    assert open_rows(source)["text"][:] == texts * 2
+    assert [row["text"] for row in open_streams(source).streams["every row"]] == texts * 2
+    part = {**source, "split": "train-other[-1:] + train-clean[:50%]"}
+    half = round(len(texts) / 2)  # of a half row the library takes the even number
+    assert open_rows(part)["text"][:] == [texts[-1], *texts[:half]]
+
+
 def test_a_corpus_joins_other_sources_and_its_columns_can_be_mapped(tmp_path):
     corpus = write_must_c(tmp_path / "mustc")
     other = write_clip(tmp_path / "x.wav")

@@ -19,11 +19,19 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, load_from_disk
 from soundwave_hf import cli
 from soundwave_hf.data import lengths
 from soundwave_hf.data.build.labelled import LabelledRows
-from soundwave_hf.data.check import check_clips, check_source, describe_bad_clips, find_bad_clips, name_of_clip
+from soundwave_hf.data.check import (
+    check_clips,
+    check_source,
+    describe_bad_clips,
+    find_bad_clips,
+    name_of_clip,
+    read_clip,
+)
 from soundwave_hf.data.clean.parts import open_parts
 from soundwave_hf.data.each_row import each_row
 from soundwave_hf.data.lengths import many_seconds
 from soundwave_hf.data.prepared import find_parts
+from soundwave_hf.data.readers import is_clip, kind_of
 from soundwave_hf.data.rows import RowCheck, clips_of, transcripts_of
 from soundwave_hf.data.sources import digest_source, list_sources, looks_local, open_rows, open_streams
 from soundwave_hf.data.streams import EVERY_ROW
@@ -87,6 +95,11 @@ def data(tmp_path_factory) -> Path:
     stored.to_parquet(folder / "rows.parquet")
     stored.save_to_disk(folder / "saved")
     DatasetDict({"train": stored, "test": stored.select([0])}).save_to_disk(folder / "saved_splits")
+    for split, count in (("train", 3), ("test", 1)):
+        (folder / "jsonl_splits").mkdir(exist_ok=True)
+        lines = [json.dumps({"audio": f"../clips/{i}.wav", "text": TEXTS[i]}) for i in range(count)]
+        (folder / "jsonl_splits" / f"{split}.jsonl").write_text("\n".join(lines))
+        stored.select(range(count)).to_parquet(folder / "parquet_splits" / f"{split}.parquet")
     return folder
 
 
@@ -180,6 +193,83 @@ def test_a_split_is_named_or_a_part_of_one(data, form):
     assert texts("test+train[:1]") == TEXTS[:1] * 2
     with pytest.raises(ValueError, match=r"has no split `dev`; its splits are \['train', 'test'\]"):
         texts("dev")
+
+
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.csv", "clips.tar", "rows.parquet", "saved"])
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(data, form):
+    place = data / form
+    copy = place.with_name(f"{place.stem} [1]{place.suffix}")
+    place.rename(copy)
+    try:
+        assert open_rows(str(copy), FORMS[form])["text"][:] == TEXTS
+        assert [row["text"] for row in open_streams(str(copy), columns=FORMS[form]).streams[EVERY_ROW]] == TEXTS
+    finally:
+        copy.rename(place)
+
+
+def test_a_list_in_a_json_file_may_stand_after_white_space(data):
+    (data / "spaced.json").write_text(f"\n  {(data / 'rows.json').read_text()}\n")
+    assert open_rows(str(data / "spaced.json"))["text"][:] == TEXTS
+
+
+def test_a_question_mark_in_a_name_is_no_query(tmp_path):
+    write_clip(tmp_path / "clips" / "Who?.wav", 0.5)
+    rows = [{"audio": "clips/Who?.wav", "text": "who"}]
+    (tmp_path / "What?.jsonl").write_text(json.dumps(rows[0]))
+    assert open_rows(str(tmp_path / "What?.jsonl"))["seconds"][:] == [0.5]
+    assert is_clip("Who?.wav") and is_clip("https://host/a.wav?token=x") and not is_clip("a.wav.gz")
+    assert kind_of("https://host/a.tar.gz?token=x") == "webdataset"
+
+
+def test_a_folder_with_brackets_in_its_name_is_refused_because_the_library_finds_nothing_there(tmp_path):
+    (tmp_path / "set [1]").mkdir()
+    (tmp_path / "set [1]" / "train.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    with pytest.raises(ValueError, match=r"the `\[` in the name of the folder `.*set \[1\]` as a pattern: rename"):
+        open_rows(str(tmp_path / "set [1]"))
+    assert open_rows(str(tmp_path / "set [1]" / "train.jsonl"))["answer"][:] == ["b"]
+
+
+def test_a_folder_whose_name_ends_like_a_file_is_a_folder(tmp_path):
+    (tmp_path / "set.csv").mkdir()
+    (tmp_path / "set.csv" / "train.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    assert open_rows(str(tmp_path / "set.csv"))["answer"][:] == ["b"]
+
+
+@pytest.mark.parametrize("form", ["saved", "rows.parquet"])
+def test_rows_of_text_alone_have_no_seconds_in_any_form(tmp_path, form):
+    rows = Dataset.from_list([{"question": "a?", "answer": "b"}])
+    rows.save_to_disk(tmp_path / form) if form == "saved" else rows.to_parquet(tmp_path / form)
+    assert open_rows(str(tmp_path / form))["seconds"][:] == [0.0]
+
+
+WITH_SPLITS = {"saved_splits": {}, "jsonl_splits": {}, "parquet_splits": {}, "folder": FORMS["folder"]}
+
+
+@pytest.mark.parametrize("split", ["all", "train+test"])
+@pytest.mark.parametrize("form", WITH_SPLITS)
+def test_whole_splits_are_joined_in_tables_streams_and_one_by_one(data, form, split):
+    source = {"path": str(data / form), "split": split}
+    columns, texts = WITH_SPLITS[form], sorted([*TEXTS, TEXTS[0]])
+    opened = open_streams(source, columns=columns)
+    assert sorted(open_rows(source, columns)["text"][:]) == texts
+    assert sorted(row["text"] for row in opened.streams[EVERY_ROW]) == texts
+    assert sorted(row["text"] for _, row in each_row(source, columns)) == texts
+    assert sorted(row["text"] for row in LabelledRows(source, columns)) == texts
+    parts = open_parts(source, columns)
+    assert sorted(row.values["text"] for part in parts for row in part.read()) == texts
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in WITH_SPLITS])
+def test_all_splits_of_a_form_without_splits_are_its_rows(data, form):
+    source = {"path": str(data / form), "split": "all"}
+    assert open_rows(source, FORMS[form])["text"][:] == TEXTS
+    assert [row["text"] for row in open_streams(source, columns=FORMS[form]).streams[EVERY_ROW]] == TEXTS
+
+
+@pytest.mark.parametrize("form", WITH_SPLITS)
+def test_a_stream_refuses_a_part_of_a_split(data, form):
+    with pytest.raises(ValueError, match=r"`split` is 'train\[:1\]', but a stream has no parts of splits: name whole"):
+        open_streams({"path": str(data / form), "split": "train[:1]"}, columns=WITH_SPLITS[form])
 
 
 def test_several_splits_without_train_must_be_named(data, tmp_path):
@@ -522,6 +612,19 @@ def test_silence_is_right_where_the_text_is_empty(tmp_path):
     assert find_bad_clips(open_rows(str(tmp_path / "0.jsonl"))) == []
     (bad,) = find_bad_clips(open_rows(str(tmp_path / "1.jsonl")))
     assert bad.reason == 'Its loudest sample is 0, and its `text` is not "".'
+
+
+def test_the_kind_of_a_bad_clip_does_not_come_from_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "blasts, truncated NaN that is empty"
+    long = write_clip(folder / "long.wav", 3.0)
+    (folder / "text.wav").write_text("no audio at all")
+    (folder / "cut.wav").write_bytes(long.read_bytes()[:1000])
+    soundfile.write(folder / "nan.wav", np.full(8000, np.nan), RATE, subtype="FLOAT")
+    soundfile.write(folder / "empty.wav", np.zeros(0), RATE)
+    names = {"text.wav": "unreadable", "cut.wav": "truncated", "nan.wav": "not finite", "empty.wav": "empty"}
+    assert {name: read_clip(str(folder / name))[1][0] for name in names} == names
+    monkeypatch.setattr("soundwave_hf.processing.containers_soundwave.MAX_SECONDS", 2.0)  # of bytes
+    assert read_clip({"bytes": long.read_bytes(), "path": None})[1][0] == "too long"
 
 
 def test_bad_clips_are_refused_or_left_out_counted_and_listed(bad, capsys):

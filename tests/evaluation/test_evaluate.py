@@ -552,5 +552,5 @@ def test_data_are_not_overwritten_in_any_form_in_which_they_are_named(tmp_path, 
 
 
 def test_a_mapping_that_is_no_yaml_is_refused():
-    with pytest.raises(ValueError, match="`--data` has `{path: rows.csv`, which cannot be read as YAML"):
+    with pytest.raises(ValueError, match="A mapping of `--data` cannot be read as YAML: .* in line 1"):
         named_sources(["{path: rows.csv"])

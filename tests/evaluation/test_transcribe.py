@@ -230,7 +230,8 @@ def test_a_text_that_does_not_end_is_told_from_one_that_does(model_and_processor
     processor = model_and_processor[1]
     ids = torch.tensor([[5, 6, end], [5, 6, 7]])
     assert finished(model, processor, ids, {}) == [True, False]
-    assert finished(model, processor, ids, {"eos_token_id": [7, 8]}) == [False, True]
+    for ends in ([7, 8], (7, 8), torch.tensor([7, 8]), torch.tensor(7)):
+        assert finished(model, processor, ids, {"eos_token_id": ends}) == [False, True]
     assert finished(model, processor, ids[:, :0], {}) == [False, False]  # all of its words were left out
     stop = processor.batch_decode(ids)[1][-1]
     assert finished(model, processor, ids, {"stop_strings": [stop]}) == [True, True]

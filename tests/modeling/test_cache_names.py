@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soundwave_hf.modeling.generation_soundwave import CACHE, CACHE_NAMES
+from soundwave_hf.modeling.outputs_soundwave import CACHE, CACHE_NAMES
 from tests.tiny_models import AUDIO, make_clips, tiny_model
 
 

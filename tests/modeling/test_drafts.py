@@ -69,6 +69,13 @@ def answers(model, inputs, **options) -> tuple[list[list[int]], int]:
     return [[token for token in row if token != pad] for row in rows], len(counts)
 
 
+@pytest.mark.parametrize("ends", [[257], (257,), torch.tensor(257), torch.tensor([257, 256])], ids=repr)
+@pytest.mark.parametrize("options", [{"ctc_draft": "ctc"}, {"ctc_weight": 0.6}], ids=repr)
+def test_end_tokens_come_in_any_form_that_generate_takes(model, processor, ends, options):
+    inputs = ask(processor, 1.9)
+    assert answers(model, inputs, eos_token_id=ends, **options) == answers(model, inputs, **options)
+
+
 @pytest.mark.parametrize("weight", [None, 0.5, 0.95])
 def test_lossless_drafts_give_the_ids_of_greedy_decoding(model, processor, weight):
     for seconds in ([1.9], SECONDS):

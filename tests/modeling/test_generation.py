@@ -1062,6 +1062,12 @@ def test_marks_of_another_shape_are_refused_before_anything_else(marked, option)
         tiny_model().generate(**single_row(2), is_transcription=marked, **option, **GREEDY)
 
 
+@pytest.mark.parametrize("ends", [END, [END], (END, 3), torch.tensor(END), torch.tensor([END, 3])], ids=repr)
+def test_an_empty_answer_ends_by_the_first_of_end_tokens_in_any_form(ends):
+    inputs = {**silent_clips(single_row(2), [0]), "is_transcription": torch.tensor([True])}
+    assert new_ids(hearing_model(), inputs, eos_token_id=ends, pad_token_id=PAD).tolist() == [[END]]
+
+
 def test_marks_are_one_a_row_and_need_an_end_token():
     model = hearing_model()
     inputs = silent_clips(single_row(2), [0])

@@ -3,6 +3,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    DynamicCache,
     Trainer,
     TrainingArguments,
     WhisperForConditionalGeneration,
@@ -22,6 +24,7 @@ from soundwave_hf.modeling.backbones_soundwave import adapter_fields
 from soundwave_hf.modeling.ctc_soundwave import large_vocabulary_ctc
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveAudioOutput, first_of_run
 from soundwave_hf.modeling.no_speech_soundwave import may_be_word, may_be_words
+from soundwave_hf.modeling.positions_soundwave import PositionLimits
 from tests.tiny_models import (
     AUDIO,
     MEL_BINS,
@@ -1171,6 +1174,95 @@ def test_a_mask_of_another_shape_is_refused():
         tiny_model().get_audio_features(features, mask[:, :40])
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("input_features", (1, 8, 0)),
+        ("input_features", (1, 0, 80)),
+        ("input_features", (0, 8, 80)),
+        ("encoder_states", (1, 0, 12)),
+        ("encoder_states", (0, 40, 12)),
+    ],
+)
+@pytest.mark.parametrize("masked", [True, False])
+def test_clips_without_frames_and_batches_without_clips_are_refused(name, shape, masked):
+    model, clips = tiny_model(), {name: torch.zeros(shape)}
+    mask_name, frames = ("encoder_mask", shape[1]) if name == "encoder_states" else ("input_features_mask", shape[2])
+    if masked:
+        clips[mask_name] = torch.ones(shape[0], frames)
+    ids = torch.tensor([[3, AUDIO]])
+    for call in (
+        lambda: model(input_ids=ids, **clips),
+        lambda: model.generate(input_ids=ids, max_new_tokens=2, **clips),
+        lambda: model.get_audio_features(**clips),
+        lambda: ctc_model_of(model)(**clips),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"`{name}` has shape {re.escape(str(shape))}; .*, each 1 or more. Leave"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("rows", [[[0] * 20], [[0, 1] * 10]], ids=["no true frame", "gaps"])
+def test_a_mask_of_encoder_states_is_checked_as_that_of_features_is(rows):
+    states, mask = torch.zeros(1, 20, 12), torch.tensor(rows)
+    for call in (tiny_model().get_audio_features, ctc_model_of(tiny_model())):
+        with pytest.raises(ValueError, match="`encoder_mask` of clip 0 is not ones and then zeros: a clip needs at"):
+            call(encoder_states=states, encoder_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": [[3, 4]]}, "`input_ids` arrived as list; expected a tensor: .*`torch.as_tensor.input_ids.`"),
+        ({"input_ids": np.array([[3, 4]])}, "`input_ids` arrived as ndarray; expected a tensor"),
+        ({"input_ids": torch.tensor([3, 4])}, r"`input_ids` has shape \(2,\); expected .* write `input_ids\[None\]`"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, r"`input_ids` has shape \(1, 0\); .*each 1 or more"),
+        ({"input_ids": torch.zeros(0, 2, dtype=torch.long)}, r"`input_ids` has shape \(0, 2\); .*each 1 or more"),
+        ({"input_ids": torch.tensor([[3.0, 4.0]])}, "`input_ids` arrived as torch.float32; expected ids, as in"),
+        ({"attention_mask": [[1, 1]]}, "`attention_mask` arrived as list; expected a tensor"),
+        ({"attention_mask": np.ones((1, 2))}, "`attention_mask` arrived as ndarray; expected a tensor"),
+        ({"position_ids": [[0, 1]]}, "`position_ids` arrived as list; expected a tensor"),
+        ({"input_ids": None, "inputs_embeds": np.ones((1, 2, 16))}, "`inputs_embeds` arrived as ndarray"),
+        ({"input_ids": None, "inputs_embeds": torch.ones(1, 0, 16)}, r"`inputs_embeds` has shape \(1, 0, 16\)"),
+    ],
+)
+def test_a_prompt_that_is_no_tensor_of_its_shape_is_refused(change, message):
+    model = tiny_model()
+    inputs = {"input_ids": torch.tensor([[3, 4]]), **change}
+    for call in (model, model.model, lambda **given: model.generate(max_new_tokens=2, **given)):
+        with pytest.raises(ValueError, match=message):
+            call(**inputs)
+
+
+def test_negative_prompts_that_are_no_tensors_are_refused():
+    given = {"guidance_scale": 2.0, "negative_prompt_ids": [[3]], "max_new_tokens": 2}
+    with pytest.raises(ValueError, match="`negative_prompt_ids` arrived as list; expected a tensor"):
+        tiny_model().generate(torch.tensor([[3, 4]]), **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [[3, 4]]}, "`labels` arrived as list; expected a tensor"),
+        ({"labels": torch.tensor([3, 4])}, r"`labels` has shape \(2,\); expected \(batch, tokens\)"),
+        ({"ctc_labels": [[3]]}, "`ctc_labels` arrived as list; expected a tensor"),
+        ({"ctc_labels": torch.tensor([3])}, r"`ctc_labels` has shape \(1,\); .* write `ctc_labels\[None\]`"),
+        ({"ctc_labels": torch.tensor([[3.0]])}, "`ctc_labels` arrived as torch.float32; expected ids"),
+        ({"ctc_candidates": [3]}, "`ctc_candidates` arrived as list; expected a tensor"),
+        ({"ctc_mask": [True]}, "`ctc_mask` arrived as list; expected a tensor"),
+        ({"ctc_mask": torch.tensor([True, False])}, "`ctc_mask` has 2 rows for 1 clips: give one row for each"),
+    ],
+)
+def test_targets_that_are_no_tensors_of_their_shape_are_refused(change, message):
+    inputs = {"input_ids": torch.tensor([[3, AUDIO]]), "input_features": make_clips([80])[0]}
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**inputs, **{"ctc_labels": torch.tensor([[3]]), **change})
+    if "labels" not in change:
+        with pytest.raises(ValueError, match=message):
+            ctc_model_of(tiny_model())(inputs["input_features"], **{"labels": torch.tensor([[3]]), **change})
+
+
 def test_a_clip_without_a_true_frame_is_refused():
     features, mask = make_clips([80, 0])
     with pytest.raises(ValueError, match="`input_features_mask` of clip 1 is not ones and then zeros: a clip needs"):
@@ -1283,7 +1375,7 @@ def test_close_names_are_searched_once_for_each_unknown_argument_and_never_for_k
         searched.append(name)
         return []
 
-    monkeypatch.setattr("soundwave_hf.modeling.audio_model_soundwave.difflib.get_close_matches", search)
+    monkeypatch.setattr("soundwave_hf.modeling.inputs_soundwave.difflib.get_close_matches", search)
     for _ in range(2):
         model(**batch, ctc_labels=CTC_LABELS, num_ctc_clips=2, output_attentions=False)
     assert searched == []
@@ -1339,6 +1431,54 @@ def test_stage_one_gives_logits_on_request_alone(tied):
     )
     expected = (losses / 2).mean()
     torch.testing.assert_close(stage_one(features, mask, labels=targets).loss, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_stage_one_returns_states_and_attentions_of_the_encoder_on_request():
+    model, asked = tiny_model(), {"output_hidden_states": True, "output_attentions": True}
+    model.set_attn_implementation("eager")
+    clips = make_clips([80, 51])
+    expected, output = model.get_audio_features(*clips, **asked), ctc_model_of(model)(*clips, **asked)
+    for of_whole, of_stage_one in (
+        (expected.hidden_states, output.hidden_states),
+        (expected.attentions, output.attentions),
+    ):
+        assert len(of_whole) == len(of_stage_one)
+        assert all(map(torch.equal, of_whole, of_stage_one))
+    assert ctc_model_of(model)(*clips).hidden_states is None
+    assert ctc_model_of(model)(*make_clips([WINDOW + 2]), **asked).hidden_states is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"inputs_embeds": torch.ones(1, 2, 4)},
+        {"position_limits": PositionLimits(max_positions_per_second=3)},
+        {"use_cache": True},
+        {"past_key_values": DynamicCache()},
+        {"logits_to_keep": 1},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_stage_one_refuses_what_is_for_the_llm(given):
+    message = f"`{next(iter(given))}` was given, and `SoundwaveForCTC` has no LLM: leave it out, or load the whole"
+    with pytest.raises(ValueError, match=message):
+        ctc_model_of(tiny_model())(*make_clips([80]), **given)
+
+
+@torch.no_grad()
+def test_stage_one_takes_what_a_trainer_adds_and_what_asks_for_nothing():
+    stage_one, clips, labels = ctc_model_of(tiny_model()), make_clips([80, 51]), torch.tensor([[3, 4], [5, -100]])
+    expected = stage_one(*clips, labels=labels).loss
+    assert stage_one(*clips, labels=labels, num_items_in_batch=3, use_cache=False, shared_prefix=0).loss == expected
+
+
+@torch.no_grad()
+def test_stage_one_takes_all_that_the_processor_returns():
+    stage_one, (features, mask) = ctc_model_of(tiny_model()), make_clips([80])
+    prompt = {"input_ids": torch.tensor([[3, AUDIO]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    inputs = {"input_features": features, "input_features_mask": mask, "is_transcription": torch.tensor([True])}
+    assert torch.equal(stage_one(**inputs, **prompt).ctc_best, stage_one(features, mask).ctc_best)
 
 
 def test_plain_trainer_evaluates_stage_one_on_labels(tmp_path):

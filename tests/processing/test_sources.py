@@ -209,6 +209,8 @@ def test_a_path_that_is_no_file_says_what_it_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a file"):
         load("speech")  # its letters could be base64
     with pytest.raises(FileNotFoundError, match="is not a file"):
+        load("/data/" + 20 * "speech/" + "clip")  # and here there are enough of them
+    with pytest.raises(FileNotFoundError, match="is not a file"):
         load("file:///gone/clip.wav")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         load(tmp_path)
@@ -256,6 +258,14 @@ def test_base64_is_read_however_it_is_written(text):
     if not text.lower().startswith("data:"):
         np.testing.assert_array_equal(load({"type": "audio", "base64": text}), EXPECTED)
         np.testing.assert_array_equal(load({"data": text.encode(), "format": "wav"}), EXPECTED)
+
+
+@pytest.mark.parametrize("begin", [b"\xff\xfb\x90", b"\xff\xe3\x18", b"\xff\xf1\x50"], ids=["MP3", "MP3 8 kHz", "AAC"])
+def test_base64_of_raw_frames_begins_with_a_slash_and_is_no_path(begin):
+    content = begin + bytes(97)
+    text = base64.b64encode(content).decode()
+    assert text[0] == "/"
+    assert open_source(text, "clip").getvalue() == content
 
 
 def test_base64_that_is_none_is_refused():

@@ -1,5 +1,6 @@
 """What the CTC head learns to write of a transcript, policy by policy."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -9,9 +10,9 @@ import pytest
 from transformers import AutoConfig, WhisperFeatureExtractor
 
 from soundwave_hf import SoundwaveCollator, SoundwaveProcessor
+from soundwave_hf.modeling import ctc_text_soundwave, folders_soundwave, spacing_soundwave, spelled_soundwave
 from soundwave_hf.modeling.ctc_text_soundwave import CTC_FORMS, ctc_form
-from soundwave_hf.modeling.spacing_soundwave import UNSPACED
-from soundwave_hf.processing import spelling_soundwave, text_soundwave
+from soundwave_hf.processing import llm_tokenizer_soundwave, spelling_soundwave, text_soundwave
 from soundwave_hf.processing.text_soundwave import CTC_TEXTS, ctc_target, normalize_text
 from soundwave_hf.training.collator import ctc_text
 from tests.tiny import tiny_processor, tiny_tokenizer
@@ -268,7 +269,7 @@ def test_the_models_config_knows_the_same_policies():
 @pytest.mark.parametrize("form", CTC_FORMS)
 def test_the_bridge_of_the_model_has_the_same_forms(text, form):
     assert ctc_form(text, form) == ctc_target(text, form)
-    assert text_soundwave.UNSPACED == UNSPACED
+    assert text_soundwave.UNSPACED == spacing_soundwave.UNSPACED
 
 
 # ---- in the processor ----
@@ -328,3 +329,13 @@ def test_candidates_have_the_number_words_of_the_rows_language():
     collator.set_negatives([("a 5", "de")], negatives=0)
     expected = processor.tokenizer(" a fünf", add_special_tokens=False).input_ids
     assert collator.spoken_ids.tolist() == sorted(set(expected))
+
+
+def test_what_the_uploaded_files_of_model_and_processor_both_hold_is_the_same():
+    assert ctc_text_soundwave.word_pattern().pattern == text_soundwave.word_pattern().pattern
+    assert ctc_text_soundwave.UNSEEN == text_soundwave.UNSEEN
+    assert spelled_soundwave.NUMBER.pattern == spelling_soundwave.ENGLISH.pattern
+    assert spelled_soundwave.MOST_DIGITS == spelling_soundwave.MOST_DIGITS
+    for name in ("_package_backbones", "local_backbone"):
+        found = [inspect.getsource(getattr(module, name)) for module in (folders_soundwave, llm_tokenizer_soundwave)]
+        assert found[0] == found[1]

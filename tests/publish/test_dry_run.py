@@ -17,7 +17,8 @@ from soundwave_hf import cli, push_model
 from soundwave_hf.modeling.folders_soundwave import model_digest
 from soundwave_hf.publish import files
 from soundwave_hf.publish.card import READERS_NEED
-from soundwave_hf.publish.files import INDEX, read_model, tensor_sizes
+from soundwave_hf.publish.files import INDEX, read_model
+from soundwave_hf.published_files import list_tensors
 from tests.publish.conftest import SCORES
 
 
@@ -113,8 +114,8 @@ def test_a_whole_model_is_written_in_shards_of_the_given_size(made, tmp_path):
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in before.values())
     for shard in shards:
-        sizes = tensor_sizes(out / shard)
-        assert sum(sizes.values()) <= 20_000 or len(sizes) == 1
+        sizes = [tensor.num_bytes for tensor in list_tensors(out / shard).values()]
+        assert sum(sizes) <= 20_000 or len(sizes) == 1
     # Small enough shards are pushed as they are.
     push_model(out, "me/again", dry_run=tmp_path / "again")
     assert {path.name for path in (tmp_path / "again").glob("model-*")} == set(shards)
@@ -193,7 +194,7 @@ def test_a_shard_that_is_missing_is_named(made, tmp_path, capsys):
 
 def test_a_shard_without_a_weight_of_the_index_is_refused(made, tmp_path, capsys):
     push_model(made / "whole", "me/whole", dry_run=tmp_path / "sharded", max_shard_size="20KB")
-    shard = max((tmp_path / "sharded").glob("model-*"), key=lambda path: len(tensor_sizes(path)))
+    shard = max((tmp_path / "sharded").glob("model-*"), key=lambda path: len(list_tensors(path)))
     weights = load_file(shard)
     lost = sorted(weights)[0]
     save_file({name: value for name, value in weights.items() if name != lost}, shard)
@@ -204,7 +205,7 @@ def test_a_file_of_weights_that_breaks_off_is_refused(folder, tmp_path, capsys):
     whole = folder("whole")
     path = whole / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert "is broken (" in refused(whole, tmp_path, capsys)
+    assert "model.safetensors` cannot be read (" in refused(whole, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(

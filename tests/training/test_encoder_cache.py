@@ -142,6 +142,18 @@ def test_a_fill_that_was_cut_off_goes_on(model, rows, collator, tmp_path, monkey
     assert len(names) == len(set(names)) == len(rows)
 
 
+def test_a_broken_shard_is_named_and_its_clips_are_encoded_again_without_it(model, rows, collator, tmp_path):
+    cache = EncoderCache(tmp_path)
+    cache.fill(model, collator(cache), rows[:2])
+    (shard,) = cache.folder.iterdir()
+    shard.write_bytes(shard.read_bytes()[:20])
+    with pytest.raises(ValueError, match=f"{shard.name}` is broken .*: remove it; its clips are encoded again"):
+        cache.open(model.audio_tower)
+    shard.unlink()
+    cache.fill(model, collator(cache), rows[:2])
+    assert [path.name for path in cache.folder.iterdir()] == [shard.name]
+
+
 def test_another_encoder_has_another_folder(model, rows, collator, tmp_path):
     cache = EncoderCache(tmp_path)
     cache.fill(model, collator(cache), rows[:2])

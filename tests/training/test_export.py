@@ -8,22 +8,23 @@ from safetensors.torch import load_file, save_file
 
 from soundwave_hf import SoundwaveForConditionalGeneration, train
 from soundwave_hf.modeling.backbones_soundwave import adapter_fields
+from soundwave_hf.modeling.folders_soundwave import LORA_WEIGHTS
 from soundwave_hf.publish.runs import read_runs
-from soundwave_hf.training.export import WEIGHTS, export_adapter
+from soundwave_hf.training.export import export_adapter
 
 
 @pytest.mark.parametrize("stage", ["shrink", "instruct"])
 def test_an_exported_run_is_its_weights_in_half_precision(chain, tmp_path, stage):
     folder = export_adapter(chain[stage].folder, tmp_path / "shipped")
     assert {path.name for path in folder.iterdir()} == {
-        WEIGHTS,
+        LORA_WEIGHTS,
         "adapter_config.json",
         "config.json",
         "processor_config.json",
         "training_runs.json",
     }
-    trained = load_file(chain[stage].folder / WEIGHTS)
-    shipped = load_file(folder / WEIGHTS)
+    trained = load_file(chain[stage].folder / LORA_WEIGHTS)
+    shipped = load_file(folder / LORA_WEIGHTS)
     assert shipped.keys() == trained.keys()
     for name, weight in shipped.items():
         whole = not trained[name].is_floating_point()  # the config's fields, kept among the weights
@@ -96,7 +97,7 @@ def test_a_weight_without_a_finite_half_is_refused(chain, tmp_path, value):
     run.mkdir()
     for name in ("adapter_config.json", "config.json", "processor_config.json"):
         (run / name).write_text("{}")
-    save_file({"layer.weight": torch.tensor([1.0, value])}, run / WEIGHTS)
+    save_file({"layer.weight": torch.tensor([1.0, value])}, run / LORA_WEIGHTS)
     with pytest.raises(ValueError, match="`layer.weight` in .*run` has no finite float16 value"):
         export_adapter(run, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
@@ -153,10 +154,10 @@ def test_the_card_of_shipped_weights_knows_the_runs_and_their_data(chain, tmp_pa
 
 def test_an_export_changes_neither_its_run_nor_mixes_two_models(chain, tmp_path):
     run = shutil.copytree(chain["shrink"].folder, tmp_path / "run")
-    before = (run / WEIGHTS).read_bytes()
+    before = (run / LORA_WEIGHTS).read_bytes()
     with pytest.raises(FileExistsError, match="is the run itself: name another folder"):
         export_adapter(run, tmp_path / "somewhere" / ".." / "run")
-    assert (run / WEIGHTS).read_bytes() == before
+    assert (run / LORA_WEIGHTS).read_bytes() == before
     (run / "generation_config.json").write_text('{"ctc_weight": 0.5}')
     folder = export_adapter(run, tmp_path / "shipped")
     export_adapter(run, folder)  # the same model again

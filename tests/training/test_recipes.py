@@ -382,7 +382,7 @@ def test_a_key_that_is_written_twice_is_refused(tmp_path, lines, key, line):
 
 def test_merged_lines_may_be_merged_again():
     text = "m:\n  a: &a {x: 1}\n  b: &b {<<: *a, x: 2}\ne: {<<: *b}\n"
-    assert read_yaml(text) == {"m": {"a": {"x": 1}, "b": {"x": 2}}, "e": {"x": 2}}
+    assert read_yaml(text, "the text") == {"m": {"a": {"x": 1}, "b": {"x": 2}}, "e": {"x": 2}}
 
 
 def test_lines_of_another_mapping_may_be_merged_and_replaced(write):

@@ -210,6 +210,27 @@ def test_the_folder_of_an_earlier_version_is_compared_by_its_recipe(again, capsy
     assert contents(again.folder) == held
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stage: [align\nseed: 1\n", "cannot be read as YAML: .* in line 2"),
+        ("- align\n", "it holds no keys and values"),
+    ],
+)
+def test_a_damaged_recipe_of_an_earlier_version_is_named(again, text, message):
+    as_of_an_earlier_version(again.folder)
+    (again.folder / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"recipe.yaml` is the recipe of .* cannot be compared: .*{message}. Name a"):
+        again()
+
+
+@pytest.mark.parametrize("text", ["", '{"origins": {}', "[]", '{"origins": {}}'])
+def test_a_damaged_record_is_named(again, text):
+    (again.folder / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json` .*: restore it, or name a new folder as `output_dir`"):
+        again()
+
+
 def test_the_gain_of_an_earlier_version_was_that_of_every_clip(again, capsys):
     old = {name: share for name, share in EVERY_AUGMENTATION.items() if name != "gain"}
     as_of_an_earlier_version(again.folder, augment=old)

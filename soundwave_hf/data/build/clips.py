@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -86,9 +85,4 @@ def flac_bytes(clip: Mapping) -> bytes:
     return buffer.getvalue()
 
 
-def write_flac(path: Path, clip: Mapping):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(flac_bytes(clip))
-
-
-__all__ = ["RATE", "active_level", "as_clip", "at_level", "flac_bytes", "join", "samples_of", "write_flac"]
+__all__ = ["RATE", "active_level", "as_clip", "at_level", "flac_bytes", "join", "samples_of"]

@@ -1,19 +1,19 @@
 """Rows with all their columns, labels too: what builders read. Training reads only the columns of `rows.COLUMNS`."""
 
 import difflib
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 
-import datasets
 from datasets import Dataset
 
+from ..lengths import file_key
 from ..locate import OWN_KINDS, Found, find, list_sources, splits_of
 from ..named_rows import (
     library_rows,
     own_rows,
+    ranges_of,
     refuse_unseen,
     renamed,
     with_constant_columns,
@@ -114,16 +114,14 @@ def _of_splits(found: Found, labels: Mapping):
     whole = {name: _own_rows_of(Found(found.source, found.kind, by_split[name]), labels) for name in wanted}
     if found.split in whole:
         return whole[found.split]
-    sizes = {name: len(rows) for name, rows in whole.items()}
-    parts = datasets.ReadInstruction.from_spec(found.split).to_absolute(sizes)
-    numbers = [(part.splitname, range(*slice(part.from_, part.to).indices(sizes[part.splitname]))) for part in parts]
-    return [whole[name][number] for name, of_part in numbers for number in of_part]
+    parts = ranges_of(found.split, {name: len(rows) for name, rows in whole.items()})
+    return [whole[name][number] for name, numbers in parts for number in numbers]
 
 
 def _own_rows_of(found: Found, labels: Mapping):
     if found.kind == "webdataset":  # cached on disk, because its rows hold their clips
         # Part of the library's cache key: a changed tar of the same name is read again.
-        states = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in found.files]
+        states = [file_key(file) for file in found.files]
         return Dataset.from_generator(_tar_rows, gen_kwargs={"found": found, "labels": labels, "states": states})
     seen: set[str] = set()
     rows = list(_own_rows(found, labels, seen))

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
-from ...keys import read_yaml, refuse_unknown
+from ...keys import read_yaml_file, refuse_unknown
 from ...paths import expand_path
 from .steps import STEPS, Step
 
@@ -70,10 +68,7 @@ def read_build_recipe(recipe: str | os.PathLike | Mapping, folder: Path) -> Buil
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe `{path}` (current folder: {os.getcwd()}).")
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` cannot be read as YAML: {error}") from error
+    values = read_yaml_file(path)
     if not isinstance(values, dict):
         raise ValueError(f"`{path}` holds {values!r}; expected keys and values, with a list of `steps`.")
     return values

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ... import __version__
 from ...atomic import atomic_file, refuse_file_name, refuse_used
+from ...json_files import read_json_object
 from ..card import CardFacts, write_card
 from ..locate import digest_source, list_sources
 from ..prepared import BUILT
@@ -73,7 +74,7 @@ def _claim(folder: Path, plan: BuildRecipe):
         with atomic_file(path) as part:
             part.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str), encoding="utf-8")
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_json_object(path, "name a new folder")
     record = json.loads(json.dumps(record, default=str))
     changed = ["recipe"] if known.get("recipe") != record["recipe"] else []
     changed += ["data"] if _values(known.get("data", {})) != _values(record["data"]) else []
@@ -114,7 +115,8 @@ def _build_step(plan: BuildRecipe, step: Step, folder: Path, processes: int) -> 
     with tqdm(total=count, initial=count - len(lacking), desc=step.name, unit="shard", disable=count < 2) as bar:
         for _ in _shards(plan, step, writer, lacking, processes):
             bar.update()
-    markers = [json.loads(writer.marker(shard).read_text(encoding="utf-8")) for shard in range(count)]
+    advice = "remove it: its rows are made again"
+    markers = [read_json_object(writer.marker(shard), advice, ("rows", "skipped")) for shard in range(count)]
     built = Built(step.name, sum(m["rows"] for m in markers), [skip for m in markers for skip in m["skipped"]])
     if not built.rows:
         for shard in range(count):

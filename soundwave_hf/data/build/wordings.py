@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from ...keys import read_yaml
+from ...keys import read_yaml_file
 from .draws import NotBuilt
 from .grounding import fold
 
@@ -49,10 +47,7 @@ def read_wordings(task: str, needed: tuple[str, ...] = (), folder: Path = FOLDER
         missing or unknown; `FileNotFoundError`.
     """
     path = folder / f"{task}.yaml"
-    try:
-        given = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` cannot be read as YAML: {error}") from error
+    given = read_yaml_file(path)
     if not isinstance(given, dict) or set(given) - set(KEYS) or "wordings" not in given:
         raise ValueError(f"`{path}` holds {sorted(given) if isinstance(given, dict) else given!r}; expected {KEYS}.")
     lists = {key: _texts(given.get(key, []), f"`{key}` of `{path}`") for key in KEYS}
@@ -100,7 +95,7 @@ def fill(text: str, values: dict[str, str], name: str) -> str:
 def choice_lines(folder: Path = FOLDER) -> tuple[str, ...]:
     """How options are introduced; each has `{options}`."""
     path = folder / "choices.yaml"
-    lines = _texts(read_yaml(path.read_text(encoding="utf-8")), f"`{path}`")
+    lines = _texts(read_yaml_file(path), f"`{path}`")
     for line in lines:
         _check_placeholders(line, {"options"}, {"options"}, path)
     return tuple(lines)

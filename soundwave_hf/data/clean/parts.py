@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
-from datasets import Audio, Features, List, Value
+from datasets import Audio, ClassLabel, Features, List, Value
 
 from ..cuts import Cutter
 from ..each_row import is_segment
@@ -160,6 +160,12 @@ class Columns:
                 each = [change(item) for item in value] if isinstance(value, list | tuple) else [change(value)]
                 values[name] = each if self.many else each[0]
         return values
+
+    def with_label_names(self, row: Mapping) -> dict:
+        """A row with names in place of the numbers of labels."""
+        kinds = {name: kind for name, kind in self.others.items() if isinstance(kind, ClassLabel)}
+        labels = {name: kind for name, kind in kinds.items() if row.get(name) in range(kind.num_classes)}
+        return {**row, **{name: kind.int2str(row[name]) for name, kind in labels.items()}}
 
     def left_out(self, row: Mapping) -> list[str]:
         """Names of the row's columns that the shards do not have."""

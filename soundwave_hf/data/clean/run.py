@@ -27,9 +27,10 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ...atomic import atomic_file, refuse_file_name, refuse_used
+from ...json_files import read_json_object
 from ...paths import one_or_more
 from ..locate import digest_source, list_sources
-from ..prepared import REPORT
+from ..prepared import REPORT, read_report
 from ..readers import KINDS
 from .decide import decide
 from .duplicates import Comparisons
@@ -144,7 +145,7 @@ def _read_shard(folder: Path) -> dict:
     """
     if not (folder / RUN).exists():
         raise FileNotFoundError(f"`{folder}` holds no shard: give folders that `data clean --shard i/n` wrote.")
-    identity = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    identity = read_json_object(folder / RUN, "clean this shard again in a new folder", needed=("shard", "settings"))
     if identity["shard"] is None:
         raise ValueError(f"`{folder}` holds a whole run, not a shard: there is nothing to merge.")
     if not (folder / WORK / COMPLETE).exists():
@@ -327,13 +328,13 @@ def _finished(out: Path, identity: Mapping) -> dict | None:
     if not (out / RUN).exists():
         refuse_used(out)
         return None
-    before = json.loads((out / RUN).read_text(encoding="utf-8"))
+    before = read_json_object(out / RUN, "name a new folder")
     if (what := _difference(before, identity)) is not None:
         raise FileExistsError(f"`{out}` holds a run with {what}: name a new folder, or remove it.")
     if not (out / REPORT).exists():
         return None
     shutil.rmtree(out / WORK, ignore_errors=True)
-    return json.loads((out / REPORT).read_text(encoding="utf-8"))
+    return read_report(out)
 
 
 def _difference(one: Mapping, other: Mapping) -> str | None:

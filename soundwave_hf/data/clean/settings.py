@@ -6,9 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
-from ...keys import read_yaml
+from ...keys import read_yaml_file
 from ...paths import expand_path
 from .duplicates import COMPARISONS, Comparison, Comparisons
 from .filter import Filter
@@ -64,10 +62,7 @@ def _read(settings) -> tuple[Mapping, str]:
     where = f"`{path}`"
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {where} with the settings of the filters.")
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where} cannot be read as YAML: {error}") from error
+    values = read_yaml_file(path)
     if values is None:
         return {}, where
     if not isinstance(values, Mapping):

@@ -71,7 +71,7 @@ def judge_block(block: Block, judge: Judge, columns: Columns, folder: Path):
 
 
 def _line(row: Row, verdict: Verdict, columns: Columns) -> dict:
-    listing = json.dumps(without_bytes(row.values), ensure_ascii=False, default=str)
+    listing = json.dumps(without_bytes(columns.with_label_names(row.values)), ensure_ascii=False, default=str)
     line = {**asdict(verdict), "listing": listing, "left_out": columns.left_out(row.values)}
     return line | {"values": json.dumps(verdict.values, ensure_ascii=False)}
 
