@@ -615,6 +615,9 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     """Stages I and II: CTC over the LLM's vocabulary, alone or beside the next-token loss (paper section 3).
 
     Both losses are means over the whole accumulated batch of all processes: next-token over labels, CTC over clips.
+    For another loss, override `compute_loss` in a class of your own: return a mean over the batch, add one to what
+    `super().compute_loss` returns, or set `loss_is_scaled_for_ga = True` if yours is a part of the accumulated mean.
+    Evaluations report the model's own losses.
 
     Saved are adapter, head and what else trained (Stage I), the whole model, or what PEFT saves; see `saved_form`.
 
@@ -647,7 +650,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     ```
     """
 
-    loss_is_scaled_for_ga = True
+    # So that a `compute_loss` of your own may return a mean over its batch, and may add one to ours.
+    loss_is_scaled_for_ga = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -702,8 +706,10 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         self._add("ctc_loss", 0.0 if output.ctc_loss is None else output.ctc_loss, batches * self._has_ctc)
         if "ctc_labels" in inputs:
             self._add("targets_per_frame", inputs["ctc_labels"].ne(-100).sum(), output.num_frames.sum())
-        # Data parallel training averages the gradients of the processes; each holds its part of one mean.
-        loss = output.loss * self.accelerator.num_processes
+        # Data parallel training averages the gradients of the processes; each holds its part of one mean. So does each
+        # batch of a step, by whose number `Trainer` then divides.
+        parts = 1 if self.loss_is_scaled_for_ga else self.current_gradient_accumulation_steps
+        loss = output.loss * self.accelerator.num_processes * parts
         return (loss, output) if return_outputs else loss
 
     def _save_trained(self, folder, state_dict):

@@ -154,6 +154,33 @@ def test_the_librarys_trainer_takes_the_steps_of_ours_without_an_llm(workspace, 
     assert_same_steps(plain, ours)
 
 
+class OneMoreTerm(SoundwaveTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        return loss + sum(weight.square().mean() for weight in model.parameters() if weight.requires_grad)
+
+
+class OwnMean(SoundwaveTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs).loss
+
+
+class OwnPart(SoundwaveTrainer):
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch) / 2
+
+
+@pytest.mark.parametrize("kind", [SoundwaveTrainer, OneMoreTerm, OwnMean, OwnPart])
+def test_a_class_with_its_own_loss_takes_the_same_steps_in_one_part_and_in_four(workspace, rows, tmp_path, kind):
+    whole, parts = (
+        run(workspace, rows, tmp_path, kind, make_model(workspace, False, SoundwaveForCTC), ("ctc",), parts)
+        for parts in (1, 4)
+    )
+    assert_same_steps(parts, whole)
+
+
 def test_what_the_librarys_trainer_saves_is_a_whole_model(workspace, rows, tmp_path):
     trainer = run(workspace, rows, tmp_path, Trainer, make_model(workspace, lora=False), ("ce", "ctc"))
     trainer.save_model(tmp_path / "saved")
