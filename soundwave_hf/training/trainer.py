@@ -48,8 +48,10 @@ from .saving import (
     base_of,
     has_own_adapter,
     load_own_adapter,
+    names_its_base,
     names_of_stage_one,
     refuse_lost_weights,
+    refuse_other_adapters,
     saved_form,
 )
 from .stages import Stage, check_trainable
@@ -305,6 +307,7 @@ class SoundwaveTrainerMixin:
         if not self.args.should_save:  # with sharded parameters, `Trainer` calls this in all processes
             return
         destination = output_dir or self.args.output_dir
+        refuse_other_adapters(self.model)
         self._refuse_other_kind(destination)
         with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
@@ -335,8 +338,8 @@ class SoundwaveTrainerMixin:
         return base_of(self.model)
 
     def _card(self) -> str:
-        form = saved_form(self.model)
-        return self.card.text(self._base.config, self.state.log_history, "lora" if form == "peft" else form)
+        kind = "lora" if names_its_base(self.model) else saved_form(self.model)
+        return self.card.text(self._base.config, self.state.log_history, kind)
 
     def create_model_card(self, *args, **kwargs):
         """Write this package's card to the output folder; TRL asks for one at each save."""

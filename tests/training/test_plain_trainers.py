@@ -310,6 +310,32 @@ def test_a_lora_that_trl_adds_is_saved_for_the_whole_checkpoint(workspace, merge
     torch.testing.assert_close(logits_of(workspace, loaded), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("modules", [None, ["alignment_adapter"]], ids=["lora", "a part of the adapters"])
+def test_a_card_says_how_to_load_what_names_no_model(workspace, rows, tmp_path, modules):
+    model = get_peft_model(make_model(workspace, lora=False), LoraConfig(**LORA, modules_to_save=modules))
+    processor = workspace.processor()
+    trainer = run(workspace, rows, tmp_path, SoundwaveTrainer, model, ("ce",), processing_class=processor)
+    trainer.save_model()
+    (lines,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    names = {"given": make_model(workspace, lora=False), "place": str(tmp_path)}
+    exec(lines.replace("folder = ...", "folder = place").replace("model = ...", "model = given"), names)
+    expected = logits_of(workspace, trainer.model)
+    torch.testing.assert_close(logits_of(workspace, names["model"]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["speech"], ["default", "two"]])
+def test_an_adapter_that_loading_would_not_find_is_refused_before_the_first_step(workspace, rows, tmp_path, names):
+    model = get_peft_model(make_model(workspace, lora=False), LoraConfig(**LORA), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, LoraConfig(**LORA))
+    model.set_adapter(names[-1])
+    with pytest.raises(ValueError, match=re.escape(f"PEFT's adapters {names}, and of a saved folder only one called `default`")):
+        run(workspace, rows, tmp_path, SoundwaveTrainer, model, ("ce",))
+    trainer = trainer_of(workspace, tmp_path / "saved", SoundwaveTrainer, model, 1)
+    with pytest.raises(ValueError, match="only one called `default` is loaded"):
+        trainer.save_model()
+
+
 @pytest.mark.parametrize("form", ["add_adapter", "get_peft_model"])
 def test_weights_that_peft_would_not_save_are_refused_before_the_first_step(workspace, merged, tmp_path, form):
     model = form_of(merged, form)
