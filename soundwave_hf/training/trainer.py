@@ -182,6 +182,11 @@ class SoundwaveTrainerMixin:
         super().__init__(*args, **kwargs)
         # Dispatching cuts batches of a stream by their first dimension, and tensors of a batch differ in it.
         self.accelerator.dataloader_config.dispatch_batches = False
+        if self.args.dataloader_persistent_workers:
+            raise ValueError(
+                "`dataloader_persistent_workers` is True, and workers that outlive an epoch would repeat its "
+                "augmentation: leave it out."
+            )
         self._refuse_other_processor()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)

@@ -329,7 +329,7 @@ def test_an_adapter_that_loading_would_not_find_is_refused_before_the_first_step
     for name in names[1:]:
         model.add_adapter(name, LoraConfig(**LORA))
     model.set_adapter(names[-1])
-    with pytest.raises(ValueError, match=re.escape(f"PEFT's adapters {names}, and of a saved folder only one called `default`")):
+    with pytest.raises(ValueError, match=re.escape(f"PEFT's adapters {names}, and of a saved folder only one called")):
         run(workspace, rows, tmp_path, SoundwaveTrainer, model, ("ce",))
     trainer = trainer_of(workspace, tmp_path / "saved", SoundwaveTrainer, model, 1)
     with pytest.raises(ValueError, match="only one called `default` is loaded"):
@@ -546,6 +546,14 @@ def test_another_loss_is_refused(workspace, rows, tmp_path, arguments, more, mes
             data_collator=SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",)),
             **more,
         )
+
+
+@pytest.mark.parametrize("arguments_class", [SoundwaveTrainingArguments, TrainingArguments])
+def test_workers_that_would_repeat_the_augmentation_of_an_epoch_are_refused(workspace, tmp_path, arguments_class):
+    arguments = fast(tmp_path, arguments_class, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    collator = SoundwaveDataCollator(workspace.processor(), losses=("ce",))
+    with pytest.raises(ValueError, match="workers that outlive an epoch would repeat its augmentation: leave it out"):
+        SoundwaveTrainer(make_model(workspace, lora=True), arguments, collator, plain_dataset(workspace))
 
 
 def test_a_mean_over_the_tokens_of_one_of_several_processes_is_refused(workspace, rows, tmp_path, monkeypatch):
