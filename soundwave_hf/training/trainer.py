@@ -12,12 +12,13 @@ from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from datasets import Dataset
 from datasets import IterableDataset as Stream
+from datasets.distributed import split_dataset_by_node
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file, atomic_files
@@ -40,6 +41,7 @@ from .mixture import (
     Mixture,
     MixtureBatchSampler,
     MixtureStream,
+    RepeatedStream,
     StreamBatchSampler,
     number_tasks,
 )
@@ -122,10 +124,21 @@ class EpochCallback(TrainerCallback):
 
 
 def trainable(rows):
-    """A data set of `datasets`, or a dict of several, with clips undecoded, for the collator; others as they are."""
+    """A data set of `datasets`, or a dict of several, as the collator takes it; others as they are.
+
+    Clips stay encoded, and values are Python's, also if the data set has the format of an array library.
+    """
     if isinstance(rows, dict):
         return {name: trainable(each) for name, each in rows.items()}
-    return undecoded(rows) if isinstance(rows, Dataset | Stream) else rows
+    if isinstance(rows, Stream):
+        return undecoded(rows.with_format(None))
+    if not isinstance(rows, Dataset):
+        return rows
+    given = rows.format
+    if given["type"] not in (None, "custom"):  # the second is a transform, which makes the rows
+        columns = {name: given[name] for name in ("columns", "output_all_columns")}
+        rows = rows.with_format(None, **columns)
+    return undecoded(rows)
 
 
 class WholeStream(IterableDataset):
@@ -148,8 +161,9 @@ class SoundwaveTrainerMixin:
 
     `train_dataset` is any `Dataset` or `IterableDataset` with the collator's columns. For batches of similar length
     (`train_sampling_strategy="group_by_length"`) and for a mixture, lengths come from the column `seconds`, or else
-    from the headers of the clips. It may also be a `MixtureStream`, for a run of `max_steps`. A checkpoint then holds
-    the positions in each process's streams, and a resumed run continues there.
+    from the headers of the clips. A stream without a length is read again and again, for a run of `max_steps`; a
+    resumed run reads it from the start and skips what it has had. It may also be a `MixtureStream`. A checkpoint then
+    holds the positions in each process's streams, and a resumed run continues there.
 
     Args:
         stage (`Stage`, *optional*): if given, exactly its parameters must train.
@@ -410,6 +424,8 @@ class SoundwaveTrainerMixin:
             # Each process has its part of the streams already: `prepare` would split them again.
             return DataLoaderShard(GivenRows(), device=args.device, batch_sampler=self.stream_sampler, **options)
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
+            if isinstance(rows, IterableDataset | Stream) and not has_length(rows):
+                return self._stream_dataloader(options)
             return self._plain_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
         if not hasattr(rows, "__len__"):
             given = {"train_sampling_strategy": grouped, "mixture": self.mixture is not None}
@@ -432,6 +448,16 @@ class SoundwaveTrainerMixin:
         return self.accelerator.prepare(
             DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
         )
+
+    def _stream_dataloader(self, options: dict):
+        """Batches of a stream without a length, which is read again and again."""
+        rows, args = self.train_dataset, self.args
+        options = {**options, "batch_size": self._train_batch_size}
+        mark = hasattr(self.data_collator, "epoch")
+        if not isinstance(rows, Stream):
+            return self.accelerator.prepare(DataLoader(RepeatedStream(rows, mark), **options))
+        rows = split_dataset_by_node(rows, args.process_index, args.world_size)
+        return DataLoaderShard(RepeatedStream(rows, mark), device=args.device, **options)
 
     def _plain_dataloader(self):
         """The loader of `Trainer`, with our collator for training."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -14,12 +14,13 @@ from trl import SFTConfig, SFTTrainer
 
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
+from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.mixture import Mixture
 from soundwave_hf.training.run import read_rows
 from soundwave_hf.training.sft import SoundwaveSFTConfig, SoundwaveSFTTrainer
 from soundwave_hf.training.stages import ADAPTERS
-from soundwave_hf.training.trainer import SoundwaveTrainer
+from soundwave_hf.training.trainer import SoundwaveTrainer, trainable
 from tests.training.workspace import Workspace, everything_in, train, without_dropout
 
 
@@ -445,6 +446,22 @@ def test_our_trainer_takes_a_plain_dataset(workspace, tmp_path, order):
     assert rows.features["audio"].decode  # the caller's own is left as it was
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["at hand", "streamed"])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_the_format_of_a_data_set_changes_no_row(workspace, kind, streamed):
+    rows = Dataset.from_list([{"audio": "a.wav", "text": ["Yes.", None], "seconds": 2.5, "row": 3, "answer": "No."}])
+    shown = rows.to_iterable_dataset().with_format(kind) if streamed else rows.with_format(kind)
+    (row,) = trainable(shown)
+    assert row == rows[0] and type(row["seconds"]) is float and type(row["text"]) is list
+
+
+def test_columns_that_a_format_hides_stay_hidden():
+    rows = Dataset.from_list([{"audio": "a.wav", "text": "Yes.", "answer": "No."}])
+    assert list(trainable(rows.with_format("torch", columns=["audio", "text"]))[0]) == ["audio", "text"]
+    transformed = rows.with_transform(lambda batch: {"text": [text.upper() for text in batch["text"]]})
+    assert trainable(transformed)[0] == {"text": "YES."}
+
+
 @pytest.mark.parametrize("sft", [False, True], ids=["SoundwaveTrainer", "SoundwaveSFTTrainer"])
 def test_our_trainers_take_a_plain_stream(workspace, tmp_path, sft):
     rows = plain_dataset(workspace)
@@ -459,6 +476,66 @@ def test_our_trainers_take_a_plain_stream(workspace, tmp_path, sft):
     )
     trainer.train()
     assert len(logged(trainer)) == 2
+
+
+NOISY = Augmentation(noise=1.0, speed=0.1)
+
+
+def align_on(workspace: Workspace, folder, rows, resume=None, negatives=None, augmentation=NOISY, **options):
+    """Stage I on clips with noise, in their order, with a checkpoint after each step. Returns the trainer."""
+    collator = SoundwaveDataCollator(workspace.processor(), losses=("ctc",), augmentation=augmentation)
+    if negatives is not None:
+        collator.set_negatives(["Yes."], negatives)
+    arguments = fast(folder, train_sampling_strategy="sequential", learning_rate=1e-2, max_grad_norm=0.0, **options)
+    arguments.save_strategy, arguments.save_steps = "steps", 1
+    model = make_model(workspace, lora=False, model_class=SoundwaveForCTC)
+    trainer = SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+class Passes(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("kind", ["datasets", "torch", "a worker"])
+def test_each_pass_of_a_stream_is_an_epoch_of_the_same_rows_at_hand(workspace, tmp_path, kind):
+    """Eight rows, four a step: the augmentation and the candidates of the CTC are those of three epochs."""
+    rows = plain_dataset(workspace)
+    stream = Passes(list(trainable(rows))) if kind == "torch" else rows.to_iterable_dataset()
+    workers = {"dataloader_num_workers": 1} if kind == "a worker" else {}
+    at_hand = align_on(workspace, tmp_path / "rows", rows, negatives=5, max_steps=6)
+    streamed = align_on(workspace, tmp_path / "stream", stream, negatives=5, max_steps=6, **workers)
+    assert logged(streamed) == pytest.approx(logged(at_hand), rel=1e-6)
+    assert len(set(logged(at_hand))) == 6
+
+
+def test_a_run_on_a_stream_goes_on_as_if_it_had_not_been_stopped(workspace, tmp_path):
+    """Two batches of eight rows a pass, three a step: steps begin and end inside a pass."""
+    stream = plain_dataset(workspace).to_iterable_dataset()
+    options = {"max_steps": 4, "gradient_accumulation_steps": 3}
+    whole = align_on(workspace, tmp_path / "whole", stream, **options)
+    for step in (1, 2, 3):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        resumed = align_on(workspace, tmp_path / f"from-{step}", stream, checkpoint, **options)
+        assert logged(resumed) == pytest.approx(logged(whole), rel=1e-6)
+        for name, value in everything_in(whole.model).items():
+            torch.testing.assert_close(everything_in(resumed.model)[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_step_on_a_stream_holds_its_own_batches_alone(workspace, tmp_path):
+    rows, options = plain_dataset(workspace), {"max_steps": 3, "gradient_accumulation_steps": 3}
+    at_hand = concatenate_datasets([rows] * 5)
+    streamed, expected = (
+        align_on(workspace, tmp_path, each, augmentation=Augmentation(), **options)
+        for each in (rows.to_iterable_dataset(), at_hand)
+    )
+    for name in ("loss", "grad_norm"):
+        assert logged(streamed, name) == pytest.approx(logged(expected, name), rel=1e-5)
 
 
 def test_a_bad_value_of_a_plain_dataset_is_refused_before_the_first_step(workspace, tmp_path):
