@@ -279,10 +279,7 @@ def plain_number(value):
 def _is_length(seconds) -> bool:
     seconds = plain_number(seconds)
     return (
-        isinstance(seconds, numbers.Real)
-        and not isinstance(seconds, bool)
-        and math.isfinite(seconds)
-        and seconds >= 0
+        isinstance(seconds, numbers.Real) and not isinstance(seconds, bool) and math.isfinite(seconds) and seconds >= 0
     )
 
 

@@ -113,4 +113,9 @@ class SoundwaveTrainingArguments(TrainingArguments):
             self.greater_is_better = greater
 
 
-__all__ = ["KERNEL_CACHES", "SoundwaveTrainingArguments"]
+def order_seed(arguments: TrainingArguments) -> int:
+    """The seed of the order of the data: `data_seed`, or without one `seed`."""
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
+
+
+__all__ = ["KERNEL_CACHES", "SoundwaveTrainingArguments", "order_seed"]

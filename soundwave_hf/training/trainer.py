@@ -30,7 +30,7 @@ from ..modeling.encoder_lora_soundwave import has_encoder_lora, load_encoder_lor
 from ..modeling.folders_soundwave import refuse_other_kind
 from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
-from .arguments import SoundwaveTrainingArguments
+from .arguments import SoundwaveTrainingArguments, order_seed
 from .checkpoints import last_checkpoint, writing_checkpoint
 from .encoder_cache import FRAMES_PER_SECOND
 from .evaluate_during import evaluation_collator
@@ -82,6 +82,11 @@ def count_labels(inputs: dict[str, torch.Tensor]) -> int | torch.Tensor:
 def has_clips(inputs: dict[str, torch.Tensor]) -> bool:
     """Whether a batch holds clips, or is text only."""
     return "input_features" in inputs or "encoder_states" in inputs
+
+
+def audio_part(model: nn.Module) -> nn.Module:
+    """The module that has the audio side: `SoundwaveModel`, or `SoundwaveForCTC` itself."""
+    return next(module for module in model.modules() if hasattr(module, "keep_mask"))
 
 
 @dataclass
@@ -208,7 +213,8 @@ class SoundwaveTrainerMixin:
         if isinstance(self.args, SoundwaveTrainingArguments):
             self.add_callback(CollapseCallback())
             self.add_callback(PlotCallback())
-        self.audio_model.register_forward_hook(self._watch_audio)
+        if self.model_init is None:
+            self._watch(self.model)
         if self.args.label_names is None:
             # transformers would require both, and take a batch of text only for one without labels.
             self.label_names = ["labels" if self.has_llm else "ctc_labels"]
@@ -230,10 +236,18 @@ class SoundwaveTrainerMixin:
                     "processor that was saved with the model, or call `model.resize_token_embeddings`."
                 )
 
+    def call_model_init(self, *args, **kwargs):
+        """As in `Trainer`, which makes the model of `model_init` anew for each training."""
+        model = super().call_model_init(*args, **kwargs)
+        self._watch(model)
+        return model
+
+    def _watch(self, model: nn.Module):
+        audio_part(model).register_forward_hook(self._watch_audio)
+
     @property
     def audio_model(self):
-        """The module that has the audio side: `SoundwaveModel`, or `SoundwaveForCTC` itself."""
-        return next(module for module in self.model.modules() if hasattr(module, "keep_mask"))
+        return audio_part(self.model)
 
     @property
     def has_llm(self) -> bool:
@@ -388,9 +402,11 @@ class SoundwaveTrainerMixin:
                     self._add(f"share/{task}", (task_ids == task_id).sum(), len(task_ids))
         return batches, num_items
 
-    def _without_cache(self, inputs: dict) -> dict:
-        """The inputs of a loss: the LLM need not keep keys and values."""
-        return {**inputs, "use_cache": False} if self.has_llm else inputs
+    def _inputs_of_loss(self, inputs: dict) -> dict:
+        """The inputs of a loss: the LLM need not keep keys and values; without one there are no labels but CTC's."""
+        if self.has_llm:
+            return {**inputs, "use_cache": False}
+        return {name: value for name, value in inputs.items() if name != "labels" or "ctc_labels" not in inputs}
 
     def get_train_dataloader(self):
         """Batches in the order that the arguments ask for. Raises: `ValueError` if there is none."""
@@ -444,7 +460,9 @@ class SoundwaveTrainerMixin:
         task_ids = None
         if self.mixture is not None:
             self.tasks, task_ids = number_tasks(rows)
-        self.mixture_sampler = MixtureBatchSampler(self._seconds(rows), groups, task_ids, self.mixture, args.seed)
+        self.mixture_sampler = MixtureBatchSampler(
+            self._seconds(rows), groups, task_ids, self.mixture, order_seed(args)
+        )
         return self.accelerator.prepare(
             DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
         )
@@ -491,6 +509,11 @@ class SoundwaveTrainerMixin:
                 f"{args.world_size}: give it the whole streams, `rank=arguments.process_index` and "
                 "`world_size=arguments.world_size`."
             )
+        if args.data_seed not in (None, stream.seed):
+            raise ValueError(
+                f"`data_seed` is {args.data_seed}, and the stream draws by its own `seed`, {stream.seed}: give it "
+                "only to the stream, `MixtureStream(..., seed=...)`."
+            )
 
     # ---- evaluation ----
 
@@ -525,7 +548,7 @@ class SoundwaveTrainerMixin:
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only, ignore_keys=None):
         """As in `Trainer`. Without an LLM the predictions are the CTC labels of the frames, see `_predictions`."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**self._without_cache(inputs))
+            output = model(**self._inputs_of_loss(inputs))
         self._count_losses(output, inputs)
         # A process whose batch has no loss must still join the others in gathering it.
         nothing = torch.full((), math.nan, device=self.args.device)
@@ -724,12 +747,10 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         return ScoringCollator(self.data_collator, self.audio_model.config.audio_token_id)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = self._without_cache(inputs)
+        inputs = self._inputs_of_loss(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        if not self.has_llm:  # the labels are `ctc_labels` by another name
-            inputs = {name: value for name, value in inputs.items() if name != "labels" or "ctc_labels" not in inputs}
-        elif not self.audio_model.shares_prefix():  # known only once the model is sharded
+        if self.has_llm and not self.audio_model.shares_prefix():  # known only once the model is sharded
             inputs.pop("shared_prefix", None)
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # The last step of an epoch may have fewer batches.

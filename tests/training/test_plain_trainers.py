@@ -550,6 +550,36 @@ def test_a_bad_value_of_a_plain_dataset_is_refused_before_the_first_step(workspa
         )
 
 
+def test_a_model_that_is_made_for_each_training_is_watched(workspace, tmp_path):
+    trainer = SoundwaveTrainer(
+        model_init=lambda: make_model(workspace, lora=False, model_class=SoundwaveForCTC),
+        args=fast(tmp_path),
+        train_dataset=plain_dataset(workspace),
+        data_collator=SoundwaveDataCollator(workspace.processor(), losses=("ctc",)),
+    )
+    for _ in range(2):
+        trainer.train()
+        first = trainer.state.log_history[0]
+        assert 0 < first["blank_share"] <= 1 and first["positions_per_second"] > 0 and first["ctc_skipped"] == 0
+
+
+def test_a_model_without_an_llm_leaves_the_llms_labels_of_a_batch_out(workspace, tmp_path):
+    rows, evaluated = plain_dataset(workspace), []
+    for losses in (("ctc",), ("ce", "ctc")):
+        trainer = SoundwaveTrainer(
+            model=make_model(workspace, lora=False, model_class=SoundwaveForCTC),
+            args=fast(tmp_path),
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=SoundwaveDataCollator(workspace.processor(), losses=losses),
+            compute_metrics=lambda prediction: {"shape": str(prediction.label_ids.shape)},
+        )
+        trainer.train()
+        metrics = trainer.evaluate()
+        evaluated.append({name: metrics[name] for name in ("eval_loss", "eval_ctc_loss", "eval_shape")})
+    assert evaluated[0] == evaluated[1]
+
+
 def test_batches_of_text_alone_and_of_clips_share_a_step(workspace, tmp_path):
     text = {"question": "2 + 2?", "answer": "4"}
     spoken = {"audio": str(workspace.data / "clips/0.wav"), "text": "Yes."}
