@@ -79,6 +79,10 @@ class SoundwaveDataCollator:
 
     def __post_init__(self):
         self.folder = Path(self.folder)
+        if unknown := set(self.losses) - {"ce", "ctc"}:
+            raise ValueError(
+                f'`losses` are {self.losses!r}, which holds {sorted(unknown)}: give a tuple of "ce", "ctc" or both.'
+            )
         if "ce" in self.losses and self.processor.tokenizer.eos_token_id is None:
             raise ValueError(
                 "The LLM's tokenizer has no `eos_token`, with which an answer ends: set "

@@ -1,5 +1,6 @@
 """What the trainers of all stages share, and that of stages I and II. That of stage III is in `sft.py`."""
 
+import inspect
 import json
 import math
 import os
@@ -146,6 +147,23 @@ def trainable(rows):
     return undecoded(rows)
 
 
+def _completed(given: dict) -> dict:
+    """The arguments of a trainer, by name, with the data as the collator takes it, and with the collator's processor.
+
+    Raises: `ValueError` if there is no collator, or the model is a name.
+    """
+    if isinstance(model := given.get("model"), str | os.PathLike):
+        raise ValueError(
+            f"`model` is the name {os.fspath(model)!r}: load it first, as "
+            "`SoundwaveForConditionalGeneration.from_pretrained(name)`."
+        )
+    if (collator := given.get("data_collator")) is None:
+        raise ValueError("There is no `data_collator`, which makes batches: give `SoundwaveDataCollator(processor)`.")
+    if given.get("processing_class") is None:
+        given["processing_class"] = getattr(collator, "processor", None)
+    return given | {name: trainable(given[name]) for name in ("train_dataset", "eval_dataset") if name in given}
+
+
 class WholeStream(IterableDataset):
     """A stream that accelerate splits by batches, not by shards: all processes then have equally many batches."""
 
@@ -195,10 +213,7 @@ class SoundwaveTrainerMixin:
         self.tasks: list[str] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._evaluated: dict[str, torch.Tensor] = {}
-        for name in ("train_dataset", "eval_dataset"):
-            if name in kwargs:
-                kwargs[name] = trainable(kwargs[name])
-        super().__init__(*args, **kwargs)
+        super().__init__(**_completed(dict(**inspect.signature(Trainer).bind_partial(*args).arguments, **kwargs)))
         # Dispatching cuts batches of a stream by their first dimension, and tensors of a batch differ in it.
         self.accelerator.dataloader_config.dispatch_batches = False
         if self.args.dataloader_persistent_workers:
@@ -206,6 +221,7 @@ class SoundwaveTrainerMixin:
                 "`dataloader_persistent_workers` is True, and workers that outlive an epoch would repeat its "
                 "augmentation: leave it out."
             )
+        self._refuse_other_losses()
         self._refuse_other_processor()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)
@@ -218,6 +234,16 @@ class SoundwaveTrainerMixin:
         if self.args.label_names is None:
             # transformers would require both, and take a batch of text only for one without labels.
             self.label_names = ["labels" if self.has_llm else "ctc_labels"]
+
+    def _refuse_other_losses(self):
+        """Raise `ValueError` if the collator leaves out what the model's loss needs."""
+        needed = "ce" if self.has_llm else "ctc"
+        if needed not in (losses := getattr(self.data_collator, "losses", (needed,))):
+            what = "an LLM, which learns the next token" if self.has_llm else "no LLM, and learns by CTC"
+            raise ValueError(
+                f"The collator's `losses` are {losses}, and the model ({type(self._base).__name__}) has {what}: give "
+                f'"{needed}" too.'
+            )
 
     def _refuse_other_processor(self):
         """Raise `ValueError` if the processor makes other CTC targets, or more token ids, than the model has."""
@@ -410,10 +436,14 @@ class SoundwaveTrainerMixin:
 
     def get_train_dataloader(self):
         """Batches in the order that the arguments ask for. Raises: `ValueError` if there is none."""
+        rows = self.train_dataset
+        if rows is None or (hasattr(rows, "__len__") and len(rows) == 0):
+            what = "missing" if rows is None else f"empty ({type(rows).__name__})"
+            raise ValueError(f"`train_dataset` is {what}: there is nothing to train on. Give it rows.")
         batches = self._make_train_dataloader()
-        if hasattr(self.train_dataset, "__len__") and len(batches) == 0:
+        if hasattr(rows, "__len__") and len(batches) == 0:
             raise ValueError(
-                f"{len(self.train_dataset)} rows make no batch of {self._train_batch_size} in {self.args.world_size} "
+                f"{len(rows)} rows make no batch of {self._train_batch_size} in {self.args.world_size} "
                 "processes, since the last is dropped (`dataloader_drop_last`): nothing would be trained. Lower "
                 "`per_device_train_batch_size`, or give more data."
             )
@@ -442,7 +472,7 @@ class SoundwaveTrainerMixin:
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
             if isinstance(rows, IterableDataset | Stream) and not has_length(rows):
                 return self._stream_dataloader(options)
-            return self._plain_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
+            return self._plain_dataloader()
         if not hasattr(rows, "__len__"):
             given = {"train_sampling_strategy": grouped, "mixture": self.mixture is not None}
             wish = next((name for name, is_given in given.items() if is_given), "max_batch_seconds")
@@ -746,11 +776,16 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             return self.data_collator
         return ScoringCollator(self.data_collator, self.audio_model.config.audio_token_id)
 
+    def _shares_prefix(self) -> bool:
+        """Whether the LLM may read the start of all rows once, and no prompt that PEFT learns comes before it."""
+        configs = getattr(self.model, "peft_config", {}).values()
+        return self.audio_model.shares_prefix() and not any(each.is_prompt_learning for each in configs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = self._inputs_of_loss(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        if self.has_llm and not self.audio_model.shares_prefix():  # known only once the model is sharded
+        if self.has_llm and not self._shares_prefix():  # known only once the model is sharded
             inputs.pop("shared_prefix", None)
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # The last step of an epoch may have fewer batches.

@@ -202,6 +202,12 @@ def test_a_clip_longer_than_the_encoders_window_is_taken_whole(processor, tmp_pa
     assert len(lengths) == 3
 
 
+@pytest.mark.parametrize("losses", [("ctx",), "ce"])
+def test_a_loss_that_is_none_is_refused(collator, losses):
+    with pytest.raises(ValueError, match='`losses` are .*: give a tuple of "ce", "ctc" or both'):
+        collator(losses)
+
+
 def test_a_missing_clip_is_named(collator):
     with pytest.raises(FileNotFoundError, match="absent.wav"):
         collator()([{"audio": "clips/absent.wav", "text": "x", "row": 0}])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Audio, Dataset, concatenate_datasets
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -153,6 +153,14 @@ def test_the_librarys_trainer_takes_the_steps_of_ours_without_an_llm(workspace, 
         for kind in (Trainer, SoundwaveTrainer)
     )
     assert_same_steps(plain, ours)
+
+
+def test_a_learnt_prompt_takes_the_steps_of_the_librarys_trainer(workspace, rows, tmp_path):
+    def trained(kind) -> Trainer:
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        return run(workspace, rows, tmp_path, kind, get_peft_model(make_model(workspace, lora=False), config), ("ce",))
+
+    assert_same_steps(trained(Trainer), trained(SoundwaveTrainer))
 
 
 class OneMoreTerm(SoundwaveTrainer):
@@ -670,6 +678,61 @@ def test_a_mean_over_the_tokens_of_one_of_several_processes_is_refused(workspace
     monkeypatch.setattr(SoundwaveTrainingArguments, "world_size", 2)
     with pytest.raises(ValueError, match="`average_tokens_across_devices` is False with 2 processes"):
         SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+
+
+@pytest.mark.parametrize("kind", [SoundwaveTrainer, SoundwaveSFTTrainer])
+def test_what_a_trainer_lacks_is_named(workspace, tmp_path, kind):
+    rows, model = plain_dataset(workspace), make_model(workspace, lora=True)
+    collator = SoundwaveDataCollator(workspace.processor(), losses=("ce",))
+    with pytest.raises(ValueError, match=r"There is no `data_collator`, .*: give `SoundwaveDataCollator\(proc"):
+        kind(model, fast(tmp_path), train_dataset=rows)
+    with pytest.raises(ValueError, match="`model` is the name 'some/model': load it first, as `Soundwave"):
+        kind("some/model", fast(tmp_path), data_collator=collator, train_dataset=rows)
+    trainer = kind(model, fast(tmp_path), data_collator=collator, train_dataset=rows)
+    assert trainer.processing_class is collator.processor
+    for trainer.train_dataset, what in ((None, "missing"), ([], r"empty \(list\)")):
+        with pytest.raises(ValueError, match=f"`train_dataset` is {what}: there is nothing to train on"):
+            trainer.train()
+    if kind is SoundwaveTrainer:  # which takes them by their place, too
+        assert kind(model, fast(tmp_path), collator, rows).train_dataset[0] == trainable(rows)[0]
+
+
+@pytest.mark.parametrize(
+    ("model_class", "losses", "message"),
+    [
+        (SoundwaveForCTC, ("ce",), r"\(SoundwaveForCTC\) has no LLM, and learns by CTC: give \"ctc\" too"),
+        (SoundwaveForConditionalGeneration, ("ctc",), 'has an LLM, which learns the next token: give "ce" too'),
+    ],
+)
+def test_batches_without_what_the_models_loss_needs_are_refused(workspace, tmp_path, model_class, losses, message):
+    collator = SoundwaveDataCollator(workspace.processor(), losses=losses)
+    with pytest.raises(ValueError, match=message):
+        SoundwaveTrainer(make_model(workspace, False, model_class), fast(tmp_path), collator, plain_dataset(workspace))
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments, None])
+def test_arguments_with_which_trl_would_prepare_the_rows_are_refused(workspace, tmp_path, kind):
+    arguments = None if kind is None else fast(tmp_path, kind, bf16=False)
+    name = "NoneType" if kind is None else kind.__name__
+    with pytest.raises(ValueError, match=f"`args` is a {name} with which TRL would .*give `SoundwaveSFTConfig`"):
+        SoundwaveSFTTrainer(
+            model=make_model(workspace, lora=True),
+            args=arguments,
+            train_dataset=plain_dataset(workspace),
+            data_collator=SoundwaveDataCollator(workspace.processor(), losses=("ce",)),
+        )
+
+
+def test_arguments_of_trl_that_leave_the_rows_alone_are_taken(workspace, tmp_path):
+    options = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "gradient_checkpointing": False}
+    trainer = SoundwaveSFTTrainer(
+        model=make_model(workspace, lora=True),
+        args=fast(tmp_path, SFTConfig, bf16=False, **options),
+        train_dataset=plain_dataset(workspace),
+        data_collator=SoundwaveDataCollator(workspace.processor(), losses=("ce",)),
+    )
+    trainer.train()
+    assert len(logged(trainer)) == 2
 
 
 def test_trl_is_not_given_a_ctc_loss_that_it_would_drop(workspace, rows, tmp_path):
