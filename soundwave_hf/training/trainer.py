@@ -221,7 +221,6 @@ class SoundwaveTrainerMixin:
                 "`dataloader_persistent_workers` is True, and workers that outlive an epoch would repeat its "
                 "augmentation: leave it out."
             )
-        self._refuse_other_losses()
         self._refuse_other_processor()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)
@@ -440,6 +439,7 @@ class SoundwaveTrainerMixin:
         if rows is None or (hasattr(rows, "__len__") and len(rows) == 0):
             what = "missing" if rows is None else f"empty ({type(rows).__name__})"
             raise ValueError(f"`train_dataset` is {what}: there is nothing to train on. Give it rows.")
+        self._refuse_other_losses()
         batches = self._make_train_dataloader()
         if hasattr(rows, "__len__") and len(batches) == 0:
             raise ValueError(

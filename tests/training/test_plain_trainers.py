@@ -706,8 +706,9 @@ def test_what_a_trainer_lacks_is_named(workspace, tmp_path, kind):
 )
 def test_batches_without_what_the_models_loss_needs_are_refused(workspace, tmp_path, model_class, losses, message):
     collator = SoundwaveDataCollator(workspace.processor(), losses=losses)
+    model, rows = make_model(workspace, False, model_class), plain_dataset(workspace)
     with pytest.raises(ValueError, match=message):
-        SoundwaveTrainer(make_model(workspace, False, model_class), fast(tmp_path), collator, plain_dataset(workspace))
+        SoundwaveTrainer(model, fast(tmp_path), collator, rows).train()
 
 
 @pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments, None])
