@@ -2,6 +2,7 @@
 
 import io
 import math
+import numbers
 import os
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -272,9 +273,15 @@ def _check_audio(audio, name: str):
             raise ValueError(f"{name} has `audio` {_short(dict(clip))}, which holds no clip; expected path or bytes.")
 
 
+def plain_number(value):
+    """A number of NumPy or PyTorch, as a data set `with_format` gives it, as Python's; another value as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def _is_length(seconds) -> bool:
+    seconds = plain_number(seconds)
     return (
-        isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds) and seconds >= 0
+        isinstance(seconds, numbers.Real) and not isinstance(seconds, bool) and math.isfinite(seconds) and seconds >= 0
     )
 
 
@@ -445,6 +452,7 @@ __all__ = [
     "check_repeat",
     "clips_of",
     "conversation_of",
+    "plain_number",
     "rename",
     "row_at_folder",
     "stored_clip",

@@ -114,7 +114,7 @@ def _describe_other(folder: str) -> str:
                 "`SoundwaveForConditionalGeneration.from_pretrained(folder)`."
             )
         base = peft.get("base_model_name_or_path")
-        if "alignment_adapter" in (peft.get("modules_to_save") or ()):
+        if {"alignment_adapter", "ctc_head", "shrinking_adapter"} <= set(peft.get("modules_to_save") or ()):
             if base and os.path.realpath(base) != os.path.realpath(folder):
                 return (
                     f"`{folder}` holds PEFT's adapter of the model `{base}`, whose weights are not found here. Put "
@@ -126,7 +126,7 @@ def _describe_other(folder: str) -> str:
             )
         base = base or "an unnamed model"
         return (
-            f"`{folder}` holds a PEFT adapter of `{base}`, without the adapters of Soundwave, and `{base}` is "
+            f"`{folder}` holds a PEFT adapter of `{base}`, without all adapters of Soundwave, and `{base}` is "
             "no Soundwave model that is found here. Load it by `peft.PeftModel.from_pretrained(model, folder)`, where "
             "`model` is what it was trained on."
         )

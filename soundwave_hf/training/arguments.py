@@ -70,6 +70,8 @@ class SoundwaveTrainingArguments(TrainingArguments):
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         # transformers refuses bf16 without an accelerator unless `use_cpu` is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.use_cpu and self.fp16:
+            raise ValueError("`fp16` is True, and a CPU would train in float32: leave it out, or give `bf16`.")
         if self.use_cpu:
             # Both libraries cache one compiled bfloat16 kernel of half a megabyte for each shape, 1,024 by default.
             # Batches of speech rarely share shapes. Both read this variable at their first kernel.
@@ -121,4 +123,9 @@ class SoundwaveTrainingArguments(TrainingArguments):
             self.greater_is_better = greater
 
 
-__all__ = ["KERNEL_CACHES", "SoundwaveTrainingArguments"]
+def order_seed(arguments: TrainingArguments) -> int:
+    """The seed of the order of the data: `data_seed`, or without one `seed`."""
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
+
+
+__all__ = ["KERNEL_CACHES", "SoundwaveTrainingArguments", "order_seed"]

@@ -1,6 +1,7 @@
 """The model of a stage: joined backbones, the adapters of the stage before, and a new LoRA if the stage needs one."""
 
 import os
+import re
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -60,9 +61,39 @@ def build_model(recipe: RecipeArguments, dtype: torch.dtype | None):
 def add_lora(model: SoundwaveForConditionalGeneration, fields: dict):
     """Add a new LoRA, with the fields of a recipe, to the LLM. PEFT then saves the adapters too."""
     targets = lora_targets(model.model.language_model, fields.get("target_modules"))
+    refuse_unmatched([name for name, _ in model.named_modules() if re.fullmatch(targets, name)], fields)
     return get_peft_model(
         model, LoraConfig(**{**fields, "target_modules": targets, "modules_to_save": list(ADAPTERS)})
     )
+
+
+def refuse_unmatched(targets: list[str], fields: dict):
+    """Raise `ValueError` if an entry of a recipe's `lora` matches no module: PEFT would ignore it.
+
+    Args: targets: whole names of the modules that the LoRA is for; fields: of `lora`.
+    """
+
+    def refuse(key: str, entry: str):
+        names = sorted({name.rpartition(".")[2] for name in targets})
+        raise ValueError(
+            f"`lora.{key}` has {entry!r}, which matches none of the LoRA's modules: name some of {names}, or give an "
+            f"expression for whole names, such as `{targets[0]}`."
+        )
+
+    excluded = fields.get("exclude_modules") or []
+    left = list(targets)
+    for entry in [excluded] if isinstance(excluded, str) else excluded:
+        ending = entry if isinstance(excluded, str) else rf"(.*\.)?{re.escape(entry)}"
+        if not any(re.fullmatch(ending, name) for name in targets):
+            refuse("exclude_modules", entry)
+        left = [name for name in left if not re.fullmatch(ending, name)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = list(fields.get(key) or {})
+        # As PEFT finds them: the first that matches a name counts.
+        matched = {next((each for each in patterns if re.match(rf"(.*\.)?({each})$", name)), None) for name in left}
+        for entry in patterns:
+            if entry not in matched:
+                refuse(key, entry)
 
 
 def train_encoder(model: SoundwaveForCTC, recipe: RecipeArguments):

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..data.rows import RowCheck, at_folder, clips_of, conversation_of, transcripts_of
+from ..data.rows import RowCheck, at_folder, clips_of, conversation_of, plain_number, transcripts_of
 from ..processing.processing_soundwave import ASR_QUESTION
 from ..processing.text_soundwave import lower
 from .augment import Augmentation
 from .encoder_cache import EncoderCache, clip_digest, version_name
+from .mixture import PASS, TASK
 
 
 # The marks in a chat template around what the assistant writes.
@@ -37,7 +38,6 @@ class SoundwaveDataCollator:
     person say?"), without an answer the transcript is the answer. With an empty question the user's turn
     is the clip alone. A row without `audio` is text only. A row may have `messages` instead: turns of text and audio
     parts; all turns of the assistant are learnt, and audio parts without a clip take those of `audio` in order.
-    The rows' `task_id`, if there is one, becomes `task_ids` of the batch.
 
     Args:
         processor (`SoundwaveProcessor`): the model's.
@@ -46,7 +46,7 @@ class SoundwaveDataCollator:
             `input_ids`, `attention_mask`, `labels`. With "ctc" alone, `labels` are the `ctc_labels`.
         augmentation (`Augmentation`): random changes, new for each row and epoch.
         seed (`int`), epoch (`int`): of these changes, so that a resumed run makes the same batches. They also depend
-            on the row's number `row`, or, without one, on the content of the clip.
+            on the row's number `row`, a whole number, or, without one, on the content of the clip.
         spoken_ids (`torch.LongTensor`, *optional*), negatives (`int`): see `set_negatives`.
         encoder_cache (`EncoderCache`, *optional*): gives the clips' encoder states instead of their log-mel.
         check_rows (`bool`): whether to check each row. `soundwave-hf train` checks rows when it opens the data, and
@@ -79,6 +79,10 @@ class SoundwaveDataCollator:
 
     def __post_init__(self):
         self.folder = Path(self.folder)
+        if unknown := set(self.losses) - {"ce", "ctc"}:
+            raise ValueError(
+                f'`losses` are {self.losses!r}, which holds {sorted(unknown)}: give a tuple of "ce", "ctc" or both.'
+            )
         if "ce" in self.losses and self.processor.tokenizer.eos_token_id is None:
             raise ValueError(
                 "The LLM's tokenizer has no `eos_token`, with which an answer ends: set "
@@ -106,24 +110,30 @@ class SoundwaveDataCollator:
             batch.update(self._transcripts(rows))
         if "ce" in self.losses:
             batch.update(self._conversations(rows))
-        if "task_id" in rows[0]:
-            batch["task_ids"] = torch.tensor([row["task_id"] for row in rows])
+        if TASK in rows[0]:  # for the trainer, which counts them
+            batch["task_ids"] = torch.tensor([row[TASK] for row in rows])
         return batch
 
     def _encoder_inputs(self, clips: list[tuple[Any, dict, int]]) -> dict[str, torch.Tensor]:
         """Log-mel or cached encoder states of clips; with each come its row and its place in the row."""
         if self.encoder_cache is not None:
-            variant = self.epoch % self.encoder_cache.variants
-            return self.encoder_cache.read([self.clip_name(clip, variant) for clip, _, _ in clips])
+            variants = self.encoder_cache.variants
+            return self.encoder_cache.read(
+                [self.clip_name(clip, self._epoch_of(row) % variants) for clip, row, _ in clips]
+            )
         return self.features([clip for clip, _, _ in clips], [self._draw(*each) for each in clips])
+
+    def _epoch_of(self, row: dict) -> int:
+        """The epoch, or in a stream that is read again and again its pass."""
+        return self.epoch + row.get(PASS, 0)
 
     def _draw(self, clip, row: dict, place: int) -> tuple[int, ...]:
         """The seed of a clip's augmentation in this epoch."""
         if not any(vars(self.augmentation).values()):
             return (self.seed,)
-        if row.get("row") is None:
-            return self.clip_draw(clip, self.epoch)
-        return (self.seed, self.epoch, row["row"], *([place] if place else []))
+        if (number := _number_of(row)) is None:
+            return self.clip_draw(clip, self._epoch_of(row))
+        return (self.seed, self._epoch_of(row), number, *([place] if place else []))
 
     def _transcripts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         spoken = [(text, row.get("language")) for row in rows for text in transcripts_of(row)]
@@ -156,10 +166,10 @@ class SoundwaveDataCollator:
         self.negatives = negatives
 
     def _draw_candidates(self, rows: list[dict]) -> torch.Tensor:
-        first = rows[0].get("row")
+        first = _number_of(rows[0])
         if first is None:
             first = int(text_digest(rows[0])[:16], 16)
-        rng = np.random.default_rng((self.seed, self.epoch, first, 1))
+        rng = np.random.default_rng((self.seed, self._epoch_of(rows[0]), first, 1))
         others = rng.choice(len(self.processor.tokenizer), size=self.negatives, replace=False)
         return torch.cat([self.spoken_ids, torch.from_numpy(others)]).unique()
 
@@ -306,6 +316,19 @@ class SoundwaveDataCollator:
 def _one_clip(clip):
     """A clip itself, or the only one of a row."""
     return clips_of(clip)[0] if isinstance(clip, Mapping) and "audio" in clip else clip
+
+
+def _number_of(row: dict) -> int | None:
+    """The row's number, from which random draws follow. Raises: `ValueError` if its `row` is something else."""
+    if (number := row.get("row")) is None:
+        return None
+    number = plain_number(number)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(
+            f"A row has `row` {number!r}; random draws follow from the row's number in this column, 0 or more. Rename "
+            "the column, or leave it out."
+        )
+    return number
 
 
 def _text_of(message: dict) -> str:

@@ -15,6 +15,10 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 from ..data.mixture import Mixture
 
 
+# What the classes below add to a row, for the collator. No column of a user has such a name.
+TASK, PASS = "_task", "_pass"
+
+
 @dataclass(frozen=True)
 class LengthGroups:
     """How clips become batches of similar length.
@@ -184,7 +188,7 @@ class DrawnRows(Dataset):
 
     Args:
         rows (`Sequence[dict]`, a `datasets.Dataset` for one).
-        tasks (`Sequence[int]`, *optional*): becomes each row's `task_id`, for counting shares.
+        tasks (`Sequence[int]`, *optional*): becomes each row's `_task`, for counting shares.
     """
 
     def __init__(self, rows: Sequence[dict], tasks: Sequence[int] | None = None):
@@ -195,7 +199,7 @@ class DrawnRows(Dataset):
 
     def __getitem__(self, draw: int) -> dict:
         index = draw % len(self.rows)
-        task = {} if self.tasks is None else {"task_id": self.tasks[index]}
+        task = {} if self.tasks is None else {TASK: self.tasks[index]}
         return {**self.rows[index], "row": draw, **task}
 
 
@@ -209,7 +213,7 @@ class MixtureStream(IterableDataset):
 
     Rows come in the order of their batches: the loader's batch size must be that of `groups`. With
     `max_batch_seconds` whole batches come, lists of rows: `DataLoader(stream, batch_size=None, collate_fn=collator)`.
-    Each row has `task_id`, place of its task in `streams`, and `row`, its number among all draws.
+    Each row has `_task`, place of its task in `streams`, and `row`, its number among all draws.
 
     Give streams without shuffling: rows are shuffled here, in memory.
 
@@ -262,7 +266,7 @@ class MixtureStream(IterableDataset):
                 self._state["readers"] = [reader.state_dict() for reader in readers]
                 first = (epoch * len(plan) + begin) * parts + part
                 rows = [
-                    {**readers[task].read(), "task_id": task, "row": first + parts * offset}
+                    {**readers[task].read(), TASK: task, "row": first + parts * offset}
                     for offset, task in enumerate(plan[begin : begin + self._held].tolist())
                 ]
                 for item in self._items(rows, (self.seed, epoch, begin, part))[given:]:
@@ -360,6 +364,30 @@ class StreamBatchSampler(Sampler[list[dict]]):
         self._state, self._num_passed = state, num_passed
 
 
+class RepeatedStream(IterableDataset):
+    """A stream without a length, again and again, in the order of its next epoch each time.
+
+    `Trainer` would take each pass for an epoch, whose length it does not know: a resumed run could not tell where it
+    had been, and batches that fill no step at the end of a pass would count in the next step.
+
+    Args: rows: any stream; it ends where a pass has no rows. mark: whether each row says its pass, in `_pass`.
+    """
+
+    def __init__(self, rows: IterableDataset, mark: bool):
+        self.rows, self.mark = rows, mark
+
+    def __iter__(self) -> Iterator[dict]:
+        for number in itertools.count():
+            if hasattr(self.rows, "set_epoch"):
+                self.rows.set_epoch(number)
+            is_empty = True
+            for row in self.rows:
+                is_empty = False
+                yield {**row, PASS: number} if self.mark else row
+            if is_empty:
+                return
+
+
 class GivenRows(Dataset):
     """A data set whose "indices" are the rows that a `StreamBatchSampler` gives."""
 
@@ -399,12 +427,15 @@ class _Reader:
 
 
 __all__ = [
+    "PASS",
+    "TASK",
     "DrawnRows",
     "GivenRows",
     "LengthGroups",
     "Mixture",
     "MixtureBatchSampler",
     "MixtureStream",
+    "RepeatedStream",
     "StreamBatchSampler",
     "number_tasks",
 ]

@@ -23,7 +23,7 @@ from ..data.tiny import TINY_DATA, write_tiny_data
 from ..paths import soundwave_home
 from ..processing.processing_soundwave import SoundwaveProcessor
 from ..publish.runs import known_weights
-from .arguments import SoundwaveTrainingArguments
+from .arguments import SoundwaveTrainingArguments, order_seed
 from .build import add_lora, build_model
 from .checkpoints import PreemptionCallback, last_checkpoint
 from .collator import SoundwaveDataCollator
@@ -274,7 +274,7 @@ def _open_streams(recipe: RecipeArguments, arguments: SoundwaveTrainingArguments
     groups = LengthGroups(batch_size, group, max(1, held // (batch_size * group)), recipe.max_batch_seconds)
     if opened.seconds:
         groups.check(opened.seconds)
-    place = (arguments.seed, arguments.process_index, arguments.world_size)
+    place = (order_seed(arguments), arguments.process_index, arguments.world_size)
     rows = MixtureStream(opened.streams, opened.sizes, groups, recipe.mixture or Mixture(step=0), *place)
     every = itertools.chain.from_iterable
     return _Data(rows, opened.counts, lambda: transcripts_with_language(every(opened.streams.values())))

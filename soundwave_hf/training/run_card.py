@@ -6,6 +6,15 @@ from ..data.used import read_comment
 from ..publish.measured import last_measured
 
 
+# What loads a run's folder, and what does if PEFT's files in it name no model.
+LOADING = "model = SoundwaveForConditionalGeneration.from_pretrained(folder)"
+LOADING_ONTO = (
+    "from peft import PeftModel\n\n"
+    "model = ...  # a `SoundwaveForConditionalGeneration`: the one that was trained, as it was before\n"
+    "model = PeftModel.from_pretrained(model, folder)"
+)
+
+
 @dataclass
 class RunCard:
     """What a card says beside backbones and measurements.
@@ -25,7 +34,11 @@ class RunCard:
     starts: list = field(default_factory=list)
 
     def text(self, config, history: list[dict], kind: str) -> str:
-        """Markdown with metadata, for a model's config, a trainer's `log_history` and the `kind` of `ModelFacts`."""
+        """Markdown with metadata.
+
+        Args: config: the model's; history: a trainer's `log_history`; kind: that of `ModelFacts`, or "peft" for files
+        of PEFT that name no model.
+        """
         # Imported late: the scores in a card come from the package's own evaluation.
         from ..publish.card import model_card
         from ..publish.card_parts import write_card
@@ -34,14 +47,15 @@ class RunCard:
 
         data = read_comment(self.data)
         facts = ModelFacts(
-            kind=kind,
+            kind="lora" if kind == "peft" else kind,
             encoder=str(config.audio_config.name_or_path),
             llm=str(config.text_config.name_or_path),
             runs=[*self.starts, Run(self.stage, self.recipe, history, data, self.versions)],
             data=data,
             license=self.license or next((run.license for run in self.starts), None),
         )
-        return write_card(*model_card(facts))
+        metadata, text = model_card(facts)
+        return write_card(metadata, text.replace(LOADING, LOADING_ONTO) if kind == "peft" else text)
 
 
 __all__ = ["RunCard", "last_measured"]

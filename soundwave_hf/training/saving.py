@@ -27,12 +27,17 @@ def saved_form(model: nn.Module) -> str:
     Returns: "align" (Stage I: what trained), "lora" (adapters and LoRA, which are loaded onto backbones), "peft"
     (PEFT's files alone, which are loaded onto the model that they were trained on), or "whole".
     """
-    base, configs = base_of(model), getattr(model, "peft_config", {}).values()
+    configs = getattr(model, "peft_config", {}).values()
     if not configs:
-        return "whole" if hasattr(base.base_model, "language_model") else "align"
-    has_adapters = any("alignment_adapter" in (getattr(each, "modules_to_save", None) or ()) for each in configs)
-    of_whole = base.name_or_path and any(each.base_model_name_or_path == base.name_or_path for each in configs)
-    return "lora" if has_adapters and not of_whole else "peft"
+        return "whole" if hasattr(base_of(model).base_model, "language_model") else "align"
+    saved = [set(getattr(each, "modules_to_save", None) or ()) for each in configs]
+    return "lora" if any(modules.issuperset(ADAPTERS) for modules in saved) and not names_its_base(model) else "peft"
+
+
+def names_its_base(model: nn.Module) -> bool:
+    """Whether PEFT's files name a whole model, onto which `from_pretrained` loads them."""
+    name, configs = base_of(model).name_or_path, getattr(model, "peft_config", {}).values()
+    return bool(name) and any(each.base_model_name_or_path == name for each in configs)
 
 
 def names_of_stage_one(model: nn.Module) -> Iterator[str]:
@@ -52,6 +57,7 @@ def refuse_lost_weights(model: nn.Module, audio_model: nn.Module):
     Args: audio_model: the part of the model with the audio side.
     """
     form, own = saved_form(model), {name for name, _ in model.named_parameters()}
+    refuse_other_adapters(model)
     if has_own_adapter(model) and len(active := model.active_adapters()) != 1:
         raise ValueError(f"The model has the active adapters {active}; train one alone: `model.set_adapter(name)`.")
     if form in ("lora", "peft") and (lost := _lost_beside_peft(model)):
@@ -67,6 +73,16 @@ def refuse_lost_weights(model: nn.Module, audio_model: nn.Module):
             "save them. Train a LoRA of the encoder there instead (`encoder_lora` in a recipe). Or join the whole "
             "model, `SoundwaveForConditionalGeneration.from_backbones(adapter=folder)`, save it with "
             "`save_pretrained`, and train what `from_pretrained` loads."
+        )
+
+
+def refuse_other_adapters(model: nn.Module):
+    """Raise `ValueError` if PEFT would save an adapter in a folder of its own, where no loading finds it."""
+    if isinstance(model, PeftModel) and list(model.peft_config) != ["default"]:
+        raise ValueError(
+            f"The model has PEFT's adapters {list(model.peft_config)}, and of a saved folder only one called "
+            "`default` is loaded: leave `adapter_name` out, and merge the others (`merge_and_unload`) or delete them "
+            "(`delete_adapter`)."
         )
 
 
@@ -110,7 +126,9 @@ __all__ = [
     "base_of",
     "has_own_adapter",
     "load_own_adapter",
+    "names_its_base",
     "names_of_stage_one",
     "refuse_lost_weights",
+    "refuse_other_adapters",
     "saved_form",
 ]

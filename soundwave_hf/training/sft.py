@@ -47,7 +47,7 @@ class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
     r"""Stage III: TRL's supervised fine-tuning, with TRL's loss.
 
     Args:
-        args (`SoundwaveSFTConfig`): or `trl.SFTConfig`, or `SoundwaveTrainingArguments`.
+        args (`SoundwaveSFTConfig`): or `SoundwaveTrainingArguments`.
         others: as in [`SoundwaveTrainer`].
 
     Example:
@@ -77,6 +77,7 @@ class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
     def __init__(self, model=None, args=None, **kwargs):
         if isinstance(args, SoundwaveTrainingArguments) and not isinstance(args, SFTConfig):
             args = SoundwaveSFTConfig.of(args)
+        _refuse_preparation(args)
         rows = kwargs.get("train_dataset")
         if isinstance(rows, MixtureStream):
             # TRL accepts only data sets of `datasets`, and reads the columns of the first row.
@@ -89,6 +90,16 @@ class SoundwaveSFTTrainer(SoundwaveTrainerMixin, SFTTrainer):
             )
         if isinstance(rows, MixtureStream):
             self.train_dataset = rows
+
+
+def _refuse_preparation(args: TrainingArguments | None):
+    """Raise `ValueError` for arguments with which TRL would write texts and ids into the rows itself."""
+    leaves_rows = isinstance(args, SFTConfig) and (args.dataset_kwargs or {}).get("skip_prepare_dataset")
+    if not leaves_rows or args.remove_unused_columns:
+        raise ValueError(
+            f"`args` is a {type(args).__name__} with which TRL would prepare the rows, and the collator does that: "
+            "give `SoundwaveSFTConfig`, and leave its `dataset_kwargs` and `remove_unused_columns` as they are."
+        )
 
 
 __all__ = ["SoundwaveSFTConfig", "SoundwaveSFTTrainer"]

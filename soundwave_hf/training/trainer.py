@@ -1,5 +1,6 @@
 """What the trainers of all stages share, and that of stages I and II. That of stage III is in `sft.py`."""
 
+import inspect
 import json
 import math
 import os
@@ -12,12 +13,13 @@ from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from datasets import Dataset
 from datasets import IterableDataset as Stream
+from datasets.distributed import split_dataset_by_node
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..atomic import atomic_file, atomic_files
@@ -29,7 +31,7 @@ from ..modeling.encoder_lora_soundwave import has_encoder_lora, load_encoder_lor
 from ..modeling.folders_soundwave import refuse_other_kind
 from ..modeling.positions_soundwave import POSITION_OPTIONS
 from ..modeling.trained_fields_soundwave import checked_by_caller
-from .arguments import SoundwaveTrainingArguments
+from .arguments import SoundwaveTrainingArguments, order_seed
 from .checkpoints import last_checkpoint, writing_checkpoint
 from .evaluate_during import evaluation_collator
 from .mixture import (
@@ -39,6 +41,7 @@ from .mixture import (
     Mixture,
     MixtureBatchSampler,
     MixtureStream,
+    RepeatedStream,
     StreamBatchSampler,
     number_tasks,
 )
@@ -47,8 +50,10 @@ from .saving import (
     base_of,
     has_own_adapter,
     load_own_adapter,
+    names_its_base,
     names_of_stage_one,
     refuse_lost_weights,
+    refuse_other_adapters,
     saved_form,
 )
 from .stages import Stage, check_trainable
@@ -77,6 +82,11 @@ def count_labels(inputs: dict[str, torch.Tensor]) -> int | torch.Tensor:
 def has_clips(inputs: dict[str, torch.Tensor]) -> bool:
     """Whether a batch holds clips, or is text only."""
     return "input_features" in inputs or "encoder_states" in inputs
+
+
+def audio_part(model: nn.Module) -> nn.Module:
+    """The module that has the audio side: `SoundwaveModel`, or `SoundwaveForCTC` itself."""
+    return next(module for module in model.modules() if hasattr(module, "keep_mask"))
 
 
 @dataclass
@@ -119,10 +129,38 @@ class EpochCallback(TrainerCallback):
 
 
 def trainable(rows):
-    """A data set of `datasets`, or a dict of several, with clips undecoded, for the collator; others as they are."""
+    """A data set of `datasets`, or a dict of several, as the collator takes it; others as they are.
+
+    Clips stay encoded, and values are Python's, also if the data set has the format of an array library.
+    """
     if isinstance(rows, dict):
         return {name: trainable(each) for name, each in rows.items()}
-    return undecoded(rows) if isinstance(rows, Dataset | Stream) else rows
+    if isinstance(rows, Stream):
+        return undecoded(rows.with_format(None))
+    if not isinstance(rows, Dataset):
+        return rows
+    given = rows.format
+    if given["type"] not in (None, "custom"):  # the second is a transform, which makes the rows
+        columns = {name: given[name] for name in ("columns", "output_all_columns")}
+        rows = rows.with_format(None, **columns)
+    return undecoded(rows)
+
+
+def _completed(given: dict) -> dict:
+    """The arguments of a trainer, by name, with the data as the collator takes it, and with the collator's processor.
+
+    Raises: `ValueError` if there is no collator, or the model is a name.
+    """
+    if isinstance(model := given.get("model"), str | os.PathLike):
+        raise ValueError(
+            f"`model` is the name {os.fspath(model)!r}: load it first, as "
+            "`SoundwaveForConditionalGeneration.from_pretrained(name)`."
+        )
+    if (collator := given.get("data_collator")) is None:
+        raise ValueError("There is no `data_collator`, which makes batches: give `SoundwaveDataCollator(processor)`.")
+    if given.get("processing_class") is None:
+        given["processing_class"] = getattr(collator, "processor", None)
+    return given | {name: trainable(given[name]) for name in ("train_dataset", "eval_dataset") if name in given}
 
 
 class WholeStream(IterableDataset):
@@ -145,8 +183,9 @@ class SoundwaveTrainerMixin:
 
     `train_dataset` is any `Dataset` or `IterableDataset` with the collator's columns. For batches of similar length
     (`train_sampling_strategy="group_by_length"`) and for a mixture, lengths come from the column `seconds`, or else
-    from the headers of the clips. It may also be a `MixtureStream`, for a run of `max_steps`. A checkpoint then holds
-    the positions in each process's streams, and a resumed run continues there.
+    from the headers of the clips. A stream without a length is read again and again, for a run of `max_steps`; a
+    resumed run reads it from the start and skips what it has had. It may also be a `MixtureStream`. A checkpoint then
+    holds the positions in each process's streams, and a resumed run continues there.
 
     Args:
         stage (`Stage`, *optional*): if given, exactly its parameters must train.
@@ -173,12 +212,14 @@ class SoundwaveTrainerMixin:
         self.tasks: list[str] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._evaluated: dict[str, torch.Tensor] = {}
-        for name in ("train_dataset", "eval_dataset"):
-            if name in kwargs:
-                kwargs[name] = trainable(kwargs[name])
-        super().__init__(*args, **kwargs)
+        super().__init__(**_completed(dict(**inspect.signature(Trainer).bind_partial(*args).arguments, **kwargs)))
         # Dispatching cuts batches of a stream by their first dimension, and tensors of a batch differ in it.
         self.accelerator.dataloader_config.dispatch_batches = False
+        if self.args.dataloader_persistent_workers:
+            raise ValueError(
+                "`dataloader_persistent_workers` is True, and workers that outlive an epoch would repeat its "
+                "augmentation: leave it out."
+            )
         self._refuse_other_processor()
         if isinstance(check := getattr(self.data_collator, "check", None), RowCheck):
             check_rows(self.train_dataset, check)
@@ -186,10 +227,21 @@ class SoundwaveTrainerMixin:
         if isinstance(self.args, SoundwaveTrainingArguments):
             self.add_callback(CollapseCallback())
             self.add_callback(PlotCallback())
-        self.audio_model.register_forward_hook(self._watch_audio)
+        if self.model_init is None:
+            self._watch(self.model)
         if self.args.label_names is None:
             # transformers would require both, and take a batch of text only for one without labels.
             self.label_names = ["labels" if self.has_llm else "ctc_labels"]
+
+    def _refuse_other_losses(self):
+        """Raise `ValueError` if the collator leaves out what the model's loss needs."""
+        needed = "ce" if self.has_llm else "ctc"
+        if needed not in (losses := getattr(self.data_collator, "losses", (needed,))):
+            what = "an LLM, which learns the next token" if self.has_llm else "no LLM, and learns by CTC"
+            raise ValueError(
+                f"The collator's `losses` are {losses}, and the model ({type(self._base).__name__}) has {what}: give "
+                f'"{needed}" too.'
+            )
 
     def _refuse_other_processor(self):
         """Raise `ValueError` if the processor makes other CTC targets, or more token ids, than the model has."""
@@ -208,10 +260,18 @@ class SoundwaveTrainerMixin:
                     "processor that was saved with the model, or call `model.resize_token_embeddings`."
                 )
 
+    def call_model_init(self, *args, **kwargs):
+        """As in `Trainer`, which makes the model of `model_init` anew for each training."""
+        model = super().call_model_init(*args, **kwargs)
+        self._watch(model)
+        return model
+
+    def _watch(self, model: nn.Module):
+        audio_part(model).register_forward_hook(self._watch_audio)
+
     @property
     def audio_model(self):
-        """The module that has the audio side: `SoundwaveModel`, or `SoundwaveForCTC` itself."""
-        return next(module for module in self.model.modules() if hasattr(module, "keep_mask"))
+        return audio_part(self.model)
 
     @property
     def has_llm(self) -> bool:
@@ -304,6 +364,7 @@ class SoundwaveTrainerMixin:
         if not self.args.should_save:  # with sharded parameters, `Trainer` calls this in all processes
             return
         destination = output_dir or self.args.output_dir
+        refuse_other_adapters(self.model)
         self._refuse_other_kind(destination)
         with atomic_files(destination) as folder:
             self._save_trained(str(folder), state_dict)
@@ -334,8 +395,8 @@ class SoundwaveTrainerMixin:
         return base_of(self.model)
 
     def _card(self) -> str:
-        form = saved_form(self.model)
-        return self.card.text(self._base.config, self.state.log_history, "lora" if form == "peft" else form)
+        kind = "lora" if names_its_base(self.model) else saved_form(self.model)
+        return self.card.text(self._base.config, self.state.log_history, kind)
 
     def create_model_card(self, *args, **kwargs):
         """Write this package's card to the output folder; TRL asks for one at each save."""
@@ -365,16 +426,23 @@ class SoundwaveTrainerMixin:
                     self._add(f"share/{task}", (task_ids == task_id).sum(), len(task_ids))
         return batches, num_items
 
-    def _without_cache(self, inputs: dict) -> dict:
-        """The inputs of a loss: the LLM need not keep keys and values."""
-        return {**inputs, "use_cache": False} if self.has_llm else inputs
+    def _inputs_of_loss(self, inputs: dict) -> dict:
+        """The inputs of a loss: the LLM need not keep keys and values; without one there are no labels but CTC's."""
+        if self.has_llm:
+            return {**inputs, "use_cache": False}
+        return {name: value for name, value in inputs.items() if name != "labels" or "ctc_labels" not in inputs}
 
     def get_train_dataloader(self):
         """Batches in the order that the arguments ask for. Raises: `ValueError` if there is none."""
+        rows = self.train_dataset
+        if rows is None or (hasattr(rows, "__len__") and len(rows) == 0):
+            what = "missing" if rows is None else f"empty ({type(rows).__name__})"
+            raise ValueError(f"`train_dataset` is {what}: there is nothing to train on. Give it rows.")
+        self._refuse_other_losses()
         batches = self._make_train_dataloader()
-        if hasattr(self.train_dataset, "__len__") and len(batches) == 0:
+        if hasattr(rows, "__len__") and len(batches) == 0:
             raise ValueError(
-                f"{len(self.train_dataset)} rows make no batch of {self._train_batch_size} in {self.args.world_size} "
+                f"{len(rows)} rows make no batch of {self._train_batch_size} in {self.args.world_size} "
                 "processes, since the last is dropped (`dataloader_drop_last`): nothing would be trained. Lower "
                 "`per_device_train_batch_size`, or give more data."
             )
@@ -401,7 +469,9 @@ class SoundwaveTrainerMixin:
             # Each process has its part of the streams already: `prepare` would split them again.
             return DataLoaderShard(GivenRows(), device=args.device, batch_sampler=self.stream_sampler, **options)
         if not grouped and self.mixture is None and self.max_batch_seconds is None:
-            return self._plain_dataloader() if not hasattr(rows, "__len__") or len(rows) else []
+            if isinstance(rows, IterableDataset | Stream) and not has_length(rows):
+                return self._stream_dataloader(options)
+            return self._plain_dataloader()
         if not hasattr(rows, "__len__"):
             given = {"train_sampling_strategy": grouped, "mixture": self.mixture is not None}
             wish = next((name for name, is_given in given.items() if is_given), "max_batch_seconds")
@@ -419,10 +489,22 @@ class SoundwaveTrainerMixin:
         task_ids = None
         if self.mixture is not None:
             self.tasks, task_ids = number_tasks(rows)
-        self.mixture_sampler = MixtureBatchSampler(self._seconds(rows), groups, task_ids, self.mixture, args.seed)
+        self.mixture_sampler = MixtureBatchSampler(
+            self._seconds(rows), groups, task_ids, self.mixture, order_seed(args)
+        )
         return self.accelerator.prepare(
             DataLoader(DrawnRows(rows, task_ids), batch_sampler=self.mixture_sampler, **options)
         )
+
+    def _stream_dataloader(self, options: dict):
+        """Batches of a stream without a length, which is read again and again."""
+        rows, args = self.train_dataset, self.args
+        options = {**options, "batch_size": self._train_batch_size}
+        mark = hasattr(self.data_collator, "epoch")
+        if not isinstance(rows, Stream):
+            return self.accelerator.prepare(DataLoader(RepeatedStream(rows, mark), **options))
+        rows = split_dataset_by_node(rows, args.process_index, args.world_size)
+        return DataLoaderShard(RepeatedStream(rows, mark), device=args.device, **options)
 
     def _plain_dataloader(self):
         """The loader of `Trainer`, with our collator for training."""
@@ -455,6 +537,11 @@ class SoundwaveTrainerMixin:
                 f"The stream is part {stream.rank} of {stream.world_size} in process {args.process_index} of "
                 f"{args.world_size}: give it the whole streams, `rank=arguments.process_index` and "
                 "`world_size=arguments.world_size`."
+            )
+        if args.data_seed not in (None, stream.seed):
+            raise ValueError(
+                f"`data_seed` is {args.data_seed}, and the stream draws by its own `seed`, {stream.seed}: give it "
+                "only to the stream, `MixtureStream(..., seed=...)`."
             )
 
     # ---- evaluation ----
@@ -490,7 +577,7 @@ class SoundwaveTrainerMixin:
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only, ignore_keys=None):
         """As in `Trainer`. Without an LLM the predictions are the CTC labels of the frames, see `_predictions`."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**self._without_cache(inputs))
+            output = model(**self._inputs_of_loss(inputs))
         self._count_losses(output, inputs)
         # A process whose batch has no loss must still join the others in gathering it.
         nothing = torch.full((), math.nan, device=self.args.device)
@@ -614,6 +701,9 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     """Stages I and II: CTC over the LLM's vocabulary, alone or beside the next-token loss (paper section 3).
 
     Both losses are means over the whole accumulated batch of all processes: next-token over labels, CTC over clips.
+    For another loss, override `compute_loss` in a class of your own: return a mean over the batch, add one to what
+    `super().compute_loss` returns, or set `loss_is_scaled_for_ga = True` if yours is a part of the accumulated mean.
+    Evaluations report the model's own losses.
 
     Saved are adapter, head and what else trained (Stage I), the whole model, or what PEFT saves; see `saved_form`.
 
@@ -646,7 +736,8 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
     ```
     """
 
-    loss_is_scaled_for_ga = True
+    # So that a `compute_loss` of your own may return a mean over its batch, and may add one to ours.
+    loss_is_scaled_for_ga = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -684,13 +775,16 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
             return self.data_collator
         return ScoringCollator(self.data_collator, self.audio_model.config.audio_token_id)
 
+    def _shares_prefix(self) -> bool:
+        """Whether the LLM may read the start of all rows once, and no prompt that PEFT learns comes before it."""
+        configs = getattr(self.model, "peft_config", {}).values()
+        return self.audio_model.shares_prefix() and not any(each.is_prompt_learning for each in configs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = self._without_cache(inputs)
+        inputs = self._inputs_of_loss(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        if not self.has_llm:  # the labels are `ctc_labels` by another name
-            inputs = {name: value for name, value in inputs.items() if name != "labels" or "ctc_labels" not in inputs}
-        elif not self.audio_model.shares_prefix():  # known only once the model is sharded
+        if self.has_llm and not self._shares_prefix():  # known only once the model is sharded
             inputs.pop("shared_prefix", None)
         output = model(**inputs, num_items_in_batch=num_items_in_batch, num_ctc_clips=self._num_ctc_clips)
         # The last step of an epoch may have fewer batches.
@@ -701,8 +795,10 @@ class SoundwaveTrainer(SoundwaveTrainerMixin, Trainer):
         self._add("ctc_loss", 0.0 if output.ctc_loss is None else output.ctc_loss, batches * self._has_ctc)
         if "ctc_labels" in inputs:
             self._add("targets_per_frame", inputs["ctc_labels"].ne(-100).sum(), output.num_frames.sum())
-        # Data parallel training averages the gradients of the processes; each holds its part of one mean.
-        loss = output.loss * self.accelerator.num_processes
+        # Data parallel training averages the gradients of the processes; each holds its part of one mean. So does each
+        # batch of a step, by whose number `Trainer` then divides.
+        parts = 1 if self.loss_is_scaled_for_ga else self.current_gradient_accumulation_steps
+        loss = output.loss * self.accelerator.num_processes * parts
         return (loss, output) if return_outputs else loss
 
     def _save_trained(self, folder, state_dict):

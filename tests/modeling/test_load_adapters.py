@@ -493,6 +493,8 @@ def folder_of(place: Path, tmp_path: Path, kind: str) -> Path:
     folder.mkdir()
     if kind == "peft":
         (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-0.6B"}')
+    if kind == "a part":
+        (folder / "adapter_config.json").write_text('{"modules_to_save": ["alignment_adapter"]}')
     if kind == "published":
         (folder / "config.json").write_text('{"model_type": "Soundwave"}')
     if kind == "checkpoints":
@@ -508,7 +510,8 @@ def folder_of(place: Path, tmp_path: Path, kind: str) -> Path:
 KINDS = {
     "empty": "is an empty folder",
     "notes": "holds no model: its files are .'notes.txt'.",
-    "peft": "holds a PEFT adapter of `Qwen/Qwen3-0.6B`, without the adapters of Soundwave.*PeftModel.from_pretrained",
+    "peft": "holds a PEFT adapter of `Qwen/Qwen3-0.6B`, without all adapters of Soundwave.*PeftModel.from_pretrained",
+    "a part": "PEFT adapter of `an unnamed model`, without all adapters of Soundwave.*PeftModel.from_pretrained",
     "published": "layout that the authors published.*`soundwave-hf convert SRC DST`",
     "whisper": 'has model type "whisper" and "soundwave" was expected.*from_backbones.encoder=folder',
     "llm": 'has model type "llama" and "soundwave" was expected.*from_backbones.llm=folder',

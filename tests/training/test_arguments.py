@@ -56,3 +56,8 @@ def test_the_orders_of_clips_that_transformers_knows_are_taken(tmp_path, strateg
     assert (
         SoundwaveTrainingArguments(str(tmp_path), train_sampling_strategy=strategy).train_sampling_strategy == strategy
     )
+
+
+def test_half_precision_is_refused_where_it_would_have_no_effect(tmp_path):
+    with pytest.raises(ValueError, match="`fp16` is True, and a CPU would train in float32: .* or give `bf16`"):
+        SoundwaveTrainingArguments(str(tmp_path), use_cpu=True, fp16=True)

@@ -1,10 +1,12 @@
 import copy
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 
 from soundwave_hf.data.tiny import MEL_BINS
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
@@ -200,6 +202,12 @@ def test_a_clip_longer_than_the_encoders_window_is_taken_whole(processor, tmp_pa
     assert len(lengths) == 3
 
 
+@pytest.mark.parametrize("losses", [("ctx",), "ce"])
+def test_a_loss_that_is_none_is_refused(collator, losses):
+    with pytest.raises(ValueError, match='`losses` are .*: give a tuple of "ce", "ctc" or both'):
+        collator(losses)
+
+
 def test_a_missing_clip_is_named(collator):
     with pytest.raises(FileNotFoundError, match="absent.wav"):
         collator()([{"audio": "clips/absent.wav", "text": "x", "row": 0}])
@@ -264,6 +272,32 @@ def test_a_bad_value_is_named_with_its_row(collator):
         collator()([good, bad])
     with pytest.raises(ValueError, match=r"Row 6 has `text` 'a<\|im_end\|>', which holds the control token"):
         collator()([good | {"text": "a<|im_end|>"}])
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_numbers_of_an_array_library_are_numbers(collator, workspace, kind):
+    row = {"audio": str(workspace.data / "clips/0.wav"), "text": "Yes.", "seconds": 1, "row": 3}
+    given = Dataset.from_list([row]).with_format(kind)[0]
+    make = collator(("ctc",), augmentation=Augmentation(noise=1.0))
+    assert torch.equal(make([given])["input_features"], make([row])["input_features"])
+    with pytest.raises(ValueError, match=r"Row 3 has `seconds` .*nan.*; expected a number over 0"):
+        make([{**given, "seconds": given["seconds"] * math.nan}])
+
+
+@pytest.mark.parametrize("number", ["utt-1", -1, 0.5])
+def test_a_row_number_that_is_none_is_refused_where_random_draws_follow_from_it(collator, number):
+    row = {"audio": "clips/0.wav", "text": "Yes.", "row": number}
+    assert "input_features" in collator(("ctc",))([row])
+    drawing = collator(("ctc",))
+    drawing.set_negatives(["Yes."], 2)
+    for make in (collator(("ctc",), augmentation=Augmentation(noise=1.0)), drawing):
+        with pytest.raises(ValueError, match=f"A row has `row` {number!r}; .* Rename the column, or leave it out"):
+            make([row])
+
+
+def test_a_column_called_task_id_is_the_users(collator):
+    row = {"audio": "clips/0.wav", "text": "Yes.", "task_id": "asr"}
+    assert "task_ids" not in collator(("ctc",))([row])
 
 
 # ---- several clips, several turns, none ----

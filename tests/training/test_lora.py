@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration
+from soundwave_hf.training.build import add_lora
 from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.recipe import LORA_STARTS, SECTIONS
 from soundwave_hf.training.run import read_rows
@@ -65,6 +66,30 @@ def test_an_llm_without_them_names_the_key_and_its_own_modules(family):
 def test_targets_that_are_no_names_of_the_llm_are_refused(names):
     with pytest.raises(ValueError, match=re.escape(f"`lora.target_modules` is {names!r}")):
         lora_targets(Joined("llama").language_model, names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"exclude_modules": ["k_proj", "k_porj"]}, "`lora.exclude_modules` has 'k_porj', which matches none"),
+        ({"exclude_modules": r"layers\.0\..*"}, r"has 'layers.*', which matches none .* such as `model.language_m"),
+        ({"rank_pattern": {"q_proj": 2, "kproj": 4}}, "`lora.rank_pattern` has 'kproj', .*: name some of .*'k_proj'"),
+        ({"alpha_pattern": {"o_proj": 2}, "exclude_modules": ["o_proj"]}, "`lora.alpha_pattern` has 'o_proj'"),
+        ({"rank_pattern": {"q_proj": 2, r"layers\.0\..*q_proj": 4}}, "`lora.rank_pattern` has 'layers"),
+    ],
+)
+def test_an_entry_that_matches_no_module_of_the_lora_is_refused(workspace, fields, message):
+    model = SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm)
+    with pytest.raises(ValueError, match=message):
+        add_lora(model, {**SMALL_LORA, **fields})
+
+
+def test_entries_that_match_modules_of_the_lora_are_taken(workspace):
+    model = SoundwaveForConditionalGeneration.from_backbones(workspace.encoder, workspace.llm)
+    fields = {"exclude_modules": ["k_proj"], "rank_pattern": {r"layers\.0\..*q_proj": 2, "q_proj": 3}}
+    model = add_lora(model, {**SMALL_LORA, **fields})
+    ranks = {name: len(value) for name, value in model.named_parameters() if "q_proj.lora_A" in name}
+    assert list(ranks.values()) == [2, 3] and not any("k_proj.lora_A" in name for name, _ in model.named_parameters())
 
 
 def check_loaded(workspace, trained, tmp_path):

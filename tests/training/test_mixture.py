@@ -235,8 +235,8 @@ def test_a_mixture_needs_a_task_for_each_clip():
 
 def test_drawn_rows_tell_repeats_and_tasks():
     rows = DrawnRows([{"text": "a"}, {"text": "b"}, {"text": "c"}], tasks=[0, 1, 0])
-    assert rows[4] == {"text": "b", "row": 4, "task_id": 1}
-    assert rows[2] == {"text": "c", "row": 2, "task_id": 0}
+    assert rows[4] == {"text": "b", "row": 4, "_task": 1}
+    assert rows[2] == {"text": "c", "row": 2, "_task": 0}
     assert (len(rows), DrawnRows([{"text": "a"}])[0]) == (3, {"text": "a", "row": 0})
 
 
@@ -266,9 +266,9 @@ def test_a_stream_draws_the_quotas_of_each_epoch_and_opens_what_is_exhausted_ane
     assert [row["row"] for row in rows] != list(range(180))
     assert sorted(row["row"] for row in rows) == list(range(180))
     for epoch in range(5):
-        counts = Counter(row["task_id"] for row in rows[36 * epoch : 36 * epoch + 36])
+        counts = Counter(row["_task"] for row in rows[36 * epoch : 36 * epoch + 36])
         assert [counts[0], counts[1]] == PAPER.quotas([30, 6], epoch, 36).tolist()
-    in_order = [row["text"] for row in sorted(rows, key=lambda row: row["row"]) if row["task_id"] == 1]
+    in_order = [row["text"] for row in sorted(rows, key=lambda row: row["row"]) if row["_task"] == 1]
     passes = [in_order[start : start + 6] for start in range(0, len(in_order) - 5, 6)]
     assert len(passes) > 5
     assert {tuple(sorted(each)) for each in passes} == {tuple(f"sound {i}" for i in range(6))}
@@ -314,7 +314,7 @@ def test_processes_share_a_stream(num_shards):
     texts = [{row["text"] for row in part} for part in rows]
     assert not texts[0] & texts[1]
     assert sorted(row["row"] for row in rows[0] + rows[1]) == list(range(40))
-    counts = Counter(row["task_id"] for row in rows[0] + rows[1])
+    counts = Counter(row["_task"] for row in rows[0] + rows[1])
     assert [counts[0], counts[1]] == PAPER.quotas([30, 6], 0, 40).tolist()
 
 

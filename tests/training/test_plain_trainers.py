@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Audio, Dataset
-from peft import LoraConfig, get_peft_model
+from datasets import Audio, Dataset, concatenate_datasets
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from soundwave_hf.modeling.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave_hf.training.arguments import SoundwaveTrainingArguments
+from soundwave_hf.training.augment import Augmentation
 from soundwave_hf.training.collator import SoundwaveDataCollator
 from soundwave_hf.training.mixture import Mixture
 from soundwave_hf.training.run import read_rows
 from soundwave_hf.training.sft import SoundwaveSFTConfig, SoundwaveSFTTrainer
 from soundwave_hf.training.stages import ADAPTERS
-from soundwave_hf.training.trainer import SoundwaveTrainer
+from soundwave_hf.training.trainer import SoundwaveTrainer, trainable
 from tests.training.workspace import Workspace, everything_in, train, without_dropout
 
 
@@ -154,6 +155,41 @@ def test_the_librarys_trainer_takes_the_steps_of_ours_without_an_llm(workspace, 
     assert_same_steps(plain, ours)
 
 
+def test_a_learnt_prompt_takes_the_steps_of_the_librarys_trainer(workspace, rows, tmp_path):
+    def trained(kind) -> Trainer:
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        return run(workspace, rows, tmp_path, kind, get_peft_model(make_model(workspace, lora=False), config), ("ce",))
+
+    assert_same_steps(trained(Trainer), trained(SoundwaveTrainer))
+
+
+class OneMoreTerm(SoundwaveTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        return loss + sum(weight.square().mean() for weight in model.parameters() if weight.requires_grad)
+
+
+class OwnMean(SoundwaveTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs).loss
+
+
+class OwnPart(SoundwaveTrainer):
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch) / 2
+
+
+@pytest.mark.parametrize("kind", [SoundwaveTrainer, OneMoreTerm, OwnMean, OwnPart])
+def test_a_class_with_its_own_loss_takes_the_same_steps_in_one_part_and_in_four(workspace, rows, tmp_path, kind):
+    whole, parts = (
+        run(workspace, rows, tmp_path, kind, make_model(workspace, False, SoundwaveForCTC), ("ctc",), parts)
+        for parts in (1, 4)
+    )
+    assert_same_steps(parts, whole)
+
+
 def test_what_the_librarys_trainer_saves_is_a_whole_model(workspace, rows, tmp_path):
     trainer = run(workspace, rows, tmp_path, Trainer, make_model(workspace, lora=False), ("ce", "ctc"))
     trainer.save_model(tmp_path / "saved")
@@ -283,6 +319,32 @@ def test_a_lora_that_trl_adds_is_saved_for_the_whole_checkpoint(workspace, merge
     torch.testing.assert_close(logits_of(workspace, loaded), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("modules", [None, ["alignment_adapter"]], ids=["lora", "a part of the adapters"])
+def test_a_card_says_how_to_load_what_names_no_model(workspace, rows, tmp_path, modules):
+    model = get_peft_model(make_model(workspace, lora=False), LoraConfig(**LORA, modules_to_save=modules))
+    processor = workspace.processor()
+    trainer = run(workspace, rows, tmp_path, SoundwaveTrainer, model, ("ce",), processing_class=processor)
+    trainer.save_model()
+    (lines,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    names = {"given": make_model(workspace, lora=False), "place": str(tmp_path)}
+    exec(lines.replace("folder = ...", "folder = place").replace("model = ...", "model = given"), names)
+    expected = logits_of(workspace, trainer.model)
+    torch.testing.assert_close(logits_of(workspace, names["model"]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["speech"], ["default", "two"]])
+def test_an_adapter_that_loading_would_not_find_is_refused_before_the_first_step(workspace, rows, tmp_path, names):
+    model = get_peft_model(make_model(workspace, lora=False), LoraConfig(**LORA), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, LoraConfig(**LORA))
+    model.set_adapter(names[-1])
+    with pytest.raises(ValueError, match=re.escape(f"PEFT's adapters {names}, and of a saved folder only one called")):
+        run(workspace, rows, tmp_path, SoundwaveTrainer, model, ("ce",))
+    trainer = trainer_of(workspace, tmp_path / "saved", SoundwaveTrainer, model, 1)
+    with pytest.raises(ValueError, match="only one called `default` is loaded"):
+        trainer.save_model()
+
+
 @pytest.mark.parametrize("form", ["add_adapter", "get_peft_model"])
 def test_weights_that_peft_would_not_save_are_refused_before_the_first_step(workspace, merged, tmp_path, form):
     model = form_of(merged, form)
@@ -392,6 +454,22 @@ def test_our_trainer_takes_a_plain_dataset(workspace, tmp_path, order):
     assert rows.features["audio"].decode  # the caller's own is left as it was
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["at hand", "streamed"])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_the_format_of_a_data_set_changes_no_row(workspace, kind, streamed):
+    rows = Dataset.from_list([{"audio": "a.wav", "text": ["Yes.", None], "seconds": 2.5, "row": 3, "answer": "No."}])
+    shown = rows.to_iterable_dataset().with_format(kind) if streamed else rows.with_format(kind)
+    (row,) = trainable(shown)
+    assert row == rows[0] and type(row["seconds"]) is float and type(row["text"]) is list
+
+
+def test_columns_that_a_format_hides_stay_hidden():
+    rows = Dataset.from_list([{"audio": "a.wav", "text": "Yes.", "answer": "No."}])
+    assert list(trainable(rows.with_format("torch", columns=["audio", "text"]))[0]) == ["audio", "text"]
+    transformed = rows.with_transform(lambda batch: {"text": [text.upper() for text in batch["text"]]})
+    assert trainable(transformed)[0] == {"text": "YES."}
+
+
 @pytest.mark.parametrize("sft", [False, True], ids=["SoundwaveTrainer", "SoundwaveSFTTrainer"])
 def test_our_trainers_take_a_plain_stream(workspace, tmp_path, sft):
     rows = plain_dataset(workspace)
@@ -408,6 +486,66 @@ def test_our_trainers_take_a_plain_stream(workspace, tmp_path, sft):
     assert len(logged(trainer)) == 2
 
 
+NOISY = Augmentation(noise=1.0, speed=0.1)
+
+
+def align_on(workspace: Workspace, folder, rows, resume=None, negatives=None, augmentation=NOISY, **options):
+    """Stage I on clips with noise, in their order, with a checkpoint after each step. Returns the trainer."""
+    collator = SoundwaveDataCollator(workspace.processor(), losses=("ctc",), augmentation=augmentation)
+    if negatives is not None:
+        collator.set_negatives(["Yes."], negatives)
+    arguments = fast(folder, train_sampling_strategy="sequential", learning_rate=1e-2, max_grad_norm=0.0, **options)
+    arguments.save_strategy, arguments.save_steps = "steps", 1
+    model = make_model(workspace, lora=False, model_class=SoundwaveForCTC)
+    trainer = SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+class Passes(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("kind", ["datasets", "torch", "a worker"])
+def test_each_pass_of_a_stream_is_an_epoch_of_the_same_rows_at_hand(workspace, tmp_path, kind):
+    """Eight rows, four a step: the augmentation and the candidates of the CTC are those of three epochs."""
+    rows = plain_dataset(workspace)
+    stream = Passes(list(trainable(rows))) if kind == "torch" else rows.to_iterable_dataset()
+    workers = {"dataloader_num_workers": 1} if kind == "a worker" else {}
+    at_hand = align_on(workspace, tmp_path / "rows", rows, negatives=5, max_steps=6)
+    streamed = align_on(workspace, tmp_path / "stream", stream, negatives=5, max_steps=6, **workers)
+    assert logged(streamed) == pytest.approx(logged(at_hand), rel=1e-6)
+    assert len(set(logged(at_hand))) == 6
+
+
+def test_a_run_on_a_stream_goes_on_as_if_it_had_not_been_stopped(workspace, tmp_path):
+    """Two batches of eight rows a pass, three a step: steps begin and end inside a pass."""
+    stream = plain_dataset(workspace).to_iterable_dataset()
+    options = {"max_steps": 4, "gradient_accumulation_steps": 3}
+    whole = align_on(workspace, tmp_path / "whole", stream, **options)
+    for step in (1, 2, 3):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        resumed = align_on(workspace, tmp_path / f"from-{step}", stream, checkpoint, **options)
+        assert logged(resumed) == pytest.approx(logged(whole), rel=1e-6)
+        for name, value in everything_in(whole.model).items():
+            torch.testing.assert_close(everything_in(resumed.model)[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_step_on_a_stream_holds_its_own_batches_alone(workspace, tmp_path):
+    rows, options = plain_dataset(workspace), {"max_steps": 3, "gradient_accumulation_steps": 3}
+    at_hand = concatenate_datasets([rows] * 5)
+    streamed, expected = (
+        align_on(workspace, tmp_path, each, augmentation=Augmentation(), **options)
+        for each in (rows.to_iterable_dataset(), at_hand)
+    )
+    for name in ("loss", "grad_norm"):
+        assert logged(streamed, name) == pytest.approx(logged(expected, name), rel=1e-5)
+
+
 def test_a_bad_value_of_a_plain_dataset_is_refused_before_the_first_step(workspace, tmp_path):
     rows = plain_dataset(workspace)
     rows = rows.remove_columns("text").add_column("text", ["a"] * 5 + [None, "b", "c"])
@@ -418,6 +556,36 @@ def test_a_bad_value_of_a_plain_dataset_is_refused_before_the_first_step(workspa
             train_dataset=rows,
             data_collator=SoundwaveDataCollator(workspace.processor()),
         )
+
+
+def test_a_model_that_is_made_for_each_training_is_watched(workspace, tmp_path):
+    trainer = SoundwaveTrainer(
+        model_init=lambda: make_model(workspace, lora=False, model_class=SoundwaveForCTC),
+        args=fast(tmp_path),
+        train_dataset=plain_dataset(workspace),
+        data_collator=SoundwaveDataCollator(workspace.processor(), losses=("ctc",)),
+    )
+    for _ in range(2):
+        trainer.train()
+        first = trainer.state.log_history[0]
+        assert 0 < first["blank_share"] <= 1 and first["positions_per_second"] > 0 and first["ctc_skipped"] == 0
+
+
+def test_a_model_without_an_llm_leaves_the_llms_labels_of_a_batch_out(workspace, tmp_path):
+    rows, evaluated = plain_dataset(workspace), []
+    for losses in (("ctc",), ("ce", "ctc")):
+        trainer = SoundwaveTrainer(
+            model=make_model(workspace, lora=False, model_class=SoundwaveForCTC),
+            args=fast(tmp_path),
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=SoundwaveDataCollator(workspace.processor(), losses=losses),
+            compute_metrics=lambda prediction: {"shape": str(prediction.label_ids.shape)},
+        )
+        trainer.train()
+        metrics = trainer.evaluate()
+        evaluated.append({name: metrics[name] for name in ("eval_loss", "eval_ctc_loss", "eval_shape")})
+    assert evaluated[0] == evaluated[1]
 
 
 def test_batches_of_text_alone_and_of_clips_share_a_step(workspace, tmp_path):
@@ -495,6 +663,14 @@ def test_another_loss_is_refused(workspace, rows, tmp_path, arguments, more, mes
         )
 
 
+@pytest.mark.parametrize("arguments_class", [SoundwaveTrainingArguments, TrainingArguments])
+def test_workers_that_would_repeat_the_augmentation_of_an_epoch_are_refused(workspace, tmp_path, arguments_class):
+    arguments = fast(tmp_path, arguments_class, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    collator = SoundwaveDataCollator(workspace.processor(), losses=("ce",))
+    with pytest.raises(ValueError, match="workers that outlive an epoch would repeat its augmentation: leave it out"):
+        SoundwaveTrainer(make_model(workspace, lora=True), arguments, collator, plain_dataset(workspace))
+
+
 def test_a_mean_over_the_tokens_of_one_of_several_processes_is_refused(workspace, rows, tmp_path, monkeypatch):
     collator = SoundwaveDataCollator(workspace.processor(), workspace.data, ("ce",))
     model, arguments = make_model(workspace, lora=True), arguments_of(tmp_path, average_tokens_across_devices=False)
@@ -502,6 +678,62 @@ def test_a_mean_over_the_tokens_of_one_of_several_processes_is_refused(workspace
     monkeypatch.setattr(SoundwaveTrainingArguments, "world_size", 2)
     with pytest.raises(ValueError, match="`average_tokens_across_devices` is False with 2 processes"):
         SoundwaveTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+
+
+@pytest.mark.parametrize("kind", [SoundwaveTrainer, SoundwaveSFTTrainer])
+def test_what_a_trainer_lacks_is_named(workspace, tmp_path, kind):
+    rows, model = plain_dataset(workspace), make_model(workspace, lora=True)
+    collator = SoundwaveDataCollator(workspace.processor(), losses=("ce",))
+    with pytest.raises(ValueError, match=r"There is no `data_collator`, .*: give `SoundwaveDataCollator\(proc"):
+        kind(model, fast(tmp_path), train_dataset=rows)
+    with pytest.raises(ValueError, match="`model` is the name 'some/model': load it first, as `Soundwave"):
+        kind("some/model", fast(tmp_path), data_collator=collator, train_dataset=rows)
+    trainer = kind(model, fast(tmp_path), data_collator=collator, train_dataset=rows)
+    assert trainer.processing_class is collator.processor
+    for trainer.train_dataset, what in ((None, "missing"), ([], r"empty \(list\)")):
+        with pytest.raises(ValueError, match=f"`train_dataset` is {what}: there is nothing to train on"):
+            trainer.train()
+    if kind is SoundwaveTrainer:  # which takes them by their place, too
+        assert kind(model, fast(tmp_path), collator, rows).train_dataset[0] == trainable(rows)[0]
+
+
+@pytest.mark.parametrize(
+    ("model_class", "losses", "message"),
+    [
+        (SoundwaveForCTC, ("ce",), r"\(SoundwaveForCTC\) has no LLM, and learns by CTC: give \"ctc\" too"),
+        (SoundwaveForConditionalGeneration, ("ctc",), 'has an LLM, which learns the next token: give "ce" too'),
+    ],
+)
+def test_batches_without_what_the_models_loss_needs_are_refused(workspace, tmp_path, model_class, losses, message):
+    collator = SoundwaveDataCollator(workspace.processor(), losses=losses)
+    model, rows = make_model(workspace, False, model_class), plain_dataset(workspace)
+    with pytest.raises(ValueError, match=message):
+        SoundwaveTrainer(model, fast(tmp_path), collator, rows).train()
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments, None])
+def test_arguments_with_which_trl_would_prepare_the_rows_are_refused(workspace, tmp_path, kind):
+    arguments = None if kind is None else fast(tmp_path, kind, bf16=False)
+    name = "NoneType" if kind is None else kind.__name__
+    with pytest.raises(ValueError, match=f"`args` is a {name} with which TRL would .*give `SoundwaveSFTConfig`"):
+        SoundwaveSFTTrainer(
+            model=make_model(workspace, lora=True),
+            args=arguments,
+            train_dataset=plain_dataset(workspace),
+            data_collator=SoundwaveDataCollator(workspace.processor(), losses=("ce",)),
+        )
+
+
+def test_arguments_of_trl_that_leave_the_rows_alone_are_taken(workspace, tmp_path):
+    options = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "gradient_checkpointing": False}
+    trainer = SoundwaveSFTTrainer(
+        model=make_model(workspace, lora=True),
+        args=fast(tmp_path, SFTConfig, bf16=False, **options),
+        train_dataset=plain_dataset(workspace),
+        data_collator=SoundwaveDataCollator(workspace.processor(), losses=("ce",)),
+    )
+    trainer.train()
+    assert len(logged(trainer)) == 2
 
 
 def test_trl_is_not_given_a_ctc_loss_that_it_would_drop(workspace, rows, tmp_path):

@@ -272,10 +272,12 @@ def test_candidates_of_the_ctc_are_those_of_all_transcripts(workspace, chain, tm
 def trainer_of(workspace, chain, tmp_path):
     """A trainer of stage I over a stream with these options."""
 
-    def make(rank: int = 0, world_size: int = 1, batch_size: int = 4, **options) -> SoundwaveTrainer:
+    def make(rank: int = 0, world_size: int = 1, batch_size: int = 4, data_seed=None, **options) -> SoundwaveTrainer:
         streams, sizes = open_streams(workspace.data / "train.jsonl", by_task=True)
         stream = MixtureStream(streams, sizes, LengthGroups(batch_size), Mixture(), 0, rank, world_size)
-        arguments = SoundwaveTrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=4)
+        arguments = SoundwaveTrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=4, data_seed=data_seed
+        )
         processor = SoundwaveProcessor.from_backbones(workspace.encoder, workspace.llm)
         collator = SoundwaveDataCollator(processor, workspace.data, ("ctc",))
         model = chain["align"].model
@@ -294,6 +296,7 @@ def trainer_of(workspace, chain, tmp_path):
         ),
         ({"mixture": Mixture()}, "A `MixtureStream` has its own mixture and groups"),
         ({"max_batch_seconds": 9.0}, "A `MixtureStream` has its own mixture and groups"),
+        ({"data_seed": 3}, "`data_seed` is 3, and the stream draws by its own `seed`, 0: give it only to the stream"),
     ],
 )
 def test_a_stream_that_says_other_than_the_trainer_is_refused(trainer_of, options, message):

@@ -385,6 +385,17 @@ def test_the_seed_of_a_recipe_decides_the_run(workspace, tmp_path):
     assert losses(seed=2, state=0) != first
 
 
+@pytest.mark.parametrize("order", [{"train_sampling_strategy": "group_by_length"}, {"streaming": True}])
+def test_the_seed_of_the_data_decides_their_order_alone(workspace, tmp_path, order):
+    def losses(data_seed: int | None) -> list[float]:
+        recipe = workspace.recipe("align", tmp_path / f"{data_seed}", max_steps=2, data_seed=data_seed, **order)
+        return train(recipe, change=without_dropout).losses()
+
+    first = losses(None)
+    assert losses(42) == first  # the value of `seed` by default
+    assert losses(2) != first
+
+
 def test_each_epoch_is_augmented_anew(workspace, tmp_path):
     recipe = workspace.recipe("align", tmp_path / "out", max_steps=3, per_device_train_batch_size=12)
     recipe |= {"augment": {"noise": 1.0}, "learning_rate": 0.0}
