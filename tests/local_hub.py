@@ -355,6 +355,6 @@ def local_hub(cache: Path, home: Path, repositories: dict[str, Path]):
         try:
             yield server
         finally:
+            close_session()  # ends connections, for which the server would wait
             server.shutdown()
             server.server_close()
-            close_session()

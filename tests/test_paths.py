@@ -144,7 +144,11 @@ def test_options_of_the_command_are_paths_too(home, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["evaluate", "--model", "none/such"], ["data", "show", "clips.json", "0", "--model", "none/such"]]
+    "words",
+    [
+        ["evaluate", "--sets", "librivox", "--model", "none/such"],
+        ["data", "show", "clips.json", "0", "--model", "none/such"],
+    ],
 )
 def test_a_checkpoint_that_is_not_there_is_named(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

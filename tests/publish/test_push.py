@@ -409,11 +409,16 @@ def test_a_hub_that_is_not_there_is_one_line(made, hub, capsys):
 
 
 def test_a_hub_that_keeps_something_else_is_found_out(made, hub, capsys, monkeypatch):
-    send = hub.RequestHandlerClass.commit
+    commit, answer = hub.RequestHandlerClass.commit, hub.RequestHandlerClass.answer
 
     def lose(self, name, *rest):
-        send(self, name, *rest)
-        (hub.repositories[name] / "config.json").write_text("{}")
+        def answer_late(*given, **named):  # the file is lost before the answer, so that the check cannot be earlier
+            (hub.repositories[name] / "config.json").write_text("{}")
+            answer(self, *given, **named)
+
+        self.answer = answer_late
+        commit(self, name, *rest)
+        del self.answer
 
     monkeypatch.setattr(hub.RequestHandlerClass, "commit", lose)
     assert "The Hub does not hold what was sent: ['config.json'] differ. Push again." in refused(made, capsys)
