@@ -104,6 +104,9 @@ def folder(made, tmp_path):
 @pytest.fixture
 def hub(made, tmp_path, monkeypatch):
     """An empty hub, whose user is logged in."""
+    # `monkeypatch` ends after `local_hub`, and has to know the values from before it.
+    monkeypatch.setenv("SOUNDWAVE_HOME", str(made / "home"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     with local_hub(tmp_path / "cache", made / "home", {}) as server:
         server.writable = tmp_path / "hub"
         monkeypatch.setenv("HF_TOKEN", server.token)
