@@ -27,7 +27,6 @@ from .modeling.configuration_soundwave import PUBLISHED_MODEL_TYPE, SoundwaveCon
 from .modeling.folders_soundwave import is_hub_name
 from .modeling.modeling_soundwave import SoundwaveForConditionalGeneration
 from .processing.processing_soundwave import SoundwaveProcessor
-from .publish.errors import first_line
 from .published_files import (
     LICENCES,
     StoredTensor,
@@ -37,6 +36,7 @@ from .published_files import (
     read_tensors,
     refuse_full_disk,
 )
+from .secret_values import first_line
 from .shards import unfinished_shards, verify_shards, write_shards
 
 

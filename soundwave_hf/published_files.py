@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from .json_files import read_json_object
 from .modeling.backbones_soundwave import read_shards
 from .modeling.folders_soundwave import WHOLE_WEIGHTS, is_hub_name
-from .publish.errors import first_line
+from .secret_values import first_line
 
 
 # What is downloaded of a repository, beside its weights.

@@ -78,4 +78,10 @@ def refuse_secrets(values, name: str, place: str = ""):
         )
 
 
-__all__ = ["WAY_OUT", "hide_secrets", "holds_secret", "names_secret", "refuse_secrets"]
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without tokens and without its last full stop or colon; its type if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return hide_secrets(lines[0] if lines else type(error).__name__).rstrip(".: ")
+
+
+__all__ = ["WAY_OUT", "first_line", "hide_secrets", "holds_secret", "names_secret", "refuse_secrets"]

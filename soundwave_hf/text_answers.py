@@ -1,6 +1,5 @@
 """Answer from transcripts: the model transcribes the clips of a conversation, then its LLM answers in text alone."""
 
-import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import logging
 
 from .evaluation.transcribe import check_batch_size, check_max_new_tokens, generated_texts
+from .paths import one_or_more
 from .processing.audio_soundwave import audio_of_part
 from .processing.chat_soundwave import standard_parts, text_message
 from .transcribe import transcribe_clips
@@ -79,8 +79,7 @@ def answer_from_transcripts(
     """
     check_batch_size(batch_size)
     check_max_new_tokens(max_new_tokens)
-    conversations = [conversations] if isinstance(conversations, str | os.PathLike) else conversations
-    talks = [read_talk(number, messages) for number, messages in enumerate(conversations)]
+    talks = [read_talk(number, messages) for number, messages in enumerate(one_or_more(conversations))]
     warn_of_merged(model)
     clips = [audio_of_part(part) for messages in talks for part in clips_of(messages)]
     heard = iter(list(transcribe_clips(model, processor, clips, **{"batch_size": batch_size, **(transcribe or {})})))

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..atomic import make_folder
 from ..json_files import read_json_object
 from ..paths import soundwave_home
-from ..publish.errors import first_line
+from ..secret_values import first_line
 from .tiny import TINY_BACKBONES
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from ..secret_values import hide_secrets
+from ..secret_values import first_line
 
 
 HTTP_ERROR = HfHubHTTPError.__bases__[0]  # base class of the errors of the HTTP client in use
@@ -60,10 +60,4 @@ def advice(error: BaseException) -> str:
     return ADVICE.get(status, OWN_FAULT if status >= 500 else "Check `hf auth whoami` and the name.")
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error, without tokens and without its last full stop or colon; its type if it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return hide_secrets(lines[0] if lines else type(error).__name__).rstrip(".: ")
-
-
-__all__ = ["HTTP_ERROR", "first_line", "hub_errors"]
+__all__ = ["HTTP_ERROR", "hub_errors"]

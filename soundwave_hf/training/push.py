@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..data.check import SKIPPED_CLIPS
 from ..modeling.folders_soundwave import LORA_CONFIG, has_whole_weights, read_json, refuse_other_kind_on_hub
-from ..publish.errors import first_line
+from ..secret_values import first_line
 from .arguments import SoundwaveTrainingArguments
 from .checkpoints import last_checkpoint
 

@@ -286,6 +286,12 @@ def test_drafts_checked_by_sampling_the_likeliest_alone_are_greedy():
     assert torch.equal(found, new_ids(model, inputs))
 
 
+def refused_by_forward_and_generate(model, inputs: dict, message: str):
+    for run in (model, model.generate):
+        with pytest.raises(ValueError, match=message):
+            run(**inputs)
+
+
 def test_an_audio_token_without_a_clip_is_refused():
     with pytest.raises(ValueError, match="holds audio tokens and no clip was given: pass `input_features` as well"):
         tiny_model().generate(input_ids=torch.tensor([[3, AUDIO, 4]]), **GREEDY)
@@ -313,9 +319,7 @@ def test_clips_that_do_not_fit_are_refused_as_in_forward(change, message):
     model = tiny_model()
     features, mask = change(*make_clips([51]))
     inputs = {"input_ids": torch.tensor([ROWS[2]]), "input_features": features, "input_features_mask": mask}
-    for run in (model, model.generate):
-        with pytest.raises(ValueError, match=message):
-            run(**inputs)
+    refused_by_forward_and_generate(model, inputs, message)
 
 
 @pytest.mark.parametrize(
@@ -336,9 +340,7 @@ def test_encoder_states_that_do_not_fit_are_refused_as_in_forward(change, messag
     model = tiny_model()
     states, mask = change(*model.model.encode(*make_clips([51])))
     inputs = {"input_ids": torch.tensor([ROWS[2]]), "encoder_states": states, "encoder_mask": mask}
-    for run in (model, model.generate):
-        with pytest.raises(ValueError, match=message):
-            run(**inputs)
+    refused_by_forward_and_generate(model, inputs, message)
 
 
 def test_more_clips_than_audio_tokens_are_refused():
