@@ -2,8 +2,8 @@
 
 Sources (Debian packages): WordNet's usage examples (`wordnet-base`, WordNet licence), the World English Bible
 (`sword-text-web`, public domain), GNOME's user help (`gnome-user-docs`, CC-BY-SA-3.0), the fortunes collections
-(`fortunes`), and two grammars of our own: telephone prompts, sentences with names. The text LLM
-writes sentences with words that the sources have seldom.
+(`fortunes`), two grammars of our own (telephone prompts, sentences with names), and sentences by hand with common
+words that the others have seldom (`rare_words.txt`). The text LLM writes more of these.
 """
 
 import heapq
@@ -41,6 +41,7 @@ from soundwave_hf.atomic import atomic_file
 
 PACKAGES = ("wordnet-base", "sword-text-web", "gnome-user-docs")
 SHORTEST_WORDS, LONGEST_WORDS = 4, 22
+RARE_WORDS = Path(__file__).parent / "rare_words.txt"  # one sentence a line
 LONGEST_TEXT_WORDS = 50  # of telephone menus and paragraphs: 20 s of speech at most
 COMMON_WORDS = 8_000  # most frequent words of general English that the texts are to cover
 SELDOM = 2  # the text LLM writes sentences with words that fewer texts have
@@ -173,6 +174,7 @@ def source_texts(root: Path, grammars: dict[str, int], seed: int) -> Iterator[Te
         "prompts": phone_prompts(grammars["prompts"], random.Random(seed)),
         "names": name_sentences(grammars["names"], random.Random(seed)),
     }
+    found += [Text(line, "written") for line in RARE_WORDS.read_text(encoding="utf-8").splitlines()]
     for source, texts in made.items():
         found += [Text(text, source) for text in texts if SHORTEST_WORDS <= len(text.split()) <= LONGEST_TEXT_WORDS]
     seen: set[str] = set()

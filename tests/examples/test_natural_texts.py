@@ -28,6 +28,7 @@ from natural_texts import (
     repeated_lines,
     spell_out,
     spoken_sentence,
+    words_of,
     written_texts,
 )
 from sentences import HeldOut, normalized
@@ -115,6 +116,14 @@ def test_sentences_with_names_use_every_frame_and_name():
     spoken = Counter(word.strip(".,?") for text in made for word in text.split())
     assert min(spoken[name] for name in FIRST_NAMES) >= 3 and min(spoken[name] for name in LAST_NAMES) >= 3
     assert any("spelled W A L L A C E." in text for text in made) and not any("{" in text for text in made)
+
+
+def test_sentences_by_hand_hold_a_common_word_that_no_source_has():
+    lines = natural_texts.RARE_WORDS.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines)) and all(line[-1] in ".?!" and not re.search(r"\d", line) for line in lines)
+    common = set(natural_texts.common_words())
+    assert all(common.intersection(words_of(line)) for line in lines)
+    assert {"lieutenant", "referendum", "netflix"} <= {word for line in lines for word in words_of(line)}
 
 
 # ---- nothing of the validation sets ----
