@@ -3,21 +3,20 @@
 Whether a model answers questions about a clip itself: its last word, how many words it has (up to eight), whether a
 word is in it (half of the time it is), and who speaks, a man or a woman (half each). The clips are those of the
 validation sets human and synthetic, the wordings those of Stage III (`examples/soundwave-small/instructions.py`).
-An answer is right if it contains the last sentence of the expected one, whatever its case and marks.
+An answer is right if it contains the last sentence of the expected one, whatever its case and marks; for who speaks,
+the word "man" or "woman".
 
 It prints one Markdown table with 95 % intervals. `--answers` writes each answer as a line of JSON.
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from questions import MAX_NEW_TOKENS, Answer, batches, report
+from questions import MAX_NEW_TOKENS, Answer, batches, print_report
 
 from soundwave_hf import SoundwaveForConditionalGeneration, SoundwaveProcessor
 from soundwave_hf.evaluation.sets import read_set
@@ -68,7 +67,7 @@ def about_speakers(rows: Sequence[dict], count: int, rng: random.Random) -> list
         own = [row for row in rows if row["voice"] == voice]
         number = (count + place) // len(SPEAKERS)
         for row in rng.sample(own, min(number, len(own))):
-            asked.append({**row, "question": rng.choice(instructions.WHO_SPEAKS), "answer": f"A {speaker} speaks."})
+            asked.append({**row, "question": rng.choice(instructions.WHO_SPEAKS), "answer": speaker})
     return asked
 
 
@@ -103,10 +102,7 @@ def main(arguments: list[str] | None = None):
     processor = SoundwaveProcessor.from_pretrained(str(options.adapter))
     asked = questions_about(clips_with_words(), options.each)
     answers = answers_about(model, processor, asked, options.batch_size)
-    if options.answers is not None:
-        lines = (json.dumps({**asdict(answer), "is_right": answer.is_right}) for answer in answers)
-        options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(report(answers)))
+    print_report(answers, options.answers)
 
 
 if __name__ == "__main__":

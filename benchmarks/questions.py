@@ -180,6 +180,14 @@ def report(answers: Sequence[Answer]) -> Iterator[str]:
             yield row(f"{asked}, {kind}", [answer for answer in own if answer.voice.split()[0] == kind])
 
 
+def print_report(answers: Sequence[Answer], path: Path | None):
+    """Print the table, and write each answer as a line of JSON to `path`, if it is given."""
+    if path is not None:
+        lines = (json.dumps({**asdict(answer), "is_right": answer.is_right}) for answer in answers)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(report(answers)))
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
@@ -208,10 +216,7 @@ def main(arguments: list[str] | None = None):
     answers += spoken_answers("model, spoken", model, processor, right, options.batch_size, speak)
     if options.cascade and right:
         answers += cascade_answers(untouched, tokenizer, model, processor, right, options.batch_size, speak)
-    if options.answers is not None:
-        lines = (json.dumps({**asdict(answer), "is_right": answer.is_right}) for answer in answers)
-        options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(report(answers)))
+    print_report(answers, options.answers)
 
 
 if __name__ == "__main__":

@@ -103,10 +103,13 @@ def data_steps() -> list[Step]:
 
 
 def training_steps() -> list[Step]:
-    """Stages I to III, and again I and III: the head goes on with the clips of Stage II once the LLM heard them."""
-    heard = [str(small_folder() / f"{name}.jsonl") for name in ("stage2", "questions")]
+    """Stages I to III; then twice I and III again, first with the clips that the LLM heard, then with all."""
+    stage2 = [str(small_folder() / f"{name}.jsonl") for name in ("stage2", "questions")]
+    every = [str(small_folder() / "stage1.jsonl"), *stage2]
     falling = {"lr_scheduler_type": "cosine", "max_steps": 1050}
+    longer = {"max_steps": 450, "model": "{blank_margin: 0.65}"}
     align, shrink, instruct = "1_align_more.yaml", "2_shrink_more.yaml", "3_instruct_more.yaml"
+    last_head = run_folder("last_head")
     return [
         Step("Stage I", run_folder("1_align") / TRAINED_FILE, [[training("1_align.yaml", "1_align")]]),
         two_runs("Stage I with a LoRA on the encoder, two runs", "1_align_encoder.yaml", (71, 72), "1_mean"),
@@ -117,10 +120,18 @@ def training_steps() -> list[Step]:
         two_runs("Stage III, two runs", "3_instruct.yaml", (91, 92), "3_first", head="head"),
         join_step("mean of Stages II and III", "3_half", "head", "3_first", "2_llm"),
         two_runs("Stage III, two more runs", instruct, (93, 94), "3_mean", head="head"),
-        two_runs("Stage I with the clips of Stage II", align, (75, 76), "last_head", "head", data=json.dumps(heard)),
-        join_step("the new head", "3_joined", "last_head", "3_mean"),
-        two_runs("Stage III, last two runs", instruct, (95, 96), "3_last", "3_joined", "last_head"),
-        join_step("mean of the last two pairs", "3_shipped", "last_head", "3_last", "3_mean", 0.4),
+        two_runs("Stage I with the clips of Stage II", align, (75, 76), "new_head", "head", data=json.dumps(stage2)),
+        join_step("the new head", "3_new_head", "new_head", "3_mean"),
+        two_runs("Stage III with the new head", instruct, (95, 96), "3_new", "3_new_head", "new_head"),
+        join_step("mean of the last two pairs", "3_third", "new_head", "3_new", "3_mean", 0.4),
+        two_runs("Stage I with all clips", align, (77, 78), "every_head", "new_head", data=json.dumps(every)),
+        Step(
+            "mean of both heads",
+            last_head / TRAINED_FILE,
+            [[joined("last_head", "every_head", None, "new_head", 0.6)]],
+        ),
+        join_step("the last head", "3_last_head", "last_head", "3_third"),
+        two_runs("Stage III, last two runs", instruct, (97, 98), "3_shipped", "3_last_head", "last_head", **longer),
     ]
 
 

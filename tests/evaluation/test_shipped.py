@@ -44,7 +44,7 @@ def test_the_shipped_weights_hear_the_shipped_clips():
     model, processor = load_adapter(ADAPTER, backbone_on_disk(ENCODER), backbone_on_disk(LLM))
     scores = evaluate_set(model, processor, read_set("librivox"))
     assert scores.wer < 0.3  # 0.197 when shipped
-    assert scores.positions_per_second < 3.5  # 2.95
+    assert scores.positions_per_second < 3.5  # 2.87
 
 
 def test_the_shipped_folder_loads_by_the_auto_classes_and_takes_a_copy_of_its_llm(tmp_path):

@@ -56,7 +56,7 @@ def test_runs_of_one_step_differ_in_seed_and_folder(home):
         options = options_of(words)
         seeds.append(options.get("seed"))
         folders.append(options["output_dir"])
-    assert len(set(seeds)) == len(seeds) == len(set(folders)) == 18
+    assert len(set(seeds)) == len(seeds) == len(set(folders)) == 22
 
 
 def test_joins_have_the_arguments_of_the_script(home, monkeypatch):
@@ -73,12 +73,16 @@ def test_joins_have_the_arguments_of_the_script(home, monkeypatch):
         ("3_first", "3_first_91", "3_first_92"),
         ("3_half", "3_first", "2_llm"),
         ("3_mean", "3_mean_93", "3_mean_94"),
-        ("last_head", None, "last_head_76"),
-        ("3_joined", "3_mean", None),
-        ("3_last", "3_last_95", "3_last_96"),
-        ("3_shipped", "3_last", "3_mean"),
+        ("new_head", None, "new_head_76"),
+        ("3_new_head", "3_mean", None),
+        ("3_new", "3_new_95", "3_new_96"),
+        ("3_third", "3_new", "3_mean"),
+        ("every_head", None, "every_head_78"),
+        ("last_head", None, "new_head"),
+        ("3_last_head", "3_third", None),
+        ("3_shipped", "3_shipped_97", "3_shipped_98"),
     ]
-    assert [args.share for args in joined if args.toward] == [*9 * [0.5], 0.4]
+    assert [args.share for args in joined if args.toward] == [*9 * [0.5], 0.4, 0.5, 0.6, 0.5]
     assert {args.rank for args in joined if args.llm is None} == {32}
 
 
