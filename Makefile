@@ -7,7 +7,7 @@
 #   make test-oldest              a part of the tests with the oldest version of each requirement
 #   make test-newest              the same part with the newest versions
 #   make test-gpu                 the tests that need a GPU
-#   make train                    make the shipped weights on two cores: data, three stages, scores; continues an interrupted run
+#   make train                    make weights like the shipped ones on two cores: data, three stages, scores; continues an interrupted run
 #   make check                    lint and format
 #   make docs                     the site, in docs/_build/html; a warning or a dead link is an error
 #   make dist                     build the wheel and the sdist, check them, print the licences

@@ -1,4 +1,4 @@
-"""The shipped weights from speech to scores: `python train_shipped.py` (`make train` calls it).
+"""Weights like the shipped ones, from speech to scores: `python train_shipped.py` (`make train` calls it).
 
 Finished steps are not repeated, and a step that was stopped continues. Two runs of one step train side by side. The
 next step goes on from the mean of their weights, which hears more than either. All of it is below `$SOUNDWAVE_HOME`.
