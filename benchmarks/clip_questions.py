@@ -94,7 +94,7 @@ def answers_about(model, processor, asked: Sequence[tuple[str, dict]], batch_siz
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
-    parser.add_argument("--each", type=int, default=25, help="questions of each of the four kinds")
+    parser.add_argument("--each", type=int, default=25, help="most questions of each of the four kinds")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--answers", type=Path, help="file for the answers, as JSON lines")
     options = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ from soundwave_hf.paths import soundwave_home
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE / "recipes"
+EXPORTED = "exported_6"  # with the number of the shipped weights: other steps, another folder
 COMMAND = (sys.executable, "-m", "soundwave_hf.cli")
 
 
@@ -109,7 +110,7 @@ def training_steps() -> list[Step]:
     falling = {"lr_scheduler_type": "cosine", "max_steps": 1050}
     longer = {"max_steps": 450, "model": "{blank_margin: 0.65}"}
     align, shrink, instruct = "1_align_more.yaml", "2_shrink_more.yaml", "3_instruct_more.yaml"
-    last_head = run_folder("last_head")
+    fifth_head = run_folder("fifth_head")
     return [
         Step("Stage I", run_folder("1_align") / TRAINED_FILE, [[training("1_align.yaml", "1_align")]]),
         two_runs("Stage I with a LoRA on the encoder, two runs", "1_align_encoder.yaml", (71, 72), "1_mean"),
@@ -127,18 +128,18 @@ def training_steps() -> list[Step]:
         two_runs("Stage I with all clips", align, (77, 78), "every_head", "new_head", data=json.dumps(every)),
         Step(
             "mean of both heads",
-            last_head / TRAINED_FILE,
-            [[joined("last_head", "every_head", None, "new_head", 0.6)]],
+            fifth_head / TRAINED_FILE,
+            [[joined("fifth_head", "every_head", None, "new_head", 0.6)]],
         ),
-        join_step("the last head", "3_last_head", "last_head", "3_third"),
-        two_runs("Stage III, last two runs", instruct, (97, 98), "3_shipped", "3_last_head", "last_head", **longer),
+        join_step("the last head", "3_fifth_head", "fifth_head", "3_third"),
+        two_runs("Stage III, last two runs", instruct, (97, 98), "3_fourth", "3_fifth_head", "fifth_head", **longer),
     ]
 
 
 def score_steps() -> list[Step]:
-    exported = run_folder("exported")
+    exported = run_folder(EXPORTED)
     scores = exported / "evaluation.json"
-    export = [*COMMAND, "export", str(run_folder("3_shipped")), str(exported)]
+    export = [*COMMAND, "export", str(run_folder("3_fourth")), str(exported)]
     evaluate = [*COMMAND, "evaluate", "--adapter", str(exported), "--baseline", "--output", str(scores)]
     return [Step("scores", scores, [[export], [evaluate]])]
 
@@ -173,7 +174,7 @@ def main() -> None:
         print(f"Part {number} of {len(steps)}: {step.what}. Left after it: {left}.", flush=True)
         for commands in step.commands:
             side_by_side(commands)
-    print(f"The weights and their scores are in {run_folder('exported')}.")
+    print(f"The weights and their scores are in {run_folder(EXPORTED)}.")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,12 @@ def test_runs_of_one_step_differ_in_seed_and_folder(home):
     assert len(set(seeds)) == len(seeds) == len(set(folders)) == 22
 
 
+def test_the_last_runs_have_the_shipped_margin_and_their_length(home):
+    for recipe, *words in commands_of(all_commands(), "train")[-2:]:
+        settings, arguments = read_recipe(recipe, options_of(words))
+        assert (settings.model, arguments.max_steps) == ({"blank_margin": 0.65}, 450)
+
+
 def test_joins_have_the_arguments_of_the_script(home, monkeypatch):
     joined = []
     monkeypatch.setattr(join_weights, "write", lambda args, out: (joined.append(args), out.mkdir(parents=True)))
@@ -78,9 +84,9 @@ def test_joins_have_the_arguments_of_the_script(home, monkeypatch):
         ("3_new", "3_new_95", "3_new_96"),
         ("3_third", "3_new", "3_mean"),
         ("every_head", None, "every_head_78"),
-        ("last_head", None, "new_head"),
-        ("3_last_head", "3_third", None),
-        ("3_shipped", "3_shipped_97", "3_shipped_98"),
+        ("fifth_head", None, "new_head"),
+        ("3_fifth_head", "3_third", None),
+        ("3_fourth", "3_fourth_97", "3_fourth_98"),
     ]
     assert [args.share for args in joined if args.toward] == [*9 * [0.5], 0.4, 0.5, 0.6, 0.5]
     assert {args.rank for args in joined if args.llm is None} == {32}
