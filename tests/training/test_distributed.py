@@ -54,7 +54,7 @@ def launch(config: str, *words: str, **environment: str):
     command += ["--num_processes", "2", "--main_process_port", "0", "-m", *words]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, env=environment)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == 0, done.stderr
 
 
 def launch_cases(config: str, cases: dict[str, dict], folder: Path) -> dict[str, dict]:
